@@ -1,0 +1,61 @@
+"""What can go wrong in a way fmopt can explain.
+
+FmoptError              anything below; the command prints it in one line, without a traceback
+├── ConfigError         a value is wrong in itself (a flag, a recipe, a target)
+├── CheckpointError     a model cannot be used as it is
+├── DataError           a data set cannot be used as it is
+├── PlanError           right values that do not fit together; said before work starts, all reasons at once
+├── PassError           a step broke while running; names the step
+├── ParityError         an exported graph does not compute what the torch model computes
+├── BundleError         a bundle is damaged, or not a bundle
+├── StoreError          a folder cannot be written, or is not ours
+└── UnmeasuredError     something asked for could not be measured here (exit code 4)
+
+A message says what, where, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class FmoptError(Exception):
+    """Something fmopt can explain; the command line prints it without a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(FmoptError):
+    """A value is wrong in itself."""
+
+
+class CheckpointError(FmoptError):
+    """A model cannot be used as it is."""
+
+
+class DataError(FmoptError):
+    """A data set cannot be used as it is."""
+
+
+class PlanError(FmoptError):
+    """Right values that do not fit together."""
+
+
+class PassError(FmoptError):
+    """A step broke while running."""
+
+
+class ParityError(FmoptError):
+    """An exported graph does not compute what the torch model computes."""
+
+
+class BundleError(FmoptError):
+    """A bundle is damaged, or not a bundle."""
+
+
+class StoreError(FmoptError):
+    """A folder cannot be written, or is not ours."""
+
+
+class UnmeasuredError(FmoptError):
+    """Something asked for could not be measured here."""
+
+    exit_code = 4

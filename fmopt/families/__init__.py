@@ -1,0 +1,1 @@
+"""Families: where the parts of an architecture are, one file each."""

@@ -1,0 +1,122 @@
+"""The three states of a model: a network in PyTorch, an exported graph, files that a runtime opens.
+
+Torch itself is imported only by the functions that need it, so that bundles can be described without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from fmopt.families.base import Family
+
+Format = Literal["torch", "onnx", "openvino"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a checkpoint comes from: a folder, a hub name, or an entry of `models/`."""
+
+    asked: str                        # what the user typed
+    folder: Path                      # local folder in Hugging Face format
+    title: str                        # a short name for tables
+    task: str | None = None           # what an entry of `models/` knows about it
+    default_data: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What is known of a checkpoint from its files alone, before any weight is loaded.
+
+    `pipeline` is the JSON-able dict that `fmopt/edge.py` works by (see `edge.Pipeline`): task, max_length, inputs,
+    padding, pooling, labels. It is copied into every bundle.
+    """
+
+    source: ModelSource
+    model_type: str                   # config.json's "model_type"
+    architecture: str                 # config.json's first "architectures", or ""
+    task: str
+    pipeline: Mapping[str, Any]
+    hidden_size: int
+    layers: int
+    parameters: int                   # counted from the safetensors headers
+    weight_bytes: int
+    digest: str                       # sha256 over the files that matter
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder."""
+        return self.source.folder
+
+
+@dataclass
+class TorchModel:
+    """A network in PyTorch with the facts needed to export and judge it."""
+
+    net: torch.nn.Module
+    facts: CheckpointFacts
+    family: Family | None             # None: no known block structure; it still quantizes
+    history: tuple[str, ...] = ()     # the passes it went through, in order
+
+    def after(self, step: str) -> TorchModel:
+        """The same model, remembering that `step` was done to it."""
+        return replace(self, history=(*self.history, step))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An exported graph on disk. `path` is model.onnx or model.xml; weights may lie beside it."""
+
+    format: Format
+    path: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    history: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Files on disk that one runtime opens, with the options to open them by.
+
+    `options` are JSON-able and mean the same to `fmopt/edge.py` in a bundle: {"precision": "f32"|"bf16"} for OpenVINO.
+    """
+
+    runtime: str
+    path: Path                        # model.onnx, model.xml, or a checkpoint folder for runtime "torch"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the model file and the weights beside it (external data, .bin)."""
+        if self.path.is_dir():
+            return sum(p.stat().st_size for p in self.path.glob("*.safetensors"))
+        return sum(p.stat().st_size for p in model_files(self.path))
+
+    @property
+    def digest(self) -> str:
+        """sha256 over its files and options."""
+        paths = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else model_files(self.path)
+        total = hashlib.sha256(repr((self.runtime, sorted(self.options.items()))).encode())
+        for path in paths:
+            total.update(file_digest(path).encode())
+        return total.hexdigest()
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files that belong to model.onnx or model.xml: itself, `.onnx.data`, `.bin`."""
+    beside = [path.with_name(path.name + ".data"), path.with_suffix(".bin")]
+    return [path, *(p for p in beside if p.exists() and p != path)]
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

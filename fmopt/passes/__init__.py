@@ -1,0 +1,1 @@
+"""Passes: each makes a model smaller or faster, one file each."""

@@ -1,0 +1,57 @@
+"""What a pass is: a frozen configuration that answers for itself and makes a new model or graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from fmopt.model import CheckpointFacts, Graph, TorchModel
+from fmopt.target import Target
+
+Inputs = Mapping[str, np.ndarray]      # name -> int64 array [batch, tokens]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may know: data to calibrate on, the device, limits. It holds no state between passes."""
+
+    facts: CheckpointFacts
+    target: Target
+    calibration: Callable[[], Iterator[Inputs]]   # a fresh stream of encoded items, batch 1, their own lengths
+    seed: int = 0
+    memory_cap_bytes: int = 1 << 30               # for calibration statistics
+    scratch: Path | None = None                   # a folder for what two candidates share (calibration statistics)
+    progress: Callable[[str], None] = lambda text: None
+    # mean distance of a torch network's predictions to the baseline's on validation items, smaller is better
+    torch_distance: Callable[[TorchModel], float] | None = None
+
+
+@runtime_checkable
+class TorchPass(Protocol):
+    """A pass on the network in PyTorch."""
+
+    stage: ClassVar[Literal["torch"]]
+
+    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+        """Why this pass cannot be used on this model for this target; None when it can."""
+
+    def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
+        """A new model; the one given may be changed in place and must not be used after."""
+
+
+@runtime_checkable
+class GraphPass(Protocol):
+    """A pass on an exported graph."""
+
+    stage: ClassVar[Literal["graph"]]
+    format: ClassVar[Literal["onnx", "openvino"]]
+
+    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+        """Why this pass cannot be used on this model for this target; None when it can."""
+
+    def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
+        """Write a new graph into the folder `out`; the one given stays as it is."""

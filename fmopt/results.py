@@ -1,0 +1,134 @@
+"""Plain results: what was scored, timed and decided. Everything here is JSON and holds raw values, not summaries."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """A value: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Outcome(StrEnum):
+    """What a check came to. UNMEASURED never counts as a pass."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    UNDECIDED = "UNDECIDED"
+    UNMEASURED = "UNMEASURED"
+
+
+class Estimate(Frozen):
+    """A number with its interval. For a one-sided bound, `low` or `high` is that bound and the other the mirror one."""
+
+    point: float
+    low: float
+    high: float
+
+
+class Scores(Frozen):
+    """One metric on one split: a row of numbers for every item, from which the metric is computed (see metrics.py).
+
+    `metric` is the name of a formula in `metrics.METRICS` ("mean", "micro_f1", "macro_f1", "spearman"); `name` is what people call it
+    ("accuracy", "MRR@10"). `values` is n items × k columns.
+    """
+
+    name: str
+    metric: str
+    values: list[list[float]]
+    primary: bool = False              # the one the budget's drop is judged by
+    against_baseline: bool = False     # a fidelity: computed against the baseline's own predictions, not labels
+
+    def array(self) -> np.ndarray:
+        """The values as float64, shape (n, k)."""
+        return np.asarray(self.values, dtype=np.float64).reshape(len(self.values), -1)
+
+
+class Latency(Frozen):
+    """Raw samples of one runner at one shape, taken in turn with the others of its round."""
+
+    samples_ms: list[float]
+    batch: int
+    length: int | None                 # None: the data's own lengths
+    threads: int
+    end_to_end: bool = False           # True: tokenizer and post-processing included
+
+
+class Footprint(Frozen):
+    """Peak memory and load time, measured in a fresh process that only serves the artifact."""
+
+    peak_memory_mb: float
+    load_ms: float
+
+
+class Check(Frozen):
+    """One line of the budget and what came of it."""
+
+    name: str                          # "accuracy drop", "speedup", "latency", "size", "memory"
+    outcome: Outcome
+    limit: float | None = None
+    got: Estimate | None = None
+    unit: str = ""
+    note: str = ""                     # plain words: what would decide it, why it could not be measured
+
+
+class Verdict(Frozen):
+    """All checks of a budget; the worst one decides."""
+
+    checks: list[Check] = Field(default_factory=list)
+
+    @property
+    def outcome(self) -> Outcome:
+        """FAIL beats UNMEASURED beats UNDECIDED beats PASS."""
+        got = {check.outcome for check in self.checks}
+        for worst in (Outcome.FAIL, Outcome.UNMEASURED, Outcome.UNDECIDED):
+            if worst in got:
+                return worst
+        return Outcome.PASS if got else Outcome.UNMEASURED
+
+
+class Parity(Frozen):
+    """How far an exported graph is from the torch model on real items."""
+
+    max_abs: float
+    cosine: float                      # the smallest over items and outputs
+    tolerance: float
+    passed: bool
+    first_diverging_layer: str | None = None
+
+
+class OpTime(Frozen):
+    """Time of one operator of a running graph, read off the runtime's own profile."""
+
+    name: str
+    kind: str                          # MatMulInteger, LayerNormalization, …
+    ms: float
+    precision: str = ""                # "int8", "fp32", … as far as the runtime says
+    layer: str = ""                    # the torch module it came from, where the graph says
+
+
+class Finding(Frozen):
+    """One reason why a variant is not faster, with its share of the time and what would change it."""
+
+    text: str
+    share: float | None = None
+    remedy: str = ""
+
+
+class Circumstances(Frozen):
+    """Where and how something was measured."""
+
+    host: dict[str, Any]               # probe.host_fingerprint()
+    versions: dict[str, str]
+    threads: int
+    batch: int
+    length: int | None
+    seed: int
+    date: str
+    warnings: list[str] = Field(default_factory=list)

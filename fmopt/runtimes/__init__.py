@@ -1,0 +1,1 @@
+"""Runtimes: each builds, opens and clocks artifacts, one file each."""

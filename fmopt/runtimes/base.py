@@ -1,0 +1,45 @@
+"""What a runtime is: it builds an artifact for a target, opens it the way production does, and reads its profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fmopt.model import Artifact, CheckpointFacts, Format, Graph
+from fmopt.results import OpTime
+from fmopt.target import Target
+
+
+class Runner(Protocol):
+    """An opened artifact."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name; inputs the model does not take are ignored."""
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+
+
+class Runtime(Protocol):
+    """A way to run artifacts."""
+
+    name: str
+    format: Format                                 # the state of the model it builds from
+
+    def missing(self) -> str | None:
+        """Why it cannot run here (package absent, no such device), with the way out; None when it can."""
+
+    def refusal(self, target: Target, options: Mapping[str, Any]) -> str | None:
+        """Why these options cannot be used on this target (a precision the device lacks); None when they can."""
+
+    def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
+        """Files in `out` that `open` opens."""
+
+    def open(self, artifact: Artifact, threads: int) -> Runner:
+        """Open as deployed."""
+
+    def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
+        """Median milliseconds per operator over several runs, from the runtime's own profiler."""
