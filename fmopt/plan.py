@@ -1,0 +1,132 @@
+"""Which candidates to try, in which order, which not and why, and what it will take.
+
+The plan refuses before work starts, all reasons at once, and never touches weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from fmopt import lookup
+from fmopt.errors import PlanError
+from fmopt.model import CheckpointFacts
+from fmopt.recipe import Recipe, Step
+from fmopt.results import Frozen
+from fmopt.target import Target
+
+Effort = Literal["quick", "standard", "max"]
+
+
+class Refusal(Frozen):
+    """A recipe that was not tried, and why."""
+
+    recipe: str
+    reason: str
+
+
+class Estimates(Frozen):
+    """What a run will take, by rules of thumb from the parameter count (see `estimate`)."""
+
+    minutes: float
+    ram_gb: float
+    disk_gb: float
+
+
+class Plan(Frozen):
+    """Baselines and candidates in the order they are tried."""
+
+    baselines: tuple[Recipe, ...]
+    candidates: tuple[Recipe, ...]
+    refused: tuple[Refusal, ...] = ()
+    estimates: Estimates = Field(default_factory=lambda: Estimates(minutes=0, ram_gb=0, disk_gb=0))
+
+
+# The same model with no passes, on every runtime: the fastest of these is what a speedup is claimed against.
+BASELINES = (
+    Recipe(name="torch-fp32", runtime="torch", options={"dtype": "fp32"}),
+    Recipe(name="onnxruntime-fp32", runtime="onnxruntime"),
+    Recipe(name="openvino-fp32", runtime="openvino", options={"precision": "f32"}),
+)
+
+
+def quick_candidates() -> tuple[Recipe, ...]:
+    """Everything that needs no training, cheap ones first."""
+    dynamic = Step(use="quantize_dynamic")
+    tables = Step(use="quantize_embeddings")
+    smooth = Step(use="quantize_static", options={"calibrator": "mse", "smooth": "search"})
+    return (
+        _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic),
+        _int8("onnxruntime-dynamic-int8-embeddings", "onnxruntime", dynamic, tables),
+        _int8("openvino-nncf-int8", "openvino", Step(use="quantize_nncf")),
+        _int8("openvino-static-int8", "openvino", smooth),
+        _int8("onnxruntime-static-int8", "onnxruntime", smooth),
+        _int8("openvino-static-int8-minmax", "openvino", Step(use="quantize_static", options={"calibrator": "minmax"})),
+        _int8("onnxruntime-own-static-int8", "onnxruntime", Step(use="quantize_static_ort")),
+        Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
+        Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
+        Recipe(name="onnxruntime-fp16-weights", runtime="onnxruntime", precision="fp16", steps=(Step(use="cast"),)),
+    )
+
+
+def make_plan(facts: CheckpointFacts, target: Target, *, effort: Effort, recipe: Recipe | None = None) -> Plan:
+    """The plan for a model on a target; PlanError when not a single baseline can run."""
+    asked = (recipe,) if recipe else quick_candidates()
+    refused: list[Refusal] = []
+    baselines = _possible(BASELINES, facts, target, refused)
+    if not baselines:
+        raise PlanError(f"no full-precision variant of {facts.source.title} can be built for {target.name}: "
+                        + "; ".join(f"{r.recipe}: {r.reason}" for r in refused))
+    candidates = _possible(asked, facts, target, refused)
+    if recipe and not candidates:
+        raise PlanError(f"recipe {recipe.name!r} cannot be used: {refused[-1].reason}")
+    return Plan(baselines=baselines, candidates=candidates, refused=tuple(refused),
+                estimates=estimate(facts, (*baselines, *candidates)))
+
+
+def refusal(recipe: Recipe, facts: CheckpointFacts, target: Target) -> str | None:
+    """The first reason why a recipe cannot be used; None when it can."""
+    runtime = lookup.find("runtimes", recipe.runtime)
+    reasons: list[str | None] = [runtime.missing(), runtime.refusal(target, recipe.options)]
+    reasons += [step.build().refusal(facts, target) for step in recipe.steps]
+    return next((reason for reason in reasons if reason), None)
+
+
+def estimate(facts: CheckpointFacts, recipes: Sequence[Recipe]) -> Estimates:
+    """Minutes, RAM and disk. Constants were read off runs of MiniLM (22M) and a BERT-base shape (110M) on two cores."""
+    millions = facts.parameters / 1e6
+    built = len(recipes)
+    return Estimates(
+        minutes=round((40 + built * (6 + 0.25 * millions)) / 60, 1),
+        ram_gb=round(1.2 + 10 * facts.weight_bytes / 1e9, 1),
+        disk_gb=round(sum(_shrink(r) for r in recipes) * facts.weight_bytes / 1e9 + 0.05, 2),
+    )
+
+
+def _possible(
+    recipes: Sequence[Recipe], facts: CheckpointFacts, target: Target, refused: list[Refusal]
+) -> tuple[Recipe, ...]:
+    kept = []
+    for recipe in recipes:
+        reason = refusal(recipe, facts, target)
+        if reason is None:
+            kept.append(recipe)
+        else:
+            refused.append(Refusal(recipe=recipe.name, reason=reason))
+    return tuple(kept)
+
+
+def _shrink(recipe: Recipe) -> float:
+    # graph and artifact are both kept, so that a resumed run finds them
+    return {"int8": 1.0, "fp16": 1.2}.get(recipe.precision, 2.0)
+
+
+def _int8(name: str, runtime: str, *steps: Step) -> Recipe:
+    return Recipe(name=name, runtime=runtime, precision="int8", steps=steps)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON-able data, for `--dry-run --json`."""
+    return plan.model_dump(mode="json")
