@@ -1,0 +1,286 @@
+"""The record of a run: what was asked, tried, measured and decided. It is JSON, and all that a report reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+
+from fmopt import wording
+from fmopt.errors import BundleError
+from fmopt.results import (
+    Check,
+    Circumstances,
+    Estimate,
+    Finding,
+    Footprint,
+    Frozen,
+    Latency,
+    OpTime,
+    Outcome,
+    Parity,
+    Scores,
+    Verdict,
+)
+from fmopt.store import disk_errors
+from fmopt.target import Target
+
+FILE = "record.json"
+
+
+def _plain(value: Any) -> Any:
+    # tuples become lists and paths become text right away, so that what is read back equals what was written
+    return json.loads(json.dumps(value, default=str))
+
+
+Json = Annotated[dict[str, Any], BeforeValidator(_plain)]
+
+
+class RecipeLine(Frozen):
+    """A recipe as a table shows it."""
+
+    name: str
+    runtime: str
+    steps: list[str] = Field(default_factory=list)
+    options: Json = Field(default_factory=dict)
+    effort: str = "quick"
+    precision: str = "fp32"  # the narrowest that computes: "fp32", "bf16", "int8", …
+
+
+class Trial(Frozen):
+    """One candidate or baseline and all that was found out about it. `drop` and `speedup` are against the reference."""
+
+    recipe: RecipeLine
+    status: Literal["measured", "stopped early", "failed", "refused"]
+    reason: str = ""  # one line: why it lost, stopped, failed or was refused
+    size_bytes: int | None = None
+    scores: list[Scores] = Field(default_factory=list)  # on the validation split
+    test_scores: list[Scores] = Field(default_factory=list)
+    latency: Latency | None = None  # the model alone
+    end_to_end: Latency | None = None  # tokenizer and post-processing included
+    footprint: Footprint | None = None
+    parity: Parity | None = None
+    drop: Estimate | None = None  # validation, in units of the metric: 0.01 is one point
+    test_drop: Estimate | None = None
+    speedup: Estimate | None = None  # 2.0 is twice as fast
+    findings: list[Finding] = Field(default_factory=list)
+    profile: list[OpTime] = Field(default_factory=list)
+    layer_bytes: dict[str, int] = Field(default_factory=dict)  # torch module -> bytes of its weights as stored
+    seconds: dict[str, float] = Field(default_factory=dict)  # stage -> seconds
+    predicted_ms: float | None = None  # roofline, for a device that is not here: never a measurement
+
+    @property
+    def name(self) -> str:
+        """Its recipe's name."""
+        return self.recipe.name
+
+    @property
+    def title(self) -> str:
+        """`INT8 on OpenVINO`."""
+        return f"{wording.precision(self.recipe.precision)} on {wording.runtime(self.recipe.runtime)}"
+
+    @property
+    def p50(self) -> float | None:
+        """Median milliseconds of the model alone; None when it was not timed."""
+        return percentile(self.latency, 50)
+
+    @property
+    def final_drop(self) -> Estimate | None:
+        """The drop it is judged by: on test where that was measured, else on validation."""
+        return self.test_drop or self.drop
+
+    @property
+    def primary(self) -> Scores | None:
+        """The metric it is judged by, on test where that was measured, else on validation."""
+        return next((s for s in self.test_scores or self.scores if s.primary), None)
+
+
+class Refused(Frozen):
+    """A recipe that was not tried."""
+
+    recipe: str
+    reason: str
+
+
+class Changed(Frozen):
+    """An item whose prediction is another one now."""
+
+    row: int
+    text: str
+    label: str | None = None
+    baseline: str
+    candidate: str
+
+
+class Timed(Frozen):
+    """One line of a benchmark: one thing at one shape."""
+
+    name: str
+    latency: Latency
+    speedup: Estimate | None = None  # against the first of its shape
+    size_bytes: int | None = None
+    footprint: Footprint | None = None
+
+
+class Record(Frozen):
+    """A whole run."""
+
+    # "strings": JSON has no infinity, and a bound can be infinite
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    fmopt: str  # version
+    command: str
+    model: Json  # title, model_type, task, parameters, bytes, digest, licence
+    data: Json  # name, digest, rows (split -> number), columns, notes
+    target: Target
+    budget: Json
+    effort: str
+    reference: str  # name of the fastest full-precision trial
+    winner: str  # name of the trial that is shipped; may be the reference
+    baselines: list[Trial]
+    trials: list[Trial]
+    refused: list[Refused] = Field(default_factory=list)
+    verdict: Verdict
+    changed: list[Changed] = Field(default_factory=list)
+    circumstances: Circumstances
+    stages: dict[str, float] = Field(default_factory=dict)  # stage -> seconds
+    summary: str = ""
+
+    @property
+    def everything(self) -> list[Trial]:
+        """Baselines, then candidates."""
+        return [*self.baselines, *self.trials]
+
+    @property
+    def winning(self) -> Trial | None:
+        """The trial that is shipped; None when nothing could be built."""
+        return self.find(self.winner)
+
+    @property
+    def fastest_full_precision(self) -> Trial | None:
+        """The trial that speedups are claimed against."""
+        return self.find(self.reference)
+
+    @property
+    def confidence(self) -> float:
+        """Of the one-sided bounds."""
+        return float(self.budget.get("confidence") or 0.95)
+
+    def find(self, name: str) -> Trial | None:
+        """The trial of that name."""
+        return next((trial for trial in self.everything if trial.name == name), None)
+
+    def save(self, path: Path) -> Path:
+        """Write as JSON; the file is whole or not there. A folder gets `record.json`. StoreError when it cannot."""
+        path = path / FILE if path.is_dir() else path
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        with disk_errors(path):
+            try:
+                beside.write_text(self.model_dump_json(), encoding="utf-8")
+                beside.replace(path)
+            finally:
+                beside.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """Read a file, or the `record.json` of a folder; BundleError when it is absent or damaged."""
+        path = path / FILE if path.is_dir() else path
+        if not path.is_file():
+            raise BundleError(f"there is no record at {path}; name a folder that `fmopt optimize` wrote")
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+            raise BundleError(
+                f"{path} is damaged at {where}: {first['msg']}; run `fmopt optimize` again, "
+                "what is finished is not redone"
+            ) from error
+
+
+def percentile(latency: Latency | None, q: float) -> float | None:
+    """The q-th percentile (0 to 100) of the samples, in ms; None without samples."""
+    if latency is None or not latency.samples_ms:
+        return None
+    return float(np.percentile(latency.samples_ms, q))
+
+
+def summary_sentence(record: Record) -> str:
+    """One paragraph in plain words: what is shipped, how fast, at what cost, and whether that was asked for."""
+    winner, reference = record.winning, record.fastest_full_precision
+    if winner is None:
+        return f"Nothing could be built for {record.target.title}. {record.verdict.outcome}."
+    parts = [_speed(record, winner, reference), _accuracy(record, winner), _size(winner, reference)]
+    return " ".join([*(part for part in parts if part), _decision(record.verdict)])
+
+
+def _speed(record: Record, winner: Trial, reference: Trial | None) -> str:
+    if winner.latency is None:
+        known = (
+            ""
+            if winner.predicted_ms is None
+            else (f"; a roofline model predicts {wording.milliseconds(winner.predicted_ms)}, which is no measurement")
+        )
+        return f"{winner.title} ({winner.name}) was built for {record.target.title}, which is not here{known}."
+    at = wording.shape(winner.latency.batch, winner.latency.length, winner.latency.threads)
+    if winner in record.baselines:
+        tried = sum(trial.status in ("measured", "stopped early") for trial in record.trials)
+        return (
+            f"Nothing that was tried beats full precision within the budget ({tried:,} "
+            f"candidate{'s' if tried != 1 else ''} measured): leave the model as it is and run it by {winner.title}, "
+            f"{wording.milliseconds(winner.p50)} at the median ({at})."
+        )
+    if reference is None or winner.speedup is None:
+        return f"{winner.title} ({winner.name}) takes {wording.milliseconds(winner.p50)} at the median ({at})."
+    return (
+        f"{winner.title} ({winner.name}) is {wording.times(winner.speedup)} "
+        f"({wording.times_interval(winner.speedup)}) as fast as the fastest full-precision variant "
+        f"({reference.title}): {wording.milliseconds(reference.p50)} → {wording.milliseconds(winner.p50)} "
+        f"at the median ({at})."
+    )
+
+
+def _accuracy(record: Record, winner: Trial) -> str:
+    scores, drop = winner.primary, winner.final_drop
+    if drop is None or winner.name == record.reference:
+        return ""
+    name = scores.name if scores else "The metric"
+    if drop.point > 0:
+        moved = f"fell by {wording.points(drop.point)} pt"
+    elif drop.point < 0:
+        moved = f"rose by {wording.points(-drop.point)} pt"
+    else:
+        moved = "did not change"
+    bound = f"{'at most' if drop.point > 0 else 'and fell by at most'} {wording.points(max(drop.high, 0.0))} pt"
+    over = f" over {len(scores.values):,} items" if scores else ""
+    split = "test" if winner.test_drop else "validation"
+    judge = (
+        " (there are no labels, so it is judged by its likeness to the baseline)"
+        if (scores and scores.against_baseline)
+        else ""
+    )
+    return f"{name} {moved}, {bound} at {record.confidence:.0%} confidence,{over} of the {split} split{judge}.".replace(
+        ", over", " over"
+    ).replace("%", " %")
+
+
+def _size(winner: Trial, reference: Trial | None) -> str:
+    if winner.size_bytes is None or reference is None or reference.size_bytes is None or winner is reference:
+        return ""
+    return f"The files went from {wording.size(reference.size_bytes)} to {wording.size(winner.size_bytes)}."
+
+
+def _decision(verdict: Verdict) -> str:
+    deciding: Sequence[Check] = [c for c in verdict.checks if c.outcome is verdict.outcome]
+    if verdict.outcome is Outcome.PASS:
+        return "PASS: every check of the budget holds."
+    if not deciding:
+        return f"{verdict.outcome}: no check was made."
+    said = "; ".join(f"{c.name} ({c.note})" if c.note else c.name for c in deciding)
+    return f"{verdict.outcome}: {said}."

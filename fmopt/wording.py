@@ -1,0 +1,112 @@
+"""Numbers as people read them: three digits that matter, a unit, thousands set apart. Used by every page and table."""
+
+from __future__ import annotations
+
+import math
+
+from fmopt.results import Estimate
+
+MISSING = "–"
+
+_RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch", "tensorrt": "TensorRT"}
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`digits` significant digits without exponent: 0.0123, 1.23, 12.3, 1,234."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else MISSING
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return _minus(text)
+
+
+def milliseconds(value: float | None) -> str:
+    """`14.8 ms`; from ten seconds on in seconds."""
+    if value is None:
+        return MISSING
+    return f"{number(value / 1000)} s" if abs(value) >= 10_000 else f"{number(value)} ms"
+
+
+def seconds(value: float | None) -> str:
+    """`0.3 s`, `42 s`, `3 min 05 s`, `1 h 02 min`."""
+    if value is None:
+        return MISSING
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units, as file managers and the budget's `25MB` count them."""
+    if value is None:
+        return MISSING
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= scale:
+            return f"{number(value / scale)} {unit}"
+    return f"{value:,.0f} B"
+
+
+def megabytes(value: float | None) -> str:
+    """A figure that is already in MB."""
+    return size(None if value is None else value * 1e6)
+
+
+def points(value: float, *, sign: bool = False) -> str:
+    """A share of 1 as points of a metric, without the unit: 0.0012 -> `0.12`."""
+    decimals = 3 if 0 < abs(value) < 0.0001 else 2
+    text = f"{value * 100:{'+' if sign else ''}.{decimals}f}"
+    return "0.00" if float(text) == 0 else _minus(text)
+
+
+def score(value: float | None) -> str:
+    """A metric in percent: 0.9001 -> `90.01`."""
+    return MISSING if value is None or not math.isfinite(value) else points(value)
+
+
+def times(estimate: Estimate | None) -> str:
+    """`2.11×`."""
+    return MISSING if estimate is None else f"{estimate.point:.2f}×"
+
+
+def times_interval(estimate: Estimate | None) -> str:
+    """`2.05–2.17`."""
+    return "" if estimate is None else f"{estimate.low:.2f}–{estimate.high:.2f}"
+
+
+def points_interval(estimate: Estimate | None) -> str:
+    """`−0.12 to 0.43`."""
+    return "" if estimate is None else f"{points(estimate.low)} to {points(estimate.high)}"
+
+
+def percent(share: float | None) -> str:
+    """`42 %`; under one percent one digit more."""
+    if share is None:
+        return MISSING
+    return f"{share * 100:.1f} %" if abs(share) < 0.01 else f"{share * 100:.0f} %"
+
+
+def runtime(name: str) -> str:
+    """What a runtime is called by its makers."""
+    return _RUNTIMES.get(name, name)
+
+
+def precision(name: str) -> str:
+    """INT8 and INT4 in capitals, floats as everyone writes them."""
+    return name.upper() if name.startswith(("int", "fp8")) else name
+
+
+def shape(batch: int, length: int | None, threads: int) -> str:
+    """`batch 1, 128 tokens, 1 thread`."""
+    tokens = "the data's own lengths" if length is None else f"{length:,} tokens"
+    return f"batch {batch:,}, {tokens}, {threads:,} thread{'s' if threads != 1 else ''}"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
