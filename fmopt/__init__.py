@@ -1,1 +1,73 @@
-"""fmopt: make a pretrained Transformer as small and fast on your device as its accuracy allows, and prove it."""
+"""fmopt: make a pretrained Transformer as small and fast on your device as its accuracy allows, and prove it.
+
+```python
+import fmopt
+record = fmopt.optimize("minilm", out="out/minilm")     # candidates, measurements, a gated bundle, a report
+embed = fmopt.load("out/minilm")                        # never imports torch
+vector = embed("a sentence")
+```
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fmopt.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FmoptError,
+    ParityError,
+    PassError,
+    PlanError,
+    StoreError,
+    UnmeasuredError,
+)
+
+if TYPE_CHECKING:
+    from fmopt.api import benchmark, evaluate, export, optimize
+    from fmopt.bundle import load
+    from fmopt.gate import Budget
+    from fmopt.record import Record
+    from fmopt.target import Target
+
+__all__ = [
+    "Budget",
+    "BundleError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "FmoptError",
+    "ParityError",
+    "PassError",
+    "PlanError",
+    "Record",
+    "StoreError",
+    "Target",
+    "UnmeasuredError",
+    "benchmark",
+    "evaluate",
+    "export",
+    "load",
+    "optimize",
+]
+
+_HOMES = {
+    "Budget": "fmopt.gate",
+    "Record": "fmopt.record",
+    "Target": "fmopt.target",
+    "benchmark": "fmopt.api",
+    "evaluate": "fmopt.api",
+    "export": "fmopt.api",
+    "load": "fmopt.bundle",
+    "optimize": "fmopt.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch and the runtimes load only when a verb that needs them is asked for
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fmopt' has no attribute {name!r}")

@@ -1,0 +1,178 @@
+"""From a recipe to an artifact: train-side passes, export, graph passes, the runtime's build, each a stage in the store.
+
+Two recipes that begin alike share their stages: one calibrated graph goes to ONNX Runtime and to OpenVINO.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmopt import checkpoint, export, lookup
+from fmopt.edge import Preprocessor
+from fmopt.errors import FmoptError, ParityError, PassError
+from fmopt.model import Artifact, CheckpointFacts, Graph, TorchModel
+from fmopt.passes.base import Context, Inputs
+from fmopt.probe import versions
+from fmopt.progress import Progress
+from fmopt.recipe import Recipe, Step
+from fmopt.results import Parity
+from fmopt.store import Store
+from fmopt.target import Target
+from fmopt.tasks.base import Raw
+
+# A graph is compared with its torch model on real items before anyone trusts it (rule 7). fp32 kernels differ in the
+# last bits only; a Q/DQ graph rounds, and one value falling into the neighbouring bin moves its whole row.
+TOLERANCE_FP32 = 1e-3
+TOLERANCE_INT8 = 0.15
+PARITY_ITEMS = 8
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What all candidates of one run share."""
+
+    facts: CheckpointFacts
+    target: Target
+    store: Store
+    preprocessor: Preprocessor
+    calibration: Sequence[Raw]         # texts of the calibration split; they never judge
+    calibration_digest: str
+    seed: int
+    memory_cap_bytes: int
+    progress: Progress
+
+    def artifact(self, recipe: Recipe) -> Artifact:
+        """The files of a recipe, made now or found finished."""
+        runtime = lookup.find("runtimes", recipe.runtime)
+        if runtime.format == "torch":
+            if recipe.steps:
+                raise PassError(f"{recipe.name}: runtime {recipe.runtime!r} runs the checkpoint itself and takes no passes")
+            return runtime.build(self.facts, recipe.options, self.facts.folder)
+        graph = self.graph(recipe.steps)
+        key = {"graph": graph_key(graph), "runtime": recipe.runtime, "options": recipe.options, **tool_versions()}
+
+        def make(folder: Path) -> None:
+            built = runtime.build(graph, recipe.options, folder)
+            (folder / "artifact.json").write_text(
+                json.dumps({"file": built.path.name, "options": dict(built.options)}))
+
+        folder = self.store.folder(f"artifact-{recipe.runtime}", key, make)
+        stored = json.loads((folder / "artifact.json").read_text())
+        return Artifact(recipe.runtime, folder / stored["file"], stored["options"])
+
+    def graph(self, steps: Sequence[Step]) -> Graph:
+        """The exported graph after every pass of `steps`, torch passes first."""
+        passes = [(step, step.build()) for step in steps]
+        torch_steps = [step for step, made in passes if made.stage == "torch"]
+        if [made.stage for _, made in passes] != ["torch"] * len(torch_steps) + ["graph"] * (len(passes) - len(torch_steps)):
+            raise PassError("passes on the network come before passes on the graph: " + ", ".join(map(str, steps)))
+        graph = self._exported(torch_steps)
+        for step, made in passes[len(torch_steps):]:
+            graph = self._after(graph, step, made)
+        return graph
+
+    def context(self) -> Context:
+        """What passes may know."""
+        return Context(facts=self.facts, target=self.target, calibration=self._calibration_stream, seed=self.seed,
+                       memory_cap_bytes=self.memory_cap_bytes, scratch=self.store.root, progress=self.progress.say)
+
+    def parity(self, steps: Sequence[Step]) -> Parity:
+        """How far the exported graph of the torch passes in `steps` is from its network."""
+        torch_steps = [step for step in steps if step.build().stage == "torch"]
+        return Parity.model_validate_json((self._export_folder(torch_steps) / "parity.json").read_text())
+
+    def _exported(self, steps: Sequence[Step]) -> Graph:
+        return read_graph(self._export_folder(steps))
+
+    def _export_folder(self, steps: Sequence[Step]) -> Path:
+        key: dict[str, Any] = {"model": self.facts.digest, "task": self.facts.task, "pipeline": dict(self.facts.pipeline),
+                               "steps": [step.model_dump() for step in steps], **tool_versions()}
+        if steps:
+            key |= {"calibration": self.calibration_digest, "seed": self.seed, "int8_dot": self.target.int8_dot}
+
+        def make(folder: Path) -> None:
+            model = checkpoint.load(self.facts)
+            for step in steps:
+                model = guarded(step, lambda made, m=model: made.apply(m, self.context()))
+            self.progress.say("exporting to ONNX")
+            graph = export.export_onnx(model, self._example(), folder)
+            write_graph(graph, folder)
+            parity = self._check_parity(graph, model, TOLERANCE_INT8 if steps else TOLERANCE_FP32)
+            (folder / "parity.json").write_text(parity.model_dump_json())
+
+        return self.store.folder("graph-" + (steps[-1].use if steps else "export"), key, make)
+
+    def _check_parity(self, graph: Graph, model: TorchModel, tolerance: float) -> Parity:
+        runtime = lookup.find("runtimes", "onnxruntime")
+        runner = runtime.open(Artifact("onnxruntime", graph.path), threads=self.target.cores)
+        batches = [dict(self.preprocessor.encode([raw]).inputs) for raw in self.calibration[:PARITY_ITEMS]]
+        try:
+            parity = export.check_parity(runner, model.net, batches, tolerance, outputs=graph.outputs)
+        finally:
+            runner.close()
+        if not parity.passed:
+            layer = export.first_divergence(graph, model, batches[0], tolerance)
+            raise ParityError(f"the exported graph differs from the torch model by {parity.max_abs:.2g} (allowed {tolerance:g}); "
+                              f"the first layer that diverges is {layer}")
+        return parity
+
+    def _after(self, graph: Graph, step: Step, made: Any) -> Graph:
+        key = {"graph": graph_key(graph), "step": step.model_dump(), "calibration": self.calibration_digest,
+               "seed": self.seed, "int8_dot": self.target.int8_dot, **tool_versions()}
+
+        def make(folder: Path) -> None:
+            source = graph
+            if made.format == "openvino" and graph.format == "onnx":
+                source = export.convert_openvino(graph, folder / "source")
+            write_graph(guarded(step, lambda p: p.apply(source, self.context(), folder), made), folder)
+
+        return read_graph(self.store.folder(f"graph-{step.use}", key, make))
+
+    def _calibration_stream(self) -> Iterator[Inputs]:
+        for raw in self.calibration:
+            yield dict(self.preprocessor.encode([raw]).inputs)
+
+    def _example(self) -> dict[str, np.ndarray]:
+        """Two real items of different length: a padded batch, so that the mask is exported with its meaning."""
+        texts = sorted(self.calibration, key=lambda raw: len(str(raw)))
+        return dict(self.preprocessor.encode([texts[0], texts[len(texts) // 2]]).inputs)
+
+
+def guarded(step: Step, work: Any, made: Any = None) -> Any:
+    """Run a pass; what is not explained already becomes a PassError that names the step."""
+    try:
+        return work(made or step.build())
+    except FmoptError:
+        raise
+    except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise PassError(f"{step} broke: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}") from error
+
+
+def graph_key(graph: Graph) -> str:
+    """What identifies a graph made by this store: its stage folder's name carries the content key."""
+    return f"{graph.path.parent.name}/{graph.path.name}"
+
+
+def write_graph(graph: Graph, folder: Path) -> None:
+    """Describe a graph beside it, so that a later run finds it."""
+    facts: Mapping[str, Any] = {"format": graph.format, "file": str(graph.path.relative_to(folder)), "inputs": graph.inputs,
+                                "outputs": graph.outputs, "history": graph.history}
+    (folder / "graph.json").write_text(json.dumps(facts))
+
+
+def read_graph(folder: Path) -> Graph:
+    """The graph that `write_graph` described."""
+    facts = json.loads((folder / "graph.json").read_text())
+    return Graph(facts["format"], folder / facts["file"], tuple(facts["inputs"]), tuple(facts["outputs"]),
+                 tuple(facts["history"]))
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions a stage's bytes depend on."""
+    return {f"{name} version": version for name, version in versions().items()}

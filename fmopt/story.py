@@ -1,0 +1,314 @@
+"""The story: baselines, candidates, one clock for all, selection on validation, judgement on test, a bundle, a record.
+
+The only file that knows the order. Selection and judgement use different items: the fastest candidate that keeps its
+accuracy on the validation split is chosen, and only that one is judged on the test split, so that trying many candidates
+does not make luck look like quality.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import fmopt.bundle as bundles
+from fmopt import checkpoint, explain, gate, lookup, probe, trials
+from fmopt.build import Workshop
+from fmopt.data import load_data
+from fmopt.edge import Preprocessor
+from fmopt.errors import ConfigError, PlanError
+from fmopt.evaluate import changed_items
+from fmopt.metrics import METRICS
+from fmopt.plan import make_plan
+from fmopt.progress import Progress, Silent
+from fmopt.recipe import Recipe, Step, read_recipe
+from fmopt.record import Changed, Record, Trial, summary_sentence
+from fmopt.report import write_markdown, write_report
+from fmopt.results import Circumstances, Estimate, Outcome, Verdict
+from fmopt.store import Store, disk_errors, own_folder
+from fmopt.trials import Job, Request, Run, by_speed, primary
+
+CALIBRATION_ITEMS = 300
+CHANGED_SHOWN = 40
+GOLDEN_ITEMS = 8
+ISLANDS = (1, 2, 4, 8)     # how many of the most sensitive groups of layers go back to float, one after the other
+
+
+def prepare(request: Request) -> Job:
+    """Look everything up and refuse what can be refused, before any weight is touched."""
+    source = checkpoint.resolve(request.model)
+    facts = checkpoint.inspect(source, request.task or source.task, allow_pickle=request.allow_pickle)
+    if request.length is not None and request.length > facts.pipeline["max_length"]:
+        raise ConfigError(f"--length {request.length} is more than the {facts.pipeline['max_length']} tokens that "
+                          f"{source.title} takes")
+    task = lookup.find("tasks", facts.task)
+    spec = request.data or source.default_data
+    if spec is None:
+        raise PlanError(f"{source.title} has no default data; give some with --data (texts of your application, labels if you "
+                        "have them): calibration and judgement on made-up text would mean nothing")
+    target = probe.load_target(request.target)
+    data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
+    recipe = read_recipe(request.recipe) if request.recipe else None
+    return Job(request, facts, task, target, data, make_plan(facts, target, effort=request.effort, recipe=recipe))
+
+
+def optimize(request: Request, progress: Progress | None = None) -> Record:
+    """Find, prove and bundle the fastest variant that keeps its accuracy; resumes what `request.out` holds already."""
+    job = prepare(request)
+    with own_folder(request.out, fresh=request.fresh), disk_errors(request.out / "stages"):
+        run = start(job, progress or Silent())
+        build_all(run, job.plan.baselines)
+        build_all(run, job.plan.candidates)
+        time_all(run)
+        reference = fastest_baseline(run)
+        score_candidates(run, reference)
+        rescue(run, reference)
+        winner = choose(run, reference)
+        verdict = judge(run, winner, reference)
+        explain_losers(run, winner, reference)
+        record = make_record(run, winner, reference, verdict)
+        publish(run, record, winner)
+    run.progress.stop()
+    return record
+
+
+def start(job: Job, progress: Progress) -> Run:
+    """Open the store and gather what all candidates share."""
+    request = job.request
+    items = job.task.items(job.data.split("calibration"), job.facts)[:CALIBRATION_ITEMS]
+    shop = Workshop(
+        facts=job.facts, target=job.target, store=Store(request.out / "stages"),
+        preprocessor=Preprocessor(checkpoint.tokenizer_file(job.facts), dict(job.facts.pipeline)),
+        calibration=[item.raw for item in items], calibration_digest=f"{job.data.digest}:{len(items)}",
+        seed=request.seed, memory_cap_bytes=request.max_calibration_memory, progress=progress,
+    )
+    limit = request.time_limit_s
+    return Run(job, shop, progress, None if limit is None else time.monotonic() + limit)
+
+
+def build_all(run: Run, recipes: Sequence[Recipe]) -> None:
+    """Make every recipe's artifact, or its reason why not."""
+    for number, recipe in enumerate(recipes, 1):
+        run.progress.start(f"building {recipe.name} ({number} of {len(recipes)})", 1)
+        trials.build(run, recipe)
+        run.progress.step()
+
+
+def time_all(run: Run) -> None:
+    """One clock for all where the device is here; a labelled prediction where it is not."""
+    begun = time.monotonic()
+    if run.job.target.present:
+        trials.time_in_turn(run, list(run.artifacts))
+    else:
+        trials.predict_latency(run)
+    run.seconds["latency"] = round(time.monotonic() - begun, 3)
+
+
+def fastest_baseline(run: Run) -> str:
+    """The full-precision variant that every speedup is claimed against."""
+    names = [recipe.name for recipe in run.job.plan.baselines]
+    built = [name for name in by_speed(run) if name in names]
+    if not built:
+        reasons = "; ".join(f"{name}: {run.trials[name].reason}" for name in names)
+        raise PlanError(f"no full-precision variant of {run.job.facts.source.title} could be made: {reasons}")
+    return built[0]
+
+
+def score_candidates(run: Run, reference: str) -> None:
+    """Score on validation, fastest first."""
+    begun = time.monotonic()
+    nothing = Estimate(point=0.0, low=0.0, high=0.0)
+    baseline = trials.predictions(run, reference, "validation")
+    run.update(reference, scores=run.job.task.scores(baseline, run.items("validation"), baseline), drop=nothing,
+               speedup=Estimate(point=1.0, low=1.0, high=1.0))
+    for name in by_speed(run):
+        if name != reference:
+            score(run, name, reference)
+    run.seconds["validation"] = round(time.monotonic() - begun, 3)
+
+
+def score(run: Run, name: str, reference: str) -> None:
+    """One candidate's accuracy on validation and its speedup."""
+    run.update(name, speedup=trials.speedup(run, name, reference))
+    if run.out_of_time():
+        run.update(name, status="stopped early", reason="the time limit was reached before it was scored")
+        return
+    budget, items = run.job.request.budget, run.items("validation")
+    baseline = trials.predictions(run, reference, "validation")
+    scores = run.job.task.scores(trials.predictions(run, name, "validation"), items, baseline)
+    drop = gate.paired_drop(primary(run.trials[reference].scores), primary(scores), confidence=budget.confidence,
+                            seed=run.job.request.seed)
+    run.update(name, scores=scores, drop=drop)
+
+
+def choose(run: Run, reference: str) -> str:
+    """The fastest candidate that keeps its accuracy on validation; the fastest full-precision variant when none does.
+
+    One whose bound is within the limit comes before one that only looks so by its point estimate: the test split would
+    probably leave that one undecided.
+    """
+    full = {recipe.name for recipe in run.job.plan.baselines}
+    ready = [name for name in by_speed(run) if run.artifacts[name].runtime != "torch"]   # a bundle runs without torch
+    limit = drop_limit(run, reference)
+    as_it_is = next(name for name in ready if name in full)
+    faster = [name for name in ready[:ready.index(as_it_is)] if run.trials[name].drop is not None]
+    for name in faster:
+        if limit is None or run.trials[name].drop.high <= limit:
+            return name
+    for name in faster:
+        if limit is not None and run.trials[name].drop.point <= limit / 2:
+            return name
+    return as_it_is
+
+
+def drop_limit(run: Run, reference: str) -> float | None:
+    """The allowed drop in units of the metric; None when the budget has none."""
+    allowed = run.job.request.budget.max_drop
+    if allowed is None:
+        return None
+    score = primary(run.trials[reference].scores)
+    return allowed.limit(METRICS[score.metric].of(score.array()))
+
+
+def rescue(run: Run, reference: str) -> None:
+    """Where our INT8 is fastest but misses the gate, return its most sensitive layers to float, fewest first."""
+    limit = drop_limit(run, reference)
+    chosen = choose(run, reference)
+    ahead = by_speed(run)[:by_speed(run).index(chosen)]
+    names = [name for name in ahead if [step.use for step in run.recipes[name].steps] == ["quantize_static"]]
+    if limit is None or not names:
+        return
+    base = run.recipes[names[0]]
+    for islands in ISLANDS:
+        recipe = base.model_copy(update={
+            "name": f"{base.name}-{islands}-float",
+            "steps": (Step(use="mixed_precision", options={**base.steps[0].options, "islands": islands}),)})
+        if run.out_of_time() or not trials.build(run, recipe):
+            return
+        if run.job.target.present:
+            trials.time_in_turn(run, [reference, chosen, recipe.name])
+        score(run, recipe.name, reference)
+        gained = by_speed(run).index(recipe.name) < by_speed(run).index(chosen)
+        if not gained or run.trials[recipe.name].drop.high <= limit:
+            return
+
+
+def judge(run: Run, winner: str, reference: str) -> Verdict:
+    """The winner on the test split, its footprint and its latency against the budget."""
+    begun = time.monotonic()
+    request, items = run.job.request, run.items("test")
+    baseline = trials.predictions(run, reference, "test")
+    got = trials.predictions(run, winner, "test")
+    for name, predicted in ((reference, baseline), (winner, got)):
+        run.update(name, test_scores=run.job.task.scores(predicted, items, baseline))
+    ours, theirs = primary(run.trials[winner].test_scores), primary(run.trials[reference].test_scores)
+    drop = gate.paired_drop(theirs, ours, confidence=request.budget.confidence, seed=request.seed)
+    run.update(winner, test_drop=drop)
+    run.seconds["test"] = round(time.monotonic() - begun, 3)
+    present = run.job.target.present
+    if present:
+        trials.time_end_to_end(run, sorted({reference, winner}))
+        for name in run.artifacts:
+            trials.footprint(run, name)
+    trial = run.trials[winner]
+    return gate.judge(
+        request.budget, drop=drop, baseline_metric=METRICS[theirs.metric].of(theirs.array()), speedup=trial.speedup,
+        latency_ms=gate.median_latency(trial.latency, request.budget.confidence, request.seed) if trial.latency else None,
+        size_mb=(trial.size_bytes or 0) / 1e6, memory_mb=trial.footprint.peak_memory_mb if trial.footprint else None,
+        device_present=present, items_changed=int(np.any(ours.array() != theirs.array(), axis=1).sum()), n=len(ours.values))
+
+
+def explain_losers(run: Run, winner: str, reference: str) -> None:
+    """One line for each variant that was not chosen, read off its runtime's own profile."""
+    if not run.job.target.present:
+        return
+    limit = drop_limit(run, reference)
+    against = trials.profile(run, winner)
+    run.update(winner, profile=against)
+    for name, artifact in run.artifacts.items():
+        profile = trials.profile(run, name)
+        findings = explain.why_not_faster(profile, against, graph_path=artifact.path, target=run.job.target,
+                                          threads=run.job.request.threads)
+        run.update(name, findings=findings, profile=profile)
+        if name != winner and not run.trials[name].reason:
+            run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], limit))
+
+
+def losing_reason(trial: Trial, winner: Trial, limit: float | None) -> str:
+    """Why this one was not chosen, in one line."""
+    if trial.latency is None or winner.latency is None:
+        return "not timed"
+    ratio = float(np.median(trial.latency.samples_ms) / np.median(winner.latency.samples_ms))
+    if ratio < 1:
+        drop = trial.drop.high if trial.drop else float("nan")
+        return f"faster, but accuracy may fall by {100 * drop:.2f} pt on validation, allowed are {100 * (limit or 0):.2f}"
+    why = f": {trial.findings[0].text}" if trial.findings else ""
+    return f"{ratio:.2f}× as long as {winner.recipe.name}{why}"
+
+
+def make_record(run: Run, winner: str, reference: str, verdict: Verdict) -> Record:
+    """Everything that was found, as the report reads it."""
+    request, facts, data = run.job.request, run.job.facts, run.job.data
+    items = run.items("test")
+    changed = changed_items(run.job.task, items, trials.predictions(run, reference, "test"),
+                            trials.predictions(run, winner, "test"), facts, limit=CHANGED_SHOWN)
+    full = {recipe.name for recipe in run.job.plan.baselines}
+    return with_summary(Record(
+        fmopt=version("fmopt"), command=request.command,
+        model={"title": facts.source.title, "model_type": facts.model_type, "task": facts.task, "parameters": facts.parameters,
+               "bytes": facts.weight_bytes, "digest": facts.digest, "licence": facts.source.licence},
+        data={"name": data.name, "digest": data.digest, "rows": {name: len(rows) for name, rows in data.splits.items()},
+              "notes": list(data.notes)},
+        target=run.job.target, budget=request.budget.model_dump(mode="json"), effort=request.effort, reference=reference,
+        winner=winner, baselines=[trial for name, trial in run.trials.items() if name in full],
+        trials=[trial for name, trial in run.trials.items() if name not in full],
+        refused=[refusal.model_dump() for refusal in run.job.plan.refused], verdict=verdict,
+        changed=[Changed(**entry) if isinstance(entry, dict) else entry for entry in changed],
+        circumstances=Circumstances(
+            host=probe.host_fingerprint(), versions=probe.versions(), threads=request.threads, batch=request.batch,
+            length=request.length, seed=request.seed, date=datetime.now(UTC).isoformat(timespec="seconds"),
+            warnings=run.warnings),
+        stages=run.seconds, summary=""))
+
+
+def with_summary(record: Record) -> Record:
+    """The record with its paragraph in plain words."""
+    return record.model_copy(update={"summary": summary_sentence(record)})
+
+
+def publish(run: Run, record: Record, winner: str) -> None:
+    """Write the bundle, the record and the report; a bundle is made beside and moved in whole."""
+    out, facts = run.job.request.out, run.job.facts
+    run.progress.say("writing the bundle")
+    items = run.items("test")
+    golden_items = items[:GOLDEN_ITEMS]
+    predicted = trials.predictions(run, winner, "test")[:GOLDEN_ITEMS]
+    precision = run.recipes[winner].precision
+    made = bundles.write_bundle(
+        out / "bundle.tmp", facts=facts, artifact=run.artifacts[winner], recipe=run.recipes[winner].model_dump(mode="json"),
+        verdict=record.verdict.outcome.value, golden=[(item.raw, got) for item, got in zip(golden_items, predicted, strict=True)],
+        tolerance=1e-3 if precision == "fp32" else 0.1, needs_isa=needed_isa(run, precision))
+    bundles.publish(made, out)
+    record.save(out / "record.json")
+    write_report(record, out / "report.html")
+    write_markdown(record, out / "report.md")
+
+
+def needed_isa(run: Run, precision: str) -> list[str]:
+    """ISA features that an INT8 graph was judged with and would saturate without."""
+    if precision != "int8" or not run.job.target.int8_dot:
+        return []
+    return [name for name in run.job.target.isa if name in ("avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm")]
+
+
+def outcome_of(record: Record, *, accept_undecided: bool) -> Outcome:
+    """The verdict's outcome, an undecided one accepted where the user says so and the point estimate is within budget."""
+    return gate.settle(record.verdict, accept_undecided=accept_undecided)
+
+
+__all__ = ["Request", "optimize", "prepare"]

@@ -1,0 +1,286 @@
+"""Measuring what was built: one clock for all variants, scores per item, footprints; each result kept in the store.
+
+Knows how to measure, not in which order and not what follows from it: that is story.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmopt import gate, lookup, measure, probe, roofline
+from fmopt.build import Workshop, tool_versions
+from fmopt.data import Dataset
+from fmopt.edge import postprocess
+from fmopt.errors import FmoptError
+from fmopt.evaluate import load_predictions, predict, save_predictions
+from fmopt.gate import Budget
+from fmopt.model import Artifact, CheckpointFacts
+from fmopt.plan import Effort, Plan
+from fmopt.progress import Progress
+from fmopt.recipe import Recipe
+from fmopt.record import RecipeLine, Trial
+from fmopt.results import Estimate, Footprint, Frozen, Latency, OpTime, Scores
+from fmopt.runtimes.base import Runner
+from fmopt.store import Store
+from fmopt.target import Target
+from fmopt.tasks.base import Item, Task
+
+VALIDATION_ROWS = 600      # selection needs less certainty than judgement; the test split is used whole
+REPLAYED_ITEMS = 64        # items replayed when lengths are the data's own
+
+
+class Request(Frozen):
+    """What the user asked for, in the words of the command."""
+
+    model: str
+    target: str = "host"
+    data: str | None = None
+    task: str | None = None
+    columns: dict[str, str] | None = None
+    effort: Effort = "quick"
+    budget: Budget = Budget()
+    batch: int = 1
+    length: int | None = 128           # tokens; None: the data's own lengths
+    threads: int = 1
+    recipe: Path | None = None
+    time_limit_s: float | None = None
+    seed: int = 0
+    out: Path = Path("fmopt-out")
+    fresh: bool = False
+    allow_pickle: bool = False
+    max_calibration_memory: int = 1 << 30
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with everything looked up and checked, before any work."""
+
+    request: Request
+    facts: CheckpointFacts
+    task: Task
+    target: Target
+    data: Dataset
+    plan: Plan
+
+
+@dataclass
+class Run:
+    """One optimization under way: what is built, timed and scored so far."""
+
+    job: Job
+    shop: Workshop
+    progress: Progress
+    deadline: float | None = None
+    trials: dict[str, Trial] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def store(self) -> Store:
+        """Where finished stages are."""
+        return self.shop.store
+
+    def out_of_time(self) -> bool:
+        """True when the user's time limit is used up."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def update(self, name: str, **changes: Any) -> None:
+        """Replace fields of a trial."""
+        self.trials[name] = self.trials[name].model_copy(update=changes)
+
+    def open(self, name: str, threads: int) -> Runner:
+        """A variant opened as deployed."""
+        artifact = self.artifacts[name]
+        return lookup.find("runtimes", artifact.runtime).open(artifact, threads)
+
+    def items(self, split: str) -> list[Item]:
+        """Items of a split; validation is capped."""
+        rows = self.job.data.split(split)
+        return self.job.task.items(rows[:VALIDATION_ROWS] if split == "validation" else rows, self.job.facts)
+
+
+def build(run: Run, recipe: Recipe) -> bool:
+    """Make a recipe's artifact; one that breaks is a failed trial with its reason, not the end of the run."""
+    run.recipes[recipe.name] = recipe
+    begun = time.monotonic()
+    try:
+        if run.out_of_time():
+            run.trials[recipe.name] = Trial(recipe=line(run, recipe), status="stopped early", reason="the time limit was reached")
+            return False
+        artifact = run.shop.artifact(recipe)
+        parity = None if recipe.runtime == "torch" else run.shop.parity(recipe.steps)
+    except FmoptError as error:
+        run.progress.say(f"{recipe.name} failed: {error}")
+        run.trials[recipe.name] = Trial(recipe=line(run, recipe), status="failed", reason=str(error))
+        return False
+    run.artifacts[recipe.name] = artifact
+    run.trials[recipe.name] = Trial(recipe=line(run, recipe), status="measured", size_bytes=artifact.size_bytes, parity=parity,
+                                    seconds={"build": round(time.monotonic() - begun, 3)})
+    return True
+
+
+def line(run: Run, recipe: Recipe) -> RecipeLine:
+    """A recipe as the record shows it."""
+    return RecipeLine(name=recipe.name, runtime=recipe.runtime, steps=[str(step) for step in recipe.steps],
+                      options=recipe.options, effort=run.job.request.effort, precision=recipe.precision)
+
+
+def time_in_turn(run: Run, names: Sequence[str]) -> None:
+    """Latency of variants, in turn in one process, at the asked batch, length and threads."""
+    request = run.job.request
+    key = {"artifacts": {name: run.artifacts[name].digest for name in names}, "host": probe.host_fingerprint(),
+           "batch": request.batch, "length": request.length, "threads": request.threads, "seed": request.seed,
+           "data": run.job.data.digest, **tool_versions()}
+
+    def clock() -> dict[str, Any]:
+        inputs = latency_inputs(run)
+        runners = {name: run.open(name, request.threads) for name in names}
+        warnings = measure.quiet_machine()
+        run.progress.start(f"timing {len(names)} variants in turn", measure.MIN_SAMPLES)
+        try:
+            samples = measure.time_in_turn({name: replay(runner, inputs) for name, runner in runners.items()},
+                                           seed=request.seed, progress=lambda: run.progress.step())
+        finally:
+            for runner in runners.values():
+                runner.close()
+        return {"samples": samples, "warnings": warnings}
+
+    timed = run.store.value("latency", key, clock)
+    run.warnings += [warning for warning in timed["warnings"] if warning not in run.warnings]
+    for name, samples in timed["samples"].items():
+        run.update(name, latency=Latency(samples_ms=samples, batch=request.batch, length=request.length, threads=request.threads))
+
+
+def time_end_to_end(run: Run, names: Sequence[str]) -> None:
+    """Latency from text to answer, tokenizer and post-processing included, for a few variants in turn."""
+    request = run.job.request
+    key = {"artifacts": {name: run.artifacts[name].digest for name in names}, "host": probe.host_fingerprint(),
+           "batch": request.batch, "threads": request.threads, "seed": request.seed, "data": run.job.data.digest, **tool_versions()}
+
+    def clock() -> dict[str, list[float]]:
+        texts = [item.raw for item in run.items("validation")[:REPLAYED_ITEMS]]
+        batches = [texts[i:i + request.batch] for i in range(0, len(texts), request.batch)]
+        runners = {name: run.open(name, request.threads) for name in names}
+
+        def serve(runner: Runner) -> Callable[[], object]:
+            turn = itertools.cycle(batches)
+
+            def once() -> object:
+                raws = next(turn)
+                batch = run.shop.preprocessor.encode(raws)
+                return postprocess(dict(run.job.facts.pipeline), runner.run(batch.inputs), batch, raws)
+
+            return once
+
+        run.progress.start("timing end to end", measure.MIN_SAMPLES)
+        try:
+            return measure.time_in_turn({name: serve(runner) for name, runner in runners.items()}, seed=request.seed,
+                                        progress=lambda: run.progress.step())
+        finally:
+            for runner in runners.values():
+                runner.close()
+
+    for name, samples in run.store.value("end-to-end", key, clock).items():
+        run.update(name, end_to_end=Latency(samples_ms=samples, batch=request.batch, length=None, threads=request.threads,
+                                            end_to_end=True))
+
+
+def latency_inputs(run: Run) -> list[dict[str, np.ndarray]]:
+    """What is timed: real text filling exactly `length` tokens, or items of the data at their own lengths."""
+    request = run.job.request
+    raws = [item.raw for item in run.items("validation")]
+    return measure.latency_inputs(run.shop.preprocessor, raws, batch=request.batch, length=request.length, seed=request.seed)
+
+
+def replay(runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> Callable[[], object]:
+    """Call a runner with the next input each time, the same sequence for every variant."""
+    turn = itertools.cycle(inputs)
+    return lambda: runner.run(next(turn))
+
+
+def predict_latency(run: Run) -> None:
+    """The device is not here: a roofline prediction, labelled as one, and no claim."""
+    request = run.job.request
+    for name, artifact in run.artifacts.items():
+        if artifact.path.suffix == ".onnx":
+            ms = roofline.predict_ms(artifact.path, run.job.target, request.batch, request.length or 128, run.recipes[name].precision)
+            run.update(name, predicted_ms=ms)
+
+
+def predictions(run: Run, name: str, split: str) -> list[Any]:
+    """What a variant predicts for every item of a split, as deployed; threads do not change results, so all cores are used."""
+    items = run.items(split)
+    key = {"artifact": run.artifacts[name].digest, "data": run.job.data.digest, "split": split, "items": len(items),
+           "pipeline": dict(run.job.facts.pipeline), "batch": run.job.request.batch, **tool_versions()}
+
+    def make(folder: Path) -> None:
+        runner = run.open(name, probe.cores())
+        run.progress.start(f"{split}: {name}", len(items))
+        try:
+            got = predict(runner, run.shop.preprocessor, dict(run.job.facts.pipeline), items, batch=run.job.request.batch,
+                          progress=run.progress.step)
+        finally:
+            runner.close()
+        save_predictions(folder / "predictions", got)
+
+    return load_predictions(run.store.folder("predictions", key, make) / "predictions")
+
+
+def footprint(run: Run, name: str) -> None:
+    """Peak memory and load time of a variant, in a fresh process that only serves it."""
+    artifact = run.artifacts[name]
+    key = {"artifact": artifact.digest, "host": probe.host_fingerprint(), "threads": run.job.request.threads, **tool_versions()}
+    inputs = latency_inputs(run)[0]
+    got = run.store.value("footprint", key, lambda: measure.footprint(artifact, inputs, run.job.request.threads).model_dump())
+    run.update(name, footprint=Footprint(**got))
+
+
+def profile(run: Run, name: str) -> list[OpTime]:
+    """Time per operator of a variant, from its runtime's own profile."""
+    artifact = run.artifacts[name]
+    request = run.job.request
+    key = {"artifact": artifact.digest, "host": probe.host_fingerprint(), "batch": request.batch, "length": request.length,
+           "threads": request.threads, **tool_versions()}
+
+    def make() -> list[dict[str, Any]]:
+        runtime = lookup.find("runtimes", artifact.runtime)
+        return [op.model_dump() for op in runtime.profile(artifact, latency_inputs(run)[0], request.threads)]
+
+    return [OpTime(**op) for op in run.store.value("profile", key, make)]
+
+
+def speedup(run: Run, name: str, reference: str) -> Estimate | None:
+    """How many times faster than the reference, with its interval; None when either was not timed."""
+    ours, theirs = run.trials[name].latency, run.trials[reference].latency
+    if ours is None or theirs is None:
+        return None
+    return gate.speedup(theirs, ours, confidence=run.job.request.budget.confidence, seed=run.job.request.seed)
+
+
+def primary(scores: Sequence[Scores]) -> Scores:
+    """The metric that the budget's drop is judged by."""
+    return next(score for score in scores if score.primary)
+
+
+def by_speed(run: Run) -> list[str]:
+    """Names of what was built, fastest first: by median latency, by prediction, or by size when neither is known."""
+
+    def slow(name: str) -> float:
+        trial = run.trials[name]
+        if trial.latency is not None:
+            return float(np.median(trial.latency.samples_ms))
+        return trial.predicted_ms if trial.predicted_ms is not None else (trial.size_bytes or 0) * 1e3
+
+    return sorted(run.artifacts, key=slow)
+
+
