@@ -1,0 +1,560 @@
+"""Runs a bundle with nothing but numpy, tokenizers and the runtime (onnxruntime or openvino).
+
+This one file is fmopt's bottom layer and is copied into every bundle as `run.py`, so it imports nothing of fmopt:
+
+    python run.py predict "some text"        python run.py bench --length 128        python run.py verify
+
+It turns raw texts into arrays, runs the graph, turns outputs into predictions, and refuses a bundle that is damaged
+or that computes something else on this machine than where it was judged. It knows nothing of training or exporting.
+
+Words used here. A *raw* is what the user has: a text, a pair of texts, or a list of words. A *prediction* is what is
+judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict of JSON values:
+    task         sentence-embedding, text-classification, text-regression, token-classification or question-answering
+    max_length   tokens; longer texts are cut, or read in windows where the task allows
+    inputs       names the network takes: input_ids, attention_mask, token_type_ids
+    outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
+    padding      {"id", "type_id", "token", "side"}
+    pooling, normalize (embedding); labels, multi_label (classification); stride (windows: tokens shared by neighbours);
+    no_answer (question answering: True when the model may answer "nothing"); add_prefix_space (byte-level tokenizers)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Raw = str | tuple[str, str] | list[str]
+Pipeline = Mapping[str, Any]
+
+FORMAT = "fmopt-bundle-1"
+MANIFEST, GOLDEN, UNFINISHED = "fmopt.json", "golden.json", ".fmopt-writing"
+# What may lie beside the files of a manifest: written after it, or by a run of ours.
+UNLISTED = frozenset({MANIFEST, UNFINISHED, "record.json", "report.html", "stages", "__pycache__"})
+# CPU features that sum 8-bit products in 32 bits; a graph that needs one is served by any of them.
+INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
+ANSWER_TOKENS = 30  # longest answer looked for, as in the SQuAD evaluation of the BERT paper (2018)
+
+
+class EdgeError(Exception):
+    """Something that can be explained in one line: what, where, and the way out."""
+
+
+# ---------------------------------------------------------------------------------------------- texts → arrays
+
+
+@dataclass
+class Batch:
+    """Encoded raws. One raw gives one row, or several windows where the task reads long texts in pieces.
+
+    `inputs` hold int64 [rows, tokens]; `mask` is the attention mask, also for networks that take none. The lists are
+    per row and per token, aligned with the padded row, and empty for tasks that do not need them.
+    """
+
+    inputs: dict[str, np.ndarray]
+    mask: np.ndarray
+    owner: list[int]  # row -> index of its raw
+    word_ids: list[list[int | None]] = field(default_factory=list)
+    offsets: list[list[tuple[int, int]]] = field(default_factory=list)
+    sequence_ids: list[list[int | None]] = field(default_factory=list)
+
+
+class Preprocessor:
+    """Encodes raws exactly as the checkpoint's own (fast) Hugging Face tokenizer does."""
+
+    def __init__(self, tokenizer_file: Path, pipeline: Pipeline):
+        tokenizers = _need("tokenizers", "tokenizers")
+        if not Path(tokenizer_file).is_file():
+            raise EdgeError(f"{tokenizer_file} is missing; a model needs the tokenizer.json it was trained with")
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # the library raises bare Exception
+            raise EdgeError(f"{tokenizer_file} is not a tokenizer this library reads: {_line(error)}") from error
+        self.pipeline = pipeline
+        if pipeline.get("add_prefix_space"):
+            self.tokenizer = _with_prefix_space(self.tokenizer)
+        truncation = self.tokenizer.truncation or {}
+        self._direction = truncation.get("direction", "right").lower()
+        self._truncation: tuple[int, int, str] | None = None
+        self.tokenizer.no_padding()  # padded here, to the longest row of a batch
+
+    def encode(self, raws: Sequence[Raw], length: int | None = None) -> Batch:
+        """Arrays of the raws, cut at the pipeline's max_length and padded to the longest row.
+
+        With `length`, rows are cut and padded to exactly that many tokens. EdgeError on a raw the task cannot read.
+        """
+        limit = length or int(self.pipeline["max_length"])
+        rows, owner = [], []
+        for index, raw in enumerate(raws):
+            try:
+                windows = self._windows(raw, limit)
+            except EdgeError as error:
+                raise EdgeError(f"item {index + 1}: {error}") from error
+            rows += windows
+            owner += [index] * len(windows)
+        if not rows:
+            raise EdgeError("there is no text to encode")
+        return self._batch(rows, owner, length or max(len(row) for row in rows))
+
+    def _windows(self, raw: Raw, limit: int) -> list[Any]:
+        """The tokenizer's encodings of one raw: one, or several windows that overlap by `stride` tokens."""
+        task = self.pipeline["task"]
+        if task == "question-answering":
+            return self._question_windows(*_as_pair(raw), limit)
+        if task == "token-classification":
+            words = [word for word, _, _ in split_words(raw)]
+            room = limit - self.tokenizer.num_special_tokens_to_add(False)
+            self._cut_at(limit, min(int(self.pipeline.get("stride") or room // 4), room // 2), "longest_first")
+            first = self._encode(words, None, words=True)
+            return [first, *first.overflowing]
+        self._cut_at(limit, 0, "longest_first")
+        text, pair = _as_pair(raw) if isinstance(raw, tuple) else (raw, None)
+        return [self._encode(text, pair, words=isinstance(raw, list))]
+
+    def _question_windows(self, question: str, context: str, limit: int) -> list[Any]:
+        """Windows over the context, each with the whole question; a question longer than half of it is cut."""
+        self.tokenizer.no_truncation()
+        self._truncation = None
+        asked = self._encode(question, None, words=False, special=False)
+        if len(asked) > limit // 2:
+            question, asked = question[: asked.offsets[limit // 2 - 1][1]], asked.ids[: limit // 2]
+        room = limit - len(asked) - self.tokenizer.num_special_tokens_to_add(True)
+        if room < 2:
+            raise EdgeError(f"{limit} tokens leave no room for a context; raise max_length")
+        # The tokenizer aborts when windows do not advance, so neighbours share at most half of the room.
+        self._cut_at(limit, min(int(self.pipeline.get("stride") or 128), room // 2), "only_second")
+        first = self._encode(question, context, words=False)
+        return [first, *first.overflowing]
+
+    def _cut_at(self, limit: int, stride: int, strategy: str) -> None:
+        if self._truncation != (limit, stride, strategy):
+            self.tokenizer.enable_truncation(limit, stride=stride, strategy=strategy, direction=self._direction)
+            self._truncation = (limit, stride, strategy)
+
+    def _encode(self, text: Any, pair: Any, *, words: bool, special: bool = True) -> Any:
+        # One by one: the library's own batching starts threads of its own beside those the caller asked for.
+        try:
+            return self.tokenizer.encode(text, pair, is_pretokenized=words, add_special_tokens=special)
+        except (TypeError, ValueError, UnicodeError) as error:
+            raise EdgeError(f"{_shorten(text)} is not a text, a pair of texts or a list of words") from error
+
+    def _batch(self, rows: list[Any], owner: list[int], width: int) -> Batch:
+        padding = self.pipeline["padding"]
+        ids = np.full((len(rows), width), padding["id"], dtype=np.int64)
+        types = np.full((len(rows), width), padding.get("type_id", 0), dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        left = padding.get("side", "right") == "left"
+        for index, row in enumerate(rows):
+            at = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[index, at], types[index, at], mask[index, at] = row.ids, row.type_ids, row.attention_mask
+        made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        unknown = set(self.pipeline["inputs"]) - set(made)
+        if unknown:
+            raise EdgeError(f"the network wants inputs {sorted(unknown)}; a tokenizer makes only {sorted(made)}")
+        batch = Batch({name: made[name] for name in self.pipeline["inputs"]}, mask, owner)
+
+        def aligned(values: list[Any], blank: Any) -> list[Any]:
+            blanks = [blank] * (width - len(values))
+            return blanks + values if left else values + blanks
+
+        task = self.pipeline["task"]
+        if task == "token-classification":
+            batch.word_ids = [aligned(row.word_ids, None) for row in rows]
+        elif task == "question-answering":
+            batch.offsets = [aligned(row.offsets, (0, 0)) for row in rows]
+            batch.sequence_ids = [aligned(row.sequence_ids, None) for row in rows]
+        return batch
+
+
+def split_words(raw: Raw) -> list[tuple[str, int, int]]:
+    """Words with their character offsets: a list's own words joined by spaces, or a text split for a tagger.
+
+    Taggers learn on words with punctuation set apart but abbreviations, hyphens and @names whole; so is a text split.
+    """
+    if isinstance(raw, str):
+        found = re.finditer(r"[@#]?\w+(?:[-'’._/&]\w+)*|[^\w\s]", raw)
+        return [(match.group(), match.start(), match.end()) for match in found]
+    if not isinstance(raw, list):
+        raise EdgeError(f"{_shorten(raw)} is no text and no list of words")
+    words, at = [], 0
+    for word in raw:
+        words.append((word, at, at + len(word)))
+        at += len(word) + 1
+    return words
+
+
+def _as_pair(raw: Any) -> tuple[str, str]:
+    if isinstance(raw, tuple) and len(raw) == 2 and all(isinstance(part, str) for part in raw):
+        return raw
+    raise EdgeError(f"{_shorten(raw)} is not a pair of texts; give (first, second), for an answer (question, context)")
+
+
+def _with_prefix_space(tokenizer: Any) -> Any:
+    """The tokenizer with a space before the first word, as `add_prefix_space=True` does in transformers."""
+
+    def set_in(part: Any) -> None:
+        if isinstance(part, dict):
+            if part.get("type") in ("ByteLevel", "RobertaProcessing") and "add_prefix_space" in part:
+                part["add_prefix_space"] = True
+            for value in part.values():
+                set_in(value)
+        elif isinstance(part, list):
+            for value in part:
+                set_in(value)
+
+    written = json.loads(tokenizer.to_str())
+    set_in(written.get("pre_tokenizer"))
+    set_in(written.get("post_processor"))
+    return type(tokenizer).from_str(json.dumps(written))
+
+
+# ---------------------------------------------------------------------------------------------- outputs → predictions
+
+
+def postprocess(pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, raws: Sequence[Raw]) -> list[Any]:
+    """One prediction per raw, from the network's outputs for `batch`.
+
+    sentence-embedding: float32 (dim,); text-classification: logits float32 (classes,); text-regression: float32 (1,);
+    token-classification: logits float32 (words, classes) of each word's first sub-token; question-answering:
+    {"text", "start", "end", "score"} with character offsets in the context.
+    """
+    arrays = [_named(outputs, name, len(pipeline["outputs"])) for name in pipeline["outputs"]]
+    task = pipeline["task"]
+    if task == "sentence-embedding":
+        return list(pool(arrays[0], batch.mask, pipeline.get("pooling", "mean"), bool(pipeline.get("normalize"))))
+    if task == "text-classification":
+        return list(arrays[0])
+    if task == "text-regression":
+        return list(arrays[0].reshape(len(batch.owner), -1)[:, :1])
+    if task == "token-classification":
+        return _word_logits(arrays[0], batch, raws, pipeline)
+    if task == "question-answering":
+        return _answers(arrays[0], arrays[1], batch, raws, bool(pipeline.get("no_answer")))
+    raise EdgeError(f"there is no task {task!r}")
+
+
+def pool(hidden: np.ndarray, mask: np.ndarray, how: str, normalize: bool) -> np.ndarray:
+    """Sentence vectors float32 [rows, dim] from token vectors [rows, tokens, dim], as sentence-transformers pools."""
+    weights = mask[:, :, None].astype(np.float32)
+    if how == "mean":
+        pooled = (hidden * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-9)
+    elif how == "max":
+        pooled = np.where(weights > 0, hidden, np.float32(-np.inf)).max(axis=1)
+    elif how == "cls":
+        pooled = hidden[np.arange(len(hidden)), mask.argmax(axis=1)]  # the first token that is no padding
+    else:
+        raise EdgeError(f"there is no pooling {how!r}; there are mean, cls, max")
+    if normalize:
+        pooled = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
+    return np.ascontiguousarray(pooled, dtype=np.float32)
+
+
+def _named(outputs: Mapping[str, np.ndarray], name: str, wanted: int) -> np.ndarray:
+    if name in outputs:
+        return np.asarray(outputs[name], dtype=np.float32)
+    if wanted == len(outputs) == 1:  # a graph exported elsewhere may call its only output otherwise
+        return np.asarray(next(iter(outputs.values())), dtype=np.float32)
+    raise EdgeError(f"the graph has no output {name!r}; it has {', '.join(sorted(outputs))}")
+
+
+def _word_logits(logits: np.ndarray, batch: Batch, raws: Sequence[Raw], pipeline: Pipeline) -> list[np.ndarray]:
+    labels = list(pipeline.get("labels", []))
+    found = []
+    for raw in raws:
+        rows = np.zeros((len(split_words(raw)), logits.shape[-1]), dtype=np.float32)
+        if "O" in labels:
+            rows[:, labels.index("O")] = 1.0  # a word without any token (a stray control character) is nothing
+        found.append(rows)
+    seen: set[tuple[int, int]] = set()
+    for row, owner in enumerate(batch.owner):
+        previous = None
+        for token, word in enumerate(batch.word_ids[row]):
+            # A window may begin inside a word; the window before it had the word's first token.
+            if word is not None and word != previous and (owner, word) not in seen:
+                seen.add((owner, word))
+                found[owner][word] = logits[row, token]
+            previous = word
+    return found
+
+
+def _answers(
+    starts: np.ndarray, ends: np.ndarray, batch: Batch, raws: Sequence[Raw], may_be_none: bool
+) -> list[dict[str, Any]]:
+    """The best span of each raw over all its windows; its score is p(start) · p(end) among all their tokens."""
+    owners = np.asarray(batch.owner)
+    return [
+        _answer(starts, ends, batch, np.flatnonzero(owners == index), _as_pair(raw)[1], may_be_none)
+        for index, raw in enumerate(raws)
+    ]
+
+
+def _answer(
+    starts: np.ndarray, ends: np.ndarray, batch: Batch, rows: np.ndarray, context: str, may_be_none: bool
+) -> dict[str, Any]:
+    tokens = [np.flatnonzero([part == 1 for part in batch.sequence_ids[row]]) for row in rows]
+    # A window without the answer points at its first token ([CLS]); "no answer" is as likely as the least such window.
+    firsts = batch.mask[rows].argmax(axis=1)
+    null_start, null_end = min(zip(starts[rows, firsts], ends[rows, firsts], strict=True), key=sum)
+    spans = [(*_best_span(starts[row, at], ends[row, at]), row, at) for row, at in zip(rows, tokens, strict=True)]
+    total, begin, end, row, at = max(spans, key=lambda span: span[0])
+    nothing = {"text": "", "start": 0, "end": 0, "score": 0.0}
+    null = [null_start], [null_end]
+    sides = [
+        np.concatenate([side[row, at] for row, at in zip(rows, tokens, strict=True)] + [extra] * may_be_none)
+        for side, extra in zip((starts, ends), null, strict=True)
+    ]
+    if may_be_none and null_start + null_end >= total:
+        return {**nothing, "score": _share(null_start + null_end, sides)}
+    if total == -np.inf:  # an empty context
+        return nothing
+    start, stop = batch.offsets[row][at[begin]][0], batch.offsets[row][at[end]][1]
+    while start < stop and context[start].isspace():  # byte-level tokens may carry the space before the word
+        start += 1
+    return {"text": context[start:stop], "start": int(start), "end": int(stop), "score": _share(total, sides)}
+
+
+def _best_span(start: np.ndarray, end: np.ndarray) -> tuple[float, int, int]:
+    """Largest start + end logit with start ≤ end < start + ANSWER_TOKENS; -inf without tokens."""
+    if not len(start):
+        return float("-inf"), 0, 0
+    ordered = np.tri(len(start), dtype=bool).T & np.tri(len(start), k=ANSWER_TOKENS - 1, dtype=bool)
+    sums = np.where(ordered, start[:, None] + end[None, :], -np.inf)
+    begin, stop = np.unravel_index(int(sums.argmax()), sums.shape)
+    return float(sums[begin, stop]), int(begin), int(stop)
+
+
+def _share(total: float, sides: Sequence[np.ndarray]) -> float:
+    """exp(total) as a share of what both sides could be."""
+    return float(np.exp(total - sum(np.logaddexp.reduce(side.astype(np.float64)) for side in sides)))
+
+
+# ---------------------------------------------------------------------------------------------- predictions → people
+
+
+def present(pipeline: Pipeline, prediction: Any, raw: Raw) -> Any:
+    """A prediction as JSON for people.
+
+    A vector as a list; {"label", "score", "scores"} (with "labels" above one half when several may hold); a number; a
+    list of {"entity", "text", "start", "end", "score"}; an answer dict.
+    """
+    task = pipeline["task"]
+    if task == "sentence-embedding":
+        return [float(value) for value in prediction]
+    if task == "text-regression":
+        return float(prediction[0])
+    if task == "text-classification":
+        return _present_class(prediction, pipeline)
+    if task == "token-classification":
+        return _present_spans(prediction, raw, list(pipeline["labels"]))
+    return dict(prediction)
+
+
+def _present_class(logits: np.ndarray, pipeline: Pipeline) -> dict[str, Any]:
+    several = bool(pipeline.get("multi_label"))
+    shares = 1 / (1 + np.exp(-logits.astype(np.float64))) if several else softmax(logits)
+    labels = list(pipeline.get("labels") or [f"LABEL_{index}" for index in range(len(logits))])
+    scores = {label: float(share) for label, share in zip(labels, shares, strict=True)}
+    best = max(scores, key=lambda label: scores[label])
+    shown: dict[str, Any] = {"label": best, "score": scores[best], "scores": scores}
+    if several:
+        shown["labels"] = [label for label, share in scores.items() if share >= 0.5]
+    return shown
+
+
+def _present_spans(logits: np.ndarray, raw: Raw, labels: list[str]) -> list[dict[str, Any]]:
+    """Runs of words with the same entity; B- begins a new one, labels without B-/I- run on."""
+    words = split_words(raw)
+    text = raw if isinstance(raw, str) else " ".join(word for word, _, _ in words)
+    spans: list[dict[str, Any]] = []
+    open_entity = None
+    for (_, start, end), row in zip(words, softmax(logits), strict=True):
+        label = labels[int(row.argmax())]
+        kind, entity = (label[0], label[2:]) if label[:2] in ("B-", "I-") else ("", label)
+        if label == "O":
+            open_entity = None
+        elif entity == open_entity and kind != "B":
+            spans[-1]["end"] = end
+            spans[-1]["scores"].append(float(row.max()))
+        else:
+            open_entity = entity
+            spans.append({"entity": entity, "start": start, "end": end, "scores": [float(row.max())]})
+    return [
+        {
+            "entity": span["entity"],
+            "text": text[span["start"] : span["end"]],
+            "start": span["start"],
+            "end": span["end"],
+            "score": float(np.mean(span["scores"])),
+        }
+        for span in spans
+    ]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Shares over the last axis, float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+# ---------------------------------------------------------------------------------------------- graphs that run
+
+
+class OnnxRuntimeRunner:
+    """An ONNX graph opened by ONNX Runtime. Option: "providers", by default the CPU's."""
+
+    def __init__(self, path: Path, options: Mapping[str, Any], threads: int):
+        ort = _need("onnxruntime", "onnxruntime")
+        session = ort.SessionOptions()
+        session.intra_op_num_threads = threads
+        session.inter_op_num_threads = 1
+        session.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        session.log_severity_level = 3
+        if threads > 1:
+            # Idle threads of one session must not spin beside another that is being timed.
+            session.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self.session = ort.InferenceSession(
+                str(path), session, providers=list(options.get("providers", ["CPUExecutionProvider"]))
+            )
+        except Exception as error:  # pybind classes derive from Exception only
+            raise EdgeError(f"ONNX Runtime {ort.__version__} cannot open {path}: {_line(error)}") from error
+        kinds = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+        self.inputs = {port.name: kinds.get(port.type, np.int64) for port in self.session.get_inputs()}
+        self.outputs = [port.name for port in self.session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name; inputs the graph does not take are ignored."""
+        feed = _feed(self.inputs, inputs)
+        return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        self.session = None
+
+
+class OpenVinoRunner:
+    """An IR or ONNX graph opened by OpenVINO on the CPU. Option: "precision", "f32" (default) or "bf16"."""
+
+    def __init__(self, path: Path, options: Mapping[str, Any], threads: int):
+        openvino = _need("openvino", "openvino")
+        properties = {
+            # Without the hint OpenVINO silently computes in bf16 where the CPU can.
+            "INFERENCE_PRECISION_HINT": str(options.get("precision", "f32")),
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(threads),
+        }
+        try:
+            compiled = openvino.Core().compile_model(str(path), "CPU", properties)
+        except Exception as error:
+            raise EdgeError(f"OpenVINO {openvino.__version__} cannot open {path}: {_line(error)}") from error
+        kinds = {"i64": np.int64, "i32": np.int32}
+        self.inputs = {
+            port.any_name: kinds.get(port.element_type.get_type_name(), np.int64) for port in compiled.inputs
+        }
+        self.outputs = [
+            sorted(port.names)[0] if port.names else f"output_{i}" for i, port in enumerate(compiled.outputs)
+        ]
+        self.request = compiled.create_infer_request()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name; inputs the graph does not take are ignored."""
+        results = self.request.infer(_feed(self.inputs, inputs), share_inputs=True)
+        return dict(zip(self.outputs, results.values(), strict=True))
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        self.request = None
+
+
+RUNNERS: dict[str, type[OnnxRuntimeRunner] | type[OpenVinoRunner]] = {
+    "onnxruntime": OnnxRuntimeRunner,
+    "openvino": OpenVinoRunner,
+}
+
+
+def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: int) -> Any:
+    """Open a graph as production does. Options a runner does not know concern how the graph was built.
+
+    EdgeError for a runtime that only fmopt itself can open.
+    """
+    if runtime not in RUNNERS:
+        raise EdgeError(f"runtime {runtime!r} needs torch, which this file does without; use fmopt.load instead")
+    if not Path(path).is_file():
+        raise EdgeError(f"{path} is missing")
+    return RUNNERS[runtime](path, options, threads)
+
+
+def _feed(wanted: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    missing = [name for name in wanted if name not in inputs]
+    if missing:
+        raise EdgeError(f"the graph wants input {missing[0]!r}; it was given {', '.join(sorted(inputs))}")
+    return {name: np.ascontiguousarray(inputs[name], dtype=kind) for name, kind in wanted.items()}
+
+
+# ---------------------------------------------------------------------------------------------- a bundle that answers
+
+
+class Model:
+    """An opened bundle: texts in, predictions out."""
+
+    def __init__(self, facts: Mapping[str, Any], preprocessor: Preprocessor, runner: Any):
+        self.facts = facts
+        self.pipeline: Pipeline = facts["pipeline"]
+        self.preprocessor = preprocessor
+        self.runner = runner
+
+    def predict(self, raws: Sequence[Raw], batch_size: int = 1) -> list[Any]:
+        """Predictions as they are judged; see `postprocess`."""
+        found: list[Any] = []
+        for start in range(0, len(raws), batch_size):
+            part = raws[start : start + batch_size]
+            batch = self.preprocessor.encode(part)
+            found += postprocess(self.pipeline, run_rows(self.runner, batch.inputs, batch_size), batch, part)
+        return found
+
+    def __call__(self, raw: Any) -> Any:
+        """What people read, for one raw or, given a list, for each of its raws (so a list of words goes in a list)."""
+        raws = list(raw) if isinstance(raw, list) else [raw]
+        shown = [present(self.pipeline, *pair) for pair in zip(self.predict(raws), raws, strict=True)] if raws else []
+        return shown if isinstance(raw, list) else shown[0]
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        self.runner.close()
+
+
+def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
+    """Run at most `most` rows at once: a long text has many windows, and memory is for `most`."""
+    rows = len(next(iter(inputs.values())))
+    if rows <= most:
+        return dict(runner.run(inputs))
+    parts = [runner.run({k: v[i : i + most] for k, v in inputs.items()}) for i in range(0, rows, most)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+# ---------------------------------------------------------------------------------------------- small helpers
+
+
+def _need(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise EdgeError(f"{package} is not installed here; pip install {package}") from error
+
+
+def _line(error: BaseException) -> str:
+    """The telling line of a library's error: the last, without addresses of its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return _shorten(lines[-1] if lines else type(error).__name__, 300)
+
+
+def _shorten(value: Any, most: int = 60) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= most else text[: most - 1] + "…"
