@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from fmopt import wording
 from fmopt.errors import BundleError
@@ -129,9 +129,6 @@ class Timed(Frozen):
 
 class Record(Frozen):
     """A whole run."""
-
-    # "strings": JSON has no infinity, and a bound can be infinite
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     fmopt: str  # version
     command: str
