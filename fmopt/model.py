@@ -6,10 +6,14 @@ Torch itself is imported only by the functions that need it, so that bundles can
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from fmopt.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -120,3 +124,50 @@ def file_digest(path: Path) -> str:
     """sha256 of a file, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def load_network(folder: Path, auto_class: str, dtype: str = "fp32") -> torch.nn.Module:
+    """The network of a checkpoint folder in eval mode, loaded without network access, pickle or remote code.
+
+    `auto_class` is a transformers class name ("AutoModelForTokenClassification"); `dtype` is fp32, fp16 or bf16. A
+    plain encoder ("AutoModel") comes without its pooler where the class allows that, so that `last_hidden_state` is its
+    only output. Weights that the checkpoint lacks are a CheckpointError: a random head would give random answers.
+    """
+    import torch
+    import transformers
+
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    loader: Any = getattr(transformers, auto_class)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    mapping = loader._model_mapping
+    if type(config) not in mapping:
+        raise CheckpointError(f"{folder}: transformers has no {auto_class} for model_type {config.model_type!r}")
+    # The pooler is left out by this class argument, which AutoModel passes on only when we name it.
+    known = inspect.signature(mapping[type(config)].__init__).parameters
+    options = {"add_pooling_layer": False} if auto_class == "AutoModel" and "add_pooling_layer" in known else {}
+    with _quiet(transformers.utils.logging):
+        net, found = loader.from_pretrained(
+            folder, config=config, dtype=dtypes[dtype], local_files_only=True, trust_remote_code=False,
+            use_safetensors=True, output_loading_info=True, **options,
+        )  # fmt: skip
+    if found["missing_keys"] or found["mismatched_keys"]:
+        first = sorted(str(key) for key in (*found["missing_keys"], *found["mismatched_keys"]))
+        raise CheckpointError(
+            f"{folder} has no fitting weights for {len(first)} tensors of {type(net).__name__} "
+            f"({', '.join(first[:3])}); train the head first: fmopt finetune"
+        )
+    return net.eval()
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Keep transformers' progress bar and load report off the user's terminal; what matters becomes an error."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
