@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from fmopt.errors import ConfigError, FmoptError
@@ -356,19 +355,13 @@ def parse_bytes(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; what fmopt can explain is one line on stderr."""
     try:
-        code = app(args=argv, standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
+        app(args=argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     except FmoptError as error:
         print(f"fmopt: {error}", file=sys.stderr)
         return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        print("fmopt: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    return 0
 
 
 def entry() -> None:

@@ -1,0 +1,162 @@
+"""What a person sees in the terminal: progress on stderr, tables on stdout. Numbers are worded by wording.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fmopt import wording
+from fmopt.compare import Comparison, render_text, trial_table, verdict_panel
+from fmopt.doctor import Line
+from fmopt.model import CheckpointFacts
+from fmopt.plan import Plan
+from fmopt.record import Record
+from fmopt.results import Latency
+from fmopt.target import Target
+
+out = Console(highlight=False)
+
+
+class LiveProgress:
+    """A bar with the time left for the running stage; finished things scroll by above it."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.task: TaskID | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.bars.console.print(text, highlight=False, markup=False)
+
+    def start(self, text: str, total: int) -> None:
+        """Replace the bar."""
+        self.stop()
+        self.task = self.bars.add_task(text, total=total)
+
+    def step(self, done: int = 1) -> None:
+        """Move the bar."""
+        if self.task is not None:
+            self.bars.advance(self.task, done)
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self.task is not None:
+            self.bars.remove_task(self.task)
+            self.task = None
+
+
+@contextmanager
+def live_progress() -> Iterator[LiveProgress]:
+    """Progress on stderr; an interrupt says that nothing finished is lost."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    try:
+        with Progress(*columns, console=console, transient=True) as bars:
+            yield LiveProgress(bars)
+    except KeyboardInterrupt:
+        print("fmopt: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        raise
+
+
+def record(found: Record, folder: Path) -> None:
+    """The verdict, the candidates, and where things are."""
+    out.print(verdict_panel(found))
+    out.print(trial_table(found))
+    out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {folder / 'run.py'} verify", markup=False)
+
+
+def plan(found: Plan) -> None:
+    """Candidates in order, refusals with reasons, what it would take."""
+    table = Table("#", "candidate", "runtime", "passes", title="would be tried, in this order", title_justify="left")
+    for number, recipe in enumerate((*found.baselines, *found.candidates), 1):
+        table.add_row(str(number), recipe.name, recipe.runtime, " → ".join(map(str, recipe.steps)) or "as it is")
+    out.print(table)
+    for refusal in found.refused:
+        out.print(f"refused {refusal.recipe}: {refusal.reason}", markup=False)
+    need = found.estimates
+    out.print(f"estimated: {need.minutes:g} minutes, {need.ram_gb:g} GB RAM, {need.disk_gb:g} GB disk")
+
+
+def bench(found: Sequence[tuple[str, Latency]]) -> None:
+    """Percentiles per model, shape and threads; ratios against the first model of the same shape."""
+    table = Table("model", "batch", "tokens", "threads", "p50", "p90", "p99", "ratio", "samples")
+    first: dict[tuple[int, int | None, int], float] = {}
+    for name, latency in found:
+        p50, p90, p99 = np.percentile(latency.samples_ms, [50, 90, 99])
+        base = first.setdefault((latency.batch, latency.length, latency.threads), float(p50))
+        table.add_row(name, str(latency.batch), str(latency.length), str(latency.threads), *map(wording.milliseconds, (p50, p90, p99)),
+                      f"{base / p50:.2f}×", str(len(latency.samples_ms)))
+    out.print(table)
+
+
+def metrics(rows: Sequence[dict[str, Any]]) -> None:
+    """One line per metric."""
+    table = Table("metric", "value", "items")
+    for row in rows:
+        table.add_row(row["metric"], f"{row['value']:.4f}", str(row["items"]))
+    out.print(table)
+
+
+def comparison(rows: Comparison) -> None:
+    """Differences that matter first."""
+    out.print(render_text(rows), markup=False)
+
+
+def facts_data(found: CheckpointFacts) -> dict[str, Any]:
+    """A checkpoint's facts as JSON-able data."""
+    data = dataclasses.asdict(found)
+    del data["config"]
+    return data | {"pipeline": dict(found.pipeline)}
+
+
+def facts(found: CheckpointFacts) -> None:
+    """What a checkpoint is."""
+    table = Table(show_header=False, title=found.source.title, title_justify="left")
+    labels = found.pipeline.get("labels") or []
+    rows = {
+        "architecture": f"{found.architecture or 'no head'} ({found.model_type})", "task": found.task,
+        "layers": f"{found.layers} × {found.hidden_size}", "parameters": f"{found.parameters:,}",
+        "weights": f"{found.weight_bytes / 1e6:,.1f} MB", "takes": f"{', '.join(found.pipeline['inputs'])}; at most "
+                                                                   f"{found.pipeline['max_length']} tokens",
+        "labels": f"{len(labels)}: {', '.join(labels[:8])}{' …' if len(labels) > 8 else ''}" if labels else "none",
+        "folder": str(found.folder), "licence": found.source.licence or "not stated",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    out.print(table)
+
+
+def targets(known: Sequence[Target]) -> None:
+    """One line per target."""
+    table = Table("target", "device", "cores", "memory", "GB/s", "precisions", "runtimes")
+    for target in known:
+        table.add_row(target.name, target.title, str(target.cores), f"{target.memory_gb:g} GB",
+                      f"{target.bandwidth_gbs:g}" if target.bandwidth_gbs else wording.MISSING, " ".join(target.precisions),
+                      " ".join(target.runtimes))
+    out.print(table)
+
+
+def target(found: Target) -> None:
+    """Every fact of one target."""
+    table = Table(show_header=False, title=found.name, title_justify="left")
+    for name, value in found.model_dump(mode="json").items():
+        if value not in (None, [], {}):
+            table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    out.print(table)
+
+
+def doctor(lines: Sequence[Line]) -> None:
+    """One line per thing looked at."""
+    table = Table("", "what", "detail")
+    for line in lines:
+        table.add_row({"ok": "✓", "missing": "✗", "warning": "!"}[line.state], line.what, line.detail)
+    out.print(table)
