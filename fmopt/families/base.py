@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from fmopt import lookup
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +28,10 @@ class AttentionBlock:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Dotted names of one FFN: what widens and what narrows again. Gated FFNs have two that widen."""
+    """Dotted names of one FFN: what widens and what narrows again.
+
+    A gated FFN widens twice: by two modules, or by one whose output is both halves. `width` is what `narrow` takes.
+    """
 
     widen: tuple[str, ...]
     narrow: str
@@ -34,9 +40,9 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Layer:
-    """One Transformer layer, in order."""
+    """One Transformer layer: `name` is the module whose output (the first of a tuple, in MPNet) is the hidden state."""
 
-    name: str                          # dotted name of the module whose output is the layer's output
+    name: str
     attention: AttentionBlock
     ffn: FeedForward
 
@@ -52,3 +58,56 @@ class Family(Protocol):
 
     def embeddings(self, net: torch.nn.Module) -> Sequence[str]:
         """Dotted names of the token embedding and, where there is one, other large lookup tables."""
+
+
+def find_family(model_type: str) -> Family | None:
+    """The family that knows `model_type`; None when no file of `families/` does."""
+    families = (lookup.find("families", name) for name in lookup.names("families"))
+    return next((family for family in families if model_type in family.model_types), None)
+
+
+def linear_names(net: torch.nn.Module, family: Family | None) -> tuple[str, ...]:
+    """Dotted names of the `nn.Linear` worth making cheaper, in network order.
+
+    With a family: the projections and FFNs of its layers; heads and poolers stay out, they cost next to nothing and
+    the answer hangs on them. Without one: every `nn.Linear`.
+    """
+    from torch import nn
+
+    every = tuple(name for name, module in net.named_modules() if isinstance(module, nn.Linear))
+    if family is None:
+        return every
+    inside = {name for layer in family.layers(net) for name in parts(layer)}
+    return tuple(name for name in every if name in inside)
+
+
+def parts(layer: Layer) -> tuple[str, ...]:
+    """Dotted names of a layer's linear modules, each once: query, key, value, output, widening, narrowing."""
+    attention, ffn = layer.attention, layer.ffn
+    names = (attention.query, attention.key, attention.value, attention.output, *ffn.widen, ffn.narrow)
+    return tuple(dict.fromkeys(names))
+
+
+def modules_named(net: torch.nn.Module, pattern: str) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Modules whose dotted name ends in `pattern`, a regular expression, whatever head the network wears."""
+    ending = re.compile(rf"(?:.*\.)?{pattern}")
+    return ((name, module) for name, module in net.named_modules() if ending.fullmatch(name))
+
+
+def columns(net: torch.nn.Module, name: str) -> int:
+    """How many features the linear module `name` takes."""
+    return int(net.get_submodule(name).in_features)  # type: ignore[arg-type]
+
+
+def attention_block(net: torch.nn.Module, query: str, key: str, value: str, output: str) -> AttentionBlock:
+    """The block of these projections; heads are counted from its width, which pruning may have changed."""
+    head_dim = size_of_head(net)
+    heads = columns(net, output) // head_dim
+    return AttentionBlock(query, key, value, output, heads=heads, head_dim=head_dim, fused=query == key)
+
+
+def size_of_head(net: torch.nn.Module) -> int:
+    """Features of one attention head, by the configuration; pruning heads leaves it as it is."""
+    config = net.config
+    stated = getattr(config, "head_dim", None) or getattr(config, "attention_head_size", None)
+    return int(stated or config.hidden_size // config.num_attention_heads)  # type: ignore[union-attr,operator,arg-type]

@@ -1,0 +1,41 @@
+"""Where the parts of MPNet are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fmopt.families.base import FeedForward, Layer, attention_block, columns, modules_named
+
+if TYPE_CHECKING:
+    import torch
+
+
+class MPNet:
+    """MPNet: BERT's layers with a position bias shared by all of them."""
+
+    name = "mpnet"
+    model_types: tuple[str, ...] = ("mpnet",)
+
+    def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
+        """The layers in order."""
+        return [self._layer(net, name) for name, _ in modules_named(net, r"encoder\.layer\.\d+")]
+
+    def embeddings(self, net: torch.nn.Module) -> Sequence[str]:
+        """The token table, then the positions."""
+        return [name for name, _ in modules_named(net, r"embeddings\.(?:word|position)_embeddings")]
+
+    @staticmethod
+    def _layer(net: torch.nn.Module, name: str) -> Layer:
+        attention = attention_block(
+            net,
+            f"{name}.attention.attn.q",
+            f"{name}.attention.attn.k",
+            f"{name}.attention.attn.v",
+            f"{name}.attention.attn.o",
+        )
+        narrow = f"{name}.output.dense"
+        return Layer(name, attention, FeedForward((f"{name}.intermediate.dense",), narrow, columns(net, narrow)))
+
+
+FAMILY = MPNet()
