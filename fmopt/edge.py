@@ -20,11 +20,20 @@ judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* 
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
+import os
+import platform
 import re
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +45,7 @@ Pipeline = Mapping[str, Any]
 FORMAT = "fmopt-bundle-1"
 MANIFEST, GOLDEN, UNFINISHED = "fmopt.json", "golden.json", ".fmopt-writing"
 # What may lie beside the files of a manifest: written after it, or by a run of ours.
-UNLISTED = frozenset({MANIFEST, UNFINISHED, "record.json", "report.html", "stages", "__pycache__"})
+UNLISTED = frozenset({MANIFEST, "record.json", "report.html", "report.md", "stages", "bundle.tmp", "__pycache__"})
 # CPU features that sum 8-bit products in 32 bits; a graph that needs one is served by any of them.
 INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
 ANSWER_TOKENS = 30  # longest answer looked for, as in the SQuAD evaluation of the BERT paper (2018)
@@ -46,7 +55,7 @@ class EdgeError(Exception):
     """Something that can be explained in one line: what, where, and the way out."""
 
 
-# ---------------------------------------------------------------------------------------------- texts → arrays
+# -------------------------------------------------------------------------------- texts → arrays
 
 
 @dataclass
@@ -214,7 +223,7 @@ def _with_prefix_space(tokenizer: Any) -> Any:
     return type(tokenizer).from_str(json.dumps(written))
 
 
-# ---------------------------------------------------------------------------------------------- outputs → predictions
+# -------------------------------------------------------------------------------- outputs → predictions
 
 
 def postprocess(pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, raws: Sequence[Raw]) -> list[Any]:
@@ -334,7 +343,7 @@ def _share(total: float, sides: Sequence[np.ndarray]) -> float:
     return float(np.exp(total - sum(np.logaddexp.reduce(side.astype(np.float64)) for side in sides)))
 
 
-# ---------------------------------------------------------------------------------------------- predictions → people
+# -------------------------------------------------------------------------------- predictions → people
 
 
 def present(pipeline: Pipeline, prediction: Any, raw: Raw) -> Any:
@@ -402,7 +411,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-# ---------------------------------------------------------------------------------------------- graphs that run
+# -------------------------------------------------------------------------------- graphs that run
 
 
 class OnnxRuntimeRunner:
@@ -498,7 +507,7 @@ def _feed(wanted: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[s
     return {name: np.ascontiguousarray(inputs[name], dtype=kind) for name, kind in wanted.items()}
 
 
-# ---------------------------------------------------------------------------------------------- a bundle that answers
+# -------------------------------------------------------------------------------- a bundle that answers
 
 
 class Model:
@@ -539,7 +548,467 @@ def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[s
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-# ---------------------------------------------------------------------------------------------- small helpers
+# -------------------------------------------------------------------------------- this machine
+
+
+def isa_features() -> list[str]:
+    """CPU features that decide which kernels run, sorted; empty when this system does not say (Windows)."""
+    flags = set()
+    if sys.platform.startswith("linux"):
+        # x86 calls the line "flags", Arm "Features"
+        line = next((part for part in _cpuinfo() if part.lower().startswith(("flags", "features"))), "")
+        flags = set(line.partition(":")[2].split())
+    elif sys.platform == "darwin":
+        told = re.findall(r"hw\.optional\.(?:arm\.FEAT_)?(\w+): 1", _output("sysctl", "hw.optional"))
+        flags = {name.lower() for name in told}
+    known = {flag: flag for flag in X86_FEATURES} | ARM_FEATURES
+    return sorted({known[flag] for flag in flags if flag in known})
+
+
+X86_FEATURES = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16")
+X86_FEATURES += ("avx_vnni", "avx_vnni_int8", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16")
+# Linux and macOS name Arm's features differently; these are the names of target files.
+ARM_FEATURES = {
+    "asimd": "neon", "advsimd": "neon", "asimdhp": "fp16", "fp16": "fp16", "asimddp": "dotprod", "dotprod": "dotprod",
+    "i8mm": "i8mm", "bf16": "bf16", "sve": "sve", "sve2": "sve2",
+}  # fmt: skip
+
+
+def host_fingerprint() -> dict[str, Any]:
+    """What a measurement or a self-test on this machine depends on, except versions: cpu, arch, isa, cores, os."""
+    cpu = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), "")
+    if not cpu and sys.platform == "darwin":
+        cpu = _output("sysctl", "-n", "machdep.cpu.brand_string").strip()
+    if not cpu and Path("/proc/device-tree/model").is_file():  # Arm boards name the board, not the core
+        cpu = Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n ")
+    return {
+        "cpu": cpu or platform.processor() or platform.machine(),
+        "arch": platform.machine(),
+        "isa": isa_features(),
+        "cores": available_cores(),
+        "os": f"{platform.system()} {platform.release()}",
+    }
+
+
+def available_cores() -> int:
+    """Cores this process may use: less than the machine's in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory_mb() -> float | None:
+    """Largest memory this process ever held, in MB (10⁶ bytes); None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: its maximum survives exec, so a child would inherit that of a large parent.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(found.group(1)) * 1024 / 1e6 if found else None
+    if sys.platform == "win32":
+        return None
+    return import_module("resource").getrusage(0).ru_maxrss / 1e6  # macOS counts bytes
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
+    except OSError:
+        return ""
+
+
+# -------------------------------------------------------------------------------- whole, and the same here?
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """A bundle's fmopt.json, checked against its own digest. EdgeError when it is damaged or no bundle."""
+    path = Path(folder) / MANIFEST
+    if (Path(folder) / UNFINISHED).exists():
+        raise EdgeError(f"{folder} is not finished: writing it was interrupted; make the bundle again")
+    if not path.is_file():
+        raise EdgeError(f"{folder} is not a bundle: it has no {MANIFEST}")
+    try:
+        text = path.read_bytes().decode()
+        facts = json.loads(text)
+        if facts["format"] != FORMAT:
+            raise EdgeError(
+                f"{path} is of format {facts['format']!r}, this file reads {FORMAT!r}; use the run.py beside it"
+            )
+        intact = facts["digest"] == manifest_digest(text, facts["digest"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EdgeError(f"{path} is damaged: {_line(error)}") from error
+    if not intact:
+        raise EdgeError(f"{path} was changed after it was written; make the bundle again")
+    return facts
+
+
+def manifest_digest(text: str, digest: str) -> str:
+    """sha256 of a manifest's text without its own digest, so that it vouches for every other byte of itself."""
+    return hashlib.sha256(text.replace(digest, "").encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file, read in blocks."""
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a bundle's files, one line each naming the file; empty when all is as it was written."""
+    folder = Path(folder)
+    try:
+        facts = read_facts(folder)
+    except EdgeError as error:
+        return [str(error)]
+    beside = sorted({path.name for path in folder.iterdir()} - {Path(name).parts[0] for name in facts["files"]})
+    strangers = [name for name in beside if name not in UNLISTED and not name.startswith(".fmopt")]
+    return _damage(folder, facts) + [f"{name} does not belong to the bundle" for name in strangers]
+
+
+def _damage(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, written in facts["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != written["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {written['bytes']}")
+        elif sha256_file(path) != written["sha256"]:
+            problems.append(f"{name} was changed: its sha256 is not the one in {MANIFEST}")
+    return problems
+
+
+def raw_to_json(raw: Raw) -> dict[str, Any]:
+    """A raw as JSON that keeps a pair and a list of words apart."""
+    if isinstance(raw, str):
+        return {"text": raw}
+    return {"pair": list(raw)} if isinstance(raw, tuple) else {"words": list(raw)}
+
+
+def raw_from_json(written: Mapping[str, Any]) -> Raw:
+    """The inverse of `raw_to_json`."""
+    return tuple(written["pair"]) if "pair" in written else written.get("words", written.get("text"))
+
+
+def prediction_to_json(prediction: Any) -> Any:
+    """A prediction as JSON; arrays keep six decimals, far below any tolerance."""
+    if isinstance(prediction, np.ndarray):
+        return np.round(prediction.astype(np.float64), 6).tolist()
+    return prediction
+
+
+def difference(written: Any, got: Any) -> float:
+    """Largest absolute difference of two predictions; an answer elsewhere in its context counts 1, a NaN infinity."""
+    if isinstance(written, Mapping):
+        same = all(written[key] == got[key] for key in ("text", "start", "end"))
+        return abs(written["score"] - got["score"]) if same else 1.0
+    before, now = np.asarray(written, dtype=np.float64), np.asarray(got, dtype=np.float64)
+    if before.shape != now.shape:
+        return float("inf")
+    gap = np.abs(before - now)
+    return float("inf") if np.isnan(gap).any() else float(gap.max(initial=0.0))
+
+
+def self_test(folder: Path, model: Model) -> tuple[float, float]:
+    """(largest difference to the golden predictions, tolerance); EdgeError when it is outside the tolerance."""
+    try:
+        golden = json.loads((Path(folder) / GOLDEN).read_text(encoding="utf-8"))
+        items, tolerance = golden["items"], float(golden["tolerance"])
+        raws = [raw_from_json(item["raw"]) for item in items]
+        written = [item["prediction"] for item in items]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EdgeError(f"{folder}: {GOLDEN} cannot be read: {_line(error)}") from error
+    worst = max(map(difference, written, model.predict(raws)), default=0.0)
+    if not worst <= tolerance:
+        raise EdgeError(
+            f"{folder} computes something else here than where it was judged: golden predictions differ by up to "
+            f"{worst:.3g}, allowed is {tolerance:.3g}; optimize the model again on this machine"
+        )
+    return worst, tolerance
+
+
+def load(
+    folder: str | Path,
+    threads: int | None = None,
+    opener: Callable[[str, Path, Mapping[str, Any], int], Any] = open_runner,
+) -> Model:
+    """Open a bundle: hashes are verified, and on a machine it has not run on before its golden items too.
+
+    `threads`: by default every core this process may use. Warns when the CPU lacks a feature that the graph was judged
+    with. EdgeError when the bundle is damaged, or its predictions are outside the tolerance here.
+    """
+    folder = Path(folder)
+    facts = read_facts(folder)
+    damage = _damage(folder, facts)
+    if damage:
+        raise EdgeError(f"{folder} is damaged: {'; '.join(damage)}; copy the bundle again, or make it again")
+    for warning in isa_warnings(facts, isa_features()):
+        warnings.warn(warning, stacklevel=2)
+    model = open_model(folder, facts, threads, opener)
+    marker = _marker(facts)
+    if not _known_here(facts) and not marker.is_file():
+        self_test(folder, model)
+        _leave(marker, facts)
+    return model
+
+
+def open_model(folder: Path, facts: Mapping[str, Any], threads: int | None, opener: Callable[..., Any]) -> Model:
+    """The model of a bundle, without any check."""
+    preprocessor = Preprocessor(folder / "tokenizer.json", facts["pipeline"])
+    runner = opener(facts["runtime"], folder / facts["model_file"], facts["options"], threads or available_cores())
+    return Model(facts, preprocessor, runner)
+
+
+def isa_warnings(facts: Mapping[str, Any], isa: Sequence[str]) -> list[str]:
+    """What may go wrong because this CPU lacks a feature the graph was judged with."""
+    needs = set(facts["needs_isa"])
+    missing = needs - set(isa)
+    if missing & INT8_DOT and INT8_DOT & set(isa):
+        missing -= INT8_DOT  # any of them sums without saturation
+    if not missing:
+        return []
+    names = ", ".join(sorted(missing))
+    if not isa:
+        return [f"the model was judged on a CPU with {names}; this system does not say whether this CPU has it"]
+    risk = "8-bit products may saturate and change its predictions" if missing & INT8_DOT else "it may be slower"
+    return [
+        f"the model was judged on a CPU with {names}, which this one lacks: {risk}; optimize it again for this target"
+    ]
+
+
+def circumstances(runtime: str) -> dict[str, Any]:
+    """What predictions may depend on here: the CPU, its features, the runtime's version."""
+    host = host_fingerprint()
+    return {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, package_version(runtime)]}
+
+
+def package_version(package: str) -> str | None:
+    """The installed version; None when it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _known_here(facts: Mapping[str, Any]) -> bool:
+    runtime = facts["runtime"]
+    host = facts["host"]
+    built = {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, facts["versions"].get(runtime)]}
+    return built == circumstances(runtime)
+
+
+def _marker(facts: Mapping[str, Any]) -> Path:
+    """The file that says this very bundle passed its self-test in these circumstances."""
+    key = json.dumps([facts["digest"], circumstances(facts["runtime"])], sort_keys=True)
+    return cache_folder() / "self-tests" / hashlib.sha256(key.encode()).hexdigest()
+
+
+def _leave(marker: Path, facts: Mapping[str, Any]) -> None:
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(facts["digest"])
+    except OSError:
+        return  # a read-only home: the self-test runs again next time
+
+
+def cache_folder() -> Path:
+    """Where this user's caches are, as the system wants it."""
+    home = Path.home()
+    system = {"darwin": home / "Library" / "Caches", "win32": Path(os.environ.get("LOCALAPPDATA", home))}
+    return Path(os.environ.get("XDG_CACHE_HOME") or system.get(sys.platform, home / ".cache")) / "fmopt"
+
+
+# -------------------------------------------------------------------------------- how fast is it here?
+
+
+def bench(
+    folder: Path, *, batch: int = 1, length: int | None = None, threads: int | None = None, seconds: float = 10.0
+) -> dict[str, Any]:
+    """Latencies in ms of the golden texts, `batch` at once, cut or repeated to `length` tokens when given.
+
+    "model" is the graph alone; "end_to_end" starts with the text and ends with the prediction, at the texts' own
+    lengths. Each is sampled for `seconds` or 200 times, whichever is more, and at most 5,000 times.
+    """
+    started = time.perf_counter()
+    model = load(folder, threads)
+    load_ms = (time.perf_counter() - started) * 1e3
+    golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
+    raws = [raw_from_json(item["raw"]) for item in golden["items"]]
+    if not raws:
+        raise EdgeError(f"{folder} has no golden texts to run")
+    raws = [raws[index % len(raws)] for index in range(batch)]
+    encoded = model.preprocessor.encode([_repeated(raw, length) for raw in raws] if length else raws, length)
+    inputs = {name: array[:batch] for name, array in encoded.inputs.items()}
+    return {
+        "model": _sampled(lambda: model.runner.run(inputs), seconds),
+        "end_to_end": _sampled(lambda: model.predict(raws, batch), seconds),
+        "batch": batch,
+        "tokens": int(encoded.mask.shape[1]),
+        "threads": threads or available_cores(),
+        "load_ms": load_ms,
+        "peak_memory_mb": peak_memory_mb(),
+        "host": host_fingerprint(),
+        "runtime": [model.facts["runtime"], package_version(model.facts["runtime"])],
+    }
+
+
+def _repeated(raw: Raw, length: int) -> Raw:
+    """The raw with its (last) text repeated until it has at least `length` tokens, one for each word."""
+    if isinstance(raw, list):
+        return (raw or ["word"]) * (length // max(len(raw), 1) + 1)
+    text = raw if isinstance(raw, str) else raw[1]
+    many = " ".join([text or "word"] * (length // max(len(text.split()), 1) + 1))
+    return many if isinstance(raw, str) else (raw[0], many)
+
+
+def _sampled(call: Callable[[], object], seconds: float) -> dict[str, Any]:
+    for _ in range(5):
+        call()
+    samples: list[float] = []
+    began = time.perf_counter()
+    while len(samples) < 200 or (time.perf_counter() - began < seconds and len(samples) < 5000):
+        start = time.perf_counter_ns()
+        call()
+        samples.append((time.perf_counter_ns() - start) / 1e6)
+    p50, p90, p99 = (float(value) for value in np.percentile(samples, [50, 90, 99]))
+    return {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "samples_ms": samples}
+
+
+# -------------------------------------------------------------------------------- the command
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> Any:
+        raise EdgeError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None, folder: Path | None = None) -> int:
+    """`predict`, `bench` and `verify` for the bundle in `folder`, by default this file's own; returns the exit code."""
+    folder = folder or Path(__file__).resolve().parent
+    # A warning is one line on stderr, not a place in this file.
+    warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
+    try:
+        asked = _parser().parse_args(argv)
+        return asked.command(folder, asked)
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="run.py", description="Runs the model in this folder.")
+    commands = parser.add_subparsers(required=True, metavar="predict|bench|verify", parser_class=_Parser)
+    predict = commands.add_parser("predict", help="what the model makes of texts")
+    predict.add_argument("texts", nargs="*", metavar="TEXT")
+    predict.add_argument("--file", type=Path, help="UTF-8, one text a line; of a pair, the two texts parted by a tab")
+    predict.add_argument(
+        "--pair", action="store_true", help="take the texts two by two (question context is always so)"
+    )
+    predict.set_defaults(command=_predict)
+    timed = commands.add_parser("bench", help="how fast it is here")
+    timed.add_argument("--batch", type=_count, default=1, help="texts at once (1)")
+    timed.add_argument("--length", type=_count, help="tokens; by default those of the golden texts")
+    timed.add_argument("--seconds", type=float, default=10.0, help="sample at least so long (10)")
+    timed.set_defaults(command=_bench)
+    checked = commands.add_parser("verify", help="are the files whole, and does it compute here what it should")
+    checked.set_defaults(command=_verify)
+    for each in (predict, timed, checked):
+        each.add_argument("--threads", type=_count, help="by default every core this process may use")
+        each.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _predict(folder: Path, asked: argparse.Namespace) -> int:
+    task = read_facts(folder)["pipeline"]["task"]
+    raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
+    if not raws:
+        raise EdgeError("nothing to predict; give texts, or --file with one text a line")
+    shown = load(folder, asked.threads)(raws)
+    if asked.json:
+        print(json.dumps(shown, ensure_ascii=False))
+    else:
+        print("\n".join(json.dumps(one, ensure_ascii=False) for one in shown))
+    return 0
+
+
+def _raws(asked: argparse.Namespace, *, pairs: bool) -> Iterator[Raw]:
+    if pairs and len(asked.texts) % 2:
+        raise EdgeError(f"texts come in pairs here, such as question and context; {len(asked.texts)} were given")
+    yield from zip(asked.texts[::2], asked.texts[1::2], strict=True) if pairs else asked.texts
+    for number, line in enumerate(_lines(asked.file) if asked.file else [], start=1):
+        first, tab, second = line.partition("\t")
+        if pairs and not tab:
+            raise EdgeError(f"{asked.file}, line {number}: no tab parts the two texts")
+        yield (first, second) if pairs else line
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_bytes().decode().splitlines() if line.strip()]
+    except OSError as error:
+        raise EdgeError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise EdgeError(f"{path} is not UTF-8: byte {error.start}; convert it first") from error
+
+
+def _bench(folder: Path, asked: argparse.Namespace) -> int:
+    got = bench(folder, batch=asked.batch, length=asked.length, threads=asked.threads, seconds=asked.seconds)
+    if asked.json:
+        print(json.dumps(got))
+        return 0
+    print(
+        f"batch {got['batch']} × {got['tokens']} tokens, {got['threads']} threads, {' '.join(map(str, got['runtime']))}"
+    )
+    for name, title in (("model", "model alone"), ("end_to_end", "text to answer")):
+        row = got[name]
+        print(
+            f"{title:>14}  p50 {row['p50_ms']:.2f} ms  p90 {row['p90_ms']:.2f}  p99 {row['p99_ms']:.2f}  "
+            f"({len(row['samples_ms'])} samples)"
+        )
+    memory = got["peak_memory_mb"]
+    print(f"load {got['load_ms']:.0f} ms, peak memory {'unknown' if memory is None else f'{memory:.0f} MB'}")
+    return 0
+
+
+def _verify(folder: Path, asked: argparse.Namespace) -> int:
+    problems = verify(folder)
+    answer: dict[str, Any] = {"largest_difference": None, "tolerance": None}
+    if not problems:
+        facts = read_facts(folder)
+        try:
+            worst, tolerance = self_test(folder, open_model(folder, facts, asked.threads, open_runner))
+            answer = {"largest_difference": worst, "tolerance": tolerance}
+        except EdgeError as error:
+            problems.append(str(error))
+        for warning in isa_warnings(facts, isa_features()):
+            warnings.warn(warning, stacklevel=1)
+    if asked.json:
+        print(json.dumps({"ok": not problems, "problems": problems, **answer}))
+    elif problems:
+        print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+    else:
+        print(
+            f"whole; golden predictions differ by {answer['largest_difference']:.2g}, allowed {answer['tolerance']:.2g}"
+        )
+    return 2 if problems else 0
+
+
+# -------------------------------------------------------------------------------- small helpers
 
 
 def _need(module: str, package: str) -> Any:
@@ -558,3 +1027,7 @@ def _line(error: BaseException) -> str:
 def _shorten(value: Any, most: int = 60) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
