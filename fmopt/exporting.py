@@ -1,0 +1,263 @@
+"""From a network in PyTorch to a graph on disk, and the proof that both compute the same."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmopt.errors import ParityError
+from fmopt.model import Graph, TorchModel
+from fmopt.passes.base import Inputs
+from fmopt.results import Parity
+from fmopt.runtimes.base import Runner
+
+OPSET = 20  # the first with Gelu; ONNX Runtime and OpenVINO both know it
+EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB
+
+
+def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str = "model.onnx") -> Graph:
+    """Write `model` as ONNX into the folder `out`, batch and length dynamic; the same model gives the same bytes.
+
+    `example`: int64 arrays [batch, tokens] of real items, padded. Only the pipeline's outputs are kept. Nodes are named
+    `<torch module>/<operator>` (see `layer_of`). ParityError when the network lacks an output the pipeline names.
+    """
+    import onnx_ir
+
+    from fmopt.tidy import tidy
+
+    outputs = tuple(model.facts.pipeline["outputs"])
+    program = _trace(model, example)
+    tidy(program, outputs)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / file_name
+    weights = [value.const_value for value in program.graph.initializers.values()]
+    size = sum(tensor.nbytes for tensor in weights if tensor is not None)
+    external = f"{file_name}.data" if size > EXTERNAL_DATA_BYTES else None
+    onnx_ir.save(program, path, external_data=external)
+    return Graph("onnx", path, tuple(str(value.name) for value in program.graph.inputs), outputs, model.history)
+
+
+def convert_openvino(graph: Graph, out: Path, *, fp16_weights: bool = False) -> Graph:
+    """The same graph as OpenVINO IR: model.xml and model.bin in the folder `out`."""
+    import openvino
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "model.xml"
+    network = openvino.Core().read_model(graph.path)
+    openvino.save_model(network, path, compress_to_fp16=fp16_weights)
+    return Graph("openvino", path, graph.inputs, graph.outputs, graph.history)
+
+
+def layer_of(node_name: str) -> str:
+    """The torch module a node came from: "encoder.layer.0.output.dense" of "encoder.layer.0.output.dense/MatMul"."""
+    return node_name.rpartition("/")[0]
+
+
+def check_parity(
+    runner: Runner, net: Any, batches: Iterable[Inputs], tolerance: float, *, outputs: Sequence[str]
+) -> Parity:
+    """Compare an opened graph with the torch network `net` on real batches, at the positions that are not padding.
+
+    Passed when no output is further off than `tolerance`, an absolute difference; `cosine` is the smallest of all.
+    """
+    furthest, cosine = 0.0, 1.0
+    for batch in batches:
+        expected = torch_outputs(net, batch, outputs)
+        got = runner.run(batch)
+        for name in outputs:
+            for index, mask in enumerate(batch["attention_mask"]):
+                ours, theirs = _attended(got[name][index], mask), _attended(expected[name][index], mask)
+                furthest = max(furthest, _distance(ours, theirs))
+                cosine = min(cosine, _cosine(ours, theirs))
+    return Parity(max_abs=furthest, cosine=cosine, tolerance=tolerance, passed=bool(furthest <= tolerance))
+
+
+def require_parity(parity: Parity, graph: Graph, model: TorchModel, inputs: Inputs) -> Parity:
+    """`parity` itself when it passed; else a ParityError that names the first layer that diverges."""
+    if parity.passed:
+        return parity
+    layer = first_divergence(graph, model, inputs, parity.tolerance)
+    raise ParityError(
+        f"{graph.path.name} differs from the torch model by {parity.max_abs:.3g} (allowed {parity.tolerance:g}); "
+        f"the first layer that diverges is {layer}"
+    )
+
+
+def first_divergence(graph: Graph, model: TorchModel, inputs: Inputs, tolerance: float) -> str:
+    """Name of the first layer whose output in an ONNX `graph` is further than `tolerance` from the torch network's.
+
+    "embeddings" for what the first layer reads; "the head" when all layers agree; a layer used several times (ALBERT)
+    carries the number of its call.
+    """
+    import onnx
+    import onnxruntime
+
+    if model.family is None:
+        return "unknown (this architecture has no known layers)"
+    layers = [layer.name for layer in model.family.layers(model.net)]
+    expected = _layer_outputs(model.net, layers, inputs)
+    proto = onnx.load(graph.path)
+    ends = _layer_ends(proto, layers)
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in ends)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Unfused, so that every value asked for exists.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    known = {value.name for value in session.get_inputs()}
+    values = dict(zip(ends, session.run(list(ends), {n: v for n, v in inputs.items() if n in known}), strict=True))
+    mask = np.asarray(inputs["attention_mask"])[0]
+    for label, layer, wanted in expected:
+        candidates = [value for name, value in values.items() if _belongs(ends[name], layer, value, wanted)]
+        gaps = [_distance(_attended(value[0], mask), _attended(wanted[0], mask)) for value in candidates]
+        if min(gaps, default=float("inf")) > tolerance:
+            return label
+    return "the head"
+
+
+def torch_outputs(net: Any, inputs: Inputs, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    """Outputs of the torch network by name, as float32 arrays."""
+    import torch
+
+    known = _accepted(net, inputs)
+    with torch.inference_mode():
+        result = net(**{name: torch.from_numpy(np.asarray(inputs[name])) for name in known})
+    return {name: result[name].float().numpy() for name in outputs}
+
+
+def _trace(model: TorchModel, example: Inputs) -> Any:
+    """The exporter's graph as an onnx_ir.Model, unchanged."""
+    import torch
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    inputs = {name: torch.from_numpy(_traceable(example[name])) for name in model.facts.pipeline["inputs"]}
+    # Named Dims would need the family's largest length spelled out; inferred ones are named afterwards, in tidy.
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = {name: {0: dynamic, 1: dynamic} for name in inputs}
+    with _plain_attention(model.net), quiet():
+        config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
+        return OnnxExporter().export(model.net, inputs, config=config).program
+
+
+def _traceable(array: np.ndarray) -> np.ndarray:
+    """At least 2 rows and 8 columns: an axis of length 1 would be taken for a constant. Values repeat."""
+    rows, tokens = max(2, array.shape[0]), max(8, array.shape[1])
+    tiled = np.tile(array, (-(-rows // array.shape[0]), -(-tokens // array.shape[1])))
+    return np.ascontiguousarray(tiled[:rows, :tokens], dtype=np.int64)
+
+
+@contextlib.contextmanager
+def _plain_attention(net: Any) -> Iterator[None]:
+    """Trace attention as MatMul, Softmax, MatMul. The other form adds a check for rows without any attended key, at
+    every layer, which no item has and no runtime fuses."""
+    before = net.config._attn_implementation
+    net.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if before:
+            net.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep prints, warnings and log lines of exporters off the terminal; exceptions pass."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _accepted(net: Any, inputs: Mapping[str, Any]) -> list[str]:
+    """The inputs that the network's forward names."""
+    import inspect
+
+    known = inspect.signature(net.forward).parameters
+    return [name for name in inputs if name in known]
+
+
+def _layer_outputs(net: Any, layers: Sequence[str], inputs: Inputs) -> list[tuple[str, str, np.ndarray]]:
+    """(label, layer, output [batch, tokens, hidden]) of every call of a layer in order, the embeddings first."""
+    import torch
+
+    seen: list[tuple[str, str, np.ndarray]] = []
+    calls: dict[str, int] = {}
+
+    def before(module: Any, args: Any, kwargs: Any) -> None:
+        if not seen:
+            first = args[0] if args else kwargs["hidden_states"]
+            seen.append(("embeddings", "", first.detach().float().numpy()))
+
+    def after(name: str) -> Any:
+        def hook(module: Any, args: Any, result: Any) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            value = result[0] if isinstance(result, tuple) else result
+            label = name if calls[name] == 1 else f"{name} (call {calls[name]})"
+            seen.append((label, name, value.detach().float().numpy()))
+
+        return hook
+
+    handles = [net.get_submodule(layers[0]).register_forward_pre_hook(before, with_kwargs=True)]
+    handles += [net.get_submodule(name).register_forward_hook(after(name)) for name in layers]
+    try:
+        with torch.inference_mode():
+            net(**{name: torch.from_numpy(np.asarray(inputs[name])) for name in _accepted(net, inputs)})
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _layer_ends(proto: Any, layers: Sequence[str]) -> dict[str, str]:
+    """Float values that leave a layer or enter the first one: name of the value -> the layer it leaves, "" for none."""
+    owner: dict[str, str] = {}
+    for node in proto.graph.node:
+        scope = layer_of(node.name)
+        home = next((layer for layer in layers if scope == layer or scope.startswith(layer + ".")), "")
+        owner |= dict.fromkeys(node.output, home)
+    already = {value.name for value in proto.graph.output}
+    ends = {name: owner[name] for name in already}
+    for node in proto.graph.node:
+        home = owner[node.output[0]]
+        for name in node.input:
+            # ALBERT repeats one layer: what one call hands to the next stays inside, and is found by its operator.
+            repeated = home and owner.get(name) == home and node.op_type in ("MatMul", "Add", "Mul", "QuantizeLinear")
+            if name in owner and (owner[name] != home or repeated):
+                ends[name] = owner[name]
+    return ends
+
+
+def _belongs(owner: str, layer: str, value: np.ndarray, wanted: np.ndarray) -> bool:
+    return owner == layer and value.dtype.kind == "f" and value.shape == wanted.shape
+
+
+def _attended(value: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Without the rows of padding tokens, where the first axis is tokens."""
+    value = np.asarray(value, dtype=np.float32)
+    return value[np.asarray(mask, dtype=bool)] if value.ndim and value.shape[0] == len(mask) else value
+
+
+def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest absolute difference; infinite when either holds a value that is no number."""
+    gap = float(np.max(np.abs(ours - theirs), initial=0.0))
+    return gap if np.isfinite(gap) else float("inf")
+
+
+def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
+    norm = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+    return float(np.vdot(ours, theirs)) / norm if norm > 0 else float(not np.any(ours - theirs))
