@@ -1,0 +1,161 @@
+"""Read, edit and write ONNX graphs: the few verbs that passes on graphs share.
+
+Bytes written depend on the graph alone, so that a resumed run ends with the same files as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+# A protobuf message ends at 2 GiB; weights move to a file beside it well before.
+EXTERNAL_FROM_BYTES = 1_500_000_000
+_QUANTIZER_SUFFIX = re.compile(r"(_quant|_quantized|_output_scale_mul|_bias_add|_QuantizeLinear|_DequantizeLinear)+$")
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """The model with all weights in memory, external ones included."""
+    return onnx.load(str(path))
+
+
+def write_onnx(model: onnx.ModelProto, path: Path) -> Path:
+    """Write in canonical bytes; weights go to `<name>.data` beside it when the model is over 1.5 GB."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if weight_bytes(model) > EXTERNAL_FROM_BYTES:
+        onnx.save(model, str(path), save_as_external_data=True, location=path.name + ".data", size_threshold=1024)
+    else:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of all initializers."""
+    return sum(tensor.ByteSize() for tensor in model.graph.initializer)
+
+
+def weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Initializers by name."""
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Tensor name → nodes of the main graph that read it."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Tensor name → the node of the main graph that makes it."""
+    return {name: node for node in graph.node for name in node.output}
+
+
+def constant(name: str, value: np.ndarray) -> onnx.TensorProto:
+    """An initializer."""
+    return numpy_helper.from_array(np.ascontiguousarray(value), name)
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Put `nodes`, already in execution order, in place of the graph's own."""
+    kept = list(nodes)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def drop_dead(model: onnx.ModelProto) -> None:
+    """Remove nodes whose results nobody reads, then initializers nobody reads."""
+    needed = {output.name for output in model.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(model.graph.node):
+        if any(name in needed for name in node.output):
+            kept.append(node)
+            needed.update(name for name in node.input if name)
+            needed.update(_captured(node))
+    replace_nodes(model.graph, reversed(kept))
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensors)
+
+
+def add_opset(model: onnx.ModelProto, domain: str, version: int) -> None:
+    """Declare an operator set, once."""
+    if all(entry.domain != domain for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(domain, version))
+
+
+def io_names(model: onnx.ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the inputs and outputs."""
+    return tuple(i.name for i in model.graph.input), tuple(o.name for o in model.graph.output)
+
+
+def node_layers(model: onnx.ModelProto) -> dict[str, str]:
+    """Node name → torch module it came from, where the exporter wrote that down (`pkg.torch.onnx.name_scopes`)."""
+    return {node.name: layer for node in model.graph.node if (layer := _scope(node))}
+
+
+def layer_of_name(name: str, layers: dict[str, str]) -> str:
+    """The torch module of a node by its name, also after a quantizer or fusion has renamed it.
+
+    Names of the form `encoder.layer.0.output.dense/MatMul` carry it themselves.
+    """
+    plain = _QUANTIZER_SUFFIX.sub("", name)
+    for candidate in (name, plain):
+        if candidate in layers:
+            return layers[candidate]
+    return plain.rsplit("/", 1)[0].strip("/") if "/" in plain else ""
+
+
+def precision_of(element_types: Sequence[str]) -> str:
+    """The narrowest precision among ONNX element type names that computes: "int8" when any is 8 bit."""
+    kinds = set(element_types)
+    if kinds & {"int8", "uint8"}:
+        return "int8"
+    for kind, precision in (("float16", "fp16"), ("bfloat16", "bf16"), ("float", "fp32")):
+        if kind in kinds:
+            return precision
+    return ""
+
+
+@contextmanager
+def quiet_quantizer() -> Iterator[None]:
+    """Silence the advice that ONNX Runtime's quantizers give through the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            try:
+                scopes = ast.literal_eval(entry.value)
+            except (ValueError, SyntaxError):
+                return ""
+            # the last scope is the operator itself, the one before its module
+            return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
+    return ""
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the bodies of If and Loop read from outside."""
+    names: set[str] = set()
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            for inner in body.node:
+                names.update(inner.input)
+                names.update(_captured(inner))
+            names.update(output.name for output in body.output)
+    return names

@@ -1,0 +1,40 @@
+"""Write OpenVINO IR so that the same model always gives the same bytes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import openvino
+
+# "Constant_1472": a name from a counter of the process, which also counts the models read before this one.
+_COUNTED = re.compile(r"^([A-Z][A-Za-z0-9]*)_\d+")
+
+
+def read_ir(path: Path) -> openvino.Model:
+    """A model from IR or ONNX files."""
+    return openvino.Core().read_model(str(path))
+
+
+def save_ir(model: openvino.Model, path: Path, *, fp16_weights: bool = False) -> Path:
+    """Write `path` (.xml) and the .bin beside it; names that OpenVINO counted up are replaced by stable ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stable_names(model)
+    openvino.save_model(model, str(path), compress_to_fp16=fp16_weights)
+    return path
+
+
+def stable_names(model: openvino.Model) -> None:
+    """Number automatically named operators in execution order, instead of in the order of their creation."""
+    given: dict[str, str] = {}
+    numbers: dict[str, int] = {}
+    for op in model.get_ordered_ops():
+        name = op.get_friendly_name()
+        match = _COUNTED.match(name)
+        if not match:
+            continue
+        counted, kind = match.group(0), match.group(1)
+        if counted not in given:
+            numbers[kind] = numbers.get(kind, 0) + 1
+            given[counted] = f"{kind}.{numbers[kind]}"
+        op.set_friendly_name(given[counted] + name[len(counted) :])

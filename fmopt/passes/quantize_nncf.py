@@ -1,0 +1,82 @@
+"""INT8 by NNCF's post-training quantization on an OpenVINO graph."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import nncf
+import numpy as np
+
+from fmopt.errors import ConfigError, PassError
+from fmopt.model import CheckpointFacts, Graph
+from fmopt.openvino_graph import read_ir, save_ir
+from fmopt.passes.base import Context
+from fmopt.target import Target
+
+
+@dataclass(frozen=True)
+class QuantizeNncf:
+    """NNCF with its transformer settings: SmoothQuant, bias correction, asymmetric activations in the mixed preset."""
+
+    preset: Literal["mixed", "performance"] = "mixed"
+    items: int = 300  # NNCF's own default; statistics are kept per item, so more items cost memory
+
+    stage: ClassVar[Literal["graph"]] = "graph"
+    format: ClassVar[Literal["openvino"]] = "openvino"
+
+    def __post_init__(self) -> None:
+        if self.preset not in ("mixed", "performance"):
+            raise ConfigError(f"quantize_nncf.preset is {self.preset!r}; it is mixed or performance")
+        if not 1 <= self.items <= 300:
+            raise ConfigError(f"quantize_nncf.items is {self.items}; it is between 1 and 300")
+
+    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+        """A target without INT8."""
+        return None if "int8" in target.precisions else f"{target.name} does not compute in int8"
+
+    def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
+        """Write the quantized IR into `out`. PassError when there is nothing to calibrate on."""
+        items = [{name: item[name] for name in graph.inputs} for item in islice(ctx.calibration(), self.items)]
+        if not items:
+            raise PassError("quantize_nncf has no calibration items; give data with a calibration split")
+        random.seed(ctx.seed)
+        np.random.seed(ctx.seed)  # NNCF draws from the global generator
+        # Without 32-bit dot products the u8 × s8 kernels add pairs in 16 bits: weights keep to 7 bits there.
+        overflow = nncf.OverflowFix.DISABLE if ctx.target.int8_dot else nncf.OverflowFix.ENABLE
+        with quiet_nncf():
+            made = nncf.quantize(
+                read_ir(graph.path),
+                nncf.Dataset(items),
+                preset=nncf.QuantizationPreset(self.preset),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(items),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
+            )
+        path = save_ir(made, out / "model.xml")
+        step = f"quantize_nncf({self.preset}, {len(items)} items)"
+        return replace(graph, format="openvino", path=path, history=(*graph.history, step))
+
+
+@contextmanager
+def quiet_nncf() -> Iterator[None]:
+    """Keep NNCF's progress bars and advice off the terminal."""
+    logger = logging.getLogger("nncf")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+PASS = QuantizeNncf

@@ -1,0 +1,128 @@
+"""ONNX Runtime on a CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from fmopt import edge
+from fmopt.errors import PassError
+from fmopt.lookup import did_you_mean
+from fmopt.model import Artifact, CheckpointFacts, Graph, model_files
+from fmopt.results import OpTime
+from fmopt.runtimes.base import Runner
+from fmopt.target import Target
+
+PROFILED_RUNS, WARM_UP_RUNS = 12, 3
+OPTIONS = ("providers",)
+
+
+class OnnxRuntime:
+    """Runs ONNX graphs; option `providers` is a list of execution providers, default the CPU's."""
+
+    name = "onnxruntime"
+    format = "onnx"
+
+    def missing(self) -> str | None:
+        """None when the package is installed."""
+        return None if find_spec("onnxruntime") else "onnxruntime is not installed: pip install onnxruntime"
+
+    def refusal(self, target: Target, options: Mapping[str, Any]) -> str | None:
+        """A runtime or option the target does not have."""
+        if self.name not in target.runtimes:
+            return f"{target.name} has no runtime {self.name!r}; it has {', '.join(target.runtimes)}"
+        unknown = next((name for name in options if name not in OPTIONS), None)
+        return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}" if unknown else None
+
+    def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
+        """The graph's files in `out`; ONNX Runtime compiles when it opens them."""
+        if not isinstance(source, Graph) or source.format != "onnx":
+            raise PassError(f"{self.name} builds from an ONNX graph, not from {_named(source)}")
+        return Artifact(self.name, copy_model(source.path, out), dict(options))
+
+    def open(self, artifact: Artifact, threads: int) -> Runner:
+        """The runner that bundles use."""
+        runner: Runner = edge.open_runner(self.name, artifact.path, dict(artifact.options), threads)
+        return runner
+
+    def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
+        """Median milliseconds per node of the optimized graph, slowest first."""
+        with tempfile.TemporaryDirectory() as folder:
+            events = _profile_events(artifact, inputs, threads, Path(folder))
+        return _op_times(events, _layers(artifact.path))
+
+
+def copy_model(path: Path, out: Path) -> Path:
+    """Copy model.onnx or model.xml with the weights beside it into `out`, unless it is there already; its new path."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in model_files(path):
+        if not (out / file.name).exists():
+            shutil.copyfile(file, out / file.name)
+    return out / path.name
+
+
+def _profile_events(
+    artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int, folder: Path
+) -> list[dict[str, Any]]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    providers = list(artifact.options.get("providers", ("CPUExecutionProvider",)))
+    session = ort.InferenceSession(str(artifact.path), options, providers=providers)
+    feed = {entry.name: inputs[entry.name] for entry in session.get_inputs()}
+    for _ in range(WARM_UP_RUNS + PROFILED_RUNS):
+        session.run(None, feed)
+    events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return events
+
+
+def _op_times(events: Sequence[Mapping[str, Any]], layers: dict[str, str]) -> list[OpTime]:
+    from fmopt.onnx_graph import layer_of_name, precision_of
+
+    samples: dict[tuple[str, str], list[float]] = defaultdict(list)
+    types: dict[str, list[str]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name, arguments = event["name"].removesuffix("_kernel_time"), event["args"]
+            samples[name, arguments["op_name"]].append(event["dur"] / 1000)
+            types[name] = [kind for shape in arguments.get("input_type_shape", ()) for kind in shape]
+    times = [
+        OpTime(
+            name=name,
+            kind=kind,
+            ms=median(taken[WARM_UP_RUNS:]),
+            precision=precision_of(types[name]),
+            layer=layer_of_name(name, layers),
+        )
+        for (name, kind), taken in samples.items()
+        if len(taken) > WARM_UP_RUNS
+    ]
+    return sorted(times, key=lambda op: -op.ms)
+
+
+def _layers(path: Path) -> dict[str, str]:
+    import onnx
+
+    from fmopt.onnx_graph import node_layers
+
+    return node_layers(onnx.load(str(path), load_external_data=False))
+
+
+def _named(source: Graph | CheckpointFacts) -> str:
+    return f"{source.format} graph {source.path.name}" if isinstance(source, Graph) else "a checkpoint"
+
+
+RUNTIME = OnnxRuntime()

@@ -1,0 +1,98 @@
+"""OpenVINO on a CPU."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from fmopt import edge
+from fmopt.errors import PassError
+from fmopt.lookup import did_you_mean
+from fmopt.model import Artifact, CheckpointFacts, Graph
+from fmopt.results import OpTime
+from fmopt.runtimes.base import Runner
+from fmopt.target import Target
+
+PROFILED_RUNS, WARM_UP_RUNS = 12, 3
+PRECISIONS = {"f32": "fp32", "bf16": "bf16"}  # OpenVINO's word -> the target's
+OPTIONS = ("precision", "fp16_weights")
+
+
+class OpenVino:
+    """Runs IR made from ONNX graphs.
+
+    Options: `precision` "f32" (default) or "bf16", what float operators compute in; `fp16_weights` stores them in half.
+    """
+
+    name = "openvino"
+    format = "onnx"
+
+    def missing(self) -> str | None:
+        """None when the package is installed."""
+        return None if find_spec("openvino") else "openvino is not installed: pip install openvino"
+
+    def refusal(self, target: Target, options: Mapping[str, Any]) -> str | None:
+        """A runtime, option or precision the target does not have."""
+        if self.name not in target.runtimes:
+            return f"{target.name} has no runtime {self.name!r}; it has {', '.join(target.runtimes)}"
+        unknown = next((name for name in options if name not in OPTIONS), None)
+        if unknown:
+            return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}"
+        precision = options.get("precision", "f32")
+        if precision not in PRECISIONS:
+            return f"{self.name} has no precision {precision!r}{did_you_mean(str(precision), PRECISIONS)}"
+        if PRECISIONS[precision] not in target.precisions:
+            return f"{target.name} does not compute in {PRECISIONS[precision]}"
+        return None
+
+    def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
+        """IR in `out`, the same bytes for the same graph."""
+        from fmopt.openvino_graph import read_ir, save_ir
+
+        if not isinstance(source, Graph) or source.format == "torch":
+            raise PassError(f"{self.name} builds from an ONNX or OpenVINO graph, not from a checkpoint")
+        fp16 = bool(options.get("fp16_weights", False))
+        path = save_ir(read_ir(source.path), out / "model.xml", fp16_weights=fp16)
+        return Artifact(self.name, path, {"precision": options.get("precision", "f32")})
+
+    def open(self, artifact: Artifact, threads: int) -> Runner:
+        """The runner that bundles use."""
+        runner: Runner = edge.open_runner(self.name, artifact.path, dict(artifact.options), threads)
+        return runner
+
+    def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
+        """Median milliseconds per executed node, slowest first; `kind` is operator/kernel."""
+        import openvino
+
+        properties = {
+            "PERF_COUNT": True,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": str(artifact.options.get("precision", "f32")),
+        }
+        request = openvino.Core().compile_model(str(artifact.path), "CPU", properties).create_infer_request()
+        feed = {port.any_name: inputs[port.any_name] for port in request.model_inputs}
+        samples: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+        for turn in range(WARM_UP_RUNS + PROFILED_RUNS):
+            request.infer(feed, share_inputs=True)
+            for op in request.profiling_info if turn >= WARM_UP_RUNS else ():
+                samples[op.node_name, op.node_type, op.exec_type].append(op.real_time.total_seconds() * 1000)
+        times = [_op_time(*key, median(taken)) for key, taken in samples.items()]
+        return sorted((op for op in times if op.ms > 0), key=lambda op: -op.ms)
+
+
+def _op_time(name: str, kind: str, kernel: str, ms: float) -> OpTime:
+    implementation, _, element = kernel.rpartition("_")
+    precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}.get(element.lower(), "")
+    layer = name.rsplit("/", 1)[0] if "/" in name else ""
+    return OpTime(name=name, kind=f"{kind}/{implementation or kernel}", ms=ms, precision=precision, layer=layer)
+
+
+RUNTIME = OpenVino()
