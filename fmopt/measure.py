@@ -236,9 +236,8 @@ def _serve_in_fresh_process(request: Mapping[str, Any]) -> dict[str, float]:
         raise UnmeasuredError(f"serving {request['path']} took over {SERVE_TIMEOUT_S} s in a fresh process") from error
     if done.returncode:
         words = done.stderr.strip().splitlines()
-        raise UnmeasuredError(
-            f"a fresh process could not serve {request['path']}: {words[-1] if words else f'exit {done.returncode}'}"
-        )
+        said = words[-1].removeprefix("edge.EdgeError: ") if words else f"it ended with code {done.returncode}"
+        raise UnmeasuredError(f"a fresh process could not serve {request['path']}: {said}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
