@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,6 @@ from pydantic import BeforeValidator, Field, ValidationError
 from fmopt import wording
 from fmopt.errors import BundleError
 from fmopt.results import (
-    Check,
     Circumstances,
     Estimate,
     Finding,
@@ -115,16 +113,6 @@ class Changed(Frozen):
     label: str | None = None
     baseline: str
     candidate: str
-
-
-class Timed(Frozen):
-    """One line of a benchmark: one thing at one shape."""
-
-    name: str
-    latency: Latency
-    speedup: Estimate | None = None  # against the first of its shape
-    size_bytes: int | None = None
-    footprint: Footprint | None = None
 
 
 class Record(Frozen):
@@ -274,10 +262,10 @@ def _size(winner: Trial, reference: Trial | None) -> str:
 
 
 def _decision(verdict: Verdict) -> str:
-    deciding: Sequence[Check] = [c for c in verdict.checks if c.outcome is verdict.outcome]
+    if not verdict.checks:
+        return "No limit was set, so there is no verdict."
     if verdict.outcome is Outcome.PASS:
         return "PASS: every check of the budget holds."
-    if not deciding:
-        return f"{verdict.outcome}: no check was made."
-    said = "; ".join(f"{c.name} ({c.note})" if c.note else c.name for c in deciding)
+    deciding = [check for check in verdict.checks if check.outcome is verdict.outcome]
+    said = "; ".join(f"{check.name} ({check.note})" if check.note else check.name for check in deciding)
     return f"{verdict.outcome}: {said}."

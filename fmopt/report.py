@@ -1,0 +1,448 @@
+"""The report: one page that a record is drawn into, whole without a network, and the same in Markdown.
+
+It decides nothing. Every figure is the record's; what is computed here is how to show it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from fmopt import wording
+from fmopt.gate import settle
+from fmopt.metrics import METRICS
+from fmopt.record import Record, Trial, percentile
+from fmopt.report_plots import lanes, latency_of, role_of, scatter
+from fmopt.results import Check, Estimate, Latency, OpTime, Scores
+from fmopt.store import disk_errors
+
+_HERE = Path(__file__).parent
+KINDS_SHOWN = 12
+TEXT_SHOWN = 400  # characters of a changed item's text
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of all variants."""
+
+    number: int
+    trial: Trial
+    role: str
+    why: str  # empty for the winner
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric before and after."""
+
+    name: str
+    split: str
+    items: int
+    before: float | None
+    after: float
+    primary: bool
+    against_baseline: bool
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Time of one kind of operator, or of one layer, before and after; bytes where the record has them."""
+
+    name: str
+    before: float
+    after: float
+    before_bytes: int | None = None
+    after_bytes: int | None = None
+
+
+def write_report(record: Record, path: Path) -> Path:
+    """Write the page; returns its path. One file, no network, no dependence on where it lies."""
+    path = path / "report.html" if path.is_dir() else path
+    script, style = (_HERE.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    # the only script that may run is this one, whatever a text of the data set contains
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = (
+        _environment(html=True)
+        .get_template("report.html.j2")
+        .render(**view(record), script=Markup(script), script_digest=Markup(digest), style=Markup(style))
+    )
+    return _write(path, page)
+
+
+def write_markdown(record: Record, path: Path) -> Path:
+    """The same in Markdown, without plots; returns its path."""
+    path = path / "report.md" if path.is_dir() else path
+    return _write(path, _environment(html=False).get_template("report.md.j2").render(**view(record)))
+
+
+def view(record: Record) -> dict[str, Any]:
+    """What the templates see."""
+    rows = ordered(record)
+    trials = [row.trial for row in rows]
+    winner, reference = record.winning, record.fastest_full_precision
+    pair = [t for t in (reference, winner) if t is not None]
+    word, note = verdict_words(record)
+    found = {
+        "record": record,
+        "rows": rows,
+        "winner": winner,
+        "reference": reference,
+        "pair": pair[:1] if reference is winner else pair,
+        "badge_word": word,
+        "badge_note": note,
+        "plots": [("wide", scatter(record, trials, 960, 440)), ("narrow", scatter(record, trials, 380, 400))],
+        "lanes": lanes(record, trials),
+        "metrics": metrics(reference, winner),
+        "tiles": tiles(record),
+        "kinds": spent_by_kind(reference, winner),
+        "layers": spent_by_layer(reference, winner),
+        "precisions": sorted({t.recipe.precision for t in trials}),
+        "findings": [(t, t.findings) for t in trials if t.findings],
+    }
+    return found | {"sections": _sections(found)} | _facts_of(record)
+
+
+def ordered(record: Record) -> list[Row]:
+    """The winner, then what was measured from fast to slow, then what was not."""
+    states = ("measured", "stopped early", "failed", "refused")
+
+    def key(trial: Trial) -> tuple[bool, int, float]:
+        ms = latency_of(trial)
+        return trial.name != record.winner, states.index(trial.status), float("inf") if ms is None else ms
+
+    trials = sorted(record.everything, key=key)
+    return [Row(i, t, role_of(record, t), why_not(record, t)) for i, t in enumerate(trials, 1)]
+
+
+def why_not(record: Record, trial: Trial) -> str:
+    """Why a variant was not chosen, in one line: as the run said, else by comparison with the winner."""
+    winner = record.winning
+    if winner is None or trial.name == winner.name:
+        return ""
+    if trial.reason:
+        return trial.reason
+    ours, best = latency_of(trial), latency_of(winner)
+    if ours is None or best is None:
+        return "not timed"
+    finding = f": {trial.findings[0].text}" if trial.findings else ""
+    if ours >= best:
+        return f"{ours / best:.2f}× as long as {winner.name}{finding}"
+    return "faster, but not within the budget" if trial.drop else "faster, but its accuracy was not measured"
+
+
+def tiles(record: Record) -> list[tuple[str, str, str]]:
+    """The figures at the top: name, value, what it was before."""
+    winner, reference = record.winning, record.fastest_full_precision
+    if winner is None:
+        return []
+    found = []
+    if winner.speedup and winner is not reference:
+        found.append(("speedup", wording.times(winner.speedup), wording.times_interval(winner.speedup)))
+    if winner.latency:
+        found.append(("latency, median", wording.milliseconds(winner.p50), _was(reference, winner, "p50")))
+    elif winner.predicted_ms is not None:
+        found.append(("latency, predicted", wording.milliseconds(winner.predicted_ms), "not measured"))
+    if winner.final_drop and winner is not reference:
+        found.append(
+            (
+                "accuracy drop",
+                f"{wording.points(winner.final_drop.point)} pt",
+                f"at most {wording.points(winner.final_drop.high)} pt at {wording.percent(record.confidence)}",
+            )
+        )
+    if winner.size_bytes is not None:
+        found.append(("size", wording.size(winner.size_bytes), _was(reference, winner, "size_bytes")))
+    if winner.footprint:
+        found.append(
+            ("peak memory", wording.megabytes(winner.footprint.peak_memory_mb), _was(reference, winner, "footprint"))
+        )
+    return found
+
+
+def value_of(scores: Scores) -> float:
+    """A metric's value over all its items."""
+    return float(METRICS[scores.metric].of(scores.array(), None))
+
+
+def metrics(reference: Trial | None, winner: Trial | None) -> list[Metric]:
+    """Every metric of the winner beside the reference's, on test and on validation."""
+    found = []
+    for split in ("test", "validation"):
+        before = {s.name: s for s in _scores(reference, split)}
+        for scores in _scores(winner, split):
+            base = before.get(scores.name)
+            found.append(
+                Metric(
+                    scores.name,
+                    split,
+                    len(scores.values),
+                    value_of(base) if base else None,
+                    value_of(scores),
+                    scores.primary,
+                    scores.against_baseline,
+                )
+            )
+    return found
+
+
+def spent_by_kind(before: Trial | None, after: Trial | None) -> list[Spent]:
+    """Milliseconds by kind of operator, the largest first, the small ones together."""
+    found = _spent(before, after, lambda op: op.kind)
+    if len(found) <= KINDS_SHOWN + 1:
+        return found
+    rest = found[KINDS_SHOWN:]
+    return [
+        *found[:KINDS_SHOWN],
+        Spent(f"{len(rest)} other kinds", sum(s.before for s in rest), sum(s.after for s in rest)),
+    ]
+
+
+def spent_by_layer(before: Trial | None, after: Trial | None) -> list[Spent]:
+    """Milliseconds and bytes by layer, in the model's order; operators that no layer is known of come last."""
+    if not any(op.layer for trial in (before, after) if trial for op in trial.profile):
+        return []
+    times = {s.name: s for s in _spent(before, after, lambda op: layer_of(op.layer))}
+    sizes = [_sizes(trial) for trial in (before, after)]
+    names = sorted({*times, *sizes[0], *sizes[1]}, key=_layer_order)
+    nothing = Spent("", 0.0, 0.0)
+    return [
+        Spent(
+            name,
+            times.get(name, nothing).before,
+            times.get(name, nothing).after,
+            sizes[0].get(name),
+            sizes[1].get(name),
+        )
+        for name in names
+    ]
+
+
+def layer_of(module: str) -> str:
+    """The Transformer layer of a module: `bert.encoder.layer.3.output.dense` -> `layer 3`; else the part that says most."""
+    parts = [part for part in module.split(".") if part]
+    for part in parts:
+        if part.isdigit():
+            return f"layer {part}"
+    if not parts:
+        return "elsewhere"
+    return next((part for part in parts if "embed" in part), parts[-1])
+
+
+def budget_words(budget: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was asked for, as the user wrote it; parts left out are not listed."""
+    words = []
+    for name, value in budget.items():
+        if value is None or value is False:
+            continue
+        label = name.removesuffix("_ms").removesuffix("_mb").replace("_", " ")
+        if isinstance(value, dict):
+            text = f"{value.get('amount', 0):g} {value.get('unit', '')}"
+        elif name.endswith("_ms"):
+            text = wording.milliseconds(value)
+        elif name.endswith("_mb"):
+            text = wording.megabytes(value)
+        elif name == "min_speedup":
+            text = f"{value:g}×"
+        else:
+            text = wording.percent(value) if name == "confidence" else _shown(value)
+        words.append((label, text))
+    return words
+
+
+def quantity(value: float | None, check: Check) -> str:
+    """A figure of a check with its unit. A drop comes in units of the metric and is shown in points."""
+    if value is None:
+        return wording.MISSING
+    if check.name.endswith("drop"):
+        return f"{wording.points(value)} pt"
+    return f"{value:.2f}×" if check.unit == "×" else f"{wording.number(value)} {check.unit}".strip()
+
+
+def check_interval(check: Check) -> str:
+    """The interval of a check's figure; nothing where it has none (a file's size)."""
+    got = check.got
+    return "" if got is None or got.low == got.high else f"{quantity(got.low, check)} to {quantity(got.high, check)}"
+
+
+def verdict_words(record: Record) -> tuple[str, str]:
+    """The word on the badge, and a sentence where the word alone would mislead."""
+    outcome = record.verdict.outcome
+    if not record.verdict.checks:
+        return "NO LIMITS", "No limit was set, so there was nothing to pass or fail."
+    accepts = bool(record.budget.get("accept_undecided"))
+    if outcome is not settle(record.verdict, accept_undecided=accepts):
+        note = "the measured values are within the budget, their intervals are not"
+        return outcome.value, f"Accepted as undecided (--accept-undecided): {note}."
+    return outcome.value, ""
+
+
+def _environment(*, html: bool) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "ms": wording.milliseconds,
+        "bytes": wording.size,
+        "mb": wording.megabytes,
+        "pt": wording.points,
+        "score": wording.score,
+        "times": wording.times,
+        "times_interval": wording.times_interval,
+        "points_interval": wording.points_interval,
+        "percent": wording.percent,
+        "seconds": wording.seconds,
+        "number": wording.number,
+        "runtime": wording.runtime,
+        "precision": wording.precision,
+        "quantity": quantity,
+        "check_interval": check_interval,
+        "shown": _shown,
+        "cut": _cut,
+        "cell": _cell,
+        "signed": _signed,
+        "facts": _facts,
+    }
+    environment.globals |= {"percentile": percentile, "shape": _shape, "top_of": _top_of, "nothing": wording.MISSING}
+    return environment
+
+
+def _was(reference: Trial | None, winner: Trial, what: str) -> str:
+    before = getattr(reference, what) if reference is not None and reference is not winner else None
+    if before is None:
+        return ""
+    words = {
+        "p50": wording.milliseconds,
+        "size_bytes": wording.size,
+        "footprint": lambda f: wording.megabytes(f.peak_memory_mb),
+    }
+    return f"was {words[what](before)}"
+
+
+def _sections(found: dict[str, Any]) -> list[tuple[str, str]]:
+    record = found["record"]
+    possible = [
+        ("checks", "Checks", True),
+        ("plot", "Accuracy against latency", found["plots"][0][1]),
+        ("variants", "All variants", True),
+        ("latency", "Latency", found["lanes"]),
+        ("accuracy", "Accuracy", found["metrics"]),
+        ("changed", "Changed items", record.changed and found["metrics"]),
+        ("time", "Where the time goes", found["kinds"] or found["findings"]),
+        ("refused", "Refused", record.refused),
+        ("circumstances", "Circumstances", True),
+        ("reproduce", "Reproduce", True),
+    ]
+    return [(place, name) for place, name, there in possible if there]
+
+
+def _facts_of(record: Record) -> dict[str, list[tuple[str, str]]]:
+    model = {**record.model, "bytes": None, "size": wording.size(record.model.get("bytes"))}
+    target = record.target.model_dump(exclude={"name", "present", "gops_scope"})
+    around = record.circumstances
+    run = {
+        "shape": wording.shape(around.batch, around.length, around.threads),
+        "effort": record.effort,
+        "seed": around.seed,
+        "date": around.date,
+        "stages": ", ".join(f"{k} {wording.seconds(v)}" for k, v in record.stages.items()),
+        "total": wording.seconds(sum(record.stages.values())) if record.stages else None,
+    }
+    if target["gops"]:
+        target["gops"] = {f"{k} (per {record.target.gops_scope})": v for k, v in target["gops"].items()}
+    return {
+        "model_facts": _facts(model),
+        "target_facts": _facts(target),
+        "run_facts": _facts(run),
+        "budget": budget_words(record.budget),
+    }
+
+
+def _top_of(spent: Sequence[Spent]) -> float:
+    return max((max(s.before, s.after) for s in spent), default=0) or 1.0
+
+
+def _write(path: Path, text: str) -> Path:
+    beside = path.with_name(f".{path.name}.unfinished")
+    with disk_errors(path):
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    return path
+
+
+def _scores(trial: Trial | None, split: str) -> Sequence[Scores]:
+    if trial is None:
+        return []
+    return trial.test_scores if split == "test" else trial.scores
+
+
+def _spent(before: Trial | None, after: Trial | None, name_of: Any) -> list[Spent]:
+    totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for side, trial in enumerate((before, after)):
+        ops: Sequence[OpTime] = trial.profile if trial else []
+        for op in ops:
+            totals[name_of(op)][side] += op.ms
+    return sorted((Spent(name, *both) for name, both in totals.items()), key=lambda s: -max(s.before, s.after))
+
+
+def _sizes(trial: Trial | None) -> dict[str, int]:
+    totals: dict[str, int] = defaultdict(int)
+    for module, count in (trial.layer_bytes if trial else {}).items():
+        totals[layer_of(module)] += count
+    return totals
+
+
+def _layer_order(name: str) -> tuple[int, int, str]:
+    if name.startswith("layer "):
+        return 1, int(name.removeprefix("layer ")), name
+    return (0 if "embed" in name else 3 if name == "elsewhere" else 2), 0, name
+
+
+def _shape(latency: Latency) -> str:
+    return wording.shape(latency.batch, latency.length, latency.threads)
+
+
+def _shown(value: Any) -> str:
+    """A fact of unknown type as text."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: wording.MISSING}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_shown(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(v) for v in value)
+    return str(value)
+
+
+def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Facts as words; empty ones are left out."""
+    return [(str(k).replace("_", " "), _shown(v)) for k, v in facts.items() if v not in (None, "", [], {})]
+
+
+def _signed(estimate: Estimate | None) -> str:
+    return wording.MISSING if estimate is None else wording.points(estimate.point)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + " …"
+
+
+def _cell(text: Any) -> str:
+    """Text for a cell of a Markdown table: one line, no bars, and no HTML of its own."""
+    plain = " ".join(str(text).split())
+    for special, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("*", "\\*"), ("_", "\\_")):
+        plain = plain.replace(special, safe)
+    return plain
