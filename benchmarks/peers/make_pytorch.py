@@ -1,0 +1,49 @@
+"""PyTorch as it is: eager fp32 and bf16, and torch.compile. Nothing is made; run.py loads the checkpoint itself."""
+
+from __future__ import annotations
+
+from harness import Variant, main
+
+
+def fp32(model: str, calibration: str, out: str) -> None:
+    """Eager."""
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(model).eval()
+
+
+def bf16(model: str, calibration: str, out: str) -> None:
+    """Eager in bfloat16, weights too."""
+    import torch
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(model, dtype=torch.bfloat16).eval()
+
+
+def compiled(model: str, calibration: str, out: str) -> None:
+    """torch.compile with default options; run.py times it warm."""
+    import torch
+    from transformers import AutoModel
+
+    torch.compile(AutoModel.from_pretrained(model).eval())
+
+
+def compiled_bf16(model: str, calibration: str, out: str) -> None:
+    """torch.compile in bfloat16."""
+    import torch
+    from transformers import AutoModel
+
+    torch.compile(AutoModel.from_pretrained(model, dtype=torch.bfloat16).eval())
+
+
+VARIANTS = {
+    "eager_fp32": Variant(fp32, "torch", full_precision=True, options={"dtype": "float32"}),
+    "eager_bf16": Variant(bf16, "torch", full_precision=True, options={"dtype": "bfloat16"}),
+    "compile_fp32": Variant(compiled, "torch", full_precision=True, options={"dtype": "float32", "compile": True}),
+    "compile_bf16": Variant(
+        compiled_bf16, "torch", full_precision=True, options={"dtype": "bfloat16", "compile": True}
+    ),
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main("pytorch", VARIANTS))
