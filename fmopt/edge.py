@@ -551,27 +551,27 @@ def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[s
 # -------------------------------------------------------------------------------- this machine
 
 
+# Features by the names that systems give them: Linux x86, Linux Arm, macOS; the values are those of target files.
+X86 = "avx avx2 fma f16c avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 avx_vnni avx_vnni_int8"
+AMX = "amx_tile amx_int8 amx_bf16 amx_fp16"
+ARM = "asimd:neon asimdhp:fp16 asimddp:dotprod i8mm bf16 sve sve2"
+MACOS = "avx1_0:avx avx2_0:avx2 advsimd:neon fp16 dotprod"
+FEATURES = {
+    name: new or name for name, _, new in (word.partition(":") for word in f"{X86} {AMX} {ARM} {MACOS}".split())
+}
+
+
 def isa_features() -> list[str]:
     """CPU features that decide which kernels run, sorted; empty when this system does not say (Windows)."""
-    flags = set()
+    flags: list[str] = []
     if sys.platform.startswith("linux"):
         # x86 calls the line "flags", Arm "Features"
         line = next((part for part in _cpuinfo() if part.lower().startswith(("flags", "features"))), "")
-        flags = set(line.partition(":")[2].split())
+        flags = line.partition(":")[2].split()
     elif sys.platform == "darwin":
         told = re.findall(r"hw\.optional\.(?:arm\.FEAT_)?(\w+): 1", _output("sysctl", "hw.optional"))
-        flags = {name.lower() for name in told}
-    known = {flag: flag for flag in X86_FEATURES} | ARM_FEATURES
-    return sorted({known[flag] for flag in flags if flag in known})
-
-
-X86_FEATURES = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16")
-X86_FEATURES += ("avx_vnni", "avx_vnni_int8", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16")
-# Linux and macOS name Arm's features differently; these are the names of target files.
-ARM_FEATURES = {
-    "asimd": "neon", "advsimd": "neon", "asimdhp": "fp16", "fp16": "fp16", "asimddp": "dotprod", "dotprod": "dotprod",
-    "i8mm": "i8mm", "bf16": "bf16", "sve": "sve", "sve2": "sve2",
-}  # fmt: skip
+        flags = [name.lower() for name in told]
+    return sorted({FEATURES[flag] for flag in flags if flag in FEATURES})
 
 
 def host_fingerprint() -> dict[str, Any]:

@@ -1,0 +1,382 @@
+"""A bundle: the folder that runs a model elsewhere, without fmopt. Written whole or not at all, verified, opened.
+
+`edge.py` knows what a bundle is to the one who runs it (and is copied into each as run.py); this file makes one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmopt import edge, lookup
+from fmopt.edge import GOLDEN, MANIFEST, UNFINISHED, Raw
+from fmopt.errors import BundleError, DataError, StoreError
+from fmopt.model import Artifact, CheckpointFacts, ModelSource
+from fmopt.store import MARKER, disk_errors
+
+# Protobuf ends at 2 GB; below this one file is handier than two.
+EXTERNAL_DATA_BYTES = 1_500_000_000
+TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers")
+
+
+class Bundle(edge.Model):
+    """An opened bundle: `bundle("a text")` or `bundle([raw, raw])`; raises FmoptErrors only."""
+
+    def predict(self, raws: Sequence[Raw], batch_size: int = 1) -> list[Any]:
+        """Predictions as they are judged (see `edge.postprocess`); DataError on a raw the task cannot read."""
+        try:
+            return super().predict(raws, batch_size)
+        except edge.EdgeError as error:
+            raise DataError(str(error)) from error
+
+
+def write_bundle(
+    out: Path,
+    *,
+    facts: CheckpointFacts,
+    artifact: Artifact,
+    recipe: Mapping[str, Any],
+    verdict: str,
+    golden: Sequence[tuple[Raw, Any]],
+    tolerance: float,
+    needs_isa: Sequence[str],
+    record_files: Mapping[str, Path] | None = None,
+) -> Path:
+    """Write a bundle into the folder `out`: made beside it and moved in when whole. Returns `out`.
+
+    `golden` are raws with their predictions as judged; another machine must reproduce them within `tolerance`
+    (absolute, in units of the prediction). `needs_isa` are CPU features the graph was judged with and may compute
+    otherwise without. `record_files` are further files by their name in the bundle. StoreError when `out` holds
+    something that is not ours or cannot be written; BundleError when a part is missing.
+    """
+    _refuse_foreign(out)
+    staging = out.with_name(f".fmopt-making-{out.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with disk_errors(staging):
+            staging.mkdir(parents=True)
+            model_file = _put_model(artifact, staging)
+            _put_checkpoint_files(facts, artifact, staging)
+            _put_golden(golden, tolerance, staging)
+            shutil.copyfile(edge.__file__, staging / "run.py")
+            (staging / "README.md").write_text(_readme(facts, artifact, verdict), encoding="utf-8")
+            for name, path in (record_files or {}).items():
+                shutil.copyfile(path, staging / name)
+            _put_manifest(facts, artifact, model_file, recipe, verdict, needs_isa, staging)
+        return publish(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish(made: Path, out: Path) -> Path:
+    """Move the finished bundle `made` to `out`, replacing a bundle there but nothing else of ours (stages, record).
+
+    A kill in the middle leaves a folder that says it is unfinished; publishing a bundle again mends it. StoreError when
+    `out` holds something that is not ours.
+    """
+    _refuse_foreign(out)
+    with disk_errors(out):
+        if not out.exists() or not any(out.iterdir()):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if out.exists():
+                out.rmdir()
+            made.rename(out)
+        else:
+            _replace(made, out)
+    return out
+
+
+def is_bundle(folder: Path) -> bool:
+    """True when the folder holds a manifest, intact or not."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def bundle_facts(folder: Path) -> CheckpointFacts:
+    """The checkpoint a bundle was made from, with the bundle's own folder as its source; BundleError when damaged."""
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    checkpoint = dict(manifest["checkpoint"])
+    source = ModelSource(
+        asked=checkpoint.pop("asked"), folder=folder, title=checkpoint.pop("title"), task=checkpoint["task"],
+        licence=checkpoint.pop("licence"),
+    )  # fmt: skip
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return CheckpointFacts(source=source, pipeline=manifest["pipeline"], config=config, **checkpoint)
+
+
+def bundle_artifact(folder: Path) -> Artifact:
+    """What a runtime opens in a bundle; BundleError when the manifest is damaged."""
+    manifest = _manifest(Path(folder))
+    return Artifact(manifest["runtime"], Path(folder) / manifest["model_file"], manifest["options"])
+
+
+def verify_bundle(folder: Path) -> list[str]:
+    """What is wrong with a bundle, one line each; empty when files are whole and golden predictions are met."""
+    folder = Path(folder)
+    problems = edge.verify(folder)
+    if problems:
+        return problems
+    try:
+        model = edge.open_model(folder, edge.read_facts(folder), None, _open)
+        try:
+            edge.self_test(folder, model)
+        finally:
+            model.close()
+    except edge.EdgeError as error:
+        return [str(error)]
+    return []
+
+
+def load(bundle: str | Path, threads: int | None = None) -> Bundle:
+    """Open a bundle as a callable on raw text: `load(folder)("a text")`, or a list of raws.
+
+    Hashes are verified first, golden items on first use on a machine; warns when the CPU lacks a feature the graph was
+    judged with. Torch is imported only for a bundle whose winner is a PyTorch checkpoint. BundleError when damaged.
+    """
+    try:
+        opened = edge.load(bundle, threads, _open)
+    except edge.EdgeError as error:
+        raise BundleError(str(error)) from error
+    return Bundle(opened.facts, opened.preprocessor, opened.runner)
+
+
+def _open(runtime: str, path: Path, options: Mapping[str, Any], threads: int) -> Any:
+    """Open a bundle's model, also by a runtime that run.py does without."""
+    if runtime in edge.RUNNERS:
+        return edge.open_runner(runtime, path, options, threads)
+    return lookup.find("runtimes", runtime).open(Artifact(runtime, path, options), threads)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return edge.read_facts(folder)
+    except edge.EdgeError as error:
+        raise BundleError(str(error)) from error
+
+
+# -------------------------------------------------------------------------------- the parts of a bundle
+
+
+def _put_model(artifact: Artifact, folder: Path) -> str:
+    """Copy the model; returns the name that opens it, "." for a checkpoint folder."""
+    path = artifact.path
+    if path.is_dir():
+        weights = [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.safetensors.index.json"))]
+        if not weights:
+            raise BundleError(f"{path} holds no safetensors to bundle")
+        for file in weights:
+            shutil.copyfile(file, folder / file.name)
+        return "."
+    if path.suffix == ".onnx":
+        _put_onnx(path, folder / "model.onnx")
+        return "model.onnx"
+    if path.suffix == ".xml":
+        shutil.copyfile(path, folder / "model.xml")
+        shutil.copyfile(path.with_suffix(".bin"), folder / "model.bin")
+        return "model.xml"
+    raise BundleError(f"{path} is neither model.onnx nor model.xml nor a checkpoint folder")
+
+
+def _put_onnx(path: Path, target: Path) -> None:
+    """One file, or weights beside it in model.onnx.data when both together are over 1.5 GB."""
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    external = sorted(
+        {
+            entry.value
+            for tensor in onnx.load(path, load_external_data=False).graph.initializer
+            if uses_external_data(tensor)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )
+    size = path.stat().st_size + sum((path.parent / name).stat().st_size for name in external)
+    if not external and size <= EXTERNAL_DATA_BYTES:
+        shutil.copyfile(path, target)
+    elif size <= EXTERNAL_DATA_BYTES:
+        onnx.save(onnx.load(path), target)
+    else:
+        # optimum's and ONNX Runtime's own name for it
+        onnx.save(onnx.load(path), target, save_as_external_data=True, location=f"{target.name}.data")
+
+
+def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Path) -> None:
+    """Tokenizer and config.json under the names that transformers and optimum look for."""
+    shutil.copyfile(_tokenizer_file(facts), folder / "tokenizer.json")
+    for name in TOKENIZER_EXTRAS:
+        if (facts.folder / name).is_file():
+            shutil.copyfile(facts.folder / name, folder / name)
+    # A checkpoint that was changed brings its own configuration.
+    config = (artifact.path if artifact.path.is_dir() else facts.folder) / "config.json"
+    if not config.is_file():
+        raise BundleError(f"{config} is missing; a bundle carries the checkpoint's config.json")
+    shutil.copyfile(config, folder / "config.json")
+
+
+def _tokenizer_file(facts: CheckpointFacts) -> Path:
+    beside = facts.folder / "tokenizer.json"
+    if beside.is_file():
+        return beside
+    # A slow tokenizer converted into a cache. Imported here because `load` must stay light.
+    from fmopt import checkpoint
+
+    return checkpoint.tokenizer_file(facts)
+
+
+def _put_golden(golden: Sequence[tuple[Raw, Any]], tolerance: float, folder: Path) -> None:
+    items = [{"raw": edge.raw_to_json(raw), "prediction": edge.prediction_to_json(got)} for raw, got in golden]
+    for item, (raw, got) in zip(items, golden, strict=True):
+        if isinstance(got, np.ndarray) and not np.isfinite(got).all():
+            raise BundleError(
+                f"the prediction for {item['raw']} is not finite; such a model is not handed over: {raw!r}"
+            )
+    _write_json(folder / GOLDEN, {"tolerance": tolerance, "items": items})
+
+
+def _put_manifest(
+    facts: CheckpointFacts, artifact: Artifact, model_file: str, recipe: Mapping[str, Any], verdict: str,
+    needs_isa: Sequence[str], folder: Path,
+) -> None:  # fmt: skip
+    """Write fmopt.json, last: it vouches for every other file, and by its digest for itself."""
+    written = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": edge.sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {
+        "format": edge.FORMAT,
+        "digest": "",
+        "title": facts.source.title,
+        "task": facts.task,
+        "verdict": verdict,
+        "runtime": artifact.runtime,
+        "options": dict(artifact.options),
+        "model_file": model_file,
+        "needs_isa": sorted(needs_isa),
+        "pipeline": dict(facts.pipeline),
+        "recipe": dict(recipe),
+        "checkpoint": {
+            "asked": facts.source.asked,
+            "title": facts.source.title,
+            "licence": facts.source.licence,
+            "model_type": facts.model_type,
+            "architecture": facts.architecture,
+            "task": facts.task,
+            "hidden_size": facts.hidden_size,
+            "layers": facts.layers,
+            "parameters": facts.parameters,
+            "weight_bytes": facts.weight_bytes,
+            "digest": facts.digest,
+        },
+        "versions": {name: edge.package_version(name) for name in PACKAGES if edge.package_version(name)},
+        "host": edge.host_fingerprint(),
+        "files": written,
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    digest = edge.manifest_digest(text, "")
+    sealed = text.replace('"digest": ""', f'"digest": "{digest}"', 1)
+    (folder / MANIFEST).write_bytes(sealed.encode())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+USAGE = {
+    "sentence-embedding": ('"a sentence"', "its vector"),
+    "text-classification": ('"a text"', "its label with scores"),
+    "text-regression": ('"a text"', "its score"),
+    "token-classification": ('"a text"', "the entities in it"),
+    "question-answering": ('"a question" "a context"', "the answer in the context"),
+}
+
+
+def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
+    texts, result = USAGE[facts.task]
+    alone = artifact.runtime in edge.RUNNERS
+    needs = (
+        f"It needs no fmopt: `pip install numpy tokenizers {artifact.runtime}`."
+        if alone
+        else "It is a PyTorch checkpoint and runs by fmopt: `pip install fmopt`."
+    )
+    predict, bench, verify = (
+        f"python run.py {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
+    )
+    raw = texts if facts.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
+    weights = {".onnx": "model.onnx", ".xml": "model.xml, model.bin"}.get(artifact.path.suffix, "*.safetensors")
+    windows = facts.task in ("question-answering", "token-classification")
+    return f"""# {facts.source.title}: {facts.task}
+
+Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
+
+```
+{predict} {texts}     # {result}; also --file texts.txt, --json
+{bench}     # latency here
+{verify}     # are the files whole, does it compute here what it should
+```
+```python
+{"from run import load     # in this folder; anywhere: from fmopt import load" if alone else "from fmopt import load"}
+model = load(".")
+model({raw})     # or a list of them
+```
+
+| file | what it is |
+|---|---|
+| `{weights}` | the model |
+| `tokenizer*.json`, `config.json` | of the checkpoint, as transformers and optimum read them |
+| `fmopt.json` | what it was made from and how, versions, host, sha256 of every file |
+| `golden.json` | inputs with the predictions that were judged; run on first load on a new machine |
+| `record.json`, `report.html` | every measurement, and the page drawn from it (where it was judged) |
+
+Texts longer than {facts.pipeline["max_length"]} tokens are {"read in overlapping windows" if windows else "cut"}.
+Licence of the original model: {facts.source.licence or "not stated; see its source"}.
+"""
+
+
+# -------------------------------------------------------------------------------- moving in
+
+
+def _refuse_foreign(out: Path) -> None:
+    """StoreError when `out` holds anything but a bundle or a run of ours."""
+    if out.exists() and not out.is_dir():
+        raise StoreError(f"{out} is a file; choose a folder")
+    if not out.is_dir() or not any(out.iterdir()) or (out / MARKER).exists() or (out / UNFINISHED).exists():
+        return
+    try:
+        ours = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["format"].startswith("fmopt-bundle")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        ours = False
+    if not ours:
+        raise StoreError(f"{out} is not empty and was not made by fmopt; nothing was touched. Choose another folder")
+
+
+def _replace(made: Path, out: Path) -> None:
+    """Swap the bundle's files inside a folder that holds other things of ours."""
+    new = _listed(made)
+    marker = out / UNFINISHED
+    # What an earlier, killed move may have brought is remembered too.
+    stale = (_listed(out) | set(json.loads(marker.read_text() or "[]") if marker.is_file() else [])) - new
+    marker.write_text(json.dumps(sorted(new | stale)))
+    for name in stale:
+        (out / name).unlink(missing_ok=True)
+    for name in sorted(new, key=lambda name: name == MANIFEST):  # the manifest comes last
+        os.replace(made / name, out / name)
+    shutil.rmtree(made, ignore_errors=True)
+    marker.unlink()
+
+
+def _listed(folder: Path) -> set[str]:
+    """Names of a bundle's files, its manifest included; none when there is no readable manifest."""
+    try:
+        names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {MANIFEST, *(name for name in names if Path(name).name == name)}  # never a path out of the folder
