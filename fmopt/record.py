@@ -12,6 +12,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from fmopt import wording
 from fmopt.errors import BundleError
+from fmopt.gate import settle
+from fmopt.metrics import METRICS
 from fmopt.results import (
     Circumstances,
     Estimate,
@@ -194,6 +196,55 @@ def percentile(latency: Latency | None, q: float) -> float | None:
     if latency is None or not latency.samples_ms:
         return None
     return float(np.percentile(latency.samples_ms, q))
+
+
+def latency_of(trial: Trial) -> float | None:
+    """Its median, or the prediction where it could not be timed."""
+    return trial.p50 if trial.p50 is not None else trial.predicted_ms
+
+
+def ordered(record: Record) -> list[Trial]:
+    """All variants as a table lists them: the shipped one, what was measured from fast to slow, then what was not."""
+    states = ("measured", "stopped early", "failed", "refused")
+
+    def key(trial: Trial) -> tuple[bool, int, float]:
+        ms = latency_of(trial)
+        return trial.name != record.winner, states.index(trial.status), float("inf") if ms is None else ms
+
+    return sorted(record.everything, key=key)
+
+
+def why_not(record: Record, trial: Trial) -> str:
+    """Why a variant was not chosen, in one line: as the run said, else by comparison with the winner."""
+    winner = record.winning
+    if winner is None or trial.name == winner.name:
+        return ""
+    if trial.reason:
+        return trial.reason
+    ours, best = latency_of(trial), latency_of(winner)
+    if ours is None or best is None:
+        return "not timed"
+    finding = f": {trial.findings[0].text}" if trial.findings else ""
+    if ours >= best:
+        return f"{ours / best:.2f}× as long as {winner.name}{finding}"
+    return "faster, but not within the budget" if trial.drop else "faster, but its accuracy was not measured"
+
+
+def verdict_words(record: Record) -> tuple[str, str]:
+    """The word on the badge, and a sentence where the word alone would mislead."""
+    outcome = record.verdict.outcome
+    if not record.verdict.checks:
+        return "NO LIMITS", "No limit was set, so there was nothing to pass or fail."
+    accepts = bool(record.budget.get("accept_undecided"))
+    if outcome is not settle(record.verdict, accept_undecided=accepts):
+        note = "the measured values are within the budget, their intervals are not"
+        return outcome.value, f"Accepted as undecided (--accept-undecided): {note}."
+    return outcome.value, ""
+
+
+def value_of(scores: Scores) -> float:
+    """A metric's value over all its items."""
+    return float(METRICS[scores.metric].of(scores.array(), None))
 
 
 def summary_sentence(record: Record) -> str:

@@ -17,11 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fmopt import wording
-from fmopt.gate import settle
-from fmopt.metrics import METRICS
-from fmopt.record import Record, Trial, percentile
-from fmopt.report_plots import lanes, latency_of, role_of, scatter
-from fmopt.results import Check, Estimate, Latency, OpTime, Scores
+from fmopt.record import Record, Trial, ordered, percentile, value_of, verdict_words, why_not
+from fmopt.report_plots import lanes, role_of, scatter
+from fmopt.results import Estimate, Latency, OpTime, Scores
 from fmopt.store import disk_errors
 
 _HERE = Path(__file__).parent
@@ -85,7 +83,7 @@ def write_markdown(record: Record, path: Path) -> Path:
 
 def view(record: Record) -> dict[str, Any]:
     """What the templates see."""
-    rows = ordered(record)
+    rows = numbered(record)
     trials = [row.trial for row in rows]
     winner, reference = record.winning, record.fastest_full_precision
     pair = [t for t in (reference, winner) if t is not None]
@@ -110,32 +108,9 @@ def view(record: Record) -> dict[str, Any]:
     return found | {"sections": _sections(found)} | _facts_of(record)
 
 
-def ordered(record: Record) -> list[Row]:
-    """The winner, then what was measured from fast to slow, then what was not."""
-    states = ("measured", "stopped early", "failed", "refused")
-
-    def key(trial: Trial) -> tuple[bool, int, float]:
-        ms = latency_of(trial)
-        return trial.name != record.winner, states.index(trial.status), float("inf") if ms is None else ms
-
-    trials = sorted(record.everything, key=key)
-    return [Row(i, t, role_of(record, t), why_not(record, t)) for i, t in enumerate(trials, 1)]
-
-
-def why_not(record: Record, trial: Trial) -> str:
-    """Why a variant was not chosen, in one line: as the run said, else by comparison with the winner."""
-    winner = record.winning
-    if winner is None or trial.name == winner.name:
-        return ""
-    if trial.reason:
-        return trial.reason
-    ours, best = latency_of(trial), latency_of(winner)
-    if ours is None or best is None:
-        return "not timed"
-    finding = f": {trial.findings[0].text}" if trial.findings else ""
-    if ours >= best:
-        return f"{ours / best:.2f}× as long as {winner.name}{finding}"
-    return "faster, but not within the budget" if trial.drop else "faster, but its accuracy was not measured"
+def numbered(record: Record) -> list[Row]:
+    """The lines of the table of all variants."""
+    return [Row(i, t, role_of(record, t), why_not(record, t)) for i, t in enumerate(ordered(record), 1)]
 
 
 def tiles(record: Record) -> list[tuple[str, str, str]]:
@@ -165,11 +140,6 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
             ("peak memory", wording.megabytes(winner.footprint.peak_memory_mb), _was(reference, winner, "footprint"))
         )
     return found
-
-
-def value_of(scores: Scores) -> float:
-    """A metric's value over all its items."""
-    return float(METRICS[scores.metric].of(scores.array(), None))
 
 
 def metrics(reference: Trial | None, winner: Trial | None) -> list[Metric]:
@@ -226,7 +196,7 @@ def spent_by_layer(before: Trial | None, after: Trial | None) -> list[Spent]:
 
 
 def layer_of(module: str) -> str:
-    """The Transformer layer of a module: `bert.encoder.layer.3.output.dense` -> `layer 3`; else the part that says most."""
+    """The Transformer layer of a module: `encoder.layer.3.output` -> `layer 3`; else the part that says most."""
     parts = [part for part in module.split(".") if part]
     for part in parts:
         if part.isdigit():
@@ -257,33 +227,6 @@ def budget_words(budget: dict[str, Any]) -> list[tuple[str, str]]:
     return words
 
 
-def quantity(value: float | None, check: Check) -> str:
-    """A figure of a check with its unit. A drop comes in units of the metric and is shown in points."""
-    if value is None:
-        return wording.MISSING
-    if check.name.endswith("drop"):
-        return f"{wording.points(value)} pt"
-    return f"{value:.2f}×" if check.unit == "×" else f"{wording.number(value)} {check.unit}".strip()
-
-
-def check_interval(check: Check) -> str:
-    """The interval of a check's figure; nothing where it has none (a file's size)."""
-    got = check.got
-    return "" if got is None or got.low == got.high else f"{quantity(got.low, check)} to {quantity(got.high, check)}"
-
-
-def verdict_words(record: Record) -> tuple[str, str]:
-    """The word on the badge, and a sentence where the word alone would mislead."""
-    outcome = record.verdict.outcome
-    if not record.verdict.checks:
-        return "NO LIMITS", "No limit was set, so there was nothing to pass or fail."
-    accepts = bool(record.budget.get("accept_undecided"))
-    if outcome is not settle(record.verdict, accept_undecided=accepts):
-        note = "the measured values are within the budget, their intervals are not"
-        return outcome.value, f"Accepted as undecided (--accept-undecided): {note}."
-    return outcome.value, ""
-
-
 def _environment(*, html: bool) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -302,8 +245,8 @@ def _environment(*, html: bool) -> Environment:
         "number": wording.number,
         "runtime": wording.runtime,
         "precision": wording.precision,
-        "quantity": quantity,
-        "check_interval": check_interval,
+        "quantity": wording.quantity,
+        "check_interval": wording.check_interval,
         "shown": _shown,
         "cut": _cut,
         "cell": _cell,
@@ -392,7 +335,9 @@ def _spent(before: Trial | None, after: Trial | None, name_of: Any) -> list[Spen
         ops: Sequence[OpTime] = trial.profile if trial else []
         for op in ops:
             totals[name_of(op)][side] += op.ms
-    return sorted((Spent(name, *both) for name, both in totals.items()), key=lambda s: -max(s.before, s.after))
+    return sorted(
+        (Spent(name, both[0], both[1]) for name, both in totals.items()), key=lambda s: -max(s.before, s.after)
+    )
 
 
 def _sizes(trial: Trial | None) -> dict[str, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmopt import wording
-from fmopt.record import Record, Trial, percentile
+from fmopt.record import Record, Trial, latency_of, percentile
 
 LANES = 14  # variants whose distribution is drawn; all of them are in the table
 BINS = 160
@@ -155,10 +155,6 @@ def scatter(record: Record, rows: Sequence[Trial], width: int, height: int) -> S
         missing=len(rows) - len(placed),
     )
 
-
-def latency_of(trial: Trial) -> float | None:
-    """Its median, or the prediction where it could not be timed."""
-    return trial.p50 if trial.p50 is not None else trial.predicted_ms
 
 
 def lanes(record: Record, rows: Sequence[Trial]) -> Lanes | None:

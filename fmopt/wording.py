@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fmopt.results import Estimate
+from fmopt.results import Check, Estimate
 
 MISSING = "–"
 
@@ -106,6 +106,21 @@ def shape(batch: int, length: int | None, threads: int) -> str:
     """`batch 1, 128 tokens, 1 thread`."""
     tokens = "the data's own lengths" if length is None else f"{length:,} tokens"
     return f"batch {batch:,}, {tokens}, {threads:,} thread{'s' if threads != 1 else ''}"
+
+
+def quantity(value: float | None, check: Check) -> str:
+    """A figure of a check with its unit. A drop comes in units of the metric and is shown in points."""
+    if value is None:
+        return MISSING
+    if check.name.endswith("drop"):
+        return f"{points(value)} pt"
+    return f"{value:.2f}×" if check.unit == "×" else f"{number(value)} {check.unit}".strip()
+
+
+def check_interval(check: Check) -> str:
+    """The interval of a check's figure; nothing where it has none (a file's size)."""
+    got = check.got
+    return "" if got is None or got.low == got.high else f"{quantity(got.low, check)} to {quantity(got.high, check)}"
 
 
 def _minus(text: str) -> str:
