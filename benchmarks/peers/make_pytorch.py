@@ -37,12 +37,10 @@ def compiled_bf16(model: str, calibration: str, out: str) -> None:
 
 
 VARIANTS = {
-    "eager_fp32": Variant(fp32, "torch", full_precision=True, options={"dtype": "float32"}),
-    "eager_bf16": Variant(bf16, "torch", full_precision=True, options={"dtype": "bfloat16"}),
-    "compile_fp32": Variant(compiled, "torch", full_precision=True, options={"dtype": "float32", "compile": True}),
-    "compile_bf16": Variant(
-        compiled_bf16, "torch", full_precision=True, options={"dtype": "bfloat16", "compile": True}
-    ),
+    "eager_fp32": Variant(fp32, "torch", full_precision=True, options={"dtype": "fp32"}),
+    "eager_bf16": Variant(bf16, "torch", full_precision=True, options={"dtype": "bf16"}),
+    "compile_fp32": Variant(compiled, "torch", full_precision=True, options={"dtype": "fp32", "compile": True}),
+    "compile_bf16": Variant(compiled_bf16, "torch", full_precision=True, options={"dtype": "bf16", "compile": True}),
 }
 
 if __name__ == "__main__":
