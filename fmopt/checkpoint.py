@@ -21,12 +21,10 @@ from fmopt import lookup
 from fmopt.errors import CheckpointError
 from fmopt.families.base import find_family
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest, load_network
-from fmopt.source import known_models, resolve
+from fmopt.source import known_models
 from fmopt.tasks.base import Task
 from fmopt.tokenizer import TOKENIZER, convert_tokenizer, has_slow_tokenizer, read_tokenizer
 from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_weights
-
-__all__ = ["inspect", "is_regression", "load", "resolve", "tokenizer_file"]
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +101,7 @@ def _network_folder(folder: Path) -> Path:
             return inside
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     raise CheckpointError(
-        f"{folder} has no config.json (it holds {held}); give a folder in Hugging Face format, as made by save_pretrained"
+        f"{folder} has no config.json (it holds {held}); give a Hugging Face folder, as save_pretrained writes it"
     )
 
 
@@ -135,7 +133,7 @@ def _auto_config(folder: Path, raw: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"{folder / 'config.json'}: transformers does not know model_type {model_type!r}{near}")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        config.hidden_size, config.num_hidden_layers  # noqa: B018  every text encoder has them
+        _ = config.hidden_size, config.num_hidden_layers  # every text encoder has them
     except Exception as error:  # transformers validates with whatever exception it likes
         first = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder / 'config.json'} does not describe a text encoder: {first}") from error

@@ -154,7 +154,9 @@ def link_files(folder: Path, out: Path, skip: frozenset[str]) -> None:
 
 def _index(path: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(path.read_text("utf8"))["weight_map"]
+        index = json.loads(path.read_text("utf8"))
+        weight_map = index["weight_map"]
+        _ = index["metadata"]  # transformers insists on it
         # A name with a folder in it would reach outside the checkpoint.
         if not all(Path(name).name == name for name in weight_map.values()):
             raise ValueError("a shard lies outside the folder")
