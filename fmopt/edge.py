@@ -189,7 +189,7 @@ def split_words(raw: Raw) -> list[tuple[str, int, int]]:
     if isinstance(raw, str):
         found = re.finditer(r"[@#]?\w+(?:[-'’._/&]\w+)*|[^\w\s]", raw)
         return [(match.group(), match.start(), match.end()) for match in found]
-    if not isinstance(raw, list):
+    if not isinstance(raw, list) or not all(isinstance(word, str) for word in raw):
         raise EdgeError(f"{_shorten(raw)} is no text and no list of words")
     words, at = [], 0
     for word in raw:
