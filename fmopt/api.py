@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from fmopt import bundle as bundles
 from fmopt import checkpoint, lookup, measure, probe
-from fmopt import export as exporting
 from fmopt.build import Workshop
 from fmopt.data import load_data
 from fmopt.edge import Preprocessor
@@ -26,6 +25,7 @@ from fmopt.recipe import Recipe, Step
 from fmopt.record import Record
 from fmopt.results import Latency, Scores
 from fmopt.runtimes.base import Runner
+from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
 from fmopt.trials import Request
 
@@ -120,7 +120,7 @@ def export(
     INT8 is calibrated on the calibration split of `data`. Returns the folder `out`.
     """
     out = Path(out)
-    source = checkpoint.resolve(str(model))
+    source = resolve(str(model))
     facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
     recipe = export_recipe(format, precision)
     target = probe.load_target("host")
@@ -147,10 +147,9 @@ def export(
             golden = predict(runner, shop.preprocessor, dict(facts.pipeline), kind_items(raws[:8]), batch=1)
         finally:
             runner.close()
-        made = bundles.write_bundle(
-            out / "bundle.tmp", facts=facts, artifact=artifact, recipe=recipe.model_dump(mode="json"), verdict="UNMEASURED",
+        bundles.write_bundle(
+            out, facts=facts, artifact=artifact, recipe=recipe.model_dump(mode="json"), verdict="UNMEASURED",
             golden=list(zip(raws[:8], golden, strict=True)), tolerance=1e-3 if precision == "fp32" else 0.1, needs_isa=[])
-        bundles.publish(made, out)
     return out
 
 
@@ -223,7 +222,7 @@ def bench_variants(model: str, scratch: Path) -> list[tuple[str, Preprocessor, A
     if bundles.is_bundle(Path(model)):
         facts = bundles.bundle_facts(Path(model))
         return [(model, Preprocessor(Path(model) / "tokenizer.json", dict(facts.pipeline)), bundles.bundle_artifact(Path(model)))]
-    source = checkpoint.resolve(model)
+    source = resolve(model)
     facts = checkpoint.inspect(source, source.task)
     preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
     target = probe.load_target("host")
@@ -241,7 +240,7 @@ def evaluate(model: str | Path, data: str | Path | None, *, task: str | None = N
         facts, artifact = bundles.bundle_facts(folder), bundles.bundle_artifact(folder)
         tokenizer, default = folder / "tokenizer.json", None
     else:
-        source = checkpoint.resolve(str(model))
+        source = resolve(str(model))
         facts = checkpoint.inspect(source, task or source.task)
         runtime = lookup.find("runtimes", "torch")
         artifact = runtime.build(facts, {"dtype": "fp32"}, facts.folder)
@@ -285,4 +284,4 @@ def kind_items(raws: Sequence[Any]) -> list[Any]:
     return [Item(row=number, raw=raw) for number, raw in enumerate(raws)]
 
 
-__all__ = ["CheckpointError", "CheckpointFacts", "benchmark", "evaluate", "export", "exporting", "load", "optimize", "plan"]
+__all__ = ["CheckpointError", "CheckpointFacts", "benchmark", "evaluate", "export", "load", "optimize", "plan"]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import checkpoint, export, lookup
+from fmopt import checkpoint, exporting, lookup
 from fmopt.edge import Preprocessor
-from fmopt.errors import FmoptError, ParityError, PassError
+from fmopt.errors import FmoptError, PassError
 from fmopt.model import Artifact, CheckpointFacts, Graph, TorchModel
 from fmopt.passes.base import Context, Inputs
 from fmopt.probe import versions
@@ -101,7 +101,7 @@ class Workshop:
             for step in steps:
                 model = guarded(step, lambda made, m=model: made.apply(m, self.context()))
             self.progress.say("exporting to ONNX")
-            graph = export.export_onnx(model, self._example(), folder)
+            graph = exporting.export_onnx(model, self._example(), folder)
             write_graph(graph, folder)
             parity = self._check_parity(graph, model, TOLERANCE_INT8 if steps else TOLERANCE_FP32)
             (folder / "parity.json").write_text(parity.model_dump_json())
@@ -113,14 +113,10 @@ class Workshop:
         runner = runtime.open(Artifact("onnxruntime", graph.path), threads=self.target.cores)
         batches = [dict(self.preprocessor.encode([raw]).inputs) for raw in self.calibration[:PARITY_ITEMS]]
         try:
-            parity = export.check_parity(runner, model.net, batches, tolerance, outputs=graph.outputs)
+            parity = exporting.check_parity(runner, model.net, batches, tolerance, outputs=graph.outputs)
         finally:
             runner.close()
-        if not parity.passed:
-            layer = export.first_divergence(graph, model, batches[0], tolerance)
-            raise ParityError(f"the exported graph differs from the torch model by {parity.max_abs:.2g} (allowed {tolerance:g}); "
-                              f"the first layer that diverges is {layer}")
-        return parity
+        return exporting.require_parity(parity, graph, model, batches[0])
 
     def _after(self, graph: Graph, step: Step, made: Any) -> Graph:
         key = {"graph": graph_key(graph), "step": step.model_dump(), "calibration": self.calibration_digest,
@@ -129,7 +125,7 @@ class Workshop:
         def make(folder: Path) -> None:
             source = graph
             if made.format == "openvino" and graph.format == "onnx":
-                source = export.convert_openvino(graph, folder / "source")
+                source = exporting.convert_openvino(graph, folder / "source")
             write_graph(guarded(step, lambda p: p.apply(source, self.context(), folder), made), folder)
 
         return read_graph(self.store.folder(f"graph-{step.use}", key, make))

@@ -206,8 +206,9 @@ def compare(a: Path, b: Path, as_json: Json = False) -> None:
 def inspect(model: Model, task: Task = None, allow_pickle: Pickle = False, as_json: Json = False) -> None:
     """What a checkpoint is: architecture, task, labels, size, and what fmopt can do with it."""
     from fmopt import checkpoint, present
+    from fmopt.source import resolve
 
-    source = checkpoint.resolve(model)
+    source = resolve(model)
     facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
     answer(present.facts_data(facts), as_json, lambda: present.facts(facts))
 

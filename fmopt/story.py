@@ -30,6 +30,7 @@ from fmopt.recipe import Recipe, Step, read_recipe
 from fmopt.record import Changed, Record, Trial, summary_sentence
 from fmopt.report import write_markdown, write_report
 from fmopt.results import Circumstances, Estimate, Outcome, Verdict
+from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
 from fmopt.trials import Job, Request, Run, by_speed, primary
 
@@ -41,7 +42,7 @@ ISLANDS = (1, 2, 4, 8)     # how many of the most sensitive groups of layers go 
 
 def prepare(request: Request) -> Job:
     """Look everything up and refuse what can be refused, before any weight is touched."""
-    source = checkpoint.resolve(request.model)
+    source = resolve(request.model)
     facts = checkpoint.inspect(source, request.task or source.task, allow_pickle=request.allow_pickle)
     if request.length is not None and request.length > facts.pipeline["max_length"]:
         raise ConfigError(f"--length {request.length} is more than the {facts.pipeline['max_length']} tokens that "
@@ -289,11 +290,10 @@ def publish(run: Run, record: Record, winner: str) -> None:
     golden_items = items[:GOLDEN_ITEMS]
     predicted = trials.predictions(run, winner, "test")[:GOLDEN_ITEMS]
     precision = run.recipes[winner].precision
-    made = bundles.write_bundle(
-        out / "bundle.tmp", facts=facts, artifact=run.artifacts[winner], recipe=run.recipes[winner].model_dump(mode="json"),
+    bundles.write_bundle(
+        out, facts=facts, artifact=run.artifacts[winner], recipe=run.recipes[winner].model_dump(mode="json"),
         verdict=record.verdict.outcome.value, golden=[(item.raw, got) for item, got in zip(golden_items, predicted, strict=True)],
         tolerance=1e-3 if precision == "fp32" else 0.1, needs_isa=needed_isa(run, precision))
-    bundles.publish(made, out)
     record.save(out / "record.json")
     write_report(record, out / "report.html")
     write_markdown(record, out / "report.md")

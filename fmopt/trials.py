@@ -146,9 +146,11 @@ def time_in_turn(run: Run, names: Sequence[str]) -> None:
         inputs = latency_inputs(run)
         runners = {name: run.open(name, request.threads) for name in names}
         warnings = measure.quiet_machine()
+        keep = [recipe.name for recipe in run.job.plan.baselines]
         run.progress.start(f"timing {len(names)} variants in turn", measure.MIN_SAMPLES)
         try:
             samples = measure.time_in_turn({name: replay(runner, inputs) for name, runner in runners.items()},
+                                           hopeless=lambda so_far: measure.certainly_slower(so_far, keep=keep),
                                            seed=request.seed, progress=lambda: run.progress.step())
         finally:
             for runner in runners.values():

@@ -15,12 +15,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 # top row first; a module may import from its own row or a lower one, never from a higher one
 ROWS = (
     {"cli", "api", "present", "doctor"},
-    {"story", "report", "bundle"},
-    {"plan", "recipe", "gate", "checkpoint", "data", "pydoc", "store", "record", "compare", "build", "trials", "finetune"},
-    {"passes", "families", "tasks", "runtimes", "graphs", "parity", "evaluate", "measure", "probe", "roofline", "calibrate",
-     "calibrators", "explain"},
-    {"model", "target", "results", "metrics", "wording"},
-    {"errors", "lookup", "progress", "edge"},
+    {"story", "report", "report_plots", "bundle"},
+    {"plan", "recipe", "gate", "checkpoint", "source", "data", "pydoc", "store", "record", "compare", "build", "trials", "finetune"},
+    {"passes", "families", "tasks", "runtimes", "exporting", "evaluate", "measure", "probe", "roofline", "calibrate",
+     "calibrators", "explain", "bootstrap", "tidy", "onnx_graph", "openvino_graph", "tokenizer"},
+    {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
+    {"errors", "lookup", "progress", "edge", "serve_once"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 
