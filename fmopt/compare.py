@@ -114,10 +114,9 @@ def render_text(found: Comparison) -> str:
 def trial_table(record: Record) -> Table:
     """All variants, the shipped one first, as in the report."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    table.add_column("variant", overflow="fold", min_width=16)
+    table.add_column("variant, and why not", overflow="fold", min_width=24)
     for name in ("p50", "p99", "speedup", "drop, pt", "size"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("why not", overflow="fold", ratio=1)
     for trial in ordered(record):
         winner, reference = trial.name == record.winner, trial.name == record.reference
         marks = [
@@ -130,16 +129,17 @@ def trial_table(record: Record) -> Table:
             if holds
         ]
         shown = latency_of(trial)
-        ms = wording.milliseconds(shown) + ("" if trial.latency or shown is None else " pred.")
+        ms = wording.milliseconds(shown) + ("" if trial.latency or shown is None else " predicted")
         table.add_row(
-            Text(trial.name + (f" ({', '.join(marks)})" if marks else "")),
+            Text(trial.name + (f" ({', '.join(marks)})" if marks else "")).append(
+                f"\n  {why}" if (why := why_not(record, trial)) else "", style="not bold dim"
+            ),
             ms,
             wording.milliseconds(percentile(trial.latency, 99)),
             wording.times(trial.speedup),
             _drop_cell(trial),
             wording.size(trial.size_bytes),
-            Text(why_not(record, trial)),
-            style="bold" if winner else "dim" if trial.status != "measured" else "",
+            style="bold" if winner else "",
         )
     return table
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from markupsafe import Markup
 from fmopt import wording
 from fmopt.record import Record, Trial, ordered, percentile, value_of, verdict_words, why_not
 from fmopt.report_plots import lanes, role_of, scatter
-from fmopt.results import Estimate, Latency, OpTime, Scores
+from fmopt.report_profile import Spent, spent_by_kind, spent_by_layer
+from fmopt.results import Estimate, Latency, Scores
 from fmopt.store import disk_errors
 
 _HERE = Path(__file__).parent
-KINDS_SHOWN = 12
 TEXT_SHOWN = 400  # characters of a changed item's text
 
 
@@ -48,17 +47,6 @@ class Metric:
     after: float
     primary: bool
     against_baseline: bool
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Time of one kind of operator, or of one layer, before and after; bytes where the record has them."""
-
-    name: str
-    before: float
-    after: float
-    before_bytes: int | None = None
-    after_bytes: int | None = None
 
 
 def write_report(record: Record, path: Path) -> Path:
@@ -163,49 +151,6 @@ def metrics(reference: Trial | None, winner: Trial | None) -> list[Metric]:
     return found
 
 
-def spent_by_kind(before: Trial | None, after: Trial | None) -> list[Spent]:
-    """Milliseconds by kind of operator, the largest first, the small ones together."""
-    found = _spent(before, after, lambda op: op.kind)
-    if len(found) <= KINDS_SHOWN + 1:
-        return found
-    rest = found[KINDS_SHOWN:]
-    return [
-        *found[:KINDS_SHOWN],
-        Spent(f"{len(rest)} other kinds", sum(s.before for s in rest), sum(s.after for s in rest)),
-    ]
-
-
-def spent_by_layer(before: Trial | None, after: Trial | None) -> list[Spent]:
-    """Milliseconds and bytes by layer, in the model's order; operators that no layer is known of come last."""
-    if not any(op.layer for trial in (before, after) if trial for op in trial.profile):
-        return []
-    times = {s.name: s for s in _spent(before, after, lambda op: layer_of(op.layer))}
-    sizes = [_sizes(trial) for trial in (before, after)]
-    names = sorted({*times, *sizes[0], *sizes[1]}, key=_layer_order)
-    nothing = Spent("", 0.0, 0.0)
-    return [
-        Spent(
-            name,
-            times.get(name, nothing).before,
-            times.get(name, nothing).after,
-            sizes[0].get(name),
-            sizes[1].get(name),
-        )
-        for name in names
-    ]
-
-
-def layer_of(module: str) -> str:
-    """The Transformer layer of a module: `encoder.layer.3.output` -> `layer 3`; else the part that says most."""
-    parts = [part for part in module.split(".") if part]
-    for part in parts:
-        if part.isdigit():
-            return f"layer {part}"
-    if not parts:
-        return "elsewhere"
-    return next((part for part in parts if "embed" in part), parts[-1])
-
-
 def budget_words(budget: dict[str, Any]) -> list[tuple[str, str]]:
     """What was asked for, as the user wrote it; parts left out are not listed."""
     words = []
@@ -249,6 +194,7 @@ def _environment(*, html: bool) -> Environment:
         "check_interval": wording.check_interval,
         "shown": _shown,
         "cut": _cut,
+        "day": _day,
         "cell": _cell,
         "signed": _signed,
         "facts": _facts,
@@ -329,30 +275,6 @@ def _scores(trial: Trial | None, split: str) -> Sequence[Scores]:
     return trial.test_scores if split == "test" else trial.scores
 
 
-def _spent(before: Trial | None, after: Trial | None, name_of: Any) -> list[Spent]:
-    totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for side, trial in enumerate((before, after)):
-        ops: Sequence[OpTime] = trial.profile if trial else []
-        for op in ops:
-            totals[name_of(op)][side] += op.ms
-    return sorted(
-        (Spent(name, both[0], both[1]) for name, both in totals.items()), key=lambda s: -max(s.before, s.after)
-    )
-
-
-def _sizes(trial: Trial | None) -> dict[str, int]:
-    totals: dict[str, int] = defaultdict(int)
-    for module, count in (trial.layer_bytes if trial else {}).items():
-        totals[layer_of(module)] += count
-    return totals
-
-
-def _layer_order(name: str) -> tuple[int, int, str]:
-    if name.startswith("layer "):
-        return 1, int(name.removeprefix("layer ")), name
-    return (0 if "embed" in name else 3 if name == "elsewhere" else 2), 0, name
-
-
 def _shape(latency: Latency) -> str:
     return wording.shape(latency.batch, latency.length, latency.threads)
 
@@ -374,11 +296,23 @@ def _shown(value: Any) -> str:
 
 def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Facts as words; empty ones are left out."""
-    return [(str(k).replace("_", " "), _shown(v)) for k, v in facts.items() if v not in (None, "", [], {})]
+    return [(_label(str(k)), _shown(v)) for k, v in facts.items() if v not in (None, "", [], (), {})]
+
+
+def _label(name: str) -> str:
+    for suffix, unit in (("_gbs", "GB/s"), ("_gb", "GB"), ("_mb", "MB"), ("_kb", "kB"), ("_ms", "ms")):
+        if name.endswith(suffix):
+            return f"{name.removesuffix(suffix).replace('_', ' ')}, {unit}"
+    return {"gops": "10⁹ operations/s"}.get(name, name.replace("_", " "))
 
 
 def _signed(estimate: Estimate | None) -> str:
     return wording.MISSING if estimate is None else wording.points(estimate.point)
+
+
+def _day(date: str) -> str:
+    """An ISO date and time as people write it; in UTC, as the run wrote it."""
+    return date[:16].replace("T", " ") + (" UTC" if date.endswith(("+00:00", "Z")) else "")
 
 
 def _cut(text: str) -> str:

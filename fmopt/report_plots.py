@@ -14,6 +14,18 @@ from fmopt.record import Record, Trial, latency_of, percentile
 LANES = 14  # variants whose distribution is drawn; all of them are in the table
 BINS = 160
 LOG_FROM = 8.0  # a wider spread than this factor is drawn on a logarithmic axis
+LABEL_PLACES = (  # px from a mark's middle, tried in this order
+    (15, 4, "start"),
+    (-15, 4, "end"),
+    (0, -15, "middle"),
+    (0, 24, "middle"),
+    (11, -9, "start"),
+    (11, 17, "start"),
+    (-11, -9, "end"),
+    (-11, 17, "end"),
+    (0, -30, "middle"),
+    (0, 38, "middle"),
+)
 CHARACTER = 6.4  # px, width of an average character at the labels' 11 px
 
 
@@ -85,6 +97,7 @@ class Scatter:
     allowed_text: str
     max_latency: float | None  # pixel of the latency limit
     max_latency_text: str
+    metric: str  # what the change is of
     predicted: bool  # latencies are predictions: the device was not here
     missing: int  # variants without an accuracy or a latency
 
@@ -127,7 +140,7 @@ def scatter(record: Record, rows: Sequence[Trial], width: int, height: int) -> S
     placed = [(i, t, ms) for i, t in enumerate(rows, 1) if (ms := latency_of(t)) is not None and t.drop is not None]
     if not placed:
         return None
-    left, right, top, bottom = 58, width - 18, 18, height - 48
+    left, right, top, bottom = 60, width - 18, 18, height - 48
     x = _latency_scale([ms for _, _, ms in placed], left + 8, right - 8)
     limit = _limit(record, "drop")
     y = _drop_scale([t for _, t, _ in placed], limit, bottom, top)
@@ -144,17 +157,17 @@ def scatter(record: Record, rows: Sequence[Trial], width: int, height: int) -> S
         bottom,
         x,
         y,
-        [(x.at(v), wording.number(v)) for v in x.ticks(max(3, width // 110))],
-        [(y.at(v), wording.points(v / 100, sign=v != 0) if v else "0") for v in y.ticks(6)],
+        [(x.at(v), _tick(v)) for v in x.ticks(max(3, width // 110))],
+        [(y.at(v), _tick(v, sign=True)) for v in y.ticks(6)],
         _labelled(marks, left, right, top, bottom),
         None if limit is None else y.at(-100 * limit),
         "" if limit is None else f"allowed drop {wording.points(limit)} pt",
         None if latency_limit is None else x.at(latency_limit),
         "" if latency_limit is None else f"allowed {wording.milliseconds(latency_limit)}",
+        metric=next((t.primary.name for _, t, _ in placed if t.primary), ""),
         predicted=all(t.latency is None for _, t, _ in placed),
         missing=len(rows) - len(placed),
     )
-
 
 
 def lanes(record: Record, rows: Sequence[Trial]) -> Lanes | None:
@@ -171,7 +184,7 @@ def lanes(record: Record, rows: Sequence[Trial]) -> Lanes | None:
     scale = Scale(low * 0.96, high, 0, 100, log=True) if log else Scale(min(0.0, low), high, 0, 100)
     return Lanes(
         [_lane(record, number, trial, scale) for number, trial in shown],
-        [(scale.at(v), wording.number(v)) for v in scale.ticks(5)],
+        [(scale.at(v), _tick(v)) for v in scale.ticks(5)],
         log,
         len(timed) - len(shown),
     )
@@ -181,6 +194,10 @@ def nice_step(rough: float) -> float:
     """The round number (1, 2 or 5 times a power of ten) next above `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+
+
+def _tick(value: float, *, sign: bool = False) -> str:
+    return f"{value:{'+' if sign and value else ''},g}".replace("-", "−")
 
 
 def _log_ticks(low: float, high: float, about: int) -> list[float]:
@@ -244,18 +261,7 @@ def _labelled(marks: Sequence[Mark], left: int, right: int, top: int, bottom: in
     for mark in order:
         text = mark.trial.name if mark.role in ("winner", "reference") else str(mark.number)
         wide = len(text) * CHARACTER
-        for dx, dy, anchor in (
-            (11, 4, "start"),
-            (-11, 4, "end"),
-            (0, -13, "middle"),
-            (0, 21, "middle"),
-            (10, -9, "start"),
-            (10, 17, "start"),
-            (-10, -9, "end"),
-            (-10, 17, "end"),
-            (0, -30, "middle"),
-            (0, 38, "middle"),
-        ):
+        for dx, dy, anchor in LABEL_PLACES:
             x = mark.x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
             box = (x - 1, mark.y + dy - 10, x + wide + 1, mark.y + dy + 3)
             inside = left < box[0] and box[2] < right and top < box[1] and box[3] < bottom

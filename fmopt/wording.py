@@ -60,8 +60,7 @@ def megabytes(value: float | None) -> str:
 
 def points(value: float, *, sign: bool = False) -> str:
     """A share of 1 as points of a metric, without the unit: 0.0012 -> `0.12`."""
-    decimals = 3 if 0 < abs(value) < 0.0001 else 2
-    text = f"{value * 100:{'+' if sign else ''}.{decimals}f}"
+    text = f"{value * 100:{'+' if sign else ''}.2f}"
     return "0.00" if float(text) == 0 else _minus(text)
 
 
