@@ -46,12 +46,9 @@ def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str
 
 def convert_openvino(graph: Graph, out: Path, *, fp16_weights: bool = False) -> Graph:
     """The same graph as OpenVINO IR: model.xml and model.bin in the folder `out`."""
-    import openvino
+    from fmopt.openvino_graph import read_ir, save_ir
 
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "model.xml"
-    network = openvino.Core().read_model(graph.path)
-    openvino.save_model(network, path, compress_to_fp16=fp16_weights)
+    path = save_ir(read_ir(graph.path), out / "model.xml", fp16_weights=fp16_weights)
     return Graph("openvino", path, graph.inputs, graph.outputs, graph.history)
 
 
@@ -137,13 +134,16 @@ def _trace(model: TorchModel, example: Inputs) -> Any:
     import torch
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    inputs = {name: torch.from_numpy(_traceable(example[name])) for name in model.facts.pipeline["inputs"]}
+    inputs: dict[str, Any] = {
+        name: torch.from_numpy(_traceable(example[name])) for name in model.facts.pipeline["inputs"]
+    }
     # Named Dims would need the family's largest length spelled out; inferred ones are named afterwards, in tidy.
     dynamic = torch.export.Dim.DYNAMIC
     shapes = {name: {0: dynamic, 1: dynamic} for name in inputs}
     with _plain_attention(model.net), quiet():
         config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
-        return OnnxExporter().export(model.net, inputs, config=config).program
+        net: Any = model.net
+        return OnnxExporter().export(net, inputs, config=config).program
 
 
 def _traceable(array: np.ndarray) -> np.ndarray:
