@@ -46,9 +46,9 @@ def make(peer: str, model: Path, calibration: Path, out: Path) -> int:
         why = told.read_text().strip() if told.is_file() else "setup.sh was not run for it"
         write_missing(peer, out, f"not installed: {why}")
         return 1
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [str(python), str(HERE / f"make_{peer}.py"), str(model), str(calibration), str(out)]
-    return subprocess.run(command, env=environment, cwd=HERE).returncode
+    return subprocess.run(command, env=environment).returncode
 
 
 def write_missing(peer: str, out: Path, error: str) -> None:

@@ -17,6 +17,7 @@ import ast
 import datetime
 import inspect
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -62,9 +63,8 @@ def main(peer: str, variants: Mapping[str, Variant]) -> int:
     model, calibration, out = (str(Path(part).resolve()) for part in sys.argv[1:4])
     if len(sys.argv) == 5:
         return make(peer, sys.argv[4], variants[sys.argv[4]], model, calibration, Path(out))
-    codes = [
-        subprocess.run([sys.executable, sys.argv[0], model, calibration, out, name]).returncode for name in variants
-    ]
+    again = [sys.executable, str(Path(sys.argv[0]).resolve()), model, calibration, out]
+    codes = [subprocess.run([*again, name]).returncode for name in variants]
     return int(any(codes))
 
 
@@ -73,6 +73,8 @@ def make(peer: str, name: str, variant: Variant, model: str, calibration: str, o
     folder = out / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    written = lines(variant.make)
+    os.chdir(folder)  # what a tool caches where it stands must not make the next variant look quicker
     error, started = None, time.perf_counter()
     try:
         if isinstance(variant.make, Shell):
@@ -91,7 +93,7 @@ def make(peer: str, name: str, variant: Variant, model: str, calibration: str, o
         "options": dict(variant.options),
         "full_precision": variant.full_precision,
         "minutes": round((time.perf_counter() - started) / 60, 3),
-        "lines": lines(variant.make),
+        "lines": written,
         "versions": {"python": platform.python_version(), **versions()},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "error": error,

@@ -39,17 +39,17 @@ PACKAGES = ("fmopt", "torch", "transformers", "onnxruntime", "openvino", "numpy"
 def main() -> int:
     """The command line; 1 when nothing could be timed."""
     asked = arguments()
-    facts = checkpoint.inspect(ModelSource(str(asked.model), asked.model, asked.model.name), "sentence-embedding")
+    facts = checkpoint.inspect(ModelSource(str(asked.model), asked.model, asked.title), "sentence-embedding")
     preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), facts.pipeline)
     pairs = test_pairs(asked.pairs)
     rows = contenders.peers(asked.artifacts, asked.model, asked.threads, edge.isa_features())
     rows += [contenders.bundle(folder, asked.threads) for folder in asked.fmopt]
     texts = [text for pair in pairs for text in pair[:2]]
     inputs = measure.latency_inputs(preprocessor, texts, asked.batch, asked.length, asked.seed)
-    warnings = measure.quiet_machine()
+    warnings = [f"before: {line}" for line in measure.quiet_machine()]
     # Timing comes first: torch.compile specialises for the shapes it sees first.
     time_all(rows, inputs, asked)
-    warnings += [line for line in measure.quiet_machine() if line not in warnings]
+    warnings += [f"after: {line}" for line in measure.quiet_machine()]
     score_all(rows, contenders.reference(asked.model, asked.threads), pairs, preprocessor, facts)
     document = report(rows, asked, warnings, facts)
     write(document, asked.results)
@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time and score what the peers made, and fmopt's bundles.")
     parser.add_argument("--artifacts", type=Path, default=artifacts_folder(), help="what build.py wrote")
     parser.add_argument("--model", type=Path, default=minilm(), help="checkpoint folder (MiniLM from its package)")
+    parser.add_argument("--title", default="all-MiniLM-L6-v2", help="what the table calls the model")
     parser.add_argument("--fmopt", type=Path, nargs="*", default=[], help="folders that `fmopt optimize` wrote")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
