@@ -217,9 +217,9 @@ def ordered(record: Record) -> list[Trial]:
 def why_not(record: Record, trial: Trial) -> str:
     """Why a variant was not chosen, in one line: as the run said, else by comparison with the winner."""
     winner = record.winning
-    if winner is None or trial.name == winner.name:
+    if winner is not None and trial.name == winner.name:
         return ""
-    if trial.reason:
+    if trial.reason or winner is None:
         return trial.reason
     ours, best = latency_of(trial), latency_of(winner)
     if ours is None or best is None:
