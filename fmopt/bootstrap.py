@@ -35,12 +35,13 @@ def paired_drop(
     for k. `low` is the mirror image. When no item changed at all the bound is exact: 1 − α^(1/n), the rule of three
     (Hanley and Lippman-Hand, JAMA 1983), for the share of changed items, each taken as wholly lost.
 
-    A metric that the candidate's values leave undefined counts as lost whole (a drop of 1). DataError when the two are
-    not the same metric on the same items, or when the baseline's metric itself is undefined.
+    A candidate whose values are not all numbers, or leave the metric undefined, has lost it whole (a drop of 1).
+    DataError when the two are not the same metric on the same items, or when the baseline's own metric is undefined.
     """
-    ours, theirs = base.array(), candidate.array()
-    _same_items(base, candidate, ours, theirs)
+    ours, theirs = _same_items(base, candidate)
     n = len(ours)
+    if np.isfinite(ours).all() and not np.isfinite(theirs).all():
+        return Estimate(point=1.0, low=1.0, high=1.0)
     changed = np.flatnonzero((ours != theirs).any(axis=1))
     if not changed.size:
         bound = float(1 - (1 - confidence) ** (1 / n))
@@ -108,14 +109,18 @@ def block_length(samples: np.ndarray) -> int:
     return int(np.clip(max(2 * (lag - 1), round(n ** (1 / 3))), 1, longest))
 
 
-def _same_items(base: Scores, candidate: Scores, ours: np.ndarray, theirs: np.ndarray) -> None:
-    if base.metric != candidate.metric or ours.shape != theirs.shape:
-        raise DataError(
-            f"{base.name} ({base.metric}, {len(ours)} items) and {candidate.name} ({candidate.metric}, {len(theirs)} "
-            "items) cannot be compared in pairs: score both on the same items"
-        )
-    if not len(ours):
+def _same_items(base: Scores, candidate: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """The values of both; DataError when they cannot be paired."""
+    if not base.values:
         raise DataError(f"{base.name} has no items to judge by")
+    if base.metric == candidate.metric and len(base.values) == len(candidate.values):
+        ours, theirs = base.array(), candidate.array()
+        if ours.shape == theirs.shape:
+            return ours, theirs
+    raise DataError(
+        f"{base.name} ({base.metric}, {len(base.values)} items) and {candidate.name} ({candidate.metric}, "
+        f"{len(candidate.values)} items) cannot be compared in pairs: score both on the same items"
+    )
 
 
 def _drop_of(metric: str, ours: np.ndarray, theirs: np.ndarray) -> Callable[[np.ndarray | None], np.ndarray]:

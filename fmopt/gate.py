@@ -172,7 +172,7 @@ def items_needed(drop: Estimate, limit: float, n: int, *, confidence: float = 0.
         wanted = max(n * ((drop.high - drop.point) / (limit - drop.point)) ** 2, fewest)
     else:
         wanted = n * ((drop.point - drop.low) / (drop.point - limit)) ** 2
-    return None if not math.isfinite(wanted) else max(n + 1, math.ceil(wanted))
+    return None if not math.isfinite(wanted) else max(n + 1, math.ceil(wanted * (1 - ROUNDING)))
 
 
 def settle(verdict: Verdict, *, accept_undecided: bool) -> Outcome:
