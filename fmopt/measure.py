@@ -54,11 +54,11 @@ def time_in_turn(
     `hopeless` (see `certainly_slower`) is asked now and then which names need no further samples: those keep what they
     have and are told to `on_drop`. The garbage collector is off meanwhile. `progress` is called once a round.
     """
-    order = random.Random(seed)
+    order = random.Random(seed)  # its own, so that it does not hang on how long warming up took
     samples: dict[str, list[float]] = {name: [] for name in variants}
     active = list(variants)
     with _no_collector():
-        _warm_up(variants, order)
+        _warm_up(variants, random.Random(seed))
         begun = time.monotonic()
         rounds = 0
         while not all(_enough(samples[name], min_samples, min_seconds) for name in active):
