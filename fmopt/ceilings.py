@@ -16,51 +16,58 @@ TRIAD_NUMBERS = 16_000_000  # three float32 arrays of 64 MB each: beyond any las
 
 
 def measure_bandwidth(seconds: float, threads: int) -> float:
-    """GB/s of memory by the STREAM triad a = b + s·c (McCalpin, 1995), which reads two arrays and writes one."""
-    with _threads(threads):
-        b, c, a = (torch.rand(TRIAD_NUMBERS) for _ in range(3))
-        best = _best_seconds(lambda: torch.add(b, c, alpha=3.0, out=a), seconds)
+    """GB/s of memory by the STREAM triad a = b + s·c (McCalpin, 1995), which reads two arrays and writes one.
+
+    The better of one thread and `threads`: one core alone may not fill the memory, several wait for a busy neighbour.
+    """
+    b, c, a = (torch.rand(TRIAD_NUMBERS) for _ in range(3))
+    best = float("inf")
+    for count in sorted({1, threads}):
+        with _threads(count):
+            best = min(best, _best_seconds(lambda: torch.add(b, c, alpha=3.0, out=a), seconds))
     return round(3 * 4 * TRIAD_NUMBERS / best / 1e9, 1)
 
 
-def measure_gops(precisions: Sequence[Precision], seconds: float, threads: int) -> dict[Precision, float]:
-    """10⁹ operations/s of a matrix product in fp32, bf16 and int8, as far as this machine computes them.
+def measure_gops(precisions: Sequence[Precision], seconds: float) -> dict[Precision, float]:
+    """10⁹ operations/s of one core in a matrix product, in fp32, bf16 and int8 as far as this machine computes them.
 
-    int8 is unsigned × signed as ONNX Runtime multiplies it (MatMulInteger), since that is what quantized graphs run.
+    One core, because threads of one product wait for each other: a single busy neighbour would halve the ceiling of
+    all. fp32 and int8 (unsigned × signed, MatMulInteger) as ONNX Runtime multiplies them, bf16 as PyTorch does.
     """
-    kernels: dict[Precision, Callable[[], object]] = {"fp32": _product(torch.float32)}
+    kernels: dict[Precision, Callable[[], object]] = {"fp32": _onnx_product("MatMul")}
     if "bf16" in precisions:
-        kernels["bf16"] = _product(torch.bfloat16)
-    operations = 2 * SIDE**3
-    with _threads(threads):
-        found = {name: operations / _best_seconds(kernel, seconds) / 1e9 for name, kernel in kernels.items()}
-    found["int8"] = operations / _best_seconds(_int8_product(threads), seconds) / 1e9
-    return {name: round(gops, 1) for name, gops in found.items()}
+        kernels["bf16"] = _bf16_product()
+    kernels["int8"] = _onnx_product("MatMulInteger")
+    with _threads(1):
+        return {name: round(2 * SIDE**3 / _best_seconds(kernel, seconds) / 1e9, 1) for name, kernel in kernels.items()}
 
 
-def _product(dtype: torch.dtype) -> Callable[[], object]:
-    a, b = torch.rand(SIDE, SIDE).to(dtype), torch.rand(SIDE, SIDE).to(dtype)
+def _bf16_product() -> Callable[[], object]:
+    a, b = torch.rand(SIDE, SIDE).bfloat16(), torch.rand(SIDE, SIDE).bfloat16()
     return lambda: a @ b
 
 
-def _int8_product(threads: int) -> Callable[[], object]:
+def _onnx_product(operator: str) -> Callable[[], object]:
+    """x · weights by one thread of ONNX Runtime: "MatMul" of floats, or "MatMulInteger" of uint8 × int8."""
     import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(0)
-    weights = numpy_helper.from_array(rng.integers(-64, 64, (SIDE, SIDE), dtype=np.int8), "weights")
+    integer = operator == "MatMulInteger"
+    x = rng.integers(0, 255, (SIDE, SIDE)).astype(np.uint8 if integer else np.float32)
+    weights = rng.integers(-64, 64, (SIDE, SIDE)).astype(np.int8 if integer else np.float32)
+    kinds = (TensorProto.UINT8, TensorProto.INT32) if integer else (TensorProto.FLOAT, TensorProto.FLOAT)
     graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["x", "weights"], ["y"])],
-        "int8",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, [SIDE, SIDE])],
-        [helper.make_tensor_value_info("y", TensorProto.INT32, [SIDE, SIDE])],
-        [weights],
+        [helper.make_node(operator, ["x", "weights"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", kinds[0], [SIDE, SIDE])],
+        [helper.make_tensor_value_info("y", kinds[1], [SIDE, SIDE])],
+        [numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    x = rng.integers(0, 255, (SIDE, SIDE), dtype=np.uint8)
     return lambda: session.run(None, {"x": x})
 
 

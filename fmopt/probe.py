@@ -37,6 +37,8 @@ BF16_ISA = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 RUNTIMES = ("onnxruntime", "openvino", "torch")
 LIBRARIES = ("fmopt", "torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "tokenizers")
 
+EDITION = 2  # raised when a probe measures something else, so that older ones are not taken for it
+
 
 class Cache(Frozen):
     """Bytes of a core's second level and of the shared last level; None where the system does not say."""
@@ -56,7 +58,7 @@ def load_target(name: str, *, fresh: bool = False) -> Target:
 def probe_host(*, quick: bool = True) -> Target:
     """This machine, with ceilings measured by kernels of about half a second each (`quick`), or two.
 
-    Ceilings are of the whole machine, all cores at once; gops counts a multiply-add as two operations.
+    gops are those of one core and count a multiply-add as two operations; bandwidth is that of the whole machine.
     """
     from fmopt.ceilings import measure_bandwidth, measure_gops  # torch
 
@@ -76,8 +78,8 @@ def probe_host(*, quick: bool = True) -> Target:
         l2_kb=cache.l2_kb,
         l3_mb=cache.l3_mb,
         bandwidth_gbs=measure_bandwidth(seconds, cores()),
-        gops=measure_gops(precisions, seconds, cores()),
-        gops_scope="device",
+        gops=measure_gops(precisions, seconds),
+        gops_scope="core",
         precisions=precisions,
         runtimes=tuple(name for name in RUNTIMES if importlib.util.find_spec(name) is not None),
         width_multiple=16 if "avx512f" in isa else 8,
@@ -149,7 +151,7 @@ def save_target(target: Target, path: Path) -> None:
 
 def _remembered_host(*, fresh: bool) -> Target:
     """The probe of this machine and these libraries, from the user's cache folder where it is."""
-    key = json.dumps([host_fingerprint(), versions()], sort_keys=True)
+    key = json.dumps([EDITION, host_fingerprint(), versions()], sort_keys=True)
     path = _cache_folder() / f"host-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not fresh:
         try:
