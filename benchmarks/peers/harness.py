@@ -84,7 +84,8 @@ def make(peer: str, name: str, variant: Variant, model: str, calibration: str, o
         file = find(folder, variant.file) if variant.file else ""
     except BaseException as problem:
         traceback.print_exc()
-        error, file = f"{type(problem).__name__}: {shorten(str(problem))}", ""
+        told = str(problem).replace(str(folder), "OUT").replace(str(Path.home()), "~")  # results are published
+        error, file = f"{type(problem).__name__}: {shorten(told)}", ""
     meta = {
         "peer": peer,
         "variant": name,
