@@ -145,7 +145,7 @@ def load_network(folder: Path, auto_class: str, dtype: str = "fp32") -> torch.nn
     # The pooler is left out by this class argument, which AutoModel passes on only when we name it.
     known = inspect.signature(mapping[type(config)].__init__).parameters
     options = {"add_pooling_layer": False} if auto_class == "AutoModel" and "add_pooling_layer" in known else {}
-    with _quiet(transformers.utils.logging):
+    with quiet(transformers.utils.logging):
         net, found = loader.from_pretrained(
             folder, config=config, dtype=dtypes[dtype], local_files_only=True, trust_remote_code=False,
             use_safetensors=True, output_loading_info=True, **options,
@@ -160,7 +160,7 @@ def load_network(folder: Path, auto_class: str, dtype: str = "fp32") -> torch.nn
 
 
 @contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
+def quiet(logging: Any) -> Iterator[None]:
     """Keep transformers' progress bar and load report off the user's terminal; what matters becomes an error."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -1,0 +1,104 @@
+"""Rows of labelled data → training examples: token ids with what the loss compares them to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmopt.edge import Batch, Preprocessor
+from fmopt.errors import ConfigError, DataError
+from fmopt.model import CheckpointFacts
+from fmopt.tasks.base import Item
+
+IGNORED = -100  # torch's cross entropy skips this label
+
+Example = dict[str, Any]  # input name → int64 (tokens,); labels → scalar or (tokens,); start/end_positions → scalar
+
+
+def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the classes that `rows` hold, in the order of their ids; empty for tasks without classes.
+
+    Names in the data are sorted, "O" first among tags; ids become LABEL_0, LABEL_1, … as in transformers.
+    """
+    if task not in ("text-classification", "token-classification"):
+        return []
+    role = "label" if task == "text-classification" else "tags"
+    told = [row[role] for row in rows] if role == "label" else [tag for row in rows for tag in row[role]]
+    found = set(told)
+    if len(found) < 2:
+        only = next(iter(found), None)
+        raise DataError(f"all train rows have the same {role} ({only!r}), so there is nothing to learn")
+    if all(isinstance(value, int | np.integer) for value in found):
+        if min(found) < 0:
+            raise DataError(f"a {role} is {min(found)}; classes are counted from 0")
+        return [f"LABEL_{number}" for number in range(max(found) + 1)]
+    return sorted((str(value) for value in found), key=lambda name: (name != "O", name))
+
+
+def training_examples(
+    preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
+) -> list[Example]:
+    """Unpadded examples of items made from `rows`; long texts of taggers and readers give one per window."""
+    makers = {
+        "text-classification": _class_example,
+        "text-regression": _number_example,
+        "token-classification": _tag_examples,
+        "question-answering": _answer_examples,
+    }
+    if facts.task not in makers:
+        raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
+    found = []
+    for item in items:
+        if item.label is None and facts.task != "question-answering":
+            raise DataError(f"train row {item.row + 1} has no label; fine-tuning needs one in every row")
+        batch = preprocessor.encode([item.raw])
+        for window, example in enumerate(_inputs(batch)):
+            found.append(example | makers[facts.task](batch, window, item, rows[item.row]))
+    return found
+
+
+def _inputs(batch: Batch) -> list[Example]:
+    """The rows of a batch without their padding."""
+    used = batch.mask.astype(bool)
+    return [{name: value[row][used[row]] for name, value in batch.inputs.items()} for row in range(len(used))]
+
+
+def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    return {"labels": np.int64(item.label)}
+
+
+def _number_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    return {"labels": np.float32(item.label)}
+
+
+def _tag_examples(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The word's tag on its first sub-token; other sub-tokens and the special ones are not judged either."""
+    used = batch.mask[window].astype(bool)
+    words = [word for word, token in zip(batch.word_ids[window], used, strict=True) if token]
+    seen: set[int] = set()
+    labels = np.full(len(words), IGNORED, dtype=np.int64)
+    for position, word in enumerate(words):
+        if word is not None and word not in seen:
+            seen.add(word)
+            labels[position] = item.label[word]
+    return {"labels": labels}
+
+
+def _answer_examples(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """First and last token of the first answer; position 0 ([CLS]) where this window does not hold all of it."""
+    first, last = 0, 0
+    answers, starts = row.get("answers") or [], row.get("answer_starts") or []
+    if answers and starts:
+        begin, end = int(starts[0]), int(starts[0]) + len(answers[0])
+        used = batch.mask[window].astype(bool)
+        at = int(np.flatnonzero(used)[0])
+        spans = [
+            (position - at, offset) for position, offset in enumerate(batch.offsets[window])
+            if used[position] and batch.sequence_ids[window][position] == 1
+        ]  # fmt: skip
+        inside = [position for position, (low, high) in spans if low < end and high > begin]
+        if inside and spans[0][1][0] <= begin and spans[-1][1][1] >= end:
+            first, last = inside[0], inside[-1]
+    return {"start_positions": np.int64(first), "end_positions": np.int64(last)}

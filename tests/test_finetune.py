@@ -1,0 +1,223 @@
+"""Fine-tuning: each task learns something small, a killed run ends as an undisturbed one, and bad data is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fmopt import checkpoint, lookup
+from fmopt.data import Dataset
+from fmopt.edge import Preprocessor
+from fmopt.errors import ConfigError, DataError, StoreError
+from fmopt.examples import IGNORED, label_names, training_examples
+from fmopt.finetune import finetune
+from fmopt.progress import Silent
+from fmopt.source import resolve
+from tests.conftest import SENTENCES
+
+UNLABELLED = {"text": "a", "label": None}
+PLACES = ("London", "Paris", "Berlin")
+FAST = {"epochs": 12, "batch_size": 8, "learning_rate": 5e-3, "patience": 12}
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Random word salads of words the tiny tokenizers know."""
+    words = [word.strip("?,") for sentence in SENTENCES for word in sentence.split()]
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(words, rng.integers(4, 9))) for _ in range(count)]
+
+
+def class_rows(count: int, seed: int) -> list[dict]:
+    """The label is whether the text says "wonderful"."""
+    made = [(text, number % 2) for number, text in enumerate(texts(count, seed))]
+    return [{"text": f"{'wonderful' if good else 'boring'} {text}", "label": "good" if good else "bad"}
+            for text, good in made]  # fmt: skip
+
+
+def number_rows(count: int, seed: int) -> list[dict]:
+    """The number is how often the first text says "rain"."""
+    counts = np.random.default_rng(seed).integers(0, 6, count)
+    return [{"text": " ".join(["rain"] * n + ["sea"] * (5 - n)), "text_pair": "a lazy dog", "label": float(n)}
+            for n in map(int, counts)]  # fmt: skip
+
+
+def tag_rows(count: int, seed: int) -> list[dict]:
+    """Cities are tagged, nothing else is."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for text in texts(count, seed):
+        tokens = [*text.split(), str(rng.choice(PLACES)), "sea"]
+        rows.append({"tokens": tokens, "tags": ["B-place" if token in PLACES else "O" for token in tokens]})
+    return rows
+
+
+def answer_rows(count: int, seed: int) -> list[dict]:
+    """The answer is the city in the context."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for text in texts(count, seed):
+        place, words = str(rng.choice(PLACES)), [word for word in text.split() if word not in PLACES]
+        words.insert(int(rng.integers(0, len(words))), place)
+        context = " ".join(words)
+        rows.append({"question": "where is it?", "context": context, "answers": [place],
+                     "answer_starts": [context.index(place)]})  # fmt: skip
+    return rows
+
+
+ROWS = {"text-classification": class_rows, "text-regression": number_rows, "token-classification": tag_rows,
+        "question-answering": answer_rows}  # fmt: skip
+
+
+def dataset(task: str, train: int = 48) -> Dataset:
+    return Dataset("toy", f"{task}-{train}", {"train": ROWS[task](train, 0), "validation": ROWS[task](16, 1)})
+
+
+def train(base: Path, task: str, out: Path, data: Dataset | None = None, **options) -> dict:
+    """Fine-tune and read the record."""
+    facts = checkpoint.inspect(resolve(str(base)), task, fresh_head=True)
+    finetune(facts, data or dataset(task), lookup.find("tasks", task), out, **FAST | options)
+    return json.loads((out / "finetune.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("bert", "text-classification"), ("distilbert", "text-regression"), ("roberta", "token-classification"),
+     ("modernbert", "question-answering")],
+)  # fmt: skip
+def test_every_task_learns(tiny_checkpoint, tmp_path, family, task):
+    out = tmp_path / "ckpt"
+    record = train(tiny_checkpoint(family, "masked-lm"), task, out)
+    assert record["value"] == max(epoch["value"] for epoch in record["epochs"]) > 0.9
+    assert record["epochs"][-1]["loss"] < record["epochs"][0]["loss"]
+    assert (record["settings"]["data_digest"], record["settings"]["seed"]) == (dataset(task).digest, 0)
+    facts = checkpoint.inspect(resolve(str(out)))
+    assert facts.task == task
+    wanted = {"text-classification": ["bad", "good"], "token-classification": ["O", "B-place"]}
+    assert facts.pipeline["labels"] == wanted.get(task, [])
+    checkpoint.load(facts)
+    assert not (out / ".training").exists()
+
+
+class Interrupt(Silent):
+    """Stops the training as Ctrl-C does, after a number of steps."""
+
+    def __init__(self, after: int):
+        self.left = after
+
+    def step(self, done: int = 1) -> None:
+        self.left -= done
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(tiny_checkpoint, tmp_path):
+    base, task = tiny_checkpoint("bert", "masked-lm"), "text-classification"
+    whole = train(base, task, tmp_path / "whole", epochs=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(base, task, tmp_path / "cut", epochs=4, progress=Interrupt(after=14))  # in the third epoch of 6 steps
+    assert not (tmp_path / "cut" / "finetune.json").exists()
+    half = tmp_path / "cut" / ".training" / "checkpoint-18"  # a save that was killed
+    half.mkdir()
+    cut = train(base, task, tmp_path / "cut", epochs=4)
+    assert [epoch["value"] for epoch in cut["epochs"]] == [epoch["value"] for epoch in whole["epochs"]]
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_finished_folder_stays_until_the_settings_change(tiny_checkpoint, tmp_path):
+    base, task, out = tiny_checkpoint("bert", "masked-lm"), "text-classification", tmp_path / "ckpt"
+    train(base, task, out, epochs=1)
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    train(base, task, out, epochs=1)
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    assert train(base, task, out, epochs=1, seed=1)["settings"]["seed"] == 1
+    assert (out / "model.safetensors").stat().st_mtime_ns != before
+
+
+def test_patience_and_time_end_it_early(tiny_checkpoint, tmp_path):
+    base, task = tiny_checkpoint("bert", "masked-lm"), "text-classification"
+    still = train(base, task, tmp_path / "still", learning_rate=1e-9, patience=2)
+    assert len(still["epochs"]) == 3  # one best, two no better
+    short = train(base, task, tmp_path / "short", time_limit_s=0.0)
+    assert (len(short["epochs"]), short["stopped"]) == (1, "time limit")
+
+
+def test_a_head_of_other_labels_is_replaced(tiny_checkpoint, tmp_path):
+    base = tiny_checkpoint("bert", "text-classification")  # three labels
+    train(base, "text-classification", tmp_path / "ckpt", epochs=1)
+    assert checkpoint.inspect(resolve(str(tmp_path / "ckpt"))).pipeline["labels"] == ["bad", "good"]
+
+
+def test_labels_given_come_in_their_order(tiny_checkpoint, tmp_path):
+    rows = [{"text": row["text"], "label": int(row["label"] == "good")} for row in class_rows(24, 0)]
+    data = Dataset("toy", "ids", {"train": rows, "validation": rows[:8]})
+    base = tiny_checkpoint("bert", "masked-lm")
+    train(base, "text-classification", tmp_path / "ckpt", data, labels=["no", "yes", "perhaps"], epochs=1)
+    assert checkpoint.inspect(resolve(str(tmp_path / "ckpt"))).pipeline["labels"] == ["no", "yes", "perhaps"]
+
+
+def test_label_names():
+    assert label_names("text-classification", [{"label": 2}, {"label": 0}]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    tags = [{"tags": ["I-x", "O"]}, {"tags": ["B-x"]}]
+    assert label_names("token-classification", tags) == ["O", "B-x", "I-x"]
+    with pytest.raises(DataError, match="all train rows have the same label"):
+        label_names("text-classification", [{"label": "a"}, {"label": "a"}])
+
+
+def examples_of(base: Path, task: str, rows: list[dict], **pipeline) -> tuple[Preprocessor, list[dict]]:
+    facts = checkpoint.inspect(resolve(str(base)), task, fresh_head=True)
+    facts.pipeline.update(pipeline)
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
+    return preprocessor, training_examples(preprocessor, facts, lookup.find("tasks", task).items(rows, facts), rows)
+
+
+def test_a_word_is_tagged_on_its_first_sub_token(tiny_checkpoint):
+    rows = [{"tokens": ["Zebra", "London"], "tags": ["O", "B-place"]}]
+    base = tiny_checkpoint("bert", "masked-lm")
+    _, (example,) = examples_of(base, "token-classification", rows, labels=["O", "B-place"])
+    pieces = len(example["input_ids"]) - 3  # "Zebra" alone, without [CLS], "london" and [SEP]
+    assert pieces > 1
+    assert example["labels"].tolist() == [IGNORED, 0, *[IGNORED] * (pieces - 1), 1, IGNORED]
+
+
+def test_answers_are_found_in_the_window_that_holds_them(tiny_checkpoint):
+    context = "the cat sat on the mat " * 12 + "in London"
+    rows = [{"question": "where?", "context": context, "answers": ["London"],
+             "answer_starts": [context.index("London")]}]  # fmt: skip
+    preprocessor, found = examples_of(tiny_checkpoint("bert", "masked-lm"), "question-answering", rows)
+    assert len(found) > 1
+    assert [(int(e["start_positions"]), int(e["end_positions"])) for e in found[:-1]] == [(0, 0)] * (len(found) - 1)
+    last = found[-1]
+    ids = last["input_ids"][int(last["start_positions"]) : int(last["end_positions"]) + 1]
+    assert preprocessor.tokenizer.decode(ids.tolist()) == "london"
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"validation": class_rows(4, 0)}, r"toy has no train rows to fine-tune with; it has validation \(4\)"),
+        ({"train": class_rows(4, 0), "validation": []}, "toy has no validation rows"),
+        ({"train": [*class_rows(4, 0), UNLABELLED], "validation": class_rows(4, 1)}, "row 5 has no label"),
+    ],
+)
+def test_data_that_cannot_train(tiny_checkpoint, tmp_path, splits, message):
+    base, data = tiny_checkpoint("bert", "masked-lm"), Dataset("toy", "x", splits)
+    with pytest.raises(DataError, match=message):
+        train(base, "text-classification", tmp_path / "out", data)
+
+
+def test_embeddings_are_not_trained_here_and_foreign_folders_not_touched(tiny_checkpoint, tmp_path):
+    base = tiny_checkpoint("bert", "masked-lm")
+    plain = Dataset("toy", "x", {"train": [{"text": "a"}], "validation": [{"text": "b"}]})
+    with pytest.raises(ConfigError, match="for sentence-embedding use sentence-transformers"):
+        train(base, "sentence-embedding", tmp_path / "out", plain)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(StoreError, match="not made by fmopt"):
+        train(base, "text-classification", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
