@@ -70,6 +70,14 @@ class Statistics:
     items: int
 
     @property
+    def digest(self) -> str:
+        """Identifies the data they were taken on."""
+        total = hashlib.sha256()
+        for observer in self.observers:
+            total.update(observer.low.tobytes() + observer.high.tobytes() + observer.histogram.counts.tobytes())
+        return total.hexdigest()
+
+    @property
     def nbytes(self) -> int:
         """Memory held by all observers; constant in the number of items."""
         return sum(observer.nbytes for observer in self.observers)

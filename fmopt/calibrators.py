@@ -70,8 +70,8 @@ def _percentile(spread: Spread, symmetric: bool, levels: int) -> tuple[float, fl
     share = np.cumsum(spread.histogram.counts) / max(spread.histogram.counts.sum(), 1.0)
     centres = spread.histogram.centres
     tail = 1 - PERCENTILE / 100
-    low = float(centres[np.searchsorted(share, tail)])
-    high = float(centres[min(np.searchsorted(share, 1 - tail), BINS - 1)])
+    low = float(centres[int(np.searchsorted(share, tail))])
+    high = float(centres[min(int(np.searchsorted(share, 1 - tail)), BINS - 1)])
     return max(low, spread.low), min(high, spread.high)
 
 

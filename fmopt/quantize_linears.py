@@ -15,8 +15,9 @@ from fmopt.model import TorchModel
 from fmopt.quantized import Grid, QuantizedEmbedding, QuantizedLinear, weight_integers
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# Smoothing costs one elementwise product; it must lower the error by this much to be worth it.
-WORTHWHILE = 0.95
+# Smoothing costs one elementwise product; only a smaller share of the error than this is worth it. On MiniLM 0.95 gave
+# cosine 0.9978 with all 24 tensors smoothed, 0.5 the same with 19, 0.3 still 0.9969 with 9.
+WORTHWHILE = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,62 @@ def quantize_linears(
     model: TorchModel, found: Statistics, scheme: Scheme, keep_float: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Replace in place; returns the names that were. Linears never called and those in `keep_float` stay."""
-    done: list[str] = []
+    made = {
+        name: module for group in quantized_linears(model, found, scheme, keep_float) for name, module in group.items()
+    }
+    for name, module in made.items():
+        replace_module(model.net, name, module)
+    return tuple(made)
+
+
+def quantized_linears(
+    model: TorchModel, found: Statistics, scheme: Scheme, keep_float: Sequence[str] = ()
+) -> list[dict[str, QuantizedLinear]]:
+    """What `quantize_linears` would put in, by name, one dict for every group that reads one tensor."""
+    groups = []
     for observer in found.observers:
         names = tuple(name for name in observer.names if quantizable(model, name) and not _kept(name, keep_float))
         if not names:
             continue
         linears = [model.net.get_submodule(name) for name in names]
         plan = _plan(observer, [linear for linear in linears if isinstance(linear, nn.Linear)], scheme)
+        group: dict[str, QuantizedLinear] = {}
         for name, linear, (weight, scales) in zip(names, linears, plan.weights, strict=True):
             assert isinstance(linear, nn.Linear)
             replaced = QuantizedLinear(weight, scales, None, plan.grid, plan.smoothing)
             replaced.bias = _corrected_bias(linear, replaced, observer)
-            _replace(model.net, name, replaced)
-        done.extend(names)
+            group[name] = replaced
+        groups.append(group)
+    return groups
+
+
+def fold_value_smoothing(model: TorchModel) -> tuple[str, ...]:
+    """Move the smoothing of attention outputs into the value projections, exactly; returns the names relieved.
+
+    Attention mixes tokens, never channels, so a factor on a channel of its result is one on a row of the value weight.
+    """
+    done: list[str] = []
+    for layer in model.family.layers(model.net) if model.family else ():
+        block = layer.attention
+        output, value = model.net.get_submodule(block.output), model.net.get_submodule(block.value)
+        if block.fused or not isinstance(output, QuantizedLinear) or output.smoothing is None:
+            continue
+        _scale_rows(value, output.smoothing)
+        output.smoothing = None
+        done.append(block.output)
     return tuple(done)
+
+
+def _scale_rows(module: nn.Module, factor: torch.Tensor) -> None:
+    """Multiply a projection's results, channel by channel."""
+    with torch.no_grad():
+        if isinstance(module, QuantizedLinear):
+            module.scales = module.scales * factor
+        else:
+            assert isinstance(module, nn.Linear)
+            module.weight.mul_(factor[:, None])
+        if module.bias is not None:
+            module.bias.data = module.bias.data * factor
 
 
 def quantize_embeddings(model: TorchModel) -> tuple[str, ...]:
@@ -68,7 +111,7 @@ def quantize_embeddings(model: TorchModel) -> tuple[str, ...]:
     for name in names:
         table = model.net.get_submodule(name)
         assert isinstance(table, nn.Embedding)
-        _replace(model.net, name, QuantizedEmbedding(table.weight, table.padding_idx))
+        replace_module(model.net, name, QuantizedEmbedding(table.weight, table.padding_idx))
     return names
 
 
@@ -86,7 +129,8 @@ def _kept(name: str, keep_float: Sequence[str]) -> bool:
     return any(name == kept or name.startswith(kept + ".") for kept in keep_float)
 
 
-def _replace(net: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where the network has `name`."""
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, module)
 

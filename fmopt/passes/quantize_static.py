@@ -13,6 +13,7 @@ from fmopt.target import Target
 
 if TYPE_CHECKING:
     from fmopt.calibrate import Statistics
+    from fmopt.quantize_linears import Scheme
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,21 @@ class QuantizeStatic:
 
         return self.with_statistics(model, statistics(model, ctx), ctx)
 
+    def scheme(self, target: Target) -> Scheme:
+        """What the target makes of this configuration."""
+        from fmopt.quantize_linears import Scheme
+
+        bits = self.weight_bits or (8 if target.int8_dot else 7)
+        return Scheme(self.calibrator, self.smooth, self.activations == "uint8", bits)
+
     def with_statistics(self, model: TorchModel, found: Statistics, ctx: Context) -> TorchModel:
         """`apply`, on statistics taken before."""
-        from fmopt.quantize_linears import Scheme, quantize_embeddings, quantize_linears
+        from fmopt.quantize_linears import fold_value_smoothing, quantize_embeddings, quantize_linears
 
-        bits = self.weight_bits or (8 if ctx.target.int8_dot else 7)
-        scheme = Scheme(self.calibrator, self.smooth, self.activations == "uint8", bits)
-        ctx.progress(f"quantizing ({self.calibrator}, {bits}-bit weights)")
+        scheme = self.scheme(ctx.target)
+        ctx.progress(f"quantizing ({self.calibrator}, {scheme.weight_bits}-bit weights)")
         done = quantize_linears(model, found, scheme, self.keep_float)
+        fold_value_smoothing(model)
         if self.embeddings:
             quantize_embeddings(model)
         if not done and not self.embeddings:

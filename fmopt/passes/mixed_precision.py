@@ -1,0 +1,152 @@
+"""Static INT8 with the most damaging groups of Linears left in float, found by measuring each one's effect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from fmopt.calibrators import Calibrator
+from fmopt.errors import ConfigError, PassError
+from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.passes.base import Context, Inputs
+from fmopt.passes.quantize_static import QuantizeStatic
+from fmopt.target import Target
+
+if TYPE_CHECKING:
+    from fmopt.calibrate import Statistics
+
+JUDGED_ITEMS = 16  # calibration items that a group's damage is measured on
+
+
+class Sensitivity(NamedTuple):
+    """What one group of Linears costs in accuracy when it is quantized, and in speed when it is not."""
+
+    group: tuple[str, ...]  # Linears that read one tensor
+    damage: float  # distance of the outputs to the float network's with only this group quantized
+    cost: float  # its share of the multiplications of all groups
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """`QuantizeStatic`, except for the `groups` groups of Linears that pay most for staying in float.
+
+    Groups are ranked by damage per multiplication given up. The other options are those of `QuantizeStatic`.
+    """
+
+    stage: ClassVar[Literal["torch"]] = "torch"
+
+    groups: int = 1
+    calibrator: Calibrator = "minmax"
+    smooth: float | Literal["search"] | None = "search"
+    activations: Literal["uint8", "int8"] = "uint8"
+    weight_bits: Literal[7, 8] | None = None
+    embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.groups < 1:
+            raise ConfigError(f"MixedPrecision.groups is {self.groups}; at least 1 group stays in float")
+        self.quantize(())
+
+    def quantize(self, keep_float: tuple[str, ...]) -> QuantizeStatic:
+        """The pass that quantizes everything but `keep_float`."""
+        shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "groups"}
+        return QuantizeStatic(keep_float=keep_float, **shared)
+
+    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+        """As for `QuantizeStatic`."""
+        return self.quantize(()).refusal(facts, target)
+
+    def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
+        """Measure, then quantize the rest. PassError when nothing would be left to quantize."""
+        from fmopt.calibrate import statistics
+
+        found = statistics(model, ctx)
+        ranked = _ranked(model, self.quantize(()), found, ctx)
+        if self.groups >= len(ranked):
+            raise PassError(
+                f"mixed_precision: {self.groups} groups of {len(ranked)} in float leave nothing to quantize"
+            )
+        kept = tuple(name for entry in ranked[: self.groups] for name in entry.group)
+        ctx.progress(f"kept in float: {', '.join(kept)}")
+        return self.quantize(kept).with_statistics(model, found, ctx)
+
+
+PASS = MixedPrecision
+
+
+def sensitivity(model: TorchModel, quantize: QuantizeStatic, ctx: Context) -> list[Sensitivity]:
+    """Every group's damage and cost, the most worth keeping in float first; the model stays as it is.
+
+    Damage is `ctx.torch_distance` where the context has one, else 1 − the mean cosine of the network's outputs.
+    """
+    from fmopt.calibrate import statistics
+
+    return _ranked(model, quantize, statistics(model, ctx), ctx)
+
+
+def _ranked(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ctx: Context) -> list[Sensitivity]:
+    path = None
+    if ctx.scratch is not None:
+        known = repr((model.facts.digest, model.history, quantize, ctx.target.int8_dot, found.items, found.digest))
+        path = ctx.scratch / f"sensitivity-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
+        if path.is_file():
+            return [Sensitivity(tuple(group), damage, cost) for group, damage, cost in json.loads(path.read_text())]
+    measured = _measured(model, quantize, found, ctx)
+    ranked = sorted(measured, key=lambda entry: (-entry.damage / entry.cost, entry.group))
+    if path is not None:
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(ranked))
+        part.replace(path)
+    return ranked
+
+
+def _measured(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ctx: Context) -> list[Sensitivity]:
+    from fmopt.quantize_linears import quantized_linears, replace_module
+
+    distance = _distance(model, ctx)
+    groups = quantized_linears(model, found, quantize.scheme(ctx.target), quantize.keep_float)
+    products = [sum(made.in_features * made.out_features for made in group.values()) for group in groups]
+    result = []
+    for index, (group, product) in enumerate(zip(groups, products, strict=True)):
+        ctx.progress(f"measuring what quantizing costs, group {index + 1} of {len(groups)}")
+        before = {name: model.net.get_submodule(name) for name in group}
+        try:
+            for name, made in group.items():
+                replace_module(model.net, name, made)
+            damage = distance()
+        finally:
+            for name, module in before.items():
+                replace_module(model.net, name, module)
+        result.append(Sensitivity(tuple(group), damage, product / sum(products)))
+    return result
+
+
+def _distance(model: TorchModel, ctx: Context) -> Callable[[], float]:
+    """How far the network is now from what it was when this was called."""
+    if ctx.torch_distance is not None:
+        measure = ctx.torch_distance
+        return lambda: measure(model)
+    items = [item for item, _ in zip(ctx.calibration(), range(JUDGED_ITEMS), strict=False)]
+    wanted = _outputs(model, items)
+
+    def now() -> float:
+        got = _outputs(model, items)
+        return sum(1 - _cosine(a, b) for a, b in zip(got, wanted, strict=True)) / len(wanted)
+
+    return now
+
+
+def _outputs(model: TorchModel, items: Sequence[Inputs]) -> list[Any]:
+    from fmopt.exporting import torch_outputs
+
+    names = model.facts.pipeline["outputs"]
+    return [value for item in items for value in torch_outputs(model.net, item, names).values()]
+
+
+def _cosine(a: Any, b: Any) -> float:
+    import numpy as np
+
+    return float(np.vdot(a, b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
