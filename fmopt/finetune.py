@@ -270,7 +270,8 @@ def _publish(job: _Job, trainer: _Trainer, out: Path) -> None:
     final = job.work / "final"
     shutil.rmtree(final, ignore_errors=True)
     assert isinstance(trainer.model, transformers.PreTrainedModel)
-    trainer.model.save_pretrained(final)
+    with quiet(transformers.utils.logging):
+        trainer.model.save_pretrained(final)
     for name in TOKENIZER_FILES:
         if (job.facts.folder / name).is_file():
             shutil.copy(job.facts.folder / name, final / name)

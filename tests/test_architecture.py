@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 ROWS = (
     {"cli", "api", "present", "doctor"},
     {"story", "report", "report_plots", "report_profile", "bundle"},
-    {"plan", "recipe", "gate", "checkpoint", "source", "data", "pydoc", "store", "record", "compare", "build", "trials", "finetune"},
+    {"plan", "recipe", "gate", "checkpoint", "source", "data", "pydoc", "store", "record", "compare", "build", "trials", "finetune",
+     "examples"},
     {"passes", "families", "tasks", "runtimes", "exporting", "evaluate", "measure", "probe", "roofline", "calibrate",
      "calibrators", "explain", "bootstrap", "tidy", "onnx_graph", "openvino_graph", "tokenizer"},
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
