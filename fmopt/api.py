@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -258,10 +259,40 @@ def evaluate(model: str | Path, data: str | Path | None, *, task: str | None = N
                       progress=progress.step)
     finally:
         runner.close()
-    scores = [score for score in kind.scores(got, items, None) if not score.against_baseline]
+    scores = [score for score in kind.scores(got, items, None, facts) if not score.against_baseline]
     if not scores:
         raise DataError(f"{spec} has no labels for {facts.task}; only a comparison with a baseline could be made: see `fmopt optimize`")
     return [(score, float(METRICS[score.metric].of(score.array()))) for score in scores]
+
+
+def finetune(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    epochs: float = 3.0,
+    batch: int = 32,
+    learning_rate: float = 5e-5,
+    patience: int = 2,
+    time_limit_s: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record."""
+    from fmopt.finetune import finetune as train
+
+    source = resolve(str(model))
+    if task is None:
+        task = checkpoint.inspect(source).task
+    facts = checkpoint.inspect(source, task, fresh_head=True)
+    kind = lookup.find("tasks", task)
+    dataset = load_data(str(data), kind, facts, columns=columns, seed=seed)
+    folder = train(facts, dataset, kind, Path(out), labels=dataset.label_names or None, epochs=epochs, batch_size=batch,
+                   learning_rate=learning_rate, patience=patience, time_limit_s=time_limit_s, seed=seed, progress=progress)
+    record: dict[str, Any] = json.loads((folder / "finetune.json").read_text())
+    return record
 
 
 def open_artifact(artifact: Artifact, threads: int) -> Runner:

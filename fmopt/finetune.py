@@ -201,7 +201,7 @@ class _Judge:
         runner = _NetRunner(net.eval(), pipeline["outputs"])
         got = predict(runner, self.preprocessor, pipeline, self.items, batch=EVAL_BATCH)
         net.train(training)
-        score = next(score for score in self.job.task.scores(got, self.items, None) if score.primary)
+        score = next(score for score in self.job.task.scores(got, self.items, None, self.job.facts) if score.primary)
         self.name = score.name
         metric = METRICS[score.metric]
         value = float(metric.of(score.array()))

@@ -125,7 +125,7 @@ def score_candidates(run: Run, reference: str) -> None:
     begun = time.monotonic()
     nothing = Estimate(point=0.0, low=0.0, high=0.0)
     baseline = trials.predictions(run, reference, "validation")
-    run.update(reference, scores=run.job.task.scores(baseline, run.items("validation"), baseline), drop=nothing,
+    run.update(reference, scores=run.job.task.scores(baseline, run.items("validation"), baseline, run.job.facts), drop=nothing,
                speedup=Estimate(point=1.0, low=1.0, high=1.0))
     for name in by_speed(run):
         if name != reference:
@@ -141,7 +141,8 @@ def score(run: Run, name: str, reference: str) -> None:
         return
     budget, items = run.job.request.budget, run.items("validation")
     baseline = trials.predictions(run, reference, "validation")
-    scores = run.job.task.scores(trials.predictions(run, name, "validation"), items, baseline)
+    scores = run.job.task.scores(trials.predictions(run, name, "validation"), items, baseline,
+                                  run.job.facts)
     drop = gate.paired_drop(primary(run.trials[reference].scores), primary(scores), confidence=budget.confidence,
                             seed=run.job.request.seed)
     run.update(name, scores=scores, drop=drop)
@@ -206,7 +207,7 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
     baseline = trials.predictions(run, reference, "test")
     got = trials.predictions(run, winner, "test")
     for name, predicted in ((reference, baseline), (winner, got)):
-        run.update(name, test_scores=run.job.task.scores(predicted, items, baseline))
+        run.update(name, test_scores=run.job.task.scores(predicted, items, baseline, run.job.facts))
     ours, theirs = primary(run.trials[winner].test_scores), primary(run.trials[reference].test_scores)
     drop = gate.paired_drop(theirs, ours, confidence=request.budget.confidence, seed=request.seed)
     run.update(winner, test_drop=drop)

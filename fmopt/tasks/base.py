@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
+from fmopt.errors import DataError
 from fmopt.model import CheckpointFacts
 from fmopt.results import Scores
 
@@ -34,5 +37,40 @@ class Task(Protocol):
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
         """Items of rows whose columns are already named by role; DataError on a label the model does not know."""
 
-    def scores(self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None) -> list[Scores]:
+    def scores(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+    ) -> list[Scores]:
         """Metrics, exactly one of them primary. Without labels: fidelity to `baseline`."""
+
+
+def text_or_pair(row: Mapping[str, Any]) -> Raw:
+    """The text of a row, or its two texts."""
+    return (row["text"], row["text_pair"]) if row.get("text_pair") is not None else row["text"]
+
+
+def label_index(value: Any, labels: Sequence[str], row: int) -> int | None:
+    """The class number of a label given as name (in any case) or number; DataError when the model does not have it."""
+    if value is None:
+        return None
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        if 0 <= value < len(labels):
+            return int(value)
+    else:
+        names = [label.lower() for label in labels]
+        if str(value).lower() in names:
+            return names.index(str(value).lower())
+    shown = ", ".join(labels[:6]) + (", …" if len(labels) > 6 else "")
+    raise DataError(f"row {row + 1} has the label {value!r}, which the model does not know; it has {len(labels)}: {shown}")
+
+
+def number_label(value: Any, row: int) -> float | None:
+    """A score as a number; DataError when it is none."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"row {row + 1} has the score {value!r}, which is no number") from error
+    if not np.isfinite(number):
+        raise DataError(f"row {row + 1} has the score {value!r}; remove the row or give a finite number")
+    return number

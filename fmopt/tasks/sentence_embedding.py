@@ -43,7 +43,9 @@ class SentenceEmbedding:
                 items.append(Item(number, row["text"]))
         return items
 
-    def scores(self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None) -> list[Scores]:
+    def scores(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+    ) -> list[Scores]:
         """Retrieval (MRR@10, Recall), Spearman of scored pairs, and cosine to the baseline."""
         vectors = _unit(np.stack(predictions))
         found = []

@@ -1,0 +1,79 @@
+"""Extractive question answering: the span of a context that answers a question."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fmopt.model import CheckpointFacts
+from fmopt.results import Scores
+from fmopt.tasks.base import Item
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class QuestionAnswering:
+    """An answer per question, judged by its words as in SQuAD (Rajpurkar et al. 2016)."""
+
+    name = "question-answering"
+    auto_class = "AutoModelForQuestionAnswering"
+    architectures = ("ForQuestionAnswering",)
+    columns: Mapping[str, tuple[str, ...]] = {
+        "question": ("question", "query"),
+        "context": ("context", "passage", "paragraph"),
+        "answers": ("answers", "answer"),
+        "answer_starts": ("answer_starts", "answer_start"),
+    }
+    needed = (("question", "context"),)
+
+    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+        """One item a row; no answer at all means that the question cannot be answered."""
+        return [Item(number, (row["question"], row["context"]), answers(row.get("answers"))) for number, row in enumerate(rows)]
+
+    def scores(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+    ) -> list[Scores]:
+        """F1 over words (primary) and exact match, the best over the accepted answers."""
+        texts = [prediction["text"] for prediction in predictions]
+        found = []
+        if all(item.label is not None for item in items):
+            pairs = [(text, item.label or [""]) for text, item in zip(texts, items, strict=True)]
+            found = [
+                Scores(name="F1", metric="mean", values=[[max(word_f1(t, a) for a in told)] for t, told in pairs], primary=True),
+                Scores(name="exact match", metric="mean",
+                       values=[[float(any(normalized(t) == normalized(a) for a in told))] for t, told in pairs]),
+            ]  # fmt: skip
+        if baseline is not None:
+            same = [[word_f1(text, before["text"])] for text, before in zip(texts, baseline, strict=True)]
+            found.append(Scores(name="F1 against baseline", metric="mean", values=same, against_baseline=True, primary=not found))
+        return found
+
+
+def answers(told: Any) -> list[str] | None:
+    """The accepted answers of a row: a list, SQuAD's {"text": [...]}, one string, or None without labels."""
+    if told is None:
+        return None
+    if isinstance(told, Mapping):
+        told = told["text"]
+    return [str(told)] if isinstance(told, str) else [str(answer) for answer in told]
+
+
+def normalized(text: str) -> str:
+    """Lower case, without punctuation, articles and extra blanks: the SQuAD evaluation script's form."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def word_f1(got: str, wanted: str) -> float:
+    """Harmonic mean of precision and recall over words; two empty answers agree."""
+    ours, theirs = normalized(got).split(), normalized(wanted).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs))
+
+
+TASK = QuestionAnswering()
