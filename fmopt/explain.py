@@ -144,7 +144,7 @@ def _missing_isa(profile: Sequence[OpTime], total: float, target: Target) -> lis
     share = _share((op for op in profile if op.precision == "int8" and group_of(op.kind) == "matrix products"), total)
     if share > 0 and target.kind == "cpu" and not target.int8_dot:
         wanted = "dotprod or i8mm" if target.arch == "aarch64" else "VNNI or AMX"
-        text = f"the CPU has no 8-bit dot product ({wanted}); its INT8 kernels gain little over float"
+        text = f"the CPU has no 8-bit dot product ({wanted}): INT8 products take several instructions each"
         found.append(Finding(text=text, share=share, remedy=f"a CPU with {wanted}, or fewer and narrower layers"))
     for precision in ("bf16", "fp16"):
         share = _share((op for op in profile if op.precision == precision), total)
@@ -223,13 +223,13 @@ def _share(ops: Iterable[OpTime], total: float) -> float:
 
 
 def _in(profile: Sequence[OpTime], group: str) -> str:
-    """` in int8`: what most of a group's time computes in; empty where the runtime does not say."""
-    times: dict[str, float] = defaultdict(float)
+    """` in int8 by jit_gemm`: precision and kernel of most of a group's time; empty where the runtime does not say."""
+    times: dict[tuple[str, str], float] = defaultdict(float)
     for op in profile:
         if group_of(op.kind) == group:
-            times[op.precision] += op.ms
-    precision = max(times, key=lambda name: times[name], default="")
-    return f" in {precision}" if precision else ""
+            times[op.precision, _kernel(op.kind)] += op.ms
+    precision, kernel = max(times, key=lambda name: times[name], default=("", ""))
+    return (f" in {precision}" if precision else "") + (f" by {kernel}" if kernel else "")
 
 
 def _ms(ms: float) -> str:

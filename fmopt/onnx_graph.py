@@ -5,7 +5,6 @@ Bytes written depend on the graph alone, so that a resumed run ends with the sam
 
 from __future__ import annotations
 
-import ast
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from onnx import helper, numpy_helper
 
 # A protobuf message ends at 2 GiB; weights move to a file beside it well before.
 EXTERNAL_FROM_BYTES = 1_500_000_000
-_QUANTIZER_SUFFIX = re.compile(r"(_quant|_quantized|_output_scale_mul|_bias_add|_QuantizeLinear|_DequantizeLinear)+$")
+_RENAMED = re.compile(r"^(SkipLayerNorm_AddBiasFusion_|SkipLayerNorm_|GemmFusion_|BiasGelu_)+")
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -98,20 +97,9 @@ def io_names(model: onnx.ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(i.name for i in model.graph.input), tuple(o.name for o in model.graph.output)
 
 
-def node_layers(model: onnx.ModelProto) -> dict[str, str]:
-    """Node name → torch module it came from, where the exporter wrote that down (`pkg.torch.onnx.name_scopes`)."""
-    return {node.name: layer for node in model.graph.node if (layer := _scope(node))}
-
-
-def layer_of_name(name: str, layers: dict[str, str]) -> str:
-    """The torch module of a node by its name, also after a quantizer or fusion has renamed it.
-
-    Names of the form `encoder.layer.0.output.dense/MatMul` carry it themselves.
-    """
-    plain = _QUANTIZER_SUFFIX.sub("", name)
-    for candidate in (name, plain):
-        if candidate in layers:
-            return layers[candidate]
+def layer_of_name(name: str) -> str:
+    """The torch module of a node named `<torch module>/<operator>`, also after a quantizer or fusion has renamed it."""
+    plain = _RENAMED.sub("", name)
     return plain.rsplit("/", 1)[0].strip("/") if "/" in plain else ""
 
 
@@ -135,18 +123,6 @@ def quiet_quantizer() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _scope(node: onnx.NodeProto) -> str:
-    for entry in node.metadata_props:
-        if entry.key == "pkg.torch.onnx.name_scopes":
-            try:
-                scopes = ast.literal_eval(entry.value)
-            except (ValueError, SyntaxError):
-                return ""
-            # the last scope is the operator itself, the one before its module
-            return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
-    return ""
 
 
 def _captured(node: onnx.NodeProto) -> set[str]:

@@ -58,7 +58,7 @@ class OnnxRuntime:
         """Median milliseconds per node of the optimized graph, slowest first."""
         with tempfile.TemporaryDirectory() as folder:
             events = _profile_events(artifact, inputs, threads, Path(folder))
-        return _op_times(events, _layers(artifact.path))
+        return _op_times(events)
 
 
 def copy_model(path: Path, out: Path) -> Path:
@@ -89,7 +89,7 @@ def _profile_events(
     return events
 
 
-def _op_times(events: Sequence[Mapping[str, Any]], layers: dict[str, str]) -> list[OpTime]:
+def _op_times(events: Sequence[Mapping[str, Any]]) -> list[OpTime]:
     from fmopt.onnx_graph import layer_of_name, precision_of
 
     samples: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -105,20 +105,12 @@ def _op_times(events: Sequence[Mapping[str, Any]], layers: dict[str, str]) -> li
             kind=kind,
             ms=median(taken[WARM_UP_RUNS:]),
             precision=precision_of(types[name]),
-            layer=layer_of_name(name, layers),
+            layer=layer_of_name(name),
         )
         for (name, kind), taken in samples.items()
         if len(taken) > WARM_UP_RUNS
     ]
     return sorted(times, key=lambda op: -op.ms)
-
-
-def _layers(path: Path) -> dict[str, str]:
-    import onnx
-
-    from fmopt.onnx_graph import node_layers
-
-    return node_layers(onnx.load(str(path), load_external_data=False))
 
 
 def _named(source: Graph | CheckpointFacts) -> str:
