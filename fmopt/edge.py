@@ -892,11 +892,12 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None, folder: Path | None = None) -> int:
     """`predict`, `bench` and `verify` for the bundle in `folder`, by default this file's own; returns the exit code."""
     folder = folder or Path(__file__).resolve().parent
-    # A warning is one line on stderr, not a place in this file.
-    warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
     try:
-        asked = _parser().parse_args(argv)
-        return asked.command(folder, asked)
+        with warnings.catch_warnings():
+            # A warning is one line on stderr, not a place in this file.
+            warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
+            asked = _parser().parse_args(argv)
+            return asked.command(folder, asked)
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
