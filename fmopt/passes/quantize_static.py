@@ -27,7 +27,7 @@ class QuantizeStatic:
 
     stage: ClassVar[Literal["torch"]] = "torch"
 
-    calibrator: Calibrator = "mse"
+    calibrator: Calibrator = "minmax"
     smooth: float | Literal["search"] | None = "search"
     activations: Literal["uint8", "int8"] = "uint8"
     weight_bits: Literal[7, 8] | None = None

@@ -1,0 +1,55 @@
+"""Tiny networks with their facts, and items to run them on, for tests of export, calibration and passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fmopt import checkpoint
+from fmopt.edge import Preprocessor
+from fmopt.model import TorchModel
+from fmopt.passes.base import Context, Inputs
+from fmopt.source import resolve
+from fmopt.target import Target
+from tests.conftest import SENTENCES
+
+HOST = {"title": "test", "kind": "cpu", "arch": "x86_64", "cores": 1, "memory_gb": 1.0, "runtimes": ("onnxruntime",)}
+
+
+def target(**facts: object) -> Target:
+    """A CPU that computes in int8 and, unless told so, saturates in 16 bits."""
+    return Target.model_validate({"name": "test", **HOST, "precisions": ("fp32", "int8"), **facts})
+
+
+def model_of(folder: Path, task: str | None = None) -> TorchModel:
+    """The checkpoint in `folder`, loaded."""
+    return checkpoint.load(checkpoint.inspect(resolve(str(folder)), task=task))
+
+
+def items_of(model: TorchModel, texts: tuple[str, ...] = SENTENCES) -> list[Inputs]:
+    """`texts` as a calibration stream gives them: one a batch, at its own length."""
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(model.facts), dict(model.facts.pipeline))
+    return [dict(preprocessor.encode([text]).inputs) for text in texts]
+
+
+def padded(model: TorchModel, rows: int = 3) -> Inputs:
+    """One batch of texts of different lengths."""
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(model.facts), dict(model.facts.pipeline))
+    return dict(preprocessor.encode(list(SENTENCES[:rows])).inputs)
+
+
+def context_of(model: TorchModel, scratch: Path | None = None, **facts: object) -> Context:
+    """A context that calibrates on SENTENCES."""
+    items = items_of(model)
+    stream: Callable[[], Iterator[Inputs]] = lambda: iter(items)  # noqa: E731
+    return Context(facts=model.facts, target=target(**facts), calibration=stream, scratch=scratch)
+
+
+def outputs_of(model: TorchModel, inputs: Inputs) -> np.ndarray:
+    """The network's first output."""
+    from fmopt.exporting import torch_outputs
+
+    name = model.facts.pipeline["outputs"][0]
+    return torch_outputs(model.net, inputs, [name])[name]
