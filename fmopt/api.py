@@ -18,8 +18,6 @@ from fmopt.evaluate import predict
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact, CheckpointFacts
-from fmopt.story import prepare
-from fmopt.story import optimize as run_optimize
 from fmopt.plan import BASELINES, Effort, Plan, refusal
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step
@@ -28,6 +26,8 @@ from fmopt.results import Latency, Scores
 from fmopt.runtimes.base import Runner
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
+from fmopt.story import optimize as run_optimize
+from fmopt.story import prepare
 from fmopt.trials import Request
 
 
@@ -59,9 +59,25 @@ def optimize(
     resumes. Raises FmoptError subclasses; an impossible budget is no error but a verdict: see `Record.verdict`.
     """
     request = make_request(
-        model, target=target, data=data, task=task, columns=columns, effort=effort, budget=budget, batch=batch, length=length,
-        threads=threads, recipe=recipe, time_limit_s=time_limit_s, seed=seed, out=out, fresh=fresh, allow_pickle=allow_pickle,
-        max_calibration_memory=max_calibration_memory, command=command)
+        model,
+        target=target,
+        data=data,
+        task=task,
+        columns=columns,
+        effort=effort,
+        budget=budget,
+        batch=batch,
+        length=length,
+        threads=threads,
+        recipe=recipe,
+        time_limit_s=time_limit_s,
+        seed=seed,
+        out=out,
+        fresh=fresh,
+        allow_pickle=allow_pickle,
+        max_calibration_memory=max_calibration_memory,
+        command=command,
+    )
     return run_optimize(request, progress)
 
 
@@ -91,11 +107,25 @@ def make_request(
         if isinstance(value, int) and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     return Request(
-        model=str(model), target=target, data=None if data is None else str(data), task=task,
-        columns=dict(columns) if columns else None, effort=effort, budget=budget or Budget(), batch=batch,
-        length=None if length == "from-data" else length, threads=probe.cores() if threads == "all" else threads,
-        recipe=Path(recipe) if recipe else None, time_limit_s=time_limit_s, seed=seed, out=Path(out), fresh=fresh,
-        allow_pickle=allow_pickle, max_calibration_memory=max_calibration_memory, command=command)
+        model=str(model),
+        target=target,
+        data=None if data is None else str(data),
+        task=task,
+        columns=dict(columns) if columns else None,
+        effort=effort,
+        budget=budget or Budget(),
+        batch=batch,
+        length=None if length == "from-data" else length,
+        threads=probe.cores() if threads == "all" else threads,
+        recipe=Path(recipe) if recipe else None,
+        time_limit_s=time_limit_s,
+        seed=seed,
+        out=Path(out),
+        fresh=fresh,
+        allow_pickle=allow_pickle,
+        max_calibration_memory=max_calibration_memory,
+        command=command,
+    )
 
 
 def plan(request: Request) -> Plan:
@@ -140,8 +170,17 @@ def export(
         raws = [item.raw for item in kind.items(dataset.split("calibration"), facts)[:300]]
         digest = f"{dataset.digest}:{len(raws)}"
     with own_folder(out), disk_errors(out / "stages"):
-        shop = Workshop(facts, target, Store(out / "stages"), Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline)),
-                        raws, digest, seed, 1 << 30, progress or Silent())
+        shop = Workshop(
+            facts,
+            target,
+            Store(out / "stages"),
+            Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline)),
+            raws,
+            digest,
+            seed,
+            1 << 30,
+            progress or Silent(),
+        )
         artifact = shop.artifact(recipe)
         runner = open_artifact(artifact, probe.cores())
         try:
@@ -149,8 +188,15 @@ def export(
         finally:
             runner.close()
         bundles.write_bundle(
-            out, facts=facts, artifact=artifact, recipe=recipe.model_dump(mode="json"), verdict="UNMEASURED",
-            golden=list(zip(raws[:8], golden, strict=True)), tolerance=1e-3 if precision == "fp32" else 0.1, needs_isa=[])
+            out,
+            facts=facts,
+            artifact=artifact,
+            recipe=recipe.model_dump(mode="json"),
+            verdict="UNMEASURED",
+            golden=list(zip(raws[:8], golden, strict=True)),
+            tolerance=1e-3 if precision == "fp32" else 0.1,
+            needs_isa=[],
+        )
     return out
 
 
@@ -163,8 +209,14 @@ def export_recipe(format: str, precision: str) -> Recipe:
     if format == "onnx":
         if precision == "bf16":
             raise ConfigError("--format onnx has no bf16 kernels on CPUs; use --format openvino, or --precision fp16")
-        return Recipe(name=name, runtime=runtime, precision=precision, steps=(Step(use="cast"),) if precision == "fp16" else ())
-    options = {"fp32": {"precision": "f32"}, "bf16": {"precision": "bf16"}, "fp16": {"precision": "f32", "fp16_weights": True}}
+        return Recipe(
+            name=name, runtime=runtime, precision=precision, steps=(Step(use="cast"),) if precision == "fp16" else ()
+        )
+    options = {
+        "fp32": {"precision": "f32"},
+        "bf16": {"precision": "bf16"},
+        "fp16": {"precision": "f32", "fp16_weights": True},
+    }
     return Recipe(name=name, runtime=runtime, precision=precision, options=options[precision])
 
 
@@ -188,27 +240,32 @@ def benchmark(
     """
     results: list[tuple[str, Latency]] = []
     with tempfile.TemporaryDirectory(prefix="fmopt-bench-") as scratch:
-        variants = [v for number, model in enumerate(models) for v in bench_variants(str(model), Path(scratch) / str(number))]
+        variants = [
+            v for number, model in enumerate(models) for v in bench_variants(str(model), Path(scratch) / str(number))
+        ]
         for count in threads:
             runners = [(name, pre, open_artifact(artifact, count)) for name, pre, artifact in variants]
             for size in batch:
                 for tokens in length:
                     samples = bench_once(runners, size, tokens, seed, progress or Silent())
-                    results += [(name, Latency(samples_ms=ms, batch=size, length=tokens, threads=count))
-                                for name, ms in samples.items()]
+                    results += [
+                        (name, Latency(samples_ms=ms, batch=size, length=tokens, threads=count))
+                        for name, ms in samples.items()
+                    ]
             for _, _, runner in runners:
                 runner.close()
     return results
 
 
-def bench_once(runners: Sequence[tuple[str, Preprocessor, Runner]], batch: int, length: int, seed: int,
-               progress: Progress) -> dict[str, list[float]]:
+def bench_once(
+    runners: Sequence[tuple[str, Preprocessor, Runner]], batch: int, length: int, seed: int, progress: Progress
+) -> dict[str, list[float]]:
     """One shape, all runners in turn."""
     progress.start(f"batch {batch} × {length} tokens", measure.MIN_SAMPLES)
     turns = {}
     for name, preprocessor, runner in runners:
         inputs = measure.latency_inputs(preprocessor, list(BENCH_TEXTS), batch=batch, length=length, seed=seed)
-        turns[name] = (lambda r=runner, i=inputs[0]: r.run(i))
+        turns[name] = lambda r=runner, i=inputs[0]: r.run(i)
     return measure.time_in_turn(turns, seed=seed, progress=progress.step)
 
 
@@ -222,19 +279,37 @@ def bench_variants(model: str, scratch: Path) -> list[tuple[str, Preprocessor, A
     """A bundle as it is; a checkpoint on every full-precision runtime."""
     if bundles.is_bundle(Path(model)):
         facts = bundles.bundle_facts(Path(model))
-        return [(model, Preprocessor(Path(model) / "tokenizer.json", dict(facts.pipeline)), bundles.bundle_artifact(Path(model)))]
+        return [
+            (
+                model,
+                Preprocessor(Path(model) / "tokenizer.json", dict(facts.pipeline)),
+                bundles.bundle_artifact(Path(model)),
+            )
+        ]
     source = resolve(model)
     facts = checkpoint.inspect(source, source.task)
     preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
     target = probe.load_target("host")
     raws = [plain_example(facts.task)] * 4
     shop = Workshop(facts, target, Store(scratch), preprocessor, raws, "bench", 0, 1 << 30, Silent())
-    return [(f"{source.title} {recipe.name}", preprocessor, shop.artifact(recipe))
-            for recipe in BASELINES if refusal(recipe, facts, target) is None]
+    return [
+        (f"{source.title} {recipe.name}", preprocessor, shop.artifact(recipe))
+        for recipe in BASELINES
+        if refusal(recipe, facts, target) is None
+    ]
 
 
-def evaluate(model: str | Path, data: str | Path | None, *, task: str | None = None, columns: Mapping[str, str] | None = None,
-             split: str = "test", batch: int = 1, seed: int = 0, progress: Progress | None = None) -> list[tuple[Scores, float]]:
+def evaluate(
+    model: str | Path,
+    data: str | Path | None,
+    *,
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str = "test",
+    batch: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[tuple[Scores, float]]:
     """Metrics of a model or bundle on a split of labelled data; each with its value."""
     folder = Path(model)
     if bundles.is_bundle(folder):
@@ -255,13 +330,21 @@ def evaluate(model: str | Path, data: str | Path | None, *, task: str | None = N
     progress = progress or Silent()
     progress.start(f"evaluating on {split}", len(items))
     try:
-        got = predict(runner, Preprocessor(tokenizer, dict(facts.pipeline)), dict(facts.pipeline), items, batch=batch,
-                      progress=progress.step)
+        got = predict(
+            runner,
+            Preprocessor(tokenizer, dict(facts.pipeline)),
+            dict(facts.pipeline),
+            items,
+            batch=batch,
+            progress=progress.step,
+        )
     finally:
         runner.close()
     scores = [score for score in kind.scores(got, items, None, facts) if not score.against_baseline]
     if not scores:
-        raise DataError(f"{spec} has no labels for {facts.task}; only a comparison with a baseline could be made: see `fmopt optimize`")
+        raise DataError(
+            f"{spec} has no labels for {facts.task}; only a comparison with a baseline could be made: see `fmopt optimize`"
+        )
     return [(score, float(METRICS[score.metric].of(score.array()))) for score in scores]
 
 
@@ -289,8 +372,20 @@ def finetune(
     facts = checkpoint.inspect(source, task, fresh_head=True)
     kind = lookup.find("tasks", task)
     dataset = load_data(str(data), kind, facts, columns=columns, seed=seed)
-    folder = train(facts, dataset, kind, Path(out), labels=dataset.label_names or None, epochs=epochs, batch_size=batch,
-                   learning_rate=learning_rate, patience=patience, time_limit_s=time_limit_s, seed=seed, progress=progress)
+    folder = train(
+        facts,
+        dataset,
+        kind,
+        Path(out),
+        labels=dataset.label_names or None,
+        epochs=epochs,
+        batch_size=batch,
+        learning_rate=learning_rate,
+        patience=patience,
+        time_limit_s=time_limit_s,
+        seed=seed,
+        progress=progress,
+    )
     record: dict[str, Any] = json.loads((folder / "finetune.json").read_text())
     return record
 

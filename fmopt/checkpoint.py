@@ -118,7 +118,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         method = config["quantization_config"].get("quant_method", "some method")
         raise CheckpointError(f"{path}: the weights are already quantized ({method}); start from full precision")
     if not config.get("model_type"):
-        raise CheckpointError(f"{path} names no model_type; add the one the checkpoint was trained as, e.g. \"bert\"")
+        raise CheckpointError(f'{path} names no model_type; add the one the checkpoint was trained as, e.g. "bert"')
     return config
 
 

@@ -17,43 +17,73 @@ import typer
 
 from fmopt.errors import ConfigError, FmoptError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Make a pretrained Transformer as small and fast on your device as its accuracy allows, and prove it.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make a pretrained Transformer as small and fast on your device as its accuracy allows, and prove it.",
+)
 targets_app = typer.Typer(no_args_is_help=True, help="Devices that fmopt knows, and this one.", rich_markup_mode=None)
 app.add_typer(targets_app, name="targets")
 
-Model = Annotated[str, typer.Argument(help="A folder in Hugging Face format, a hub name, or an entry of models/ (minilm).")]
-Data = Annotated[str | None, typer.Option("--data", help="csv/tsv/jsonl/parquet file, folder with one file per split, hub data set, or builtin:pydoc.")]
+Model = Annotated[
+    str, typer.Argument(help="A folder in Hugging Face format, a hub name, or an entry of models/ (minilm).")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="csv/tsv/jsonl/parquet file, folder with one file per split, hub data set, or builtin:pydoc."
+    ),
+]
 Task = Annotated[str | None, typer.Option("--task", help="Overrides the task found in the checkpoint.")]
 Columns = Annotated[str | None, typer.Option("--columns", help="Which column is what: text=sentence,label=label.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
 Seed = Annotated[int, typer.Option("--seed")]
-Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load pickle weights (weights_only) where there is no safetensors.")]
+Pickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Load pickle weights (weights_only) where there is no safetensors.")
+]
 
 
 @app.command()
 def optimize(
     model: Model,
-    target: Annotated[str, typer.Option("--target", help="Device: host, or a name from `fmopt targets list`, or a TOML file.")] = "host",
+    target: Annotated[
+        str, typer.Option("--target", help="Device: host, or a name from `fmopt targets list`, or a TOML file.")
+    ] = "host",
     data: Data = None,
     task: Task = None,
     columns: Columns = None,
     effort: Annotated[str, typer.Option("--effort", help="quick: no training.")] = "quick",
-    max_drop: Annotated[str, typer.Option("--max-drop", help="Allowed loss: 1pt is one absolute point, 1% is relative to the baseline.")] = "1pt",
-    min_speedup: Annotated[str | None, typer.Option("--min-speedup", help="Against the fastest full-precision variant: 2x.")] = None,
+    max_drop: Annotated[
+        str, typer.Option("--max-drop", help="Allowed loss: 1pt is one absolute point, 1% is relative to the baseline.")
+    ] = "1pt",
+    min_speedup: Annotated[
+        str | None, typer.Option("--min-speedup", help="Against the fastest full-precision variant: 2x.")
+    ] = None,
     max_latency: Annotated[str | None, typer.Option("--max-latency", help="Median: 8ms.")] = None,
     max_size: Annotated[str | None, typer.Option("--max-size", help="Model files: 25MB.")] = None,
-    max_memory: Annotated[str | None, typer.Option("--max-memory", help="Peak of a process that serves it: 300MB.")] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", help="Peak of a process that serves it: 300MB.")
+    ] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="Of the one-sided bounds.")] = 0.95,
-    accept_undecided: Annotated[bool, typer.Option("--accept-undecided", help="Exit 0 when only the point estimate is within budget.")] = False,
+    accept_undecided: Annotated[
+        bool, typer.Option("--accept-undecided", help="Exit 0 when only the point estimate is within budget.")
+    ] = False,
     batch: Annotated[int, typer.Option("--batch", help="Batch size that is judged.")] = 1,
     length: Annotated[str, typer.Option("--length", help="Tokens that are judged: a number, or from-data.")] = "128",
     threads: Annotated[str, typer.Option("--threads", help="A number, or all.")] = "1",
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="Try this recipe (TOML) instead of the plan's candidates.")] = None,
-    time_limit: Annotated[str | None, typer.Option("--time-limit", help="30m: stop trying further candidates then.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Try this recipe (TOML) instead of the plan's candidates.")
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option("--time-limit", help="30m: stop trying further candidates then.")
+    ] = None,
     max_calibration_memory: Annotated[str, typer.Option("--max-calibration-memory")] = "1GB",
     seed: Seed = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle, the report and resumable stages.")] = Path("fmopt-out"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the bundle, the report and resumable stages.")
+    ] = Path("fmopt-out"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget finished stages in the output folder.")] = False,
     allow_pickle: Pickle = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -62,14 +92,35 @@ def optimize(
     """Find, prove and bundle the fastest variant that keeps its accuracy."""
     from fmopt import api, gate, present
 
-    budget = gate.Budget.parse(max_drop=max_drop, min_speedup=min_speedup, max_latency=max_latency, max_size=max_size,
-                               max_memory=max_memory, confidence=confidence, accept_undecided=accept_undecided)
+    budget = gate.Budget.parse(
+        max_drop=max_drop,
+        min_speedup=min_speedup,
+        max_latency=max_latency,
+        max_size=max_size,
+        max_memory=max_memory,
+        confidence=confidence,
+        accept_undecided=accept_undecided,
+    )
     request = api.make_request(
-        model, target=target, data=data, task=task, columns=parse_columns(columns), effort=parse_choice("effort", effort, ("quick",)),
-        budget=budget, batch=batch, length=parse_count("length", length, "from-data"), threads=parse_count("threads", threads, "all"),
-        recipe=recipe, time_limit_s=None if time_limit is None else parse_seconds(time_limit), seed=seed, out=output, fresh=fresh,
-        allow_pickle=allow_pickle, max_calibration_memory=parse_bytes(max_calibration_memory),
-        command=shlex.join(["fmopt", *sys.argv[1:]]))
+        model,
+        target=target,
+        data=data,
+        task=task,
+        columns=parse_columns(columns),
+        effort=parse_choice("effort", effort, ("quick",)),
+        budget=budget,
+        batch=batch,
+        length=parse_count("length", length, "from-data"),
+        threads=parse_count("threads", threads, "all"),
+        recipe=recipe,
+        time_limit_s=None if time_limit is None else parse_seconds(time_limit),
+        seed=seed,
+        out=output,
+        fresh=fresh,
+        allow_pickle=allow_pickle,
+        max_calibration_memory=parse_bytes(max_calibration_memory),
+        command=shlex.join(["fmopt", *sys.argv[1:]]),
+    )
     if dry_run:
         plan = api.plan(request)
         return answer(plan.model_dump(mode="json"), as_json, lambda: present.plan(plan))
@@ -96,11 +147,22 @@ def export(
     from fmopt import api, present
 
     with present.live_progress() as progress:
-        folder = api.export(model, output, format=parse_choice("format", format, ("onnx", "openvino")),
-                            precision=parse_choice("precision", precision, ("fp32", "fp16", "bf16", "int8")), task=task, data=data,
-                            columns=parse_columns(columns), seed=seed, allow_pickle=allow_pickle, progress=progress)
+        folder = api.export(
+            model,
+            output,
+            format=parse_choice("format", format, ("onnx", "openvino")),
+            precision=parse_choice("precision", precision, ("fp32", "fp16", "bf16", "int8")),
+            task=task,
+            data=data,
+            columns=parse_columns(columns),
+            seed=seed,
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
     facts = json.loads((folder / "fmopt.json").read_text())
-    answer(facts, as_json, lambda: print(f"{folder} holds {facts['artifact']['file']}; try: python {folder}/run.py verify"))
+    answer(
+        facts, as_json, lambda: print(f"{folder} holds {facts['artifact']['file']}; try: python {folder}/run.py verify")
+    )
 
 
 @app.command()
@@ -113,7 +175,9 @@ def finetune(
     epochs: Annotated[float, typer.Option("--epochs")] = 3.0,
     batch: Annotated[int, typer.Option("--batch")] = 32,
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 5e-5,
-    patience: Annotated[int, typer.Option("--patience", help="Epochs without a better validation metric before it stops.")] = 2,
+    patience: Annotated[
+        int, typer.Option("--patience", help="Epochs without a better validation metric before it stops.")
+    ] = 2,
     time_limit: Annotated[str | None, typer.Option("--time-limit", help="30m: stop then with the best so far.")] = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -122,9 +186,20 @@ def finetune(
     from fmopt import api, present
 
     with present.live_progress() as progress:
-        made = api.finetune(model, data, output, task=task, columns=parse_columns(columns), epochs=epochs, batch=batch,
-                            learning_rate=learning_rate, patience=patience,
-                            time_limit_s=None if time_limit is None else parse_seconds(time_limit), seed=seed, progress=progress)
+        made = api.finetune(
+            model,
+            data,
+            output,
+            task=task,
+            columns=parse_columns(columns),
+            epochs=epochs,
+            batch=batch,
+            learning_rate=learning_rate,
+            patience=patience,
+            time_limit_s=None if time_limit is None else parse_seconds(time_limit),
+            seed=seed,
+            progress=progress,
+        )
     answer(made, as_json, lambda: print(f"{output}: {made['metric']} {made['value']:.4f} on validation"))
 
 
@@ -141,9 +216,19 @@ def bench(
     from fmopt import api, present
 
     with present.live_progress() as progress:
-        got = api.benchmark(models, batch=parse_counts("batch", batch), length=parse_counts("length", length),
-                            threads=parse_counts("threads", threads), seed=seed, progress=progress)
-    answer([{"model": name, **latency.model_dump(mode="json")} for name, latency in got], as_json, lambda: present.bench(got))
+        got = api.benchmark(
+            models,
+            batch=parse_counts("batch", batch),
+            length=parse_counts("length", length),
+            threads=parse_counts("threads", threads),
+            seed=seed,
+            progress=progress,
+        )
+    answer(
+        [{"model": name, **latency.model_dump(mode="json")} for name, latency in got],
+        as_json,
+        lambda: present.bench(got),
+    )
 
 
 @app.command(name="eval")
@@ -161,9 +246,20 @@ def evaluate(
     from fmopt import api, present
 
     with present.live_progress() as progress:
-        got = api.evaluate(model, data, task=task, columns=parse_columns(columns), split=split, batch=batch, seed=seed,
-                           progress=progress)
-    rows = [{"metric": score.name, "value": value, "items": len(score.values), "primary": score.primary} for score, value in got]
+        got = api.evaluate(
+            model,
+            data,
+            task=task,
+            columns=parse_columns(columns),
+            split=split,
+            batch=batch,
+            seed=seed,
+            progress=progress,
+        )
+    rows = [
+        {"metric": score.name, "value": value, "items": len(score.values), "primary": score.primary}
+        for score, value in got
+    ]
     answer(rows, as_json, lambda: present.metrics(rows))
 
 
@@ -172,7 +268,9 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair.")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="One text per line.")] = None,
-    pair: Annotated[bool, typer.Option("--pair", help="The two texts are one pair (question and context, premise and hypothesis).")] = False,
+    pair: Annotated[
+        bool, typer.Option("--pair", help="The two texts are one pair (question and context, premise and hypothesis).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What a bundle makes of raw text."""
@@ -234,7 +332,8 @@ def targets_show(name: str, as_json: Json = False) -> None:
 
 @targets_app.command("probe")
 def targets_probe(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the target as TOML.")] = None, as_json: Json = False
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the target as TOML.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Measure this machine: ISA, cores, caches, bandwidth, arithmetic."""
     from fmopt import present, probe
@@ -265,8 +364,11 @@ def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], a
     from fmopt import bundle as bundles
 
     problems = bundles.verify_bundle(bundle)
-    answer({"bundle": str(bundle), "problems": problems}, as_json,
-           lambda: print("\n".join(problems) if problems else f"{bundle}: every file is as it was made"))
+    answer(
+        {"bundle": str(bundle), "problems": problems},
+        as_json,
+        lambda: print("\n".join(problems) if problems else f"{bundle}: every file is as it was made"),
+    )
     raise typer.Exit(1 if problems else 0)
 
 

@@ -23,9 +23,13 @@ from fmopt.tasks.base import Task
 Row = dict[str, Any]
 
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-SPLIT_FILES = {"train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"), "test": ("test", "testing")}
-CALIBRATION, VALIDATION = 0.25, 0.25       # shares of a file without splits; the rest judges
-CUT_FROM_TRAIN = 0.1                       # validation, where a folder has none
+SPLIT_FILES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing"),
+}
+CALIBRATION, VALIDATION = 0.25, 0.25  # shares of a file without splits; the rest judges
+CUT_FROM_TRAIN = 0.1  # validation, where a folder has none
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Dataset:
     splits: Mapping[str, list[Row]]
     notes: tuple[str, ...] = ()
     licence: str | None = None
-    label_names: tuple[str, ...] = ()      # by id, where the data says so
+    label_names: tuple[str, ...] = ()  # by id, where the data says so
 
     def split(self, name: str) -> list[Row]:
         """Rows of a split; DataError when there is none."""
@@ -54,8 +58,9 @@ def load_data(
     `columns` maps roles to column names where they are not the usual ones. DataError, one line, when it cannot be used.
     """
     if spec == "builtin:pydoc":
-        rows, notes = pydoc_splits(), ("docstrings of the Python standard library, split by module",)
-        return Dataset(spec, _digest(rows), rows, notes, "PSF-2.0")
+        docs = pydoc_splits()
+        notes = ("docstrings of the Python standard library, split by module",)
+        return Dataset(spec, _digest(docs), docs, notes, "PSF-2.0")
     path = Path(spec)
     names: tuple[str, ...] = ()
     if path.is_dir():
@@ -65,37 +70,43 @@ def load_data(
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and not path.suffix:
         raw = _read_hub(spec)
     else:
-        raise DataError(f"there is no data at {spec}; give a csv, tsv, jsonl or parquet file, a folder with one file per split, "
-                        "a hub data set like glue/sst2, or builtin:pydoc")
-    table = {split: [_by_role(row, roles, spec) for row in found] for split, found in raw.items()
-             if (roles := _roles(found, task, columns, f"{spec} ({split})" if split else spec))}
+        raise DataError(
+            f"there is no data at {spec}; give a csv, tsv, jsonl or parquet file, a folder with one file per split, "
+            "a hub data set like glue/sst2, or builtin:pydoc"
+        )
+    table = {
+        split: [_by_role(row, roles, spec) for row in found]
+        for split, found in raw.items()
+        if (roles := _roles(found, task, columns, f"{spec} ({split})" if split else spec))
+    }
     for split, found in table.items():
         _check(found, task, f"{spec} ({split})" if split else spec)
     table = {split: _named_labels(found, names, facts) for split, found in table.items()}
-    splits, notes = _assign(table, seed)
-    return Dataset(path.name or spec, _digest(table), splits, tuple(notes), None, names)
+    splits, cuts = _assign(table, seed)
+    return Dataset(path.name or spec, _digest(table), splits, tuple(cuts), None, names)
 
 
 # ------------------------------------------------------------------------------------------------ reading
 
 
 def _read_folder(folder: Path) -> dict[str, list[Row]]:
-    found = {}
+    found: dict[str, list[Row]] = {}
     for split, stems in SPLIT_FILES.items():
         files = [f for stem in stems for f in sorted(folder.glob(f"{stem}.*")) if f.suffix in READERS]
         if files:
             found[split] = _read_file(files[0])
     if not found:
         have = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise DataError(f"{folder} has no file per split (train, validation, test as csv, tsv, jsonl or parquet); it has {have}")
+        raise DataError(
+            f"{folder} has no file per split (train, validation, test as csv, tsv, jsonl or parquet); it has {have}"
+        )
     return found
 
 
 def _read_file(path: Path) -> list[Row]:
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import csv, parquet
     from pyarrow import json as arrow_json
-    from pyarrow import parquet
 
     if path.suffix not in READERS:
         raise DataError(f"{path} is a {path.suffix or 'file without a suffix'}; data is read from {', '.join(READERS)}")
@@ -106,9 +117,12 @@ def _read_file(path: Path) -> list[Row]:
     try:
         if path.suffix in (".csv", ".tsv"):
             delimiter = "," if path.suffix == ".csv" else "\t"
-            quote: str | bool = '"' if path.suffix == ".csv" else False   # tab-separated texts hold bare quotes
-            table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=bool(quote)),
-                                 convert_options=csv.ConvertOptions(strings_can_be_null=False))
+            quote: str | bool = '"' if path.suffix == ".csv" else False  # tab-separated texts hold bare quotes
+            table = csv.read_csv(
+                path,
+                parse_options=csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=bool(quote)),
+                convert_options=csv.ConvertOptions(strings_can_be_null=False),
+            )
         elif path.suffix == ".json":
             content = json.loads(path.read_text("utf8"))
             rows = content if isinstance(content, list) else content.get("data")
@@ -129,7 +143,9 @@ def _require_utf8(path: Path) -> None:
     try:
         path.read_bytes().decode("utf8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example: iconv -f latin1 -t utf8") from error
+        raise DataError(
+            f"{path} is not UTF-8 (byte {error.start}); convert it, for example: iconv -f latin1 -t utf8"
+        ) from error
 
 
 def _read_hub(name: str) -> dict[str, list[Row]]:
@@ -137,9 +153,10 @@ def _read_hub(name: str) -> dict[str, list[Row]]:
 
     try:
         found = datasets.load_dataset(name)
-    except Exception as error:   # the hub client raises many kinds; the user needs the one line
-        raise DataError(f"{name} is no file here, and as a hub data set it could not be had: "
-                        f"{str(error).splitlines()[0][:160]}") from error
+    except Exception as error:  # the hub client raises many kinds; the user needs the one line
+        raise DataError(
+            f"{name} is no file here, and as a hub data set it could not be had: {str(error).splitlines()[0][:160]}"
+        ) from error
     return {split: found[split].to_list() for split in found if split in SPLIT_FILES}
 
 
@@ -158,15 +175,19 @@ def _label_names(path: Path, task: str) -> tuple[str, ...]:
 def _roles(rows: Sequence[Row], task: Task, columns: Mapping[str, str] | None, where: str) -> dict[str, str]:
     """role → column of a table; DataError when a needed one is missing."""
     if len(rows) < 2:
-        raise DataError(f"{where} has {len(rows)} row{'s' * (len(rows) != 1)}; at least 2 are needed, some hundred to decide anything")
+        raise DataError(
+            f"{where} has {len(rows)} row{'s' * (len(rows) != 1)}; at least 2 are needed, some hundred to decide anything"
+        )
     have = list(rows[0])
     for role, column in (columns or {}).items():
         if role not in task.columns:
-            raise DataError(f"--columns {role}={column}: {task.name} has no {role!r}; it reads {', '.join(task.columns)}")
+            raise DataError(
+                f"--columns {role}={column}: {task.name} has no {role!r}; it reads {', '.join(task.columns)}"
+            )
         if column not in have:
             raise DataError(f"{where} has no column {column!r} (asked for {role}); it has {', '.join(have)}")
     lower = {name.lower(): name for name in reversed(have)}
-    found = {}
+    found: dict[str, str] = {}
     for role, usual in task.columns.items():
         chosen = (columns or {}).get(role) or next((lower[name] for name in usual if name in lower), None)
         if chosen is not None and chosen not in found.values():
@@ -174,8 +195,10 @@ def _roles(rows: Sequence[Row], task: Task, columns: Mapping[str, str] | None, w
     usable = [needed for needed in task.needed if all(role in found for role in needed)]
     if not usable:
         wanted = " or ".join(" and ".join(needed) for needed in task.needed)
-        raise DataError(f"{where} has the columns {', '.join(have)}; {task.name} needs {wanted}: say which is which with "
-                        f"--columns {','.join(f'{role}=COLUMN' for role in task.needed[0])}")
+        raise DataError(
+            f"{where} has the columns {', '.join(have)}; {task.name} needs {wanted}: say which is which with "
+            f"--columns {','.join(f'{role}=COLUMN' for role in task.needed[0])}"
+        )
     inputs = {role for needed in task.needed for role in needed}
     optional = {role: column for role, column in found.items() if role not in inputs}
     return {role: found[role] for role in usable[0]} | optional
@@ -192,12 +215,16 @@ def _check(rows: Sequence[Row], task: Task, where: str) -> None:
         for role, value in row.items():
             missing = value is None or (isinstance(value, float) and math.isnan(value))
             if role in inputs and (missing or (role != "tokens" and not isinstance(value, str))):
-                raise DataError(f"{where}, row {number}: {role} is {'empty' if missing else repr(value)[:40]}, not a text; "
-                                "remove or mend the row")
+                raise DataError(
+                    f"{where}, row {number}: {role} is {'empty' if missing else repr(value)[:40]}, not a text; "
+                    "remove or mend the row"
+                )
             if role in inputs and not value:
                 raise DataError(f"{where}, row {number}: {role} is empty; remove or mend the row")
             if role not in inputs and missing and role not in ("text_pair", "answers", "answer_starts"):
-                raise DataError(f"{where}, row {number}: {role} is empty while others have one; label every row, or drop the column")
+                raise DataError(
+                    f"{where}, row {number}: {role} is empty while others have one; label every row, or drop the column"
+                )
 
 
 def _named_labels(rows: list[Row], names: Sequence[str], facts: CheckpointFacts) -> list[Row]:
@@ -227,9 +254,13 @@ def _assign(table: Mapping[str, list[Row]], seed: int) -> tuple[dict[str, list[R
         parts: dict[str, list[Row]] = {"calibration": [], "validation": [], "test": []}
         for row in _shuffled(rows, seed):
             share = _share(row, seed)
-            parts["calibration" if share < CALIBRATION else "validation" if share < CALIBRATION + VALIDATION else "test"].append(row)
+            parts[
+                "calibration" if share < CALIBRATION else "validation" if share < CALIBRATION + VALIDATION else "test"
+            ].append(row)
         if not all(parts.values()):
-            raise DataError(f"{len(rows)} rows are too few to calibrate on some, select by others and judge by the rest")
+            raise DataError(
+                f"{len(rows)} rows are too few to calibrate on some, select by others and judge by the rest"
+            )
         notes.append(f"one table of {len(rows)} rows, cut by content into calibration, validation and test")
         return parts | {"train": parts["calibration"]}, notes
     splits = dict(table)
@@ -238,7 +269,10 @@ def _assign(table: Mapping[str, list[Row]], seed: int) -> tuple[dict[str, list[R
         notes.append("there is no train split: calibrated on validation")
     if "validation" not in splits:
         held = [row for row in splits["train"] if _share(row, seed) < CUT_FROM_TRAIN]
-        splits["validation"], splits["train"] = held, [row for row in splits["train"] if _share(row, seed) >= CUT_FROM_TRAIN]
+        splits["validation"], splits["train"] = (
+            held,
+            [row for row in splits["train"] if _share(row, seed) >= CUT_FROM_TRAIN],
+        )
         notes.append("there is no validation split: a tenth of train, cut by content")
     if "test" not in splits:
         splits["test"] = splits["validation"]
@@ -246,7 +280,10 @@ def _assign(table: Mapping[str, list[Row]], seed: int) -> tuple[dict[str, list[R
         splits["train"] = [row for row in splits["train"] if _share(row, seed) >= CUT_FROM_TRAIN]
         notes.append("there is no test split: judged on validation, selected on a tenth of train")
     # rows are often sorted by class: what is capped must be a fair draw
-    splits["calibration"], splits["validation"] = _shuffled(splits["train"], seed), _shuffled(splits["validation"], seed)
+    splits["calibration"], splits["validation"] = (
+        _shuffled(splits["train"], seed),
+        _shuffled(splits["validation"], seed),
+    )
     seen = {_content(row) for row in splits["train"]}
     repeated = sum(_content(row) in seen for row in splits["test"])
     if repeated:

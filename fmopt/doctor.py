@@ -29,8 +29,13 @@ def _libraries() -> list[Line]:
     lines = [Line(what=name, state="ok", detail=found) for name, found in probe.versions().items()]
     present = [name for name in _ONNXRUNTIMES if _version(name)]
     if len(present) > 1:
-        lines.append(Line(what="onnxruntime", state="warning",
-                          detail=f"{' and '.join(present)} are both installed and shadow each other; uninstall all but one"))
+        lines.append(
+            Line(
+                what="onnxruntime",
+                state="warning",
+                detail=f"{' and '.join(present)} are both installed and shadow each other; uninstall all but one",
+            )
+        )
     return lines
 
 
@@ -38,17 +43,31 @@ def _runtimes() -> list[Line]:
     lines = []
     for name in lookup.names("runtimes"):
         reason = lookup.find("runtimes", name).missing()
-        lines.append(Line(what=f"runtime {name}", state="missing" if reason else "ok", detail=reason or "can be used here"))
+        lines.append(
+            Line(what=f"runtime {name}", state="missing" if reason else "ok", detail=reason or "can be used here")
+        )
     return lines
 
 
 def _processor() -> list[Line]:
     target = probe.load_target("host")
-    lines = [Line(what="processor", state="ok", detail=f"{target.title}: {target.cores} cores, {target.memory_gb:.0f} GB, "
-                                                       f"{' '.join(target.isa) or 'no ISA features known'}")]
+    lines = [
+        Line(
+            what="processor",
+            state="ok",
+            detail=f"{target.title}: {target.cores} cores, {target.memory_gb:.0f} GB, "
+            f"{' '.join(target.isa) or 'no ISA features known'}",
+        )
+    ]
     if not target.int8_dot:
-        lines.append(Line(what="INT8", state="warning", detail="no VNNI, AMX, dotprod or i8mm: INT8 gains less here, and weights "
-                                                               "are kept within 7 bits so that 16-bit sums do not saturate"))
+        lines.append(
+            Line(
+                what="INT8",
+                state="warning",
+                detail="no VNNI, AMX, dotprod or i8mm: INT8 gains less here, and weights "
+                "are kept within 7 bits so that 16-bit sums do not saturate",
+            )
+        )
     return lines
 
 

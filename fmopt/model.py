@@ -27,10 +27,10 @@ Format = Literal["torch", "onnx", "openvino"]
 class ModelSource:
     """Where a checkpoint comes from: a folder, a hub name, or an entry of `models/`."""
 
-    asked: str                        # what the user typed
-    folder: Path                      # local folder in Hugging Face format
-    title: str                        # a short name for tables
-    task: str | None = None           # what an entry of `models/` knows about it
+    asked: str  # what the user typed
+    folder: Path  # local folder in Hugging Face format
+    title: str  # a short name for tables
+    task: str | None = None  # what an entry of `models/` knows about it
     default_data: str | None = None
     licence: str | None = None
 
@@ -44,15 +44,15 @@ class CheckpointFacts:
     """
 
     source: ModelSource
-    model_type: str                   # config.json's "model_type"
-    architecture: str                 # config.json's first "architectures", or ""
+    model_type: str  # config.json's "model_type"
+    architecture: str  # config.json's first "architectures", or ""
     task: str
     pipeline: Mapping[str, Any]
     hidden_size: int
     layers: int
-    parameters: int                   # counted from the safetensors headers
+    parameters: int  # counted from the safetensors headers
     weight_bytes: int
-    digest: str                       # sha256 over the files that matter
+    digest: str  # sha256 over the files that matter
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -67,8 +67,8 @@ class TorchModel:
 
     net: torch.nn.Module
     facts: CheckpointFacts
-    family: Family | None             # None: no known block structure; it still quantizes
-    history: tuple[str, ...] = ()     # the passes it went through, in order
+    family: Family | None  # None: no known block structure; it still quantizes
+    history: tuple[str, ...] = ()  # the passes it went through, in order
 
     def after(self, step: str) -> TorchModel:
         """The same model, remembering that `step` was done to it."""
@@ -94,7 +94,7 @@ class Artifact:
     """
 
     runtime: str
-    path: Path                        # model.onnx, model.xml, or a checkpoint folder for runtime "torch"
+    path: Path  # model.onnx, model.xml, or a checkpoint folder for runtime "torch"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -56,14 +56,17 @@ def quick_candidates() -> tuple[Recipe, ...]:
     """Everything that needs no training, cheap ones first."""
     dynamic = Step(use="quantize_dynamic")
     tables = Step(use="quantize_embeddings")
-    smooth = Step(use="quantize_static", options={"calibrator": "mse", "smooth": "search"})
+    minmax = Step(use="quantize_static", options={"calibrator": "minmax", "smooth": "search"})
+    mse = Step(use="quantize_static", options={"calibrator": "mse", "smooth": "search"})
     return (
         _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic),
         _int8("onnxruntime-dynamic-int8-embeddings", "onnxruntime", dynamic, tables),
         _int8("openvino-nncf-int8", "openvino", Step(use="quantize_nncf")),
-        _int8("openvino-static-int8", "openvino", smooth),
-        _int8("onnxruntime-static-int8", "onnxruntime", smooth),
-        _int8("openvino-static-int8-minmax", "openvino", Step(use="quantize_static", options={"calibrator": "minmax"})),
+        _int8("onnxruntime-static-int8", "onnxruntime", minmax),
+        _int8("onnxruntime-static-int8-embeddings", "onnxruntime", minmax, tables),
+        _int8("openvino-static-int8", "openvino", minmax),
+        _int8("onnxruntime-static-int8-mse", "onnxruntime", mse),
+        _int8("openvino-static-int8-mse", "openvino", mse),
         _int8("onnxruntime-own-static-int8", "onnxruntime", Step(use="quantize_static_ort")),
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
@@ -77,13 +80,19 @@ def make_plan(facts: CheckpointFacts, target: Target, *, effort: Effort, recipe:
     refused: list[Refusal] = []
     baselines = _possible(BASELINES, facts, target, refused)
     if not baselines:
-        raise PlanError(f"no full-precision variant of {facts.source.title} can be built for {target.name}: "
-                        + "; ".join(f"{r.recipe}: {r.reason}" for r in refused))
+        raise PlanError(
+            f"no full-precision variant of {facts.source.title} can be built for {target.name}: "
+            + "; ".join(f"{r.recipe}: {r.reason}" for r in refused)
+        )
     candidates = _possible(asked, facts, target, refused)
     if recipe and not candidates:
         raise PlanError(f"recipe {recipe.name!r} cannot be used: {refused[-1].reason}")
-    return Plan(baselines=baselines, candidates=candidates, refused=tuple(refused),
-                estimates=estimate(facts, (*baselines, *candidates)))
+    return Plan(
+        baselines=baselines,
+        candidates=candidates,
+        refused=tuple(refused),
+        estimates=estimate(facts, (*baselines, *candidates)),
+    )
 
 
 def refusal(recipe: Recipe, facts: CheckpointFacts, target: Target) -> str | None:

@@ -71,7 +71,9 @@ def record(found: Record, folder: Path) -> None:
     """The verdict, the candidates, and where things are."""
     out.print(verdict_panel(found))
     out.print(trial_table(found))
-    out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {folder / 'run.py'} verify", markup=False)
+    out.print(
+        f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {folder / 'run.py'} verify", markup=False
+    )
 
 
 def plan(found: Plan) -> None:
@@ -93,8 +95,15 @@ def bench(found: Sequence[tuple[str, Latency]]) -> None:
     for name, latency in found:
         p50, p90, p99 = np.percentile(latency.samples_ms, [50, 90, 99])
         base = first.setdefault((latency.batch, latency.length, latency.threads), float(p50))
-        table.add_row(name, str(latency.batch), str(latency.length), str(latency.threads), *map(wording.milliseconds, (p50, p90, p99)),
-                      f"{base / p50:.2f}×", str(len(latency.samples_ms)))
+        table.add_row(
+            name,
+            str(latency.batch),
+            str(latency.length),
+            str(latency.threads),
+            *map(wording.milliseconds, (p50, p90, p99)),
+            f"{base / p50:.2f}×",
+            str(len(latency.samples_ms)),
+        )
     out.print(table)
 
 
@@ -123,12 +132,15 @@ def facts(found: CheckpointFacts) -> None:
     table = Table(show_header=False, title=found.source.title, title_justify="left")
     labels = found.pipeline.get("labels") or []
     rows = {
-        "architecture": f"{found.architecture or 'no head'} ({found.model_type})", "task": found.task,
-        "layers": f"{found.layers} × {found.hidden_size}", "parameters": f"{found.parameters:,}",
-        "weights": f"{found.weight_bytes / 1e6:,.1f} MB", "takes": f"{', '.join(found.pipeline['inputs'])}; at most "
-                                                                   f"{found.pipeline['max_length']} tokens",
+        "architecture": f"{found.architecture or 'no head'} ({found.model_type})",
+        "task": found.task,
+        "layers": f"{found.layers} × {found.hidden_size}",
+        "parameters": f"{found.parameters:,}",
+        "weights": f"{found.weight_bytes / 1e6:,.1f} MB",
+        "takes": f"{', '.join(found.pipeline['inputs'])}; at most {found.pipeline['max_length']} tokens",
         "labels": f"{len(labels)}: {', '.join(labels[:8])}{' …' if len(labels) > 8 else ''}" if labels else "none",
-        "folder": str(found.folder), "licence": found.source.licence or "not stated",
+        "folder": str(found.folder),
+        "licence": found.source.licence or "not stated",
     }
     for name, value in rows.items():
         table.add_row(name, value)
@@ -139,9 +151,15 @@ def targets(known: Sequence[Target]) -> None:
     """One line per target."""
     table = Table("target", "device", "cores", "memory", "GB/s", "precisions", "runtimes")
     for target in known:
-        table.add_row(target.name, target.title, str(target.cores), f"{target.memory_gb:g} GB",
-                      f"{target.bandwidth_gbs:g}" if target.bandwidth_gbs else wording.MISSING, " ".join(target.precisions),
-                      " ".join(target.runtimes))
+        table.add_row(
+            target.name,
+            target.title,
+            str(target.cores),
+            f"{target.memory_gb:g} GB",
+            f"{target.bandwidth_gbs:g}" if target.bandwidth_gbs else wording.MISSING,
+            " ".join(target.precisions),
+            " ".join(target.runtimes),
+        )
     out.print(table)
 
 

@@ -12,9 +12,19 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "ensurepip", "turtledemo"}
+LEFT_OUT = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "idle_test",
+    "lib2to3",
+    "ensurepip",
+    "turtledemo",
+}
 FEWEST_QUERY_WORDS, FEWEST_DOCUMENT_WORDS = 3, 8
-CALIBRATION, VALIDATION = 0.2, 0.25       # shares of the modules; the rest judges
+CALIBRATION, VALIDATION = 0.2, 0.25  # shares of the modules; the rest judges
 
 
 def pydoc_splits(root: Path | None = None) -> dict[str, list[dict[str, str]]]:

@@ -40,7 +40,7 @@ class Recipe(Frozen):
 
     name: str
     runtime: str
-    precision: str = "fp32"            # for tables: the narrowest precision that computes
+    precision: str = "fp32"  # for tables: the narrowest precision that computes
     steps: tuple[Step, ...] = ()
     options: dict[str, Any] = Field(default_factory=dict)
 

@@ -36,15 +36,15 @@ class Estimate(Frozen):
 class Scores(Frozen):
     """One metric on one split: a row of numbers for every item, from which the metric is computed (see metrics.py).
 
-    `metric` is the name of a formula in `metrics.METRICS` ("mean", "micro_f1", "macro_f1", "spearman"); `name` is what people call it
-    ("accuracy", "MRR@10"). `values` is n items × k columns.
+    `metric` is the name of a formula in `metrics.METRICS` ("mean", "micro_f1", "macro_f1", "spearman"); `name` is what
+    people call it ("accuracy", "MRR@10"). `values` is n items × k columns.
     """
 
     name: str
     metric: str
     values: list[list[float]]
-    primary: bool = False              # the one the budget's drop is judged by
-    against_baseline: bool = False     # a fidelity: computed against the baseline's own predictions, not labels
+    primary: bool = False  # the one the budget's drop is judged by
+    against_baseline: bool = False  # a fidelity: computed against the baseline's own predictions, not labels
 
     def array(self) -> np.ndarray:
         """The values as float64, shape (n, k)."""
@@ -56,9 +56,9 @@ class Latency(Frozen):
 
     samples_ms: list[float]
     batch: int
-    length: int | None                 # None: the data's own lengths
+    length: int | None  # None: the data's own lengths
     threads: int
-    end_to_end: bool = False           # True: tokenizer and post-processing included
+    end_to_end: bool = False  # True: tokenizer and post-processing included
 
 
 class Footprint(Frozen):
@@ -71,12 +71,12 @@ class Footprint(Frozen):
 class Check(Frozen):
     """One line of the budget and what came of it."""
 
-    name: str                          # "accuracy drop", "speedup", "latency", "size", "memory"
+    name: str  # "accuracy drop", "speedup", "latency", "size", "memory"
     outcome: Outcome
     limit: float | None = None
     got: Estimate | None = None
     unit: str = ""
-    note: str = ""                     # plain words: what would decide it, why it could not be measured
+    note: str = ""  # plain words: what would decide it, why it could not be measured
 
 
 class Verdict(Frozen):
@@ -98,7 +98,7 @@ class Parity(Frozen):
     """How far an exported graph is from the torch model on real items."""
 
     max_abs: float
-    cosine: float                      # the smallest over items and outputs
+    cosine: float  # the smallest over items and outputs
     tolerance: float
     passed: bool
     first_diverging_layer: str | None = None
@@ -108,10 +108,10 @@ class OpTime(Frozen):
     """Time of one operator of a running graph, read off the runtime's own profile."""
 
     name: str
-    kind: str                          # MatMulInteger, LayerNormalization, …
+    kind: str  # MatMulInteger, LayerNormalization, …
     ms: float
-    precision: str = ""                # "int8", "fp32", … as far as the runtime says
-    layer: str = ""                    # the torch module it came from, where the graph says
+    precision: str = ""  # "int8", "fp32", … as far as the runtime says
+    layer: str = ""  # the torch module it came from, where the graph says
 
 
 class Finding(Frozen):
@@ -125,7 +125,7 @@ class Finding(Frozen):
 class Circumstances(Frozen):
     """Where and how something was measured."""
 
-    host: dict[str, Any]               # probe.host_fingerprint()
+    host: dict[str, Any]  # probe.host_fingerprint()
     versions: dict[str, str]
     threads: int
     batch: int

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from fmopt.errors import StoreError
 
-MARKER = ".fmopt"          # says that a folder is ours
+MARKER = ".fmopt"  # says that a folder is ours
 LOCK = ".fmopt.lock"
 _UNFINISHED = "unfinished-"
 _VALUE = "value.json"
@@ -32,7 +32,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
-        for left_over in root.glob(_UNFINISHED + "*"):   # of a killed run; the folder's lock says that nobody uses it
+        for left_over in root.glob(_UNFINISHED + "*"):  # of a killed run; the folder's lock says that nobody uses it
             shutil.rmtree(left_over, ignore_errors=True)
 
     def folder(self, name: str, key: Mapping[str, Any], make: Callable[[Path], object]) -> Path:
@@ -78,10 +78,14 @@ def disk_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"the disk of {where.parent} is full; free some space and run the same command again: "
-                             f"finished stages are kept") from error
+            raise StoreError(
+                f"the disk of {where.parent} is full; free some space and run the same command again: "
+                f"finished stages are kept"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(f"{where} cannot be written ({error.strerror}); choose another folder with --output") from error
+            raise StoreError(
+                f"{where} cannot be written ({error.strerror}); choose another folder with --output"
+            ) from error
         raise
 
 

@@ -7,12 +7,10 @@ does not make luck look like quality.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
@@ -23,13 +21,12 @@ from fmopt.data import load_data
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, PlanError
 from fmopt.evaluate import changed_items
-from fmopt.metrics import METRICS
 from fmopt.plan import make_plan
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step, read_recipe
-from fmopt.record import Changed, Record, Trial, summary_sentence
+from fmopt.record import Record, Refused, Trial, summary_sentence, value_of
 from fmopt.report import write_markdown, write_report
-from fmopt.results import Circumstances, Estimate, Outcome, Verdict
+from fmopt.results import Circumstances, Estimate, Verdict
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
 from fmopt.trials import Job, Request, Run, by_speed, primary
@@ -37,7 +34,7 @@ from fmopt.trials import Job, Request, Run, by_speed, primary
 CALIBRATION_ITEMS = 300
 CHANGED_SHOWN = 40
 GOLDEN_ITEMS = 8
-ISLANDS = (1, 2, 4, 8)     # how many of the most sensitive groups of layers go back to float, one after the other
+ISLANDS = (1, 2, 4, 8)  # how many of the most sensitive groups of layers go back to float, one after the other
 
 
 def prepare(request: Request) -> Job:
@@ -45,13 +42,17 @@ def prepare(request: Request) -> Job:
     source = resolve(request.model)
     facts = checkpoint.inspect(source, request.task or source.task, allow_pickle=request.allow_pickle)
     if request.length is not None and request.length > facts.pipeline["max_length"]:
-        raise ConfigError(f"--length {request.length} is more than the {facts.pipeline['max_length']} tokens that "
-                          f"{source.title} takes")
+        raise ConfigError(
+            f"--length {request.length} is more than the {facts.pipeline['max_length']} tokens that "
+            f"{source.title} takes"
+        )
     task = lookup.find("tasks", facts.task)
     spec = request.data or source.default_data
     if spec is None:
-        raise PlanError(f"{source.title} has no default data; give some with --data (texts of your application, labels if you "
-                        "have them): calibration and judgement on made-up text would mean nothing")
+        raise PlanError(
+            f"{source.title} has no default data; give some with --data (texts of your application, labels if you "
+            "have them): calibration and judgement on made-up text would mean nothing"
+        )
     target = probe.load_target(request.target)
     data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
     recipe = read_recipe(request.recipe) if request.recipe else None
@@ -83,10 +84,15 @@ def start(job: Job, progress: Progress) -> Run:
     request = job.request
     items = job.task.items(job.data.split("calibration"), job.facts)[:CALIBRATION_ITEMS]
     shop = Workshop(
-        facts=job.facts, target=job.target, store=Store(request.out / "stages"),
+        facts=job.facts,
+        target=job.target,
+        store=Store(request.out / "stages"),
         preprocessor=Preprocessor(checkpoint.tokenizer_file(job.facts), dict(job.facts.pipeline)),
-        calibration=[item.raw for item in items], calibration_digest=f"{job.data.digest}:{len(items)}",
-        seed=request.seed, memory_cap_bytes=request.max_calibration_memory, progress=progress,
+        calibration=[item.raw for item in items],
+        calibration_digest=f"{job.data.digest}:{len(items)}",
+        seed=request.seed,
+        memory_cap_bytes=request.max_calibration_memory,
+        progress=progress,
     )
     limit = request.time_limit_s
     return Run(job, shop, progress, None if limit is None else time.monotonic() + limit)
@@ -125,8 +131,12 @@ def score_candidates(run: Run, reference: str) -> None:
     begun = time.monotonic()
     nothing = Estimate(point=0.0, low=0.0, high=0.0)
     baseline = trials.predictions(run, reference, "validation")
-    run.update(reference, scores=run.job.task.scores(baseline, run.items("validation"), baseline, run.job.facts), drop=nothing,
-               speedup=Estimate(point=1.0, low=1.0, high=1.0))
+    run.update(
+        reference,
+        scores=run.job.task.scores(baseline, run.items("validation"), baseline, run.job.facts),
+        drop=nothing,
+        speedup=Estimate(point=1.0, low=1.0, high=1.0),
+    )
     for name in by_speed(run):
         if name != reference:
             score(run, name, reference)
@@ -135,16 +145,21 @@ def score_candidates(run: Run, reference: str) -> None:
 
 def score(run: Run, name: str, reference: str) -> None:
     """One candidate's accuracy on validation and its speedup."""
-    run.update(name, speedup=trials.speedup(run, name, reference))
+    speedup = trials.speedup(run, name, reference)
+    run.update(name, speedup=speedup)
+    if speedup is not None and speedup.high < 1:
+        # it cannot win any more, whatever its accuracy
+        run.update(name, status="stopped early" if name in run.job.candidates else "measured")
+        return
     if run.out_of_time():
         run.update(name, status="stopped early", reason="the time limit was reached before it was scored")
         return
     budget, items = run.job.request.budget, run.items("validation")
     baseline = trials.predictions(run, reference, "validation")
-    scores = run.job.task.scores(trials.predictions(run, name, "validation"), items, baseline,
-                                  run.job.facts)
-    drop = gate.paired_drop(primary(run.trials[reference].scores), primary(scores), confidence=budget.confidence,
-                            seed=run.job.request.seed)
+    scores = run.job.task.scores(trials.predictions(run, name, "validation"), items, baseline, run.job.facts)
+    drop = gate.paired_drop(
+        primary(run.trials[reference].scores), primary(scores), confidence=budget.confidence, seed=run.job.request.seed
+    )
     run.update(name, scores=scores, drop=drop)
 
 
@@ -155,15 +170,15 @@ def choose(run: Run, reference: str) -> str:
     probably leave that one undecided.
     """
     full = {recipe.name for recipe in run.job.plan.baselines}
-    ready = [name for name in by_speed(run) if run.artifacts[name].runtime != "torch"]   # a bundle runs without torch
+    ready = [name for name in by_speed(run) if run.artifacts[name].runtime != "torch"]  # a bundle runs without torch
     limit = drop_limit(run, reference)
     as_it_is = next(name for name in ready if name in full)
-    faster = [name for name in ready[:ready.index(as_it_is)] if run.trials[name].drop is not None]
-    for name in faster:
-        if limit is None or run.trials[name].drop.high <= limit:
+    faster = [(name, drop) for name in ready[: ready.index(as_it_is)] if (drop := run.trials[name].drop) is not None]
+    for name, drop in faster:
+        if limit is None or drop.high <= limit:
             return name
-    for name in faster:
-        if limit is not None and run.trials[name].drop.point <= limit / 2:
+    for name, drop in faster:
+        if limit is not None and drop.point <= limit / 2:
             return name
     return as_it_is
 
@@ -174,29 +189,33 @@ def drop_limit(run: Run, reference: str) -> float | None:
     if allowed is None:
         return None
     score = primary(run.trials[reference].scores)
-    return allowed.limit(METRICS[score.metric].of(score.array()))
+    return allowed.limit(value_of(score))
 
 
 def rescue(run: Run, reference: str) -> None:
     """Where our INT8 is fastest but misses the gate, return its most sensitive layers to float, fewest first."""
     limit = drop_limit(run, reference)
     chosen = choose(run, reference)
-    ahead = by_speed(run)[:by_speed(run).index(chosen)]
+    ahead = by_speed(run)[: by_speed(run).index(chosen)]
     names = [name for name in ahead if [step.use for step in run.recipes[name].steps] == ["quantize_static"]]
     if limit is None or not names:
         return
     base = run.recipes[names[0]]
     for islands in ISLANDS:
-        recipe = base.model_copy(update={
-            "name": f"{base.name}-{islands}-float",
-            "steps": (Step(use="mixed_precision", options={**base.steps[0].options, "islands": islands}),)})
+        recipe = base.model_copy(
+            update={
+                "name": f"{base.name}-{islands}-float",
+                "steps": (Step(use="mixed_precision", options={**base.steps[0].options, "groups": islands}),),
+            }
+        )
         if run.out_of_time() or not trials.build(run, recipe):
             return
         if run.job.target.present:
             trials.time_in_turn(run, [reference, chosen, recipe.name])
         score(run, recipe.name, reference)
         gained = by_speed(run).index(recipe.name) < by_speed(run).index(chosen)
-        if not gained or run.trials[recipe.name].drop.high <= limit:
+        drop = run.trials[recipe.name].drop
+        if not gained or drop is None or drop.high <= limit:
             return
 
 
@@ -219,10 +238,19 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
             trials.footprint(run, name)
     trial = run.trials[winner]
     return gate.judge(
-        request.budget, drop=drop, baseline_metric=METRICS[theirs.metric].of(theirs.array()), speedup=trial.speedup,
-        latency_ms=gate.median_latency(trial.latency, request.budget.confidence, request.seed) if trial.latency else None,
-        size_mb=(trial.size_bytes or 0) / 1e6, memory_mb=trial.footprint.peak_memory_mb if trial.footprint else None,
-        device_present=present, items_changed=int(np.any(ours.array() != theirs.array(), axis=1).sum()), n=len(ours.values))
+        request.budget,
+        drop=drop,
+        baseline_metric=value_of(theirs),
+        speedup=trial.speedup,
+        latency_ms=gate.median_latency(trial.latency, request.budget.confidence, request.seed)
+        if trial.latency
+        else None,
+        size_mb=(trial.size_bytes or 0) / 1e6,
+        memory_mb=trial.footprint.peak_memory_mb if trial.footprint else None,
+        device_present=present,
+        items_changed=int(np.any(ours.array() != theirs.array(), axis=1).sum()),
+        n=len(ours.values),
+    )
 
 
 def explain_losers(run: Run, winner: str, reference: str) -> None:
@@ -234,8 +262,9 @@ def explain_losers(run: Run, winner: str, reference: str) -> None:
     run.update(winner, profile=against)
     for name, artifact in run.artifacts.items():
         profile = trials.profile(run, name)
-        findings = explain.why_not_faster(profile, against, graph_path=artifact.path, target=run.job.target,
-                                          threads=run.job.request.threads)
+        findings = explain.why_not_faster(
+            profile, against, graph_path=artifact.path, target=run.job.target, threads=run.job.request.threads
+        )
         run.update(name, findings=findings, profile=profile)
         if name != winner and not run.trials[name].reason:
             run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], limit))
@@ -248,7 +277,9 @@ def losing_reason(trial: Trial, winner: Trial, limit: float | None) -> str:
     ratio = float(np.median(trial.latency.samples_ms) / np.median(winner.latency.samples_ms))
     if ratio < 1:
         drop = trial.drop.high if trial.drop else float("nan")
-        return f"faster, but accuracy may fall by {100 * drop:.2f} pt on validation, allowed are {100 * (limit or 0):.2f}"
+        return (
+            f"faster, but accuracy may fall by {100 * drop:.2f} pt on validation, allowed are {100 * (limit or 0):.2f}"
+        )
     why = f": {trial.findings[0].text}" if trial.findings else ""
     return f"{ratio:.2f}× as long as {winner.recipe.name}{why}"
 
@@ -257,25 +288,58 @@ def make_record(run: Run, winner: str, reference: str, verdict: Verdict) -> Reco
     """Everything that was found, as the report reads it."""
     request, facts, data = run.job.request, run.job.facts, run.job.data
     items = run.items("test")
-    changed = changed_items(run.job.task, items, trials.predictions(run, reference, "test"),
-                            trials.predictions(run, winner, "test"), facts, limit=CHANGED_SHOWN)
+    changed = changed_items(
+        run.job.task,
+        items,
+        trials.predictions(run, reference, "test"),
+        trials.predictions(run, winner, "test"),
+        facts,
+        limit=CHANGED_SHOWN,
+    )
     full = {recipe.name for recipe in run.job.plan.baselines}
-    return with_summary(Record(
-        fmopt=version("fmopt"), command=request.command,
-        model={"title": facts.source.title, "model_type": facts.model_type, "task": facts.task, "parameters": facts.parameters,
-               "bytes": facts.weight_bytes, "digest": facts.digest, "licence": facts.source.licence},
-        data={"name": data.name, "digest": data.digest, "rows": {name: len(rows) for name, rows in data.splits.items()},
-              "notes": list(data.notes)},
-        target=run.job.target, budget=request.budget.model_dump(mode="json"), effort=request.effort, reference=reference,
-        winner=winner, baselines=[trial for name, trial in run.trials.items() if name in full],
-        trials=[trial for name, trial in run.trials.items() if name not in full],
-        refused=[refusal.model_dump() for refusal in run.job.plan.refused], verdict=verdict,
-        changed=[Changed(**entry) if isinstance(entry, dict) else entry for entry in changed],
-        circumstances=Circumstances(
-            host=probe.host_fingerprint(), versions=probe.versions(), threads=request.threads, batch=request.batch,
-            length=request.length, seed=request.seed, date=datetime.now(UTC).isoformat(timespec="seconds"),
-            warnings=run.warnings),
-        stages=run.seconds, summary=""))
+    return with_summary(
+        Record(
+            fmopt=version("fmopt"),
+            command=request.command,
+            model={
+                "title": facts.source.title,
+                "model_type": facts.model_type,
+                "task": facts.task,
+                "parameters": facts.parameters,
+                "bytes": facts.weight_bytes,
+                "digest": facts.digest,
+                "licence": facts.source.licence,
+            },
+            data={
+                "name": data.name,
+                "digest": data.digest,
+                "rows": {name: len(rows) for name, rows in data.splits.items()},
+                "notes": list(data.notes),
+            },
+            target=run.job.target,
+            budget=request.budget.model_dump(mode="json"),
+            effort=request.effort,
+            reference=reference,
+            winner=winner,
+            baselines=[trial for name, trial in run.trials.items() if name in full],
+            trials=[trial for name, trial in run.trials.items() if name not in full],
+            refused=[Refused(recipe=refusal.recipe, reason=refusal.reason) for refusal in run.job.plan.refused],
+            verdict=verdict,
+            changed=changed,
+            circumstances=Circumstances(
+                host=probe.host_fingerprint(),
+                versions=probe.versions(),
+                threads=request.threads,
+                batch=request.batch,
+                length=request.length,
+                seed=request.seed,
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
+                warnings=run.warnings,
+            ),
+            stages=run.seconds,
+            summary="",
+        )
+    )
 
 
 def with_summary(record: Record) -> Record:
@@ -292,9 +356,15 @@ def publish(run: Run, record: Record, winner: str) -> None:
     predicted = trials.predictions(run, winner, "test")[:GOLDEN_ITEMS]
     precision = run.recipes[winner].precision
     bundles.write_bundle(
-        out, facts=facts, artifact=run.artifacts[winner], recipe=run.recipes[winner].model_dump(mode="json"),
-        verdict=record.verdict.outcome.value, golden=[(item.raw, got) for item, got in zip(golden_items, predicted, strict=True)],
-        tolerance=1e-3 if precision == "fp32" else 0.1, needs_isa=needed_isa(run, precision))
+        out,
+        facts=facts,
+        artifact=run.artifacts[winner],
+        recipe=run.recipes[winner].model_dump(mode="json"),
+        verdict=record.verdict.outcome.value,
+        golden=[(item.raw, got) for item, got in zip(golden_items, predicted, strict=True)],
+        tolerance=1e-3 if precision == "fp32" else 0.1,
+        needs_isa=needed_isa(run, precision),
+    )
     record.save(out / "record.json")
     write_report(record, out / "report.html")
     write_markdown(record, out / "report.md")
@@ -305,11 +375,6 @@ def needed_isa(run: Run, precision: str) -> list[str]:
     if precision != "int8" or not run.job.target.int8_dot:
         return []
     return [name for name in run.job.target.isa if name in ("avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm")]
-
-
-def outcome_of(record: Record, *, accept_undecided: bool) -> Outcome:
-    """The verdict's outcome, an undecided one accepted where the user says so and the point estimate is within budget."""
-    return gate.settle(record.verdict, accept_undecided=accept_undecided)
 
 
 __all__ = ["Request", "optimize", "prepare"]

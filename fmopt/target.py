@@ -21,19 +21,19 @@ class Target(Frozen):
     name: str
     title: str
     kind: Literal["cpu", "gpu", "browser"]
-    arch: str                                     # x86_64, aarch64, wasm32, sm_75 …
-    isa: tuple[str, ...] = ()                     # avx2, avx512f, avx512_vnni, amx_int8, dotprod, i8mm …
+    arch: str  # x86_64, aarch64, wasm32, sm_75 …
+    isa: tuple[str, ...] = ()  # avx2, avx512f, avx512_vnni, amx_int8, dotprod, i8mm …
     cores: int
     memory_gb: float
-    l2_kb: int | None = None                      # per core
+    l2_kb: int | None = None  # per core
     l3_mb: float | None = None
-    bandwidth_gbs: float | None = None            # memory, GB/s
-    gops: dict[Precision, float] = Field(default_factory=dict)   # dense ceilings, 10⁹ operations/s, whole device
+    bandwidth_gbs: float | None = None  # memory, GB/s
+    gops: dict[Precision, float] = Field(default_factory=dict)  # dense ceilings, 10⁹ operations/s, whole device
     gops_scope: Literal["core", "device"] = "device"
     precisions: tuple[Precision, ...]
     runtimes: tuple[str, ...]
-    width_multiple: int = 8                       # widths that kernels like
-    present: bool = False                         # True: this very machine, so it can be measured
+    width_multiple: int = 8  # widths that kernels like
+    present: bool = False  # True: this very machine, so it can be measured
 
     @property
     def int8_dot(self) -> bool:

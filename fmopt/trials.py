@@ -32,8 +32,8 @@ from fmopt.store import Store
 from fmopt.target import Target
 from fmopt.tasks.base import Item, Task
 
-VALIDATION_ROWS = 600      # selection needs less certainty than judgement; the test split is used whole
-REPLAYED_ITEMS = 64        # items replayed when lengths are the data's own
+VALIDATION_ROWS = 600  # selection needs less certainty than judgement; the test split is used whole
+REPLAYED_ITEMS = 64  # items replayed when lengths are the data's own
 
 
 class Request(Frozen):
@@ -47,7 +47,7 @@ class Request(Frozen):
     effort: Effort = "quick"
     budget: Budget = Budget()
     batch: int = 1
-    length: int | None = 128           # tokens; None: the data's own lengths
+    length: int | None = 128  # tokens; None: the data's own lengths
     threads: int = 1
     recipe: Path | None = None
     time_limit_s: float | None = None
@@ -69,6 +69,11 @@ class Job:
     target: Target
     data: Dataset
     plan: Plan
+
+    @property
+    def candidates(self) -> set[str]:
+        """Names of the recipes that are no baseline."""
+        return {recipe.name for recipe in self.plan.candidates}
 
 
 @dataclass
@@ -115,7 +120,9 @@ def build(run: Run, recipe: Recipe) -> bool:
     begun = time.monotonic()
     try:
         if run.out_of_time():
-            run.trials[recipe.name] = Trial(recipe=line(run, recipe), status="stopped early", reason="the time limit was reached")
+            run.trials[recipe.name] = Trial(
+                recipe=line(run, recipe), status="stopped early", reason="the time limit was reached"
+            )
             return False
         artifact = run.shop.artifact(recipe)
         parity = None if recipe.runtime == "torch" else run.shop.parity(recipe.steps)
@@ -124,23 +131,41 @@ def build(run: Run, recipe: Recipe) -> bool:
         run.trials[recipe.name] = Trial(recipe=line(run, recipe), status="failed", reason=str(error))
         return False
     run.artifacts[recipe.name] = artifact
-    run.trials[recipe.name] = Trial(recipe=line(run, recipe), status="measured", size_bytes=artifact.size_bytes, parity=parity,
-                                    seconds={"build": round(time.monotonic() - begun, 3)})
+    run.trials[recipe.name] = Trial(
+        recipe=line(run, recipe),
+        status="measured",
+        size_bytes=artifact.size_bytes,
+        parity=parity,
+        seconds={"build": round(time.monotonic() - begun, 3)},
+    )
     return True
 
 
 def line(run: Run, recipe: Recipe) -> RecipeLine:
     """A recipe as the record shows it."""
-    return RecipeLine(name=recipe.name, runtime=recipe.runtime, steps=[str(step) for step in recipe.steps],
-                      options=recipe.options, effort=run.job.request.effort, precision=recipe.precision)
+    return RecipeLine(
+        name=recipe.name,
+        runtime=recipe.runtime,
+        steps=[str(step) for step in recipe.steps],
+        options=recipe.options,
+        effort=run.job.request.effort,
+        precision=recipe.precision,
+    )
 
 
 def time_in_turn(run: Run, names: Sequence[str]) -> None:
     """Latency of variants, in turn in one process, at the asked batch, length and threads."""
     request = run.job.request
-    key = {"artifacts": {name: run.artifacts[name].digest for name in names}, "host": probe.host_fingerprint(),
-           "batch": request.batch, "length": request.length, "threads": request.threads, "seed": request.seed,
-           "data": run.job.data.digest, **tool_versions()}
+    key = {
+        "artifacts": {name: run.artifacts[name].digest for name in names},
+        "host": probe.host_fingerprint(),
+        "batch": request.batch,
+        "length": request.length,
+        "threads": request.threads,
+        "seed": request.seed,
+        "data": run.job.data.digest,
+        **tool_versions(),
+    }
 
     def clock() -> dict[str, Any]:
         inputs = latency_inputs(run)
@@ -149,9 +174,12 @@ def time_in_turn(run: Run, names: Sequence[str]) -> None:
         keep = [recipe.name for recipe in run.job.plan.baselines]
         run.progress.start(f"timing {len(names)} variants in turn", measure.MIN_SAMPLES)
         try:
-            samples = measure.time_in_turn({name: replay(runner, inputs) for name, runner in runners.items()},
-                                           hopeless=lambda so_far: measure.certainly_slower(so_far, keep=keep),
-                                           seed=request.seed, progress=lambda: run.progress.step())
+            samples = measure.time_in_turn(
+                {name: replay(runner, inputs) for name, runner in runners.items()},
+                hopeless=lambda so_far: measure.certainly_slower(so_far, keep=keep),
+                seed=request.seed,
+                progress=lambda: run.progress.step(),
+            )
         finally:
             for runner in runners.values():
                 runner.close()
@@ -160,18 +188,28 @@ def time_in_turn(run: Run, names: Sequence[str]) -> None:
     timed = run.store.value("latency", key, clock)
     run.warnings += [warning for warning in timed["warnings"] if warning not in run.warnings]
     for name, samples in timed["samples"].items():
-        run.update(name, latency=Latency(samples_ms=samples, batch=request.batch, length=request.length, threads=request.threads))
+        run.update(
+            name,
+            latency=Latency(samples_ms=samples, batch=request.batch, length=request.length, threads=request.threads),
+        )
 
 
 def time_end_to_end(run: Run, names: Sequence[str]) -> None:
     """Latency from text to answer, tokenizer and post-processing included, for a few variants in turn."""
     request = run.job.request
-    key = {"artifacts": {name: run.artifacts[name].digest for name in names}, "host": probe.host_fingerprint(),
-           "batch": request.batch, "threads": request.threads, "seed": request.seed, "data": run.job.data.digest, **tool_versions()}
+    key = {
+        "artifacts": {name: run.artifacts[name].digest for name in names},
+        "host": probe.host_fingerprint(),
+        "batch": request.batch,
+        "threads": request.threads,
+        "seed": request.seed,
+        "data": run.job.data.digest,
+        **tool_versions(),
+    }
 
     def clock() -> dict[str, list[float]]:
         texts = [item.raw for item in run.items("validation")[:REPLAYED_ITEMS]]
-        batches = [texts[i:i + request.batch] for i in range(0, len(texts), request.batch)]
+        batches = [texts[i : i + request.batch] for i in range(0, len(texts), request.batch)]
         runners = {name: run.open(name, request.threads) for name in names}
 
         def serve(runner: Runner) -> Callable[[], object]:
@@ -186,22 +224,31 @@ def time_end_to_end(run: Run, names: Sequence[str]) -> None:
 
         run.progress.start("timing end to end", measure.MIN_SAMPLES)
         try:
-            return measure.time_in_turn({name: serve(runner) for name, runner in runners.items()}, seed=request.seed,
-                                        progress=lambda: run.progress.step())
+            return measure.time_in_turn(
+                {name: serve(runner) for name, runner in runners.items()},
+                seed=request.seed,
+                progress=lambda: run.progress.step(),
+            )
         finally:
             for runner in runners.values():
                 runner.close()
 
     for name, samples in run.store.value("end-to-end", key, clock).items():
-        run.update(name, end_to_end=Latency(samples_ms=samples, batch=request.batch, length=None, threads=request.threads,
-                                            end_to_end=True))
+        run.update(
+            name,
+            end_to_end=Latency(
+                samples_ms=samples, batch=request.batch, length=None, threads=request.threads, end_to_end=True
+            ),
+        )
 
 
 def latency_inputs(run: Run) -> list[dict[str, np.ndarray]]:
     """What is timed: real text filling exactly `length` tokens, or items of the data at their own lengths."""
     request = run.job.request
     raws = [item.raw for item in run.items("validation")]
-    return measure.latency_inputs(run.shop.preprocessor, raws, batch=request.batch, length=request.length, seed=request.seed)
+    return measure.latency_inputs(
+        run.shop.preprocessor, raws, batch=request.batch, length=request.length, seed=request.seed
+    )
 
 
 def replay(runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> Callable[[], object]:
@@ -215,22 +262,42 @@ def predict_latency(run: Run) -> None:
     request = run.job.request
     for name, artifact in run.artifacts.items():
         if artifact.path.suffix == ".onnx":
-            ms = roofline.predict_ms(artifact.path, run.job.target, request.batch, request.length or 128, run.recipes[name].precision)
+            ms = roofline.predict_ms(
+                artifact.path,
+                run.job.target,
+                request.batch,
+                request.length or 128,
+                run.recipes[name].precision,
+                threads=request.threads,
+            )
             run.update(name, predicted_ms=ms)
 
 
 def predictions(run: Run, name: str, split: str) -> list[Any]:
     """What a variant predicts for every item of a split, as deployed; threads do not change results, so all cores are used."""
     items = run.items(split)
-    key = {"artifact": run.artifacts[name].digest, "data": run.job.data.digest, "split": split, "items": len(items),
-           "pipeline": dict(run.job.facts.pipeline), "batch": run.job.request.batch, **tool_versions()}
+    key = {
+        "artifact": run.artifacts[name].digest,
+        "data": run.job.data.digest,
+        "split": split,
+        "items": len(items),
+        "pipeline": dict(run.job.facts.pipeline),
+        "batch": run.job.request.batch,
+        **tool_versions(),
+    }
 
     def make(folder: Path) -> None:
         runner = run.open(name, probe.cores())
         run.progress.start(f"{split}: {name}", len(items))
         try:
-            got = predict(runner, run.shop.preprocessor, dict(run.job.facts.pipeline), items, batch=run.job.request.batch,
-                          progress=run.progress.step)
+            got = predict(
+                runner,
+                run.shop.preprocessor,
+                dict(run.job.facts.pipeline),
+                items,
+                batch=run.job.request.batch,
+                progress=run.progress.step,
+            )
         finally:
             runner.close()
         save_predictions(folder / "predictions", got)
@@ -241,9 +308,16 @@ def predictions(run: Run, name: str, split: str) -> list[Any]:
 def footprint(run: Run, name: str) -> None:
     """Peak memory and load time of a variant, in a fresh process that only serves it."""
     artifact = run.artifacts[name]
-    key = {"artifact": artifact.digest, "host": probe.host_fingerprint(), "threads": run.job.request.threads, **tool_versions()}
+    key = {
+        "artifact": artifact.digest,
+        "host": probe.host_fingerprint(),
+        "threads": run.job.request.threads,
+        **tool_versions(),
+    }
     inputs = latency_inputs(run)[0]
-    got = run.store.value("footprint", key, lambda: measure.footprint(artifact, inputs, run.job.request.threads).model_dump())
+    got = run.store.value(
+        "footprint", key, lambda: measure.footprint(artifact, inputs, run.job.request.threads).model_dump()
+    )
     run.update(name, footprint=Footprint(**got))
 
 
@@ -251,8 +325,14 @@ def profile(run: Run, name: str) -> list[OpTime]:
     """Time per operator of a variant, from its runtime's own profile."""
     artifact = run.artifacts[name]
     request = run.job.request
-    key = {"artifact": artifact.digest, "host": probe.host_fingerprint(), "batch": request.batch, "length": request.length,
-           "threads": request.threads, **tool_versions()}
+    key = {
+        "artifact": artifact.digest,
+        "host": probe.host_fingerprint(),
+        "batch": request.batch,
+        "length": request.length,
+        "threads": request.threads,
+        **tool_versions(),
+    }
 
     def make() -> list[dict[str, Any]]:
         runtime = lookup.find("runtimes", artifact.runtime)
@@ -284,5 +364,3 @@ def by_speed(run: Run) -> list[str]:
         return trial.predicted_ms if trial.predicted_ms is not None else (trial.size_bytes or 0) * 1e3
 
     return sorted(run.artifacts, key=slow)
-
-

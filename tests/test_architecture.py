@@ -16,10 +16,41 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 ROWS = (
     {"cli", "api", "present", "doctor"},
     {"story", "report", "report_plots", "report_profile", "bundle"},
-    {"plan", "recipe", "gate", "checkpoint", "source", "data", "pydoc", "store", "record", "compare", "build", "trials", "finetune",
-     "examples"},
-    {"passes", "families", "tasks", "runtimes", "exporting", "evaluate", "measure", "probe", "roofline", "calibrate",
-     "calibrators", "explain", "bootstrap", "tidy", "onnx_graph", "openvino_graph", "tokenizer"},
+    {
+        "plan",
+        "recipe",
+        "gate",
+        "checkpoint",
+        "source",
+        "data",
+        "pydoc",
+        "store",
+        "record",
+        "compare",
+        "build",
+        "trials",
+        "finetune",
+        "examples",
+    },
+    {
+        "passes",
+        "families",
+        "tasks",
+        "runtimes",
+        "exporting",
+        "evaluate",
+        "measure",
+        "probe",
+        "roofline",
+        "calibrate",
+        "calibrators",
+        "explain",
+        "bootstrap",
+        "tidy",
+        "onnx_graph",
+        "openvino_graph",
+        "tokenizer",
+    },
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
     {"errors", "lookup", "progress", "edge", "serve_once"},
 )
@@ -27,14 +58,22 @@ HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "da
 
 
 def modules() -> dict[str, Path]:
-    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py"}
+    return {
+        ".".join(p.relative_to(PACKAGE).with_suffix("").parts): p
+        for p in PACKAGE.rglob("*.py")
+        if p.name != "__init__.py"
+    }
 
 
 def imports(path: Path, known: set[str]) -> set[str]:
     """fmopt modules that a file imports at run time (not those under TYPE_CHECKING)."""
     tree = ast.parse(path.read_text("utf8"))
-    typing_only = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-                   for inner in ast.walk(node)}
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
     found: set[str] = set()
     for node in ast.walk(tree):
         if id(node) in typing_only:
@@ -45,7 +84,11 @@ def imports(path: Path, known: set[str]) -> set[str]:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
             continue
-        found |= {name.removeprefix("fmopt.") for name in names if name.removeprefix("fmopt.") in known and name.startswith("fmopt.")}
+        found |= {
+            name.removeprefix("fmopt.")
+            for name in names
+            if name.removeprefix("fmopt.") in known and name.startswith("fmopt.")
+        }
     return found
 
 
@@ -60,7 +103,12 @@ def test_every_module_has_a_row():
 
 def test_imports_point_down():
     known = modules()
-    up = [f"{name} -> {used}" for name, path in known.items() for used in imports(path, set(known)) if row(used) < row(name)]
+    up = [
+        f"{name} -> {used}"
+        for name, path in known.items()
+        for used in imports(path, set(known))
+        if row(used) < row(name)
+    ]
     assert up == []
 
 
@@ -73,9 +121,15 @@ def test_there_is_no_cycle():
 def test_groups_reach_each_other_only_through_their_base():
     known = modules()
     groups = ("passes", "families", "tasks", "runtimes")
-    across = [f"{name} -> {used}" for name, path in known.items() for used in imports(path, set(known))
-              if name.split(".")[0] in groups and used.split(".")[0] in groups
-              and name.split(".")[0] != used.split(".")[0] and not used.endswith(".base")]
+    across = [
+        f"{name} -> {used}"
+        for name, path in known.items()
+        for used in imports(path, set(known))
+        if name.split(".")[0] in groups
+        and used.split(".")[0] in groups
+        and name.split(".")[0] != used.split(".")[0]
+        and not used.endswith(".base")
+    ]
     assert across == []
 
 

@@ -18,27 +18,43 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_verbs():
     got = run("--help")
     assert got.returncode == 0
-    for verb in ("optimize", "export", "bench", "eval", "predict", "compare", "inspect", "targets", "report", "verify", "doctor", "finetune"):
+    for verb in (
+        "optimize",
+        "export",
+        "bench",
+        "eval",
+        "predict",
+        "compare",
+        "inspect",
+        "targets",
+        "report",
+        "verify",
+        "doctor",
+        "finetune",
+    ):
         assert f"  {verb} " in got.stdout
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["optimize", "no-such-folder"], "no-such-folder"),
-    (["optimize", "minilm", "--max-drop", "one"], "one"),
-    (["optimize", "minilm", "--effort", "heroic"], "--effort 'heroic' is not one of"),
-    (["optimize", "minilm", "--length", "0"], "--length '0' is neither a positive number nor 'from-data'"),
-    (["optimize", "minilm", "--length", "100000"], "--length 100000 is more than the"),
-    (["optimize", "minilm", "--threads", "many"], "--threads 'many'"),
-    (["optimize", "minilm", "--target", "rasberry-pi-5"], "did you mean 'raspberry-pi-5'"),
-    (["optimize", "minilm", "--columns", "text"], "--columns 'text' is not of the form"),
-    (["optimize", "minilm", "--time-limit", "soon"], "--time-limit 'soon' is not a time like"),
-    (["optimize", "minilm", "--data", "nothing.csv"], "nothing.csv"),
-    (["bench", "minilm", "--batch", "1,x"], "--batch '1,x' is not a list"),
-    (["verify", "no-such-bundle"], "no-such-bundle"),
-    (["predict", "no-such-bundle", "text"], "no-such-bundle"),
-    (["report", "no-such-out"], "no-such-out"),
-    (["targets", "show", "toaster"], "there is no target 'toaster'"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["optimize", "no-such-folder"], "no-such-folder"),
+        (["optimize", "minilm", "--max-drop", "one"], "one"),
+        (["optimize", "minilm", "--effort", "heroic"], "--effort 'heroic' is not one of"),
+        (["optimize", "minilm", "--length", "0"], "--length '0' is neither a positive number nor 'from-data'"),
+        (["optimize", "minilm", "--length", "100000"], "--length 100000 is more than the"),
+        (["optimize", "minilm", "--threads", "many"], "--threads 'many'"),
+        (["optimize", "minilm", "--target", "rasberry-pi-5"], "did you mean 'raspberry-pi-5'"),
+        (["optimize", "minilm", "--columns", "text"], "--columns 'text' is not of the form"),
+        (["optimize", "minilm", "--time-limit", "soon"], "--time-limit 'soon' is not a time like"),
+        (["optimize", "minilm", "--data", "nothing.csv"], "nothing.csv"),
+        (["bench", "minilm", "--batch", "1,x"], "--batch '1,x' is not a list"),
+        (["verify", "no-such-bundle"], "no-such-bundle"),
+        (["predict", "no-such-bundle", "text"], "no-such-bundle"),
+        (["report", "no-such-out"], "no-such-out"),
+        (["targets", "show", "toaster"], "there is no target 'toaster'"),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
@@ -59,7 +75,12 @@ def test_a_wrong_option_is_a_usage_error():
 
 def test_dry_run_prints_the_plan_as_json_and_writes_nothing(capsys, tmp_path, monkeypatch, minilm):
     monkeypatch.chdir(tmp_path)
-    assert main(["optimize", str(minilm), "--task", "sentence-embedding", "--data", "builtin:pydoc", "--dry-run", "--json"]) == 0
+    assert (
+        main(
+            ["optimize", str(minilm), "--task", "sentence-embedding", "--data", "builtin:pydoc", "--dry-run", "--json"]
+        )
+        == 0
+    )
     plan = json.loads(capsys.readouterr().out)
     names = [recipe["name"] for recipe in plan["candidates"]]
     assert "onnxruntime-dynamic-int8" in names
@@ -72,7 +93,12 @@ def test_dry_run_prints_the_plan_as_json_and_writes_nothing(capsys, tmp_path, mo
 def test_inspect_says_what_a_checkpoint_is(capsys):
     assert main(["inspect", "minilm", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["model_type"], facts["task"], facts["layers"], facts["hidden_size"]) == ("bert", "sentence-embedding", 6, 384)
+    assert (facts["model_type"], facts["task"], facts["layers"], facts["hidden_size"]) == (
+        "bert",
+        "sentence-embedding",
+        6,
+        384,
+    )
     assert 22_000_000 < facts["parameters"] < 23_000_000
 
 

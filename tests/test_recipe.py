@@ -12,13 +12,19 @@ def test_a_recipe_of_the_users(tmp_path):
     assert recipe.steps[0].build().stage == "graph"
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ('runtime = "onxruntime"\n', "there is no runtime 'onxruntime'; did you mean 'onnxruntime'"),
-    ('runtime = "onnxruntime"\n[[steps]]\nuse = "quantise"\n', "there is no pass 'quantise'"),
-    ('runtime = "onnxruntime"\n[[steps]]\nuse = "quantize_dynamic"\noptions = { speed = 3 }\n', "pass 'quantize_dynamic' has no option 'speed'"),
-    ("runtime = ", "is not a recipe"),
-    ('name = "x"\n', r"is not a recipe: .*runtime"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('runtime = "onxruntime"\n', "there is no runtime 'onxruntime'; did you mean 'onnxruntime'"),
+        ('runtime = "onnxruntime"\n[[steps]]\nuse = "quantise"\n', "there is no pass 'quantise'"),
+        (
+            'runtime = "onnxruntime"\n[[steps]]\nuse = "quantize_dynamic"\noptions = { speed = 3 }\n',
+            "pass 'quantize_dynamic' has no option 'speed'",
+        ),
+        ("runtime = ", "is not a recipe"),
+        ('name = "x"\n', r"is not a recipe: .*runtime"),
+    ],
+)
 def test_a_wrong_recipe_is_named(tmp_path, text, message):
     path = tmp_path / "mine.toml"
     path.write_text(text)

@@ -45,15 +45,17 @@ def test_a_stage_that_breaks_leaves_nothing(tmp_path):
 
 
 def test_a_killed_stage_never_looks_finished(tmp_path):
-    script = ("import sys, time, pathlib\nfrom fmopt.store import Store\n"
-              "def make(folder):\n    (folder / 'half').write_text('x'); print('running', flush=True); time.sleep(60)\n"
-              f"Store(pathlib.Path({str(tmp_path)!r})).folder('graph', {{}}, make)\n")
+    script = (
+        "import sys, time, pathlib\nfrom fmopt.store import Store\n"
+        "def make(folder):\n    (folder / 'half').write_text('x'); print('running', flush=True); time.sleep(60)\n"
+        f"Store(pathlib.Path({str(tmp_path)!r})).folder('graph', {{}}, make)\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "running\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [p.name.startswith("unfinished-") for p in tmp_path.iterdir()] == [True]
-    store = Store(tmp_path)                       # the next run clears it away
+    store = Store(tmp_path)  # the next run clears it away
     assert list(tmp_path.iterdir()) == []
     assert not store.has("graph", {})
 
@@ -76,8 +78,10 @@ def test_fresh_forgets_stages_and_nothing_else(tmp_path):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
-    script = ("import sys, time, pathlib\nfrom fmopt.store import own_folder\n"
-              f"with own_folder(pathlib.Path({str(tmp_path)!r})):\n    print('in', flush=True); time.sleep(60)\n")
+    script = (
+        "import sys, time, pathlib\nfrom fmopt.store import own_folder\n"
+        f"with own_folder(pathlib.Path({str(tmp_path)!r})):\n    print('in', flush=True); time.sleep(60)\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "in\n"
@@ -86,14 +90,17 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     finally:
         process.kill()
         process.wait()
-    with own_folder(tmp_path):                    # a killed run's lock does not linger
+    with own_folder(tmp_path):  # a killed run's lock does not linger
         pass
 
 
 def test_a_full_disk_is_one_line_and_keeps_finished_stages(tmp_path):
     mounted = tmp_path / "small"
     mounted.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mounted], check=False).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mounted], check=False).returncode
+    ):
         pytest.skip("mounting a small file system needs root")
     try:
         store = Store(mounted / "stages")

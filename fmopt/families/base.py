@@ -23,7 +23,7 @@ class AttentionBlock:
     output: str
     heads: int
     head_dim: int
-    fused: bool = False                # True: query == key == value, one projection makes all three
+    fused: bool = False  # True: query == key == value, one projection makes all three
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from fmopt.model import CheckpointFacts, Graph, TorchModel
 from fmopt.target import Target
 
-Inputs = Mapping[str, np.ndarray]      # name -> int64 array [batch, tokens]
+Inputs = Mapping[str, np.ndarray]  # name -> int64 array [batch, tokens]
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Context:
 
     facts: CheckpointFacts
     target: Target
-    calibration: Callable[[], Iterator[Inputs]]   # a fresh stream of encoded items, batch 1, their own lengths
+    calibration: Callable[[], Iterator[Inputs]]  # a fresh stream of encoded items, batch 1, their own lengths
     seed: int = 0
-    memory_cap_bytes: int = 1 << 30               # for calibration statistics
-    scratch: Path | None = None                   # a folder for what two candidates share (calibration statistics)
+    memory_cap_bytes: int = 1 << 30  # for calibration statistics
+    scratch: Path | None = None  # a folder for what two candidates share (calibration statistics)
     progress: Callable[[str], None] = lambda text: None
     # mean distance of a torch network's predictions to the baseline's on validation items, smaller is better
     torch_distance: Callable[[TorchModel], float] | None = None

@@ -39,10 +39,12 @@ class QuantizeStaticOrt:
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write the Q/DQ graph into `out`. PassError when there is nothing to calibrate on."""
+        stream = Stream(islice(ctx.calibration(), self.items), graph.inputs)
+        if stream.empty:
+            raise PassError("quantize_static_ort has no calibration items; give data with a calibration split")
         model = read_onnx(graph.path)
         path = out / graph.path.name
         out.mkdir(parents=True, exist_ok=True)
-        stream = Stream(islice(ctx.calibration(), self.items), graph.inputs)
         with quiet_quantizer():
             quantize_static(
                 model,
@@ -62,8 +64,6 @@ class QuantizeStaticOrt:
                     "QuantizeBias": False,  # a bias in fp32 is fused into the dequantization for free
                 },
             )
-        if not stream.seen:
-            raise PassError("quantize_static_ort has no calibration items; give data with a calibration split")
         write_onnx(read_onnx(path), path)
         return replace(graph, path=path, history=(*graph.history, f"quantize_static_ort({stream.seen} items)"))
 
@@ -78,12 +78,19 @@ class Stream(CalibrationDataReader):
         self.items = items
         self.names = names
         self.seen = 0
+        self.upcoming = next(items, None)
+
+    @property
+    def empty(self) -> bool:
+        """True when no item is left."""
+        return self.upcoming is None
 
     def get_next(self) -> dict[str, Any] | None:
         """The next item's inputs; None at the end."""
-        item = next(self.items, None)
+        item = self.upcoming
         if item is None:
             return None
+        self.upcoming = next(self.items, None)
         self.seen += 1
         return {name: item[name] for name in self.names}
 

@@ -27,7 +27,7 @@ class Runtime(Protocol):
     """A way to run artifacts."""
 
     name: str
-    format: Format                                 # the state of the model it builds from
+    format: Format  # the state of the model it builds from
 
     def missing(self) -> str | None:
         """Why it cannot run here (package absent, no such device), with the way out; None when it can."""

@@ -12,27 +12,27 @@ from fmopt.errors import DataError
 from fmopt.model import CheckpointFacts
 from fmopt.results import Scores
 
-Raw = str | tuple[str, str] | list[str]   # a text, a pair, or a list of words: what edge.Preprocessor encodes
+Raw = str | tuple[str, str] | list[str]  # a text, a pair, or a list of words: what edge.Preprocessor encodes
 
 
 @dataclass(frozen=True)
 class Item:
     """One thing to predict. A row of the data may give several items (query and document)."""
 
-    row: int                           # index of the row it came from, for reports and pairing
+    row: int  # index of the row it came from, for reports and pairing
     raw: Raw
-    label: Any = None                  # int class, float, list of tag ids, list of answers; None without labels
-    role: str = ""                     # "query", "document", "first", "second" where a row gives several items
+    label: Any = None  # int class, float, list of tag ids, list of answers; None without labels
+    role: str = ""  # "query", "document", "first", "second" where a row gives several items
 
 
 class Task(Protocol):
     """What a model is for and how it is judged."""
 
     name: str
-    auto_class: str                    # the transformers class that loads it, e.g. "AutoModelForTokenClassification"
-    architectures: tuple[str, ...]     # ends of class names that show this task, e.g. ("ForTokenClassification",)
-    columns: Mapping[str, tuple[str, ...]]   # role -> accepted column names, most usual first
-    needed: tuple[tuple[str, ...], ...]      # alternatives of roles without which nothing can be predicted
+    auto_class: str  # the transformers class that loads it, e.g. "AutoModelForTokenClassification"
+    architectures: tuple[str, ...]  # ends of class names that show this task, e.g. ("ForTokenClassification",)
+    columns: Mapping[str, tuple[str, ...]]  # role -> accepted column names, most usual first
+    needed: tuple[tuple[str, ...], ...]  # alternatives of roles without which nothing can be predicted
 
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
         """Items of rows whose columns are already named by role; DataError on a label the model does not know."""
@@ -60,7 +60,9 @@ def label_index(value: Any, labels: Sequence[str], row: int) -> int | None:
         if str(value).lower() in names:
             return names.index(str(value).lower())
     shown = ", ".join(labels[:6]) + (", …" if len(labels) > 6 else "")
-    raise DataError(f"row {row + 1} has the label {value!r}, which the model does not know; it has {len(labels)}: {shown}")
+    raise DataError(
+        f"row {row + 1} has the label {value!r}, which the model does not know; it has {len(labels)}: {shown}"
+    )
 
 
 def number_label(value: Any, row: int) -> float | None:

@@ -32,7 +32,10 @@ class QuestionAnswering:
 
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
         """One item a row; no answer at all means that the question cannot be answered."""
-        return [Item(number, (row["question"], row["context"]), answers(row.get("answers"))) for number, row in enumerate(rows)]
+        return [
+            Item(number, (row["question"], row["context"]), answers(row.get("answers")))
+            for number, row in enumerate(rows)
+        ]
 
     def scores(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
@@ -49,7 +52,9 @@ class QuestionAnswering:
             ]  # fmt: skip
         if baseline is not None:
             same = [[word_f1(text, before["text"])] for text, before in zip(texts, baseline, strict=True)]
-            found.append(Scores(name="F1 against baseline", metric="mean", values=same, against_baseline=True, primary=not found))
+            found.append(
+                Scores(name="F1 against baseline", metric="mean", values=same, against_baseline=True, primary=not found)
+            )
         return found
 
 

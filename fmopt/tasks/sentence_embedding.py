@@ -38,7 +38,10 @@ class SentenceEmbedding:
                 items += [Item(number, row["query"], role="query"), Item(number, row["document"], role="document")]
             elif "sentence1" in row:
                 label = row.get("score")
-                items += [Item(number, row["sentence1"], label, "first"), Item(number, row["sentence2"], label, "second")]
+                items += [
+                    Item(number, row["sentence1"], label, "first"),
+                    Item(number, row["sentence2"], label, "second"),
+                ]
             else:
                 items.append(Item(number, row["text"]))
         return items
@@ -55,8 +58,15 @@ class SentenceEmbedding:
             found = [_pairs(vectors, items)]
         if baseline is not None:
             near = (vectors * _unit(np.stack(baseline))).sum(axis=1)
-            found.append(Scores(name="cosine to baseline", metric="mean", values=near[:, None].tolist(), against_baseline=True,
-                                primary=not found))
+            found.append(
+                Scores(
+                    name="cosine to baseline",
+                    metric="mean",
+                    values=near[:, None].tolist(),
+                    against_baseline=True,
+                    primary=not found,
+                )
+            )
         return found
 
 
@@ -73,7 +83,12 @@ def _retrieval(vectors: np.ndarray, items: Sequence[Item]) -> list[Scores]:
     own = similar[np.arange(len(queries)), wanted][:, None]
     rank = 1 + (similar > own).sum(axis=1)
     return [
-        Scores(name="MRR@10", metric="mean", values=np.where(rank <= NEAREST, 1 / rank, 0.0)[:, None].tolist(), primary=True),
+        Scores(
+            name="MRR@10",
+            metric="mean",
+            values=np.where(rank <= NEAREST, 1 / rank, 0.0)[:, None].tolist(),
+            primary=True,
+        ),
         Scores(name="Recall@1", metric="mean", values=(rank <= 1).astype(float)[:, None].tolist()),
         Scores(name="Recall@10", metric="mean", values=(rank <= NEAREST).astype(float)[:, None].tolist()),
     ]

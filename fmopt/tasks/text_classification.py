@@ -29,7 +29,10 @@ class TextClassification:
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
         """One item a row; DataError on a label that the model does not have."""
         labels = facts.pipeline.get("labels") or []
-        return [Item(number, text_or_pair(row), label_index(row.get("label"), labels, number)) for number, row in enumerate(rows)]
+        return [
+            Item(number, text_or_pair(row), label_index(row.get("label"), labels, number))
+            for number, row in enumerate(rows)
+        ]
 
     def scores(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
@@ -41,8 +44,15 @@ class TextClassification:
         if all(item.label is not None for item in items):
             true = np.array([item.label for item in items])
             found = [
-                Scores(name="accuracy", metric="mean", values=(classes == true).astype(float)[:, None].tolist(), primary=True),
-                Scores(name="macro F1", metric="macro_f1", values=np.column_stack([true, classes]).astype(float).tolist()),
+                Scores(
+                    name="accuracy",
+                    metric="mean",
+                    values=(classes == true).astype(float)[:, None].tolist(),
+                    primary=True,
+                ),
+                Scores(
+                    name="macro F1", metric="macro_f1", values=np.column_stack([true, classes]).astype(float).tolist()
+                ),
             ]
         if baseline is not None:
             before = np.stack(baseline).astype(np.float64)
@@ -50,9 +60,19 @@ class TextClassification:
             p, q = softmax(before), softmax(logits)
             divergence = (p * (np.log(p + 1e-12) - np.log(q + 1e-12))).sum(axis=1)
             found += [
-                Scores(name="agreement with baseline", metric="mean", values=same[:, None].tolist(), against_baseline=True,
-                       primary=not found),
-                Scores(name="KL to baseline", metric="lower_mean", values=divergence[:, None].tolist(), against_baseline=True),
+                Scores(
+                    name="agreement with baseline",
+                    metric="mean",
+                    values=same[:, None].tolist(),
+                    against_baseline=True,
+                    primary=not found,
+                ),
+                Scores(
+                    name="KL to baseline",
+                    metric="lower_mean",
+                    values=divergence[:, None].tolist(),
+                    against_baseline=True,
+                ),
             ]
         return found
 

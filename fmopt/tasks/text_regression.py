@@ -27,7 +27,9 @@ class TextRegression:
 
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
         """One item a row; DataError on a score that is no number."""
-        return [Item(number, text_or_pair(row), number_label(row.get("label"), number)) for number, row in enumerate(rows)]
+        return [
+            Item(number, text_or_pair(row), number_label(row.get("label"), number)) for number, row in enumerate(rows)
+        ]
 
     def scores(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
@@ -37,11 +39,22 @@ class TextRegression:
         found = []
         if all(item.label is not None for item in items):
             true = np.array([float(item.label) for item in items])
-            found.append(Scores(name="Spearman", metric="spearman", values=np.column_stack([numbers, true]).tolist(), primary=True))
+            found.append(
+                Scores(
+                    name="Spearman", metric="spearman", values=np.column_stack([numbers, true]).tolist(), primary=True
+                )
+            )
         if baseline is not None:
             before = np.array([float(np.ravel(p)[0]) for p in baseline])
-            found.append(Scores(name="Spearman to baseline", metric="spearman", values=np.column_stack([numbers, before]).tolist(),
-                                against_baseline=True, primary=not found))
+            found.append(
+                Scores(
+                    name="Spearman to baseline",
+                    metric="spearman",
+                    values=np.column_stack([numbers, before]).tolist(),
+                    against_baseline=True,
+                    primary=not found,
+                )
+            )
         return found
 
 
