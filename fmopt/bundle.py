@@ -210,7 +210,10 @@ def _put_onnx(path: Path, target: Path) -> None:
 
 def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Path) -> None:
     """Tokenizer and config.json under the names that transformers and optimum look for."""
-    shutil.copyfile(_tokenizer_file(facts), folder / "tokenizer.json")
+    tokenizer = facts.folder / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise BundleError(f"{tokenizer} is missing; a bundle carries the checkpoint's fast tokenizer")
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
     for name in TOKENIZER_EXTRAS:
         if (facts.folder / name).is_file():
             shutil.copyfile(facts.folder / name, folder / name)
@@ -219,16 +222,6 @@ def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Pa
     if not config.is_file():
         raise BundleError(f"{config} is missing; a bundle carries the checkpoint's config.json")
     shutil.copyfile(config, folder / "config.json")
-
-
-def _tokenizer_file(facts: CheckpointFacts) -> Path:
-    beside = facts.folder / "tokenizer.json"
-    if beside.is_file():
-        return beside
-    # A slow tokenizer converted into a cache. Imported here because `load` must stay light.
-    from fmopt import checkpoint
-
-    return checkpoint.tokenizer_file(facts)
 
 
 def _put_golden(golden: Sequence[tuple[Raw, Any]], tolerance: float, folder: Path) -> None:
