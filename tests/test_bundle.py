@@ -378,8 +378,8 @@ def test_the_parts_that_a_bundle_cannot_do_without(write: Write, tmp_path: Path,
     ):
         with pytest.raises(BundleError, match=told):
             bundle.write_bundle(tmp_path / "new", facts=base, artifact=artifact, **options)
+    artifact = Artifact("onnxruntime", write_graph(tmp_path / "model.onnx"))
     with pytest.raises(BundleError, match=r"tokenizer\.json is missing; a bundle carries"):
-        artifact = Artifact("onnxruntime", write_graph(tmp_path / "model.onnx"))
         bundle.write_bundle(tmp_path / "new", facts=facts_of(tmp_path / "empty"), artifact=artifact, **options)
     assert not (tmp_path / "new").exists()
 
