@@ -54,7 +54,8 @@ def read_recipe(path: Path) -> Recipe:
     precision = "int8"
     [[steps]]
     use = "quantize_dynamic"
-    options = { embeddings = true }
+    [[steps]]
+    use = "quantize_embeddings"
     ```
     """
     if not path.is_file():
