@@ -1,43 +1,48 @@
 """Data sets: named splits of rows named by role, and which split may calibrate, select and judge.
 
 Items that calibrated or trained never judge. A folder's train split calibrates, its validation split selects, its test
-split judges; one file without splits is cut into the three by content, so that the same text always falls on one side.
+split judges; one table without splits is cut into the three by content, so that the same text always falls on one side.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fmopt.errors import DataError
+from fmopt.lookup import did_you_mean
 from fmopt.model import CheckpointFacts
 from fmopt.pydoc import pydoc_splits
-from fmopt.tasks.base import Task
+from fmopt.tables import READERS, Row, Table, label_names, read_file, read_folder, read_hub
+from fmopt.tasks.base import Task, name_key
 
-Row = dict[str, Any]
+BUILTIN = "builtin:pydoc"
+HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?::[\w.-]+)?")
+LABELS = frozenset({"label", "tags", "score", "answers", "answer_starts"})  # roles that judge; the others are read
+LISTS = frozenset({"tokens", "tags"})  # roles that hold a value per word
+CLASSES = {"label": ("", "label", "labels", "intents", "classes"), "tags": ("", "tags", "ner_tags", "labels")}
 
-READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-SPLIT_FILES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing"),
-}
-CALIBRATION, VALIDATION = 0.25, 0.25  # shares of a file without splits; the rest judges
+CALIBRATION, VALIDATION = 0.25, 0.25  # shares of a table without splits; the rest judges
 CUT_FROM_TRAIN = 0.1  # validation, where a folder has none
+CALIBRATION_ROWS = 1_000  # more than any calibrator reads
+FEWEST_ROWS = 4  # different ones, to have one for each purpose and two to judge by
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Splits of rows whose columns are named by the task's roles."""
+    """Splits of rows whose columns are named by the task's roles.
+
+    `calibration`, `validation` and `test` are always there; `train` where there is something to train on.
+    """
 
     name: str
-    digest: str
+    digest: str  # sha256 of every row in every split
     splits: Mapping[str, list[Row]]
     notes: tuple[str, ...] = ()
     licence: str | None = None
@@ -55,253 +60,286 @@ def load_data(
 ) -> Dataset:
     """The data set that `spec` names: a file, a folder with one file per split, a hub name, or `builtin:pydoc`.
 
-    `columns` maps roles to column names where they are not the usual ones. DataError, one line, when it cannot be used.
+    `columns` maps roles to column names where they are not the usual ones. `seed` decides what is cut from what.
+    DataError, one line with the way out, when it cannot be used.
     """
-    if spec == "builtin:pydoc":
-        docs = pydoc_splits()
-        notes = ("docstrings of the Python standard library, split by module",)
-        return Dataset(spec, _digest(docs), docs, notes, "PSF-2.0")
-    path = Path(spec)
-    names: tuple[str, ...] = ()
-    if path.is_dir():
-        raw, names = _read_folder(path), _label_names(path / "labels.json", task.name)
-    elif path.is_file():
-        raw = {"": _read_file(path)}
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and not path.suffix:
-        raw = _read_hub(spec)
+    tables, names = _read(spec)
+    notes: list[str] = []
+    chosen = {split: _by_role(table, task, columns or {}) for split, table in tables.items()}
+    told = _label_names(next(iter(chosen.values())), names, task)
+    for split, table in chosen.items():
+        if told and not _numbered_like(told, facts):
+            _name_labels(table.rows, told, facts)
+        elif not facts.pipeline.get("labels"):
+            _count_labels(table.rows)
+        _check(table)
+        _check_labels(table, task, facts)
+        chosen[split] = table
+    licence = None
+    if spec == BUILTIN:
+        splits = {split: table.rows for split, table in chosen.items()}
+        notes.append("docstrings of the Python standard library, split by module")
+        licence = "PSF-2.0"
     else:
-        raise DataError(
-            f"there is no data at {spec}; give a csv, tsv, jsonl or parquet file, a folder with one file per split, "
-            "a hub data set like glue/sst2, or builtin:pydoc"
-        )
-    table = {
-        split: [_by_role(row, roles, spec) for row in found]
-        for split, found in raw.items()
-        if (roles := _roles(found, task, columns, f"{spec} ({split})" if split else spec))
-    }
-    for split, found in table.items():
-        _check(found, task, f"{spec} ({split})" if split else spec)
-    table = {split: _named_labels(found, names, facts) for split, found in table.items()}
-    splits, cuts = _assign(table, seed)
-    return Dataset(path.name or spec, _digest(table), splits, tuple(cuts), None, names)
+        splits = _assign(_judgeable(chosen, notes), Path(spec).name or spec, seed, notes)
+    return Dataset(Path(spec).name or spec, _digest(splits), splits, tuple(notes), licence, told)
 
 
-# ------------------------------------------------------------------------------------------------ reading
+def _read(spec: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
+    """Tables by split ("" for one without splits), and what a labels.json says."""
+    if spec.startswith("builtin:"):
+        if spec != BUILTIN:
+            raise DataError(f"there is no data set {spec!r}{did_you_mean(spec, [BUILTIN])}")
+        return {split: Table(f"{spec} ({split})", [*rows]) for split, rows in pydoc_splits().items()}, {}
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return read_folder(path), label_names(path / "labels.json")
+    if path.is_file():
+        return {"": read_file(path)}, {}
+    # A name with a slash may be a mistyped path; what begins in a folder that is here, or ends like a file, is one.
+    if HUB_NAME.fullmatch(spec) and path.suffix not in READERS and not Path(path.parts[0]).is_dir():
+        return read_hub(spec), {}
+    raise DataError(
+        f"there is no file or folder {spec}; give a csv, tsv, json, jsonl or parquet file, a folder with one file per "
+        f"split, a hub data set (owner/name), or {BUILTIN}"
+    )
 
 
-def _read_folder(folder: Path) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for split, stems in SPLIT_FILES.items():
-        files = [f for stem in stems for f in sorted(folder.glob(f"{stem}.*")) if f.suffix in READERS]
-        if files:
-            found[split] = _read_file(files[0])
-    if not found:
-        have = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise DataError(
-            f"{folder} has no file per split (train, validation, test as csv, tsv, jsonl or parquet); it has {have}"
-        )
+# ------------------------------------------------------------------------------------------------ columns → roles
+
+
+def _by_role(table: Table, task: Task, asked: Mapping[str, str]) -> Table:
+    """The table with its columns named by role, lists read where a file format has none."""
+    if not table.rows:
+        raise DataError(f"{table.where} has no rows; give some hundred")
+    roles = _roles(table, task, asked)
+    rows = [{role: _listed(role, row.get(column)) for role, column in roles.items()} for row in table.rows]
+    empty = {role for role in roles if role in LABELS and all(_unlabelled(role, row[role]) for row in rows)}
+    kept = [{role: value for role, value in row.items() if role not in empty} for row in rows]
+    names = {role: table.names[column] for role, column in roles.items() if column in table.names}
+    return Table(table.where, kept, names)
+
+
+def _roles(table: Table, task: Task, asked: Mapping[str, str]) -> dict[str, str]:
+    """role → column; DataError when a needed one is missing, or an asked one is unknown."""
+    have = table.columns
+    for role, column in asked.items():
+        if role not in task.columns:
+            raise DataError(
+                f"--columns {role}={column}: {task.name} reads no {role!r}; it reads {', '.join(task.columns)}"
+            )
+        if column not in have:
+            raise DataError(f"{table.where} has no column {column!r} (asked for as {role}); it has {', '.join(have)}")
+    inputs = {role for needed in task.needed for role in needed}
+    for needed in task.needed:
+        found = _match([*needed, *(role for role in task.columns if role not in inputs)], task, have, asked)
+        # What the user names must be read: `--columns text=title` asks for the alternative that reads a text.
+        if set(needed) <= set(found) and set(asked) <= set(found):
+            return found
+    wanted = " or ".join(" + ".join(needed) for needed in task.needed)
+    first = next((needed for needed in task.needed if set(asked) & set(needed)), task.needed[0])
+    missing = ",".join(f"{role}={asked.get(role, 'COLUMN')}" for role in first)
+    raise DataError(
+        f"{table.where} has the columns {', '.join(have)}; {task.name} needs {wanted}: say which is which with "
+        f"--columns {missing}"
+    )
+
+
+def _match(roles: Iterable[str], task: Task, have: Sequence[str], asked: Mapping[str, str]) -> dict[str, str]:
+    """The column of every role that has one; no column plays two roles."""
+    lower = {name.lower(): name for name in reversed(have)}
+    found: dict[str, str] = {}
+    for role in roles:
+        taken = {*found.values(), *(column for other, column in asked.items() if other != role)}
+        usual = (lower[name] for name in task.columns[role] if name in lower and lower[name] not in taken)
+        column = asked.get(role) or next(usual, None)
+        if column is not None:
+            found[role] = column
     return found
 
 
-def _read_file(path: Path) -> list[Row]:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-    from pyarrow import json as arrow_json
-
-    if path.suffix not in READERS:
-        raise DataError(f"{path} is a {path.suffix or 'file without a suffix'}; data is read from {', '.join(READERS)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; data needs at least some rows")
-    if READERS[path.suffix] != "parquet":
-        _require_utf8(path)
-    try:
-        if path.suffix in (".csv", ".tsv"):
-            delimiter = "," if path.suffix == ".csv" else "\t"
-            quote: str | bool = '"' if path.suffix == ".csv" else False  # tab-separated texts hold bare quotes
-            table = csv.read_csv(
-                path,
-                parse_options=csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=bool(quote)),
-                convert_options=csv.ConvertOptions(strings_can_be_null=False),
-            )
-        elif path.suffix == ".json":
-            content = json.loads(path.read_text("utf8"))
-            rows = content if isinstance(content, list) else content.get("data")
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise DataError(f"{path} is not a list of objects; write one object per row, or use .jsonl")
-            return rows
-        elif path.suffix == ".jsonl":
-            table = arrow_json.read_json(path)
-        else:
-            table = parquet.read_table(path)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0][:160]}") from error
-    rows_found: list[Row] = table.to_pylist()
-    return rows_found
+def _listed(role: str, value: Any) -> Any:
+    """A list that a csv wrote as text: JSON, Python's own form, or words with blanks between them."""
+    if not isinstance(value, str) or role not in LISTS | {"answers", "answer_starts"}:
+        return value
+    if value.lstrip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(value)
+            except (ValueError, SyntaxError):
+                continue
+    return value.split() if role in LISTS else value
 
 
-def _require_utf8(path: Path) -> None:
-    try:
-        path.read_bytes().decode("utf8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 (byte {error.start}); convert it, for example: iconv -f latin1 -t utf8"
-        ) from error
+# ------------------------------------------------------------------------------------------------ rows that can be used
 
 
-def _read_hub(name: str) -> dict[str, list[Row]]:
-    import datasets
-
-    try:
-        found = datasets.load_dataset(name)
-    except Exception as error:  # the hub client raises many kinds; the user needs the one line
-        raise DataError(
-            f"{name} is no file here, and as a hub data set it could not be had: {str(error).splitlines()[0][:160]}"
-        ) from error
-    return {split: found[split].to_list() for split in found if split in SPLIT_FILES}
+def _absent(value: Any) -> bool:
+    return value is None or value != value  # NaN is the one value that differs from itself
 
 
-def _label_names(path: Path, task: str) -> tuple[str, ...]:
-    if not path.is_file():
-        return ()
-    told = json.loads(path.read_text("utf8"))
-    if isinstance(told, dict):
-        told = told.get("tags" if task == "token-classification" else "intents") or []
-    return tuple(str(name) for name in told)
+def _unlabelled(role: str, value: Any) -> bool:
+    return _absent(value) or (role == "label" and isinstance(value, int) and value == -1)  # GLUE hides test labels so
 
 
-# ------------------------------------------------------------------------------------------------ columns
-
-
-def _roles(rows: Sequence[Row], task: Task, columns: Mapping[str, str] | None, where: str) -> dict[str, str]:
-    """role → column of a table; DataError when a needed one is missing."""
-    if len(rows) < 2:
-        raise DataError(
-            f"{where} has {len(rows)} row{'s' * (len(rows) != 1)}; at least 2 are needed, some hundred to decide anything"
-        )
-    have = list(rows[0])
-    for role, column in (columns or {}).items():
-        if role not in task.columns:
-            raise DataError(
-                f"--columns {role}={column}: {task.name} has no {role!r}; it reads {', '.join(task.columns)}"
-            )
-        if column not in have:
-            raise DataError(f"{where} has no column {column!r} (asked for {role}); it has {', '.join(have)}")
-    lower = {name.lower(): name for name in reversed(have)}
-    found: dict[str, str] = {}
-    for role, usual in task.columns.items():
-        chosen = (columns or {}).get(role) or next((lower[name] for name in usual if name in lower), None)
-        if chosen is not None and chosen not in found.values():
-            found[role] = chosen
-    usable = [needed for needed in task.needed if all(role in found for role in needed)]
-    if not usable:
-        wanted = " or ".join(" and ".join(needed) for needed in task.needed)
-        raise DataError(
-            f"{where} has the columns {', '.join(have)}; {task.name} needs {wanted}: say which is which with "
-            f"--columns {','.join(f'{role}=COLUMN' for role in task.needed[0])}"
-        )
-    inputs = {role for needed in task.needed for role in needed}
-    optional = {role: column for role, column in found.items() if role not in inputs}
-    return {role: found[role] for role in usable[0]} | optional
-
-
-def _by_role(row: Row, roles: Mapping[str, str], where: str) -> Row:
-    return {role: row.get(column) for role, column in roles.items()}
-
-
-def _check(rows: Sequence[Row], task: Task, where: str) -> None:
-    """DataError that names the first row without a text, or with a label where others have none."""
-    inputs = {role for needed in task.needed for role in needed} & set(rows[0])
-    for number, row in enumerate(rows, 1):
+def _check(table: Table) -> None:
+    """DataError that names the first row without a text, or without a label where others have one."""
+    for number, row in enumerate(table.rows, 1):
         for role, value in row.items():
-            missing = value is None or (isinstance(value, float) and math.isnan(value))
-            if role in inputs and (missing or (role != "tokens" and not isinstance(value, str))):
-                raise DataError(
-                    f"{where}, row {number}: {role} is {'empty' if missing else repr(value)[:40]}, not a text; "
-                    "remove or mend the row"
-                )
-            if role in inputs and not value:
-                raise DataError(f"{where}, row {number}: {role} is empty; remove or mend the row")
-            if role not in inputs and missing and role not in ("text_pair", "answers", "answer_starts"):
-                raise DataError(
-                    f"{where}, row {number}: {role} is empty while others have one; label every row, or drop the column"
-                )
+            problem = _problem(role, value)
+            if problem and role in ("answers", "answer_starts"):
+                row[role] = []  # a question without an answer: SQuAD 2 asks some
+            elif problem:
+                raise DataError(f"{table.where}, row {number}: {role} {problem}")
 
 
-def _named_labels(rows: list[Row], names: Sequence[str], facts: CheckpointFacts) -> list[Row]:
-    """Label ids as the model's own, through the names that the data gives them, where model and data number differently."""
-    labels = [label.lower() for label in facts.pipeline.get("labels") or []]
-    theirs = [name.lower() for name in names]
-    if not names or labels == theirs or not set(theirs) <= set(labels):
-        return rows
+def _problem(role: str, value: Any) -> str | None:
+    if role in LABELS:
+        return "is missing while other rows have one; label every row, or drop the column" if _absent(value) else None
+    if _absent(value):
+        return "is missing (empty or NaN); remove or mend the row"
+    if role == "tokens":
+        words = isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
+        return None if words else f"is {str(value)[:40]!r}, no list of words; remove or mend the row"
+    if not isinstance(value, str):
+        return f"is {str(value)[:40]!r}, no text; remove or mend the row"
+    return None if value.strip() or role == "text_pair" else "is an empty text; remove or mend the row"
+
+
+def _check_labels(table: Table, task: Task, facts: CheckpointFacts) -> None:
+    """DataError on the first label that the model does not know; a model yet to be trained knows none."""
+    if not facts.pipeline.get("labels") and set(CLASSES) & set(table.rows[0]) and task.name.endswith("classification"):
+        return
+    try:
+        task.items(table.rows, facts)
+    except DataError as error:
+        raise DataError(f"{table.where}: {error}") from error
+
+
+def _label_names(table: Table, written: Mapping[str, tuple[str, ...]], task: Task) -> tuple[str, ...]:
+    """Names of the label ids: those of labels.json, else those in the file's own schema."""
+    role = next((role for role in CLASSES if role in task.columns), None)
+    if role is None or not task.name.endswith("classification"):
+        return ()
+    return next((written[key] for key in CLASSES[role] if key in written), table.names.get(role, ()))
+
+
+def _numbered_like(names: Sequence[str], facts: CheckpointFacts) -> bool:
+    """True when ids mean the same to data and model, as far as the model says."""
+    labels = facts.pipeline.get("labels") or []
+    unnamed = all(re.fullmatch(r"label_\d+", label.lower()) for label in labels)
+    return unnamed or [name_key(name) for name in names] == [name_key(label) for label in labels]
+
+
+def _name_labels(rows: Iterable[Row], names: Sequence[str], facts: CheckpointFacts) -> None:
+    """Ids become names, by which the model's own ids are found. An id without a name stays, to be refused by its row."""
+
+    def named(value: Any) -> Any:
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        return names[number] if isinstance(number, int) and 0 <= number < len(names) else value
+
     for row in rows:
-        for role in ("label", "tags"):
-            value = row.get(role)
-            if isinstance(value, int) and 0 <= value < len(names):
-                row[role] = names[value]
-            elif isinstance(value, list):
-                row[role] = [names[tag] if isinstance(tag, int) and 0 <= tag < len(names) else tag for tag in value]
-    return rows
+        for role in CLASSES:
+            if isinstance(row.get(role), list):
+                row[role] = [named(value) for value in row[role]]
+            elif role in row:
+                row[role] = named(row[role])
+
+
+def _count_labels(rows: Sequence[Row]) -> None:
+    """Where no model says what labels are called, numbers that a csv wrote as text are numbers."""
+    told = [row["label"] for row in rows if "label" in row]
+    if told and all(isinstance(value, str) and value.isdecimal() for value in told):
+        for row in rows:
+            row["label"] = int(row["label"])
 
 
 # ------------------------------------------------------------------------------------------------ splits
 
 
-def _assign(table: Mapping[str, list[Row]], seed: int) -> tuple[dict[str, list[Row]], list[str]]:
+def _judgeable(tables: Mapping[str, Table], notes: list[str]) -> dict[str, Table]:
+    """Without a test split that has no labels while others have: public test labels are often kept secret."""
+    labels = {split: LABELS & set(table.rows[0]) for split, table in tables.items()}
+    if "test" in tables and "validation" in tables and labels["validation"] and not labels["test"]:
+        notes.append("the test split has no labels and is not used")
+        return {split: table for split, table in tables.items() if split != "test"}
+    return dict(tables)
+
+
+def _assign(tables: Mapping[str, Table], name: str, seed: int, notes: list[str]) -> dict[str, list[Row]]:
     """train, calibration, validation and test from what there is, with notes on what was cut from what."""
-    notes: list[str] = []
-    if set(table) in ({""}, {"train"}, {"test"}, {"validation"}):
-        rows = next(iter(table.values()))
-        parts: dict[str, list[Row]] = {"calibration": [], "validation": [], "test": []}
-        for row in _shuffled(rows, seed):
-            share = _share(row, seed)
-            parts[
-                "calibration" if share < CALIBRATION else "validation" if share < CALIBRATION + VALIDATION else "test"
-            ].append(row)
-        if not all(parts.values()):
+    rows = {split: table.rows for split, table in tables.items()}
+    if len(rows) == 1:
+        return _cut(next(iter(rows.values())), name, seed, notes)
+    for table in tables.values():
+        if len({_content(row) for row in table.rows}) < 2:
             raise DataError(
-                f"{len(rows)} rows are too few to calibrate on some, select by others and judge by the rest"
+                f"{table.where} has {_count(len(table.rows))} and not two different ones; give some hundred"
             )
-        notes.append(f"one table of {len(rows)} rows, cut by content into calibration, validation and test")
-        return parts | {"train": parts["calibration"]}, notes
-    splits = dict(table)
-    if "train" not in splits:
-        splits["train"] = splits["validation"]
-        notes.append("there is no train split: calibrated on validation")
-    if "validation" not in splits:
-        held = [row for row in splits["train"] if _share(row, seed) < CUT_FROM_TRAIN]
-        splits["validation"], splits["train"] = (
-            held,
-            [row for row in splits["train"] if _share(row, seed) >= CUT_FROM_TRAIN],
-        )
-        notes.append("there is no validation split: a tenth of train, cut by content")
-    if "test" not in splits:
-        splits["test"] = splits["validation"]
-        splits["validation"] = [row for row in splits["train"] if _share(row, seed) < CUT_FROM_TRAIN]
-        splits["train"] = [row for row in splits["train"] if _share(row, seed) >= CUT_FROM_TRAIN]
-        notes.append("there is no test split: judged on validation, selected on a tenth of train")
-    # rows are often sorted by class: what is capped must be a fair draw
-    splits["calibration"], splits["validation"] = (
-        _shuffled(splits["train"], seed),
-        _shuffled(splits["validation"], seed),
-    )
-    seen = {_content(row) for row in splits["train"]}
-    repeated = sum(_content(row) in seen for row in splits["test"])
+    if "test" not in rows:
+        rows["test"] = rows.pop("validation")
+        notes.append("there is no test split: judged on validation")
+    if "train" not in rows:
+        rows["validation"], rows["train"] = _part(rows["validation"], 1 - CALIBRATION, seed)
+        notes.append("there is no train split: calibrated on a quarter of validation")
+    if "validation" not in rows:
+        rows["validation"], rows["train"] = _part(rows["train"], CUT_FROM_TRAIN, seed)
+        notes.append("selected on a tenth of train, which has no part in calibration")
+    # Rows are often sorted by class, so what is capped is drawn fairly.
+    train, validation = _shuffled(rows["train"], seed), _shuffled(rows["validation"], seed)
+    seen = {_content(row) for row in train}
+    repeated = sum(_content(row) in seen for row in rows["test"])
     if repeated:
-        notes.append(f"{repeated} of {len(splits['test'])} test rows also occur in train")
-    return splits, notes
+        notes.append(f"{repeated} of {len(rows['test'])} test rows also occur in train")
+    return {
+        "train": rows["train"],
+        "calibration": train[:CALIBRATION_ROWS],
+        "validation": validation,
+        "test": rows["test"],
+    }
+
+
+def _cut(rows: Sequence[Row], name: str, seed: int, notes: list[str]) -> dict[str, list[Row]]:
+    different = len({_content(row) for row in rows})
+    if different < FEWEST_ROWS:
+        raise DataError(
+            f"{name} has {_count(len(rows))}, {different} of them different; calibration, selection and judgement need "
+            f"rows of their own: give at least {FEWEST_ROWS}, some hundred to decide anything"
+        )
+    calibration, rest = _part(rows, CALIBRATION, seed)
+    validation, test = _part(rest, VALIDATION / (1 - CALIBRATION), seed)
+    notes.append(
+        f"one table of {len(rows)} rows, cut by content: {len(calibration)} calibrate, {len(validation)} select, "
+        f"{len(test)} judge"
+    )
+    return {"train": calibration, "calibration": calibration, "validation": validation, "test": test}
+
+
+def _part(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """About a share of the rows, and the others, both shuffled; rows with the same content stay together."""
+    ordered = _shuffled(rows, seed)
+    contents = list(dict.fromkeys(_content(row) for row in ordered))
+    first = set(contents[: min(max(1, round(share * len(contents))), max(1, len(contents) - 1))])
+    return [row for row in ordered if _content(row) in first], [row for row in ordered if _content(row) not in first]
 
 
 def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
-    return sorted(rows, key=lambda row: (_share(row, seed), _content(row)))
+    def place(row: Row) -> str:
+        return hashlib.sha256(f"{seed}:{_content(row)}".encode("utf-8", "surrogatepass")).hexdigest()
 
-
-def _share(row: Row, seed: int) -> float:
-    return int(hashlib.sha256(f"{seed}:{_content(row)}".encode()).hexdigest()[:12], 16) / 16**12
+    return sorted(rows, key=place)
 
 
 def _content(row: Row) -> str:
-    return json.dumps(row, sort_keys=True, default=str, ensure_ascii=False)
+    """What a model reads of a row, as far as two rows are told apart: without labels, case and blanks."""
+    parts = (" ".join(v) if isinstance(v, list) else str(v) for role, v in row.items() if role not in LABELS)
+    return "\n".join(" ".join(part.casefold().split()) for part in parts)
+
+
+def _count(rows: int) -> str:
+    return "one row" if rows == 1 else f"{rows} rows"
 
 
 def _digest(splits: Mapping[str, Sequence[Row]]) -> str:
-    return hashlib.sha256(json.dumps(splits, sort_keys=True, default=str).encode()).hexdigest()
+    written = json.dumps(splits, sort_keys=True, default=str)
+    return hashlib.sha256(written.encode()).hexdigest()

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge import Pipeline, Preprocessor, postprocess, present
+from fmopt.edge import Pipeline, Preprocessor, postprocess
+from fmopt.errors import DataError
 from fmopt.model import CheckpointFacts
-from fmopt.record import Changed
 from fmopt.runtimes.base import Runner
-from fmopt.tasks.base import Item, Task
+from fmopt.tasks.base import Item, Raw, Task
+
+SHOWN_CHARACTERS = 400  # of a text in a report
 
 
 def predict(
@@ -25,47 +27,52 @@ def predict(
     batch: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> list[Any]:
-    """One prediction per item, in order. Batches hold texts of like length, so that little is padding."""
-    order = list(range(len(items))) if batch == 1 else sorted(range(len(items)), key=lambda i: len(str(items[i].raw)))
-    got: list[Any] = [None] * len(items)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        raws = [items[i].raw for i in chosen]
+    """One prediction per item, in order. Batches hold texts of like length, so that little is padding.
+
+    A text that occurs several times is run once. `progress` is told how many more items are done. EdgeError on a text
+    that the tokenizer cannot read.
+    """
+    places: dict[Any, list[int]] = {}  # text -> indices of the items that have it
+    for index, item in enumerate(items):
+        places.setdefault(tuple(item.raw) if isinstance(item.raw, list) else item.raw, []).append(index)
+    same = list(places.values())
+    if batch > 1:
+        same.sort(key=lambda indices: _length(items[indices[0]].raw))
+    found: list[Any] = [None] * len(items)
+    for start in range(0, len(same), batch):
+        part = same[start : start + batch]
+        raws = [items[indices[0]].raw for indices in part]
         encoded = preprocessor.encode(raws)
-        for index, prediction in zip(
-            chosen, postprocess(pipeline, runner.run(encoded.inputs), encoded, raws), strict=True
-        ):
-            got[index] = prediction
+        made = postprocess(pipeline, runner.run(encoded.inputs), encoded, raws)
+        for indices, prediction in zip(part, made, strict=True):
+            for index in indices:
+                found[index] = prediction
         if progress:
-            progress(len(chosen))
-    return got
+            progress(sum(map(len, part)))
+    return found
 
 
 def save_predictions(path: Path, predictions: Sequence[Any]) -> None:
-    """Arrays as npz, answers as JSON; never pickle."""
-    if isinstance(predictions[0], dict):
-        path.with_suffix(".json").write_text(json.dumps(list(predictions)))
-    else:
-        arrays = [np.atleast_1d(np.asarray(p)) for p in predictions]
-        np.savez(
-            path.with_suffix(".npz"),
-            flat=np.concatenate([a.ravel() for a in arrays]),
-            shapes=np.array([(a.shape[0], a.shape[1] if a.ndim > 1 else -1) for a in arrays]),
-        )
+    """Arrays as npz, answers as JSON; never pickle. The same predictions give the same bytes."""
+    if not predictions or isinstance(predictions[0], dict):
+        path.with_suffix(".json").write_text(json.dumps(list(predictions)), encoding="utf-8")
+        return
+    arrays = [np.asarray(prediction) for prediction in predictions]  # (dim,), (classes,), (1,) or (words, classes)
+    np.savez(
+        path.with_suffix(".npz"),
+        flat=np.concatenate([array.ravel() for array in arrays]),
+        shapes=np.array([array.shape for array in arrays], dtype=np.int64),
+    )
 
 
 def load_predictions(path: Path) -> list[Any]:
     """What `save_predictions` wrote."""
     if path.with_suffix(".json").is_file():
-        return list(json.loads(path.with_suffix(".json").read_text()))
+        return list(json.loads(path.with_suffix(".json").read_text("utf-8")))
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
         flat, shapes = stored["flat"], stored["shapes"]
-    sizes = [rows * (columns if columns >= 0 else 1) for rows, columns in shapes]
-    parts = np.split(flat, np.cumsum(sizes)[:-1])
-    return [
-        part if columns < 0 else part.reshape(rows, columns)
-        for part, (rows, columns) in zip(parts, shapes, strict=True)
-    ]
+    parts = np.split(flat, np.cumsum(shapes.prod(axis=1))[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def changed_items(
@@ -75,17 +82,42 @@ def changed_items(
     candidate: Sequence[Any],
     facts: CheckpointFacts,
     *,
-    limit: int = 40,
-) -> list[Changed]:
-    """Items whose readable prediction is another one now; vectors are never the same to the last bit and are left out."""
-    if task.name == "sentence-embedding":
+    limit: int | None = 40,
+) -> list[dict[str, Any]]:
+    """Items for which people would see another result, the most harmed first: row, text, label, baseline, candidate.
+
+    DataError when the two are not predictions of the same items.
+    """
+    if not len(items) == len(baseline) == len(candidate):
+        raise DataError(
+            f"{len(baseline)} and {len(candidate)} predictions cannot be compared on {len(items)} items; predict both "
+            "on the same ones"
+        )
+    if not items:
         return []
-    pipeline = dict(facts.pipeline)
-    found = []
-    for item, before, after in zip(items, baseline, candidate, strict=True):
-        old, new = present(pipeline, before, item.raw), present(pipeline, after, item.raw)
-        if json.dumps(old, default=str) != json.dumps(new, default=str):
-            found.append(
-                Changed(row=item.row, text=str(item.raw), label=str(item.label), baseline=str(old), candidate=str(new))
-            )
-    return found[:limit]
+    changes = task.changes(candidate, items, baseline, facts)
+    changes.sort(key=lambda change: (-np.nan_to_num(change.harm, nan=np.inf), change.item))
+    return [
+        {
+            "row": items[change.item].row,
+            "text": _short(_text(items[change.item].raw)),
+            "label": None if change.label is None else _short(change.label),
+            "baseline": _short(change.before),
+            "candidate": _short(change.after),
+        }
+        for change in changes[:limit]
+    ]
+
+
+def _length(raw: Raw) -> int:
+    return len(raw) if isinstance(raw, str) else sum(map(len, raw))
+
+
+def _text(raw: Raw) -> str:
+    if isinstance(raw, str):
+        return raw
+    return (" | " if isinstance(raw, tuple) else " ").join(raw)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"

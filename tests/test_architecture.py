@@ -23,6 +23,7 @@ ROWS = (
         "checkpoint",
         "source",
         "data",
+        "tables",
         "pydoc",
         "store",
         "record",
@@ -43,7 +44,11 @@ ROWS = (
         "probe",
         "roofline",
         "calibrate",
+        "serve_once",
         "calibrators",
+        "quantized",
+        "quantize_linears",
+        "tables",
         "explain",
         "bootstrap",
         "tidy",
@@ -52,7 +57,7 @@ ROWS = (
         "tokenizer",
     },
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge", "serve_once"},
+    {"errors", "lookup", "progress", "edge"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 

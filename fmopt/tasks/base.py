@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,17 @@ class Item:
     role: str = ""  # "query", "document", "first", "second" where a row gives several items
 
 
+@dataclass(frozen=True)
+class Change:
+    """A prediction that is another one than the baseline's, in words for a report."""
+
+    item: int  # index into the items
+    before: str
+    after: str
+    harm: float  # how much worse the item is judged now; below 0 it is judged better; orders what is shown
+    label: str | None = None
+
+
 class Task(Protocol):
     """What a model is for and how it is judged."""
 
@@ -32,7 +44,7 @@ class Task(Protocol):
     auto_class: str  # the transformers class that loads it, e.g. "AutoModelForTokenClassification"
     architectures: tuple[str, ...]  # ends of class names that show this task, e.g. ("ForTokenClassification",)
     columns: Mapping[str, tuple[str, ...]]  # role -> accepted column names, most usual first
-    needed: tuple[tuple[str, ...], ...]  # alternatives of roles without which nothing can be predicted
+    needed: tuple[tuple[str, ...], ...]  # alternatives of roles without which nothing can be predicted, best first
 
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
         """Items of rows whose columns are already named by role; DataError on a label the model does not know."""
@@ -40,7 +52,17 @@ class Task(Protocol):
     def scores(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
     ) -> list[Scores]:
-        """Metrics, exactly one of them primary. Without labels: fidelity to `baseline`."""
+        """Metrics, exactly one of them primary. Without labels: fidelity to `baseline`; without that too: none."""
+
+    def changes(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+    ) -> list[Change]:
+        """Items for which people would see another result than the baseline's."""
+
+
+def labelled(items: Sequence[Item]) -> bool:
+    """True when every item can be judged by a label."""
+    return bool(items) and all(item.label is not None for item in items)
 
 
 def text_or_pair(row: Mapping[str, Any]) -> Raw:
@@ -48,21 +70,38 @@ def text_or_pair(row: Mapping[str, Any]) -> Raw:
     return (row["text"], row["text_pair"]) if row.get("text_pair") is not None else row["text"]
 
 
+def column(values: Iterable[float]) -> list[list[float]]:
+    """Per-item numbers as `Scores` keeps them: one row of one number for each item."""
+    return [[float(value)] for value in values]
+
+
+def name_key(name: str) -> str:
+    """What two spellings of a label have in common: `Card arrival`, `card_arrival` and `CARD-ARRIVAL` are one."""
+    return name.strip().casefold().replace("_", " ").replace("-", " ")
+
+
 def label_index(value: Any, labels: Sequence[str], row: int) -> int | None:
     """The class number of a label given as name (in any case) or number; DataError when the model does not have it."""
     if value is None:
         return None
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        if 0 <= value < len(labels):
-            return int(value)
+    if isinstance(value, str):
+        number = _by_name(tuple(labels)).get(name_key(value))
+        if number is None and value.strip().isdecimal():  # a csv writes numbers as text
+            number = int(value)
     else:
-        names = [label.lower() for label in labels]
-        if str(value).lower() in names:
-            return names.index(str(value).lower())
+        whole = isinstance(value, int | np.integer) or (isinstance(value, float) and value.is_integer())
+        number = int(value) if whole else None
+    if number is not None and 0 <= number < len(labels):
+        return number
     shown = ", ".join(labels[:6]) + (", …" if len(labels) > 6 else "")
     raise DataError(
         f"row {row + 1} has the label {value!r}, which the model does not know; it has {len(labels)}: {shown}"
     )
+
+
+@lru_cache(maxsize=8)
+def _by_name(labels: tuple[str, ...]) -> dict[str, int]:
+    return {name_key(label): index for index, label in reversed(list(enumerate(labels)))}
 
 
 def number_label(value: Any, row: int) -> float | None:

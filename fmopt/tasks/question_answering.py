@@ -10,8 +10,9 @@ from typing import Any
 
 from fmopt.model import CheckpointFacts
 from fmopt.results import Scores
-from fmopt.tasks.base import Item
+from fmopt.tasks.base import Change, Item, column, labelled
 
+NOTHING = "(no answer)"
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -43,18 +44,37 @@ class QuestionAnswering:
         """F1 over words (primary) and exact match, the best over the accepted answers."""
         texts = [prediction["text"] for prediction in predictions]
         found = []
-        if all(item.label is not None for item in items):
-            pairs = [(text, item.label or [""]) for text, item in zip(texts, items, strict=True)]
+        if labelled(items):
+            exact = [
+                any(normalized(text) == normalized(answer) for answer in item.label or [""])
+                for text, item in zip(texts, items, strict=True)
+            ]
             found = [
-                Scores(name="F1", metric="mean", values=[[max(word_f1(t, a) for a in told)] for t, told in pairs], primary=True),
-                Scores(name="exact match", metric="mean",
-                       values=[[float(any(normalized(t) == normalized(a) for a in told))] for t, told in pairs]),
-            ]  # fmt: skip
+                Scores(name="F1", metric="mean", values=column(map(_item_f1, texts, items)), primary=True),
+                Scores(name="exact match", metric="mean", values=column(exact)),
+            ]
         if baseline is not None:
-            same = [[word_f1(text, before["text"])] for text, before in zip(texts, baseline, strict=True)]
+            same = [word_f1(text, before["text"]) for text, before in zip(texts, baseline, strict=True)]
             found.append(
-                Scores(name="F1 against baseline", metric="mean", values=same, against_baseline=True, primary=not found)
-            )
+                Scores(
+                    name="F1 against baseline", metric="mean", values=column(same),
+                    against_baseline=True, primary=not found,
+                )
+            )  # fmt: skip
+        return found
+
+    def changes(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+    ) -> list[Change]:
+        """Questions with another answer; those that lost most words of a right one first."""
+        found = []
+        for index, (item, new, old) in enumerate(zip(items, predictions, baseline, strict=True)):
+            before, after = old["text"], new["text"]
+            if before == after:
+                continue
+            harm = 0.0 if item.label is None else _item_f1(before, item) - _item_f1(after, item)
+            told = None if item.label is None else " / ".join(dict.fromkeys(item.label)) or NOTHING
+            found.append(Change(index, before or NOTHING, after or NOTHING, harm, told))
         return found
 
 
@@ -64,7 +84,8 @@ def answers(told: Any) -> list[str] | None:
         return None
     if isinstance(told, Mapping):
         told = told["text"]
-    return [str(told)] if isinstance(told, str) else [str(answer) for answer in told]
+    listed = [told] if isinstance(told, str) else [str(answer) for answer in told]
+    return [answer for answer in listed if normalized(answer)]  # SQuAD's script drops what normalizes to nothing
 
 
 def normalized(text: str) -> str:
@@ -79,6 +100,11 @@ def word_f1(got: str, wanted: str) -> float:
         return float(ours == theirs)
     shared = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * shared / (len(ours) + len(theirs))
+
+
+def _item_f1(text: str, item: Item) -> float:
+    """The best over the accepted answers; no answer is right where there is none."""
+    return max(word_f1(text, answer) for answer in item.label or [""])
 
 
 TASK = QuestionAnswering()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fmopt.model import CheckpointFacts
 from fmopt.results import Scores
-from fmopt.tasks.base import Item
+from fmopt.tasks.base import Change, Item, column, labelled, number_label
 
 NEAREST = 10
+QUERIES_AT_ONCE = 512  # × documents of similarities in memory
+SHOWN_COSINE = 0.02  # a pair whose similarity moved less, or a text that is nearer to the baseline, is not worth a line
 
 
 class SentenceEmbedding:
@@ -23,21 +27,21 @@ class SentenceEmbedding:
     columns: Mapping[str, tuple[str, ...]] = {
         "query": ("query", "question", "anchor"),
         "document": ("document", "passage", "answer", "positive"),
-        "sentence1": ("sentence1", "text1", "premise"),
-        "sentence2": ("sentence2", "text2", "hypothesis"),
-        "score": ("score", "similarity", "similarity_score"),
-        "text": ("text", "sentence", "content"),
+        "sentence1": ("sentence1", "text1", "premise", "sentence_a"),
+        "sentence2": ("sentence2", "text2", "hypothesis", "sentence_b"),
+        "score": ("score", "similarity", "similarity_score", "relatedness_score"),
+        "text": ("text", "sentence", "content", "query", "question", "document"),
     }
-    needed = (("query", "document"), ("sentence1", "sentence2"), ("text",))
+    needed = (("sentence1", "sentence2"), ("query", "document"), ("text",))
 
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
-        """Two items for a row of pairs, one for a plain text."""
+        """Two items for a row of pairs, one for a plain text; DataError on a score that is no number."""
         items = []
         for number, row in enumerate(rows):
             if "query" in row:
                 items += [Item(number, row["query"], role="query"), Item(number, row["document"], role="document")]
             elif "sentence1" in row:
-                label = row.get("score")
+                label = number_label(row.get("score"), number)
                 items += [
                     Item(number, row["sentence1"], label, "first"),
                     Item(number, row["sentence2"], label, "second"),
@@ -49,59 +53,117 @@ class SentenceEmbedding:
     def scores(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
     ) -> list[Scores]:
-        """Retrieval (MRR@10, Recall), Spearman of scored pairs, and cosine to the baseline."""
-        vectors = _unit(np.stack(predictions))
+        """Retrieval (MRR@10, Recall), Spearman of scored pairs, and always cosine to the baseline."""
+        vectors = _unit(predictions)
         found = []
         if items[0].role == "query":
-            found = _retrieval(vectors, items)
-        elif items[0].role == "first" and items[0].label is not None:
-            found = [_pairs(vectors, items)]
+            found = _by_rank(_search(vectors, items).rank)
+        elif items[0].role == "first" and labelled(items):
+            pairs = np.column_stack([_pair_cosine(vectors), [item.label for item in items[0::2]]])
+            found = [Scores(name="Spearman", metric="spearman", values=pairs.tolist(), primary=True)]
         if baseline is not None:
-            near = (vectors * _unit(np.stack(baseline))).sum(axis=1)
+            near = (vectors * _unit(baseline)).sum(axis=1)
             found.append(
                 Scores(
-                    name="cosine to baseline",
-                    metric="mean",
-                    values=near[:, None].tolist(),
-                    against_baseline=True,
-                    primary=not found,
+                    name="cosine to baseline", metric="mean", values=column(near),
+                    against_baseline=True, primary=not found,
                 )
-            )
+            )  # fmt: skip
         return found
 
+    def changes(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+    ) -> list[Change]:
+        """Queries that find another document first; pairs that are nearer or farther; texts far from the baseline."""
+        after, before = _unit(predictions), _unit(baseline)
+        if items[0].role == "query":
+            return _found_others(_search(after, items), _search(before, items), items)
+        if items[0].role == "first":
+            new, old = _pair_cosine(after), _pair_cosine(before)
+            return [
+                Change(2 * i, f"cosine {old[i]:.3f}", f"cosine {new[i]:.3f}", float(abs(new[i] - old[i])), _told(items[2 * i]))
+                for i in np.flatnonzero(~(np.abs(new - old) < SHOWN_COSINE)).tolist()  # NaN is a change
+            ]  # fmt: skip
+        near = (after * before).sum(axis=1)
+        return [
+            Change(i, "", f"cosine to baseline {near[i]:.3f}", float(1 - near[i]))
+            for i in np.flatnonzero(~(near > 1 - SHOWN_COSINE)).tolist()
+        ]
 
-def _retrieval(vectors: np.ndarray, items: Sequence[Item]) -> list[Scores]:
-    """Each query against all documents of the split; documents with the same text are one document."""
+
+@dataclass(frozen=True)
+class _Search:
+    """What every query found."""
+
+    queries: list[int]  # indices of items
+    rank: np.ndarray  # (queries,) place of the right document, from 1
+    first: list[int]  # index of the item found first
+
+
+def _search(vectors: np.ndarray, items: Sequence[Item]) -> _Search:
+    """Each query against all documents of the items.
+
+    Documents with the same text are one document. What another row names as the right document of the same query is no
+    wrong answer and is left out. Of documents that are equally near the right one comes last: a model that sees no
+    difference must not be praised.
+    """
     queries = [i for i, item in enumerate(items) if item.role == "query"]
-    documents = [i for i, item in enumerate(items) if item.role == "document"]
-    first = {items[i].raw: i for i in reversed(documents)}
-    unique = sorted(first.values())
-    right = {items[i].row: first[items[i].raw] for i in documents}
-    place = {index: column for column, index in enumerate(unique)}
-    similar = vectors[queries] @ vectors[unique].T
-    wanted = np.array([place[right[items[i].row]] for i in queries])
-    own = similar[np.arange(len(queries)), wanted][:, None]
-    rank = 1 + (similar > own).sum(axis=1)
+    place: dict[Any, int] = {}  # text -> column
+    documents: list[int] = []
+    right: dict[int, int] = {}  # row -> column
+    for index, item in enumerate(items):
+        if item.role == "document":
+            if item.raw not in place:
+                place[item.raw] = len(documents)
+                documents.append(index)
+            right[item.row] = place[item.raw]
+    accepted: defaultdict[Any, set[int]] = defaultdict(set)  # query text -> columns
+    for index in queries:
+        accepted[items[index].raw].add(right[items[index].row])
+    ranks, firsts = [], []
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        part = queries[start : start + QUERIES_AT_ONCE]
+        similar = vectors[part] @ vectors[documents].T  # (queries, documents)
+        for row, index in zip(similar, part, strict=True):
+            own = right[items[index].row]
+            row[list(accepted[items[index].raw] - {own})] = -np.inf
+            ranks.append(len(row) - int((row < row[own]).sum()))  # counted so that NaN ranks last
+            firsts.append(documents[int(np.argmax(row))])
+    return _Search(queries, np.array(ranks), firsts)
+
+
+def _by_rank(rank: np.ndarray) -> list[Scores]:
     return [
         Scores(
-            name="MRR@10",
-            metric="mean",
-            values=np.where(rank <= NEAREST, 1 / rank, 0.0)[:, None].tolist(),
-            primary=True,
+            name=f"MRR@{NEAREST}", metric="mean", values=column(np.where(rank <= NEAREST, 1 / rank, 0)), primary=True
         ),
-        Scores(name="Recall@1", metric="mean", values=(rank <= 1).astype(float)[:, None].tolist()),
-        Scores(name="Recall@10", metric="mean", values=(rank <= NEAREST).astype(float)[:, None].tolist()),
+        Scores(name="Recall@1", metric="mean", values=column(rank <= 1)),
+        Scores(name=f"Recall@{NEAREST}", metric="mean", values=column(rank <= NEAREST)),
     ]
 
 
-def _pairs(vectors: np.ndarray, items: Sequence[Item]) -> Scores:
-    cosine = (vectors[0::2] * vectors[1::2]).sum(axis=1)
-    labels = [float(item.label) for item in items[0::2]]
-    return Scores(name="Spearman", metric="spearman", values=np.column_stack([cosine, labels]).tolist(), primary=True)
+def _found_others(after: _Search, before: _Search, items: Sequence[Item]) -> list[Change]:
+    told = {item.row: str(item.raw) for item in items if item.role == "document"}
+    found = []
+    for at, index in enumerate(after.queries):
+        old, new = before.first[at], after.first[at]
+        if old != new:
+            shown = [f"{items[i].raw} (right one at {s.rank[at]})" for i, s in ((old, before), (new, after))]
+            harm = float(1 / before.rank[at] - 1 / after.rank[at])
+            found.append(Change(index, shown[0], shown[1], harm, told[items[index].row]))
+    return found
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = vectors.astype(np.float64)
+def _pair_cosine(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray((vectors[0::2] * vectors[1::2]).sum(axis=1))
+
+
+def _told(item: Item) -> str | None:
+    return None if item.label is None else f"{item.label:g}"
+
+
+def _unit(predictions: Sequence[Any]) -> np.ndarray:
+    vectors = np.stack(predictions).astype(np.float64)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

@@ -1,80 +1,144 @@
-"""Text classification: one label of several for a text or a pair of texts."""
+"""Text classification: one label of several (or any number of them) for a text or a pair of texts."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fmopt.edge import softmax
+from fmopt.errors import DataError
 from fmopt.model import CheckpointFacts
 from fmopt.results import Scores
-from fmopt.tasks.base import Item, label_index, text_or_pair
+from fmopt.tasks.base import Change, Item, column, label_index, labelled, text_or_pair
+
+SMALLEST_SHARE = 1e-12  # of a label, where its logarithm is taken
 
 
 class TextClassification:
-    """Logits over labels; right or wrong per item."""
+    """Logits over labels; right or wrong per item. A multi-label model gives a yes or no for every label."""
 
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
     architectures = ("ForSequenceClassification",)
     columns: Mapping[str, tuple[str, ...]] = {
-        "text": ("text", "sentence", "sentence1", "premise", "question", "content"),
-        "text_pair": ("text_pair", "sentence2", "hypothesis"),
-        "label": ("label", "labels", "target", "intent", "class"),
+        "text": ("text", "sentence1", "premise", "question1", "question", "sentence", "content", "utterance", "review"),
+        "text_pair": ("text_pair", "sentence2", "hypothesis", "question2", "sentence"),
+        "label": ("label", "labels", "target", "intent", "class", "category"),
     }
     needed = (("text",),)
 
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
         """One item a row; DataError on a label that the model does not have."""
         labels = facts.pipeline.get("labels") or []
+        read = _several if facts.pipeline.get("multi_label") else label_index
         return [
-            Item(number, text_or_pair(row), label_index(row.get("label"), labels, number))
-            for number, row in enumerate(rows)
+            Item(number, text_or_pair(row), read(row.get("label"), labels, number)) for number, row in enumerate(rows)
         ]
 
     def scores(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
     ) -> list[Scores]:
-        """Accuracy and macro F1 where there are labels; agreement with the baseline and KL divergence from it."""
+        """Accuracy and macro F1 where there are labels; agreement with the baseline and KL divergence from it.
+
+        Of a multi-label model: micro F1 over its labels and the share of items with exactly the right ones.
+        """
+        several = bool(facts.pipeline.get("multi_label"))
         logits = np.stack(predictions).astype(np.float64)
-        classes = logits.argmax(axis=1)
+        chosen = _chosen(logits, several)
         found = []
-        if all(item.label is not None for item in items):
-            true = np.array([item.label for item in items])
-            found = [
-                Scores(
-                    name="accuracy",
-                    metric="mean",
-                    values=(classes == true).astype(float)[:, None].tolist(),
-                    primary=True,
-                ),
-                Scores(
-                    name="macro F1", metric="macro_f1", values=np.column_stack([true, classes]).astype(float).tolist()
-                ),
-            ]
+        if labelled(items):
+            found = _by_labels(chosen, items, several)
         if baseline is not None:
             before = np.stack(baseline).astype(np.float64)
-            same = (classes == before.argmax(axis=1)).astype(float)
-            p, q = softmax(before), softmax(logits)
-            divergence = (p * (np.log(p + 1e-12) - np.log(q + 1e-12))).sum(axis=1)
+            same = (chosen == _chosen(before, several)).reshape(len(items), -1).all(axis=1)
             found += [
                 Scores(
-                    name="agreement with baseline",
-                    metric="mean",
-                    values=same[:, None].tolist(),
-                    against_baseline=True,
-                    primary=not found,
+                    name="agreement with baseline", metric="mean", values=column(same),
+                    against_baseline=True, primary=not found,
                 ),
                 Scores(
-                    name="KL to baseline",
-                    metric="lower_mean",
-                    values=divergence[:, None].tolist(),
+                    name="KL to baseline", metric="lower_mean", values=column(_divergence(before, logits, several)),
                     against_baseline=True,
                 ),
-            ]
+            ]  # fmt: skip
         return found
+
+    def changes(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+    ) -> list[Change]:
+        """Items with another label; those that were right first."""
+        several = bool(facts.pipeline.get("multi_label"))
+        after, before = (_chosen(np.stack(part).astype(np.float64), several) for part in (predictions, baseline))
+        found = []
+        for index, (old, new, item) in enumerate(zip(before, after, items, strict=True)):
+            if np.any(old != new):
+                harm = 0.0 if item.label is None else float(_right(old, item)) - float(_right(new, item))
+                told = None if item.label is None else _named(item.label, facts)
+                found.append(Change(index, _named(_numbers(old), facts), _named(_numbers(new), facts), harm, told))
+        return found
+
+
+def _chosen(logits: np.ndarray, several: bool) -> np.ndarray:
+    """Class numbers (n,), or yes and no for every label (n, C)."""
+    return logits > 0 if several else logits.argmax(axis=1)
+
+
+def _by_labels(chosen: np.ndarray, items: Sequence[Item], several: bool) -> list[Scores]:
+    if not several:
+        true = np.array([item.label for item in items])
+        pairs = np.column_stack([true, chosen]).astype(float).tolist()
+        return [
+            Scores(name="accuracy", metric="mean", values=column(chosen == true), primary=True),
+            Scores(name="macro F1", metric="macro_f1", values=pairs),
+        ]
+    wanted = np.zeros_like(chosen)
+    for row, item in zip(wanted, items, strict=True):
+        row[item.label] = True
+    counts = [(chosen & wanted).sum(axis=1), (chosen & ~wanted).sum(axis=1), (~chosen & wanted).sum(axis=1)]
+    exact = (chosen == wanted).all(axis=1)
+    return [
+        Scores(name="micro F1", metric="micro_f1", values=np.column_stack(counts).astype(float).tolist(), primary=True),
+        Scores(name="all labels right", metric="mean", values=column(exact)),
+    ]
+
+
+def _divergence(before: np.ndarray, after: np.ndarray, several: bool) -> np.ndarray:
+    """KL(baseline ‖ candidate) of every item in nats; summed over the labels where each is a yes or no (n,)."""
+    shares = []
+    for logits in (before, after):
+        both = np.stack([np.zeros_like(logits), logits], axis=-1) if several else logits
+        shares.append(np.maximum(softmax(both), SMALLEST_SHARE))
+    old, new = shares
+    return (old * (np.log(old) - np.log(new))).reshape(len(before), -1).sum(axis=1)
+
+
+def _several(value: Any, labels: Sequence[str], row: int) -> list[int] | None:
+    """Class numbers of a list of labels, of a JSON list, or of names joined by commas."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.lstrip().startswith("[") else [n for n in value.split(",") if n.strip()]
+        except json.JSONDecodeError as error:
+            raise DataError(f"row {row + 1} has the labels {value[:40]!r}, which are no list") from error
+    told = value if isinstance(value, list | tuple) else [value]
+    return sorted({number for label in told if (number := label_index(label, labels, row)) is not None})
+
+
+def _numbers(chosen: np.ndarray) -> int | list[int]:
+    return int(chosen) if np.ndim(chosen) == 0 else [int(number) for number in np.flatnonzero(chosen)]
+
+
+def _right(chosen: np.ndarray, item: Item) -> bool:
+    return bool(_numbers(chosen) == item.label)
+
+
+def _named(label: int | list[int], facts: CheckpointFacts) -> str:
+    labels = facts.pipeline["labels"]
+    return str(labels[label]) if isinstance(label, int) else ", ".join(str(labels[n]) for n in label) or "none"
 
 
 TASK = TextClassification()

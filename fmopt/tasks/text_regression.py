@@ -9,7 +9,9 @@ import numpy as np
 
 from fmopt.model import CheckpointFacts
 from fmopt.results import Scores
-from fmopt.tasks.base import Item, number_label, text_or_pair
+from fmopt.tasks.base import Change, Item, labelled, number_label, text_or_pair
+
+SHOWN_SHARE = 0.05  # of the range of the baseline's numbers: a change below it is not worth a line
 
 
 class TextRegression:
@@ -19,9 +21,9 @@ class TextRegression:
     auto_class = "AutoModelForSequenceClassification"
     architectures = ("ForSequenceClassification",)
     columns: Mapping[str, tuple[str, ...]] = {
-        "text": ("text", "sentence1", "sentence", "premise"),
+        "text": ("text", "sentence1", "premise", "sentence", "content", "review"),
         "text_pair": ("text_pair", "sentence2", "hypothesis"),
-        "label": ("score", "label", "similarity", "target", "rating"),
+        "label": ("score", "label", "similarity", "similarity_score", "relatedness_score", "target", "rating", "stars"),
     }
     needed = (("text",),)
 
@@ -35,27 +37,41 @@ class TextRegression:
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
     ) -> list[Scores]:
         """Spearman's rank correlation with the labels, and with the baseline's numbers."""
-        numbers = np.array([float(np.ravel(p)[0]) for p in predictions])
+        ours = _numbers(predictions)
         found = []
-        if all(item.label is not None for item in items):
-            true = np.array([float(item.label) for item in items])
-            found.append(
-                Scores(
-                    name="Spearman", metric="spearman", values=np.column_stack([numbers, true]).tolist(), primary=True
-                )
-            )
+        if labelled(items):
+            pairs = np.column_stack([ours, [item.label for item in items]])
+            found.append(Scores(name="Spearman", metric="spearman", values=pairs.tolist(), primary=True))
         if baseline is not None:
-            before = np.array([float(np.ravel(p)[0]) for p in baseline])
+            pairs = np.column_stack([ours, _numbers(baseline)])
             found.append(
                 Scores(
-                    name="Spearman to baseline",
-                    metric="spearman",
-                    values=np.column_stack([numbers, before]).tolist(),
-                    against_baseline=True,
-                    primary=not found,
+                    name="Spearman to baseline", metric="spearman", values=pairs.tolist(),
+                    against_baseline=True, primary=not found,
                 )
-            )
+            )  # fmt: skip
         return found
+
+    def changes(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+    ) -> list[Change]:
+        """Items whose number moved by a twentieth of the baseline's range; those that moved most first."""
+        after, before = _numbers(predictions), _numbers(baseline)
+        moved = np.abs(after - before)
+        # Without spread any move is one: 0 × SHOWN_SHARE would also list what did not move.
+        least = max(SHOWN_SHARE * float(np.ptp(before)), np.finfo(np.float32).eps)
+        return [
+            Change(i, f"{before[i]:.3f}", f"{after[i]:.3f}", float(moved[i]), _told(items[i]))
+            for i in np.flatnonzero(~(moved < least)).tolist()  # NaN is a change
+        ]
+
+
+def _numbers(predictions: Sequence[Any]) -> np.ndarray:
+    return np.array([float(np.ravel(prediction)[0]) for prediction in predictions])
+
+
+def _told(item: Item) -> str | None:
+    return None if item.label is None else f"{item.label:g}"
 
 
 TASK = TextRegression()

@@ -1,0 +1,250 @@
+"""Files of data → tables of rows: csv, tsv, JSON, JSON Lines, parquet, folders with one file per split, hub data sets.
+
+Knows formats and nothing of tasks. What cannot be read is a DataError that names the file and the place in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fmopt.errors import DataError
+
+Row = dict[str, Any]
+Names = Mapping[str, tuple[str, ...]]  # column → names of its label ids
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+MISSING = frozenset({"", "nan", "NaN"})  # how csv writers say that there is no value
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as they were read, and where they were."""
+
+    where: str
+    rows: list[Row]
+    names: Names = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that some row has, in the order of the file."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+
+def read_file(path: Path) -> Table:
+    """The rows of a csv, tsv, JSON, JSON Lines or parquet file."""
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path} is no data file by its name: give one that ends in {', '.join(READERS)}")
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty; give a file with some hundred rows")
+        return reader(path)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; convert it, for example with "
+            f"iconv -f latin1 -t utf8"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_folder(folder: Path) -> dict[str, Table]:
+    """Tables by split: train, validation and test, of each what there is; parts of one split are put together."""
+    found = {}
+    for split, stems in SPLITS.items():
+        part = re.compile(rf"(?:{'|'.join(stems)})(?:-\d+-of-\d+)?")
+        files = [
+            path for path in sorted(folder.iterdir())
+            if path.suffix.lower() in READERS and part.fullmatch(path.stem.lower())
+        ]  # fmt: skip
+        if len({path.suffix for path in files}) > 1 or (len(files) > 1 and any("-of-" not in p.stem for p in files)):
+            raise DataError(f"{folder} has several files for {split}: {_listed(files)}; keep one")
+        if files:
+            tables = [read_file(path) for path in files]
+            rows = [row for table in tables for row in table.rows]
+            found[split] = Table(str(files[0]), rows, tables[0].names)
+    if not found and (folder / "data").is_dir():  # how the hub lays out its repositories
+        return read_folder(folder / "data")
+    if not found:
+        raise DataError(
+            f"{folder} has no file for a split (train, validation or test, as {', '.join(READERS)}); it has "
+            f"{_listed(sorted(folder.iterdir())) or 'nothing'}"
+        )
+    return found
+
+
+def read_hub(name: str) -> dict[str, Table]:
+    """Tables by split of a hub data set `owner/name` or `owner/name:configuration`. The only reader that uses the network."""
+    import datasets
+
+    repository, _, configuration = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(repository, configuration or None)
+    except Exception as error:  # the hub's client raises many kinds; the user needs the one line
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            f"there is no file or folder {name}, and as a hub data set it could not be had: {first[0][:200]}"
+        ) from error
+    splits = {split: alias for alias, stems in SPLITS.items() for split in loaded if split in stems}
+    if not splits:
+        raise DataError(f"{name} has the splits {', '.join(loaded)}; fmopt reads train, validation and test")
+    return {
+        alias: Table(f"{name} ({split})", loaded[split].to_list(), _class_names(loaded[split].features.to_dict()))
+        for split, alias in splits.items()
+    }
+
+
+def label_names(path: Path) -> dict[str, tuple[str, ...]]:
+    """Names of label ids from a labels.json: one list (under ""), or lists by what they name; empty without the file."""
+    if not path.is_file():
+        return {}
+    try:
+        told = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not JSON: {error}; write a list of label names in the order of their ids"
+        ) from error
+    lists = {"": told} if isinstance(told, list) else told
+    if not isinstance(lists, dict) or not all(_is_names(names) for names in lists.values()):
+        raise DataError(f"{path} is no list of label names; write them in the order of their ids")
+    return {key: tuple(names) for key, names in lists.items()}
+
+
+# ------------------------------------------------------------------------------------------------ formats
+
+
+def _read_csv(path: Path) -> Table:
+    """Comma-separated (or with semicolons, as some spreadsheets write) with a line of column names. All values are text."""
+    text = path.read_bytes().decode("utf-8-sig")
+    header = text.split("\n", 1)[0]
+    delimiter = ";" if "," not in header and ";" in header else ","
+    return _delimited(path, text, delimiter, csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(path: Path) -> Table:
+    """Tab-separated. Quotes are characters like others (GLUE writes them bare) unless the whole file quotes by the rules."""
+    text = path.read_bytes().decode("utf-8-sig")
+    if re.search(r'(?:^|\t)"', text, re.MULTILINE):
+        try:
+            return _delimited(path, text, "\t", csv.QUOTE_MINIMAL)
+        except DataError:
+            pass
+    return _delimited(path, text, "\t", csv.QUOTE_NONE)
+
+
+def _delimited(path: Path, text: str, delimiter: str, quoting: Any) -> Table:
+    # csv ends a line at \r, \n or both, and nowhere else: str.splitlines would also cut at characters inside texts
+    lines = csv.reader(re.split(r"(?<=\n)|(?<=\r)(?!\n)", text), delimiter=delimiter, quoting=quoting, strict=True)
+    rows: list[Row] = []
+    header: list[str] = []
+    try:
+        for fields in lines:
+            if not fields:
+                continue
+            if not header:
+                header = [name.strip() for name in fields]
+                continue
+            if len(fields) != len(header):
+                raise DataError(
+                    f"{path}, line {lines.line_num}: {len(fields)} fields, but there are {len(header)} columns "
+                    f"({', '.join(header)}); quote a text that holds the separator"
+                )
+            rows.append({name: None if value in MISSING else value for name, value in zip(header, fields, strict=True)})
+    except csv.Error as error:
+        raise DataError(f"{path}, line {lines.line_num}: {error}; mend the line") from error
+    return Table(str(path), rows)
+
+
+def _read_json_lines(path: Path) -> Table:
+    rows = []
+    for number, line in enumerate(path.read_bytes().decode("utf-8-sig").split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: not JSON ({error}); write one object per line") from error
+            if not isinstance(rows[-1], dict):
+                raise DataError(f"{path}, line {number}: {line.strip()[:40]} is no object; write one per line")
+    return Table(str(path), rows)
+
+
+def _read_json(path: Path) -> Table:
+    """A list of objects, {"data": list}, {"column": list, …}, SQuAD's nested form, or JSON Lines under another name."""
+    try:
+        told = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except json.JSONDecodeError:
+        return _read_json_lines(path)
+    if isinstance(told, dict) and isinstance(told.get("data"), list):
+        told = told["data"]
+        if told and isinstance(told[0], dict) and "paragraphs" in told[0]:
+            told = list(_squad_rows(told))
+    elif isinstance(told, dict) and told and all(isinstance(values, list) for values in told.values()):
+        if len({len(values) for values in told.values()}) > 1:
+            raise DataError(f"{path} has columns of different length; write a list of objects")
+        told = [dict(zip(told, values, strict=True)) for values in zip(*told.values(), strict=True)]
+    if not isinstance(told, list) or not all(isinstance(row, dict) for row in told):
+        raise DataError(f"{path} is no list of objects; write one object per row, or one per line as .jsonl")
+    return Table(str(path), told)
+
+
+def _squad_rows(articles: Iterable[Mapping[str, Any]]) -> Iterable[Row]:
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                told = asked.get("answers")
+                row = {"question": asked["question"], "context": paragraph["context"]}
+                if told is not None:
+                    row["answers"] = [answer["text"] for answer in told]
+                    row["answer_starts"] = [answer.get("answer_start") for answer in told]
+                yield row
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except pa.ArrowException as error:
+        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:160]}") from error
+    written = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    return Table(str(path), table.to_pylist(), _class_names(written.get("info", {}).get("features") or {}))
+
+
+def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Columns whose ids have names in a `datasets` schema, alone or in lists."""
+    found = {}
+    for column, feature in features.items():
+        while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+            feature = feature["feature"]
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
+            found[column] = tuple(feature["names"])
+    return found
+
+
+def _is_names(told: Any) -> bool:
+    return isinstance(told, list) and all(isinstance(name, str) for name in told)
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    names = [path.name for path in paths]
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+
+
+READERS: Mapping[str, Callable[[Path], Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+}
