@@ -57,7 +57,6 @@ def quick_candidates() -> tuple[Recipe, ...]:
     dynamic = Step(use="quantize_dynamic")
     tables, simplify = Step(use="quantize_embeddings"), Step(use="simplify")
     minmax = Step(use="quantize_static", options={"calibrator": "minmax", "smooth": "search"})
-    mse = Step(use="quantize_static", options={"calibrator": "mse", "smooth": "search"})
     return (
         _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic, simplify),
         _int8("onnxruntime-dynamic-int8-embeddings", "onnxruntime", dynamic, tables, simplify),
@@ -65,8 +64,6 @@ def quick_candidates() -> tuple[Recipe, ...]:
         _int8("onnxruntime-static-int8", "onnxruntime", minmax, simplify),
         _int8("onnxruntime-static-int8-embeddings", "onnxruntime", minmax, tables, simplify),
         _int8("openvino-static-int8", "openvino", minmax),
-        _int8("onnxruntime-static-int8-mse", "onnxruntime", mse, simplify),
-        _int8("openvino-static-int8-mse", "openvino", mse),
         _int8("onnxruntime-own-static-int8", "onnxruntime", Step(use="quantize_static_ort"), simplify),
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
