@@ -147,21 +147,23 @@ def _delimited(path: Path, text: str, delimiter: str, quoting: Any) -> Table:
     lines = csv.reader(re.split(r"(?<=\n)|(?<=\r)(?!\n)", text), delimiter=delimiter, quoting=quoting, strict=True)
     rows: list[Row] = []
     header: list[str] = []
+    begun = 1  # the line where a row begins: a quote that is never closed runs to the end of the file
     try:
         for fields in lines:
-            if not fields:
-                continue
             if not header:
                 header = [name.strip() for name in fields]
-                continue
-            if len(fields) != len(header):
+            elif fields and len(fields) != len(header):
                 raise DataError(
-                    f"{path}, line {lines.line_num}: {len(fields)} fields, but there are {len(header)} columns "
+                    f"{path}, line {begun}: {len(fields)} fields, but there are {len(header)} columns "
                     f"({', '.join(header)}); quote a text that holds the separator"
                 )
-            rows.append({name: None if value in MISSING else value for name, value in zip(header, fields, strict=True)})
+            elif fields:
+                rows.append(
+                    {name: None if value in MISSING else value for name, value in zip(header, fields, strict=True)}
+                )
+            begun = lines.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num}: {error}; mend the line") from error
+        raise DataError(f"{path}, line {begun}: {error}; is a quote not closed?") from error
     return Table(str(path), rows)
 
 
