@@ -302,8 +302,9 @@ def _assign(tables: Mapping[str, Table], name: str, seed: int, notes: list[str])
 def _cut(rows: Sequence[Row], name: str, seed: int, notes: list[str]) -> dict[str, list[Row]]:
     different = len({_content(row) for row in rows})
     if different < FEWEST_ROWS:
+        repeats = "" if different == len(rows) else f", {different} of them different"
         raise DataError(
-            f"{name} has {_count(len(rows))}, {different} of them different; calibration, selection and judgement need "
+            f"{name} has {_count(len(rows))}{repeats}; calibration, selection and judgement need "
             f"rows of their own: give at least {FEWEST_ROWS}, some hundred to decide anything"
         )
     calibration, rest = _part(rows, CALIBRATION, seed)

@@ -16,6 +16,7 @@ import sysconfig
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from fmopt.edge import cache_folder
@@ -121,12 +122,12 @@ def _kept_pairs(root: Path) -> list[Pair]:
     except (OSError, ValueError, zlib.error):
         pairs = docstring_pairs(root)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with suppress(OSError):  # no cache is only slower
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(zlib.compress(json.dumps(pairs).encode()))
         beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)  # no cache is only slower
+    with suppress(OSError):
+        beside.unlink(missing_ok=True)
     return pairs
 
 
