@@ -100,7 +100,7 @@ def changed_items(
     return [
         {
             "row": items[change.item].row,
-            "text": _short(_text(items[change.item].raw)),
+            "text": _short(change.text or _text(items[change.item].raw)),
             "label": None if change.label is None else _short(change.label),
             "baseline": _short(change.before),
             "candidate": _short(change.after),

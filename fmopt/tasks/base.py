@@ -35,6 +35,7 @@ class Change:
     after: str
     harm: float  # how much worse the item is judged now; below 0 it is judged better; orders what is shown
     label: str | None = None
+    text: str | None = None  # where the item's own text is not all of it
 
 
 class Task(Protocol):

@@ -94,8 +94,8 @@ def test_changes_of_retrieval_name_what_is_found_first_now():
     after = [np.array(v) for v in ([1.0, 0], [0, 1.0], [0, 1.0], [0.1, 1.0])]
     got = TASK.changes(after, items, before, FACTS)
     assert [(c.item, c.before, c.after, c.harm, c.label) for c in got] == [
-        (0, "d0 (right one at 1)", "d1 (right one at 2)", 0.5, "d0"),
-        (2, "d1 (right one at 1)", "d0 (right one at 2)", 0.5, "d1"),
+        (0, "right one at 1; first: d0", "right one at 2; first: d1", 0.5, "d0"),
+        (2, "right one at 1; first: d1", "right one at 2; first: d0", 0.5, "d1"),
     ]
 
 
@@ -104,7 +104,9 @@ def test_changes_of_pairs_and_texts():
     before = [np.array([1.0, 0])] * 4
     after = [np.array([1.0, 0]), np.array([0, 1.0]), np.array([1.0, 0]), np.array([1.0, 0.01])]
     got = TASK.changes(after, pairs, before, FACTS)
-    assert [(c.item, c.before, c.after, c.label) for c in got] == [(0, "cosine 1.000", "cosine 0.000", "3")]
+    assert [(c.item, c.before, c.after, c.label, c.text) for c in got] == [
+        (0, "cosine 1.000", "cosine 0.000", "3", "a | b")
+    ]
     texts = TASK.items([{"text": "a"}, {"text": "b"}], FACTS)
     got = TASK.changes(after[:2], texts, before[:2], FACTS)
     assert [(c.item, c.after) for c in got] == [(1, "cosine to baseline 0.000")]
