@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fmopt.errors import ConfigError, FmoptError
+from fmopt.errors import BundleError, ConfigError, FmoptError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -363,6 +363,8 @@ def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], a
     """Check every file of a bundle against its hash and the golden items against the model."""
     from fmopt import bundle as bundles
 
+    if not bundles.is_bundle(bundle):
+        raise BundleError(f"{bundle} is not a bundle: it has no fmopt.json; name a folder that `fmopt optimize` wrote")
     problems = bundles.verify_bundle(bundle)
     answer(
         {"bundle": str(bundle), "problems": problems},

@@ -40,6 +40,7 @@ class LiveProgress:
     def start(self, text: str, total: int) -> None:
         """Replace the bar."""
         self.stop()
+        self.bars.start()  # not before there is something to show: an error at once stays one line
         self.task = self.bars.add_task(text, total=total)
 
     def step(self, done: int = 1) -> None:
@@ -59,12 +60,16 @@ def live_progress() -> Iterator[LiveProgress]:
     """Progress on stderr; an interrupt says that nothing finished is lost."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
+    bars = Progress(*columns, console=console, transient=True)
     try:
-        with Progress(*columns, console=console, transient=True) as bars:
-            yield LiveProgress(bars)
+        yield LiveProgress(bars)
     except KeyboardInterrupt:
+        bars.stop()
         print("fmopt: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         raise
+    finally:
+        if bars.live.is_started:
+            bars.stop()
 
 
 def record(found: Record, folder: Path) -> None:

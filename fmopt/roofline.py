@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx
 from onnx import NodeProto, shape_inference
+from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 from fmopt.errors import ConfigError
 from fmopt.target import Precision, Target
@@ -98,8 +99,7 @@ def graph_work(graph_path: Path, batch: int, length: int, *, activation_bits: in
     """
     model = onnx.load(graph_path, load_external_data=False)
     bind_dimensions(model, batch, length)
-    # data_prop follows shapes through Shape → Gather → Concat → Reshape, which exported graphs are full of
-    graph = shape_inference.infer_shapes(model, strict_mode=False, data_prop=True).graph
+    graph = _with_shapes(model)
     tensors = {t.name: Tensor(tuple(t.dims), math.prod(t.dims) * _element_bits(t.data_type) / 8, True)
                for t in graph.initializer}  # fmt: skip
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -115,6 +115,15 @@ def graph_work(graph_path: Path, batch: int, length: int, *, activation_bits: in
         _trace(node, tensors)
         if node.op_type not in FREE:
             yield _work(node, tensors, integers)
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
+    """ONNX Runtime's symbolic inference follows token counts through Slice and Range, and knows its own operators; what
+    it does not take goes to ONNX's own."""
+    try:
+        return SymbolicShapeInference.infer_shapes(model, auto_merge=True).graph
+    except Exception:  # it raises bare Exception and AssertionError for what it does not know
+        return shape_inference.infer_shapes(model, strict_mode=False, data_prop=True).graph
 
 
 def bind_dimensions(model: onnx.ModelProto, batch: int, length: int) -> None:

@@ -1,0 +1,186 @@
+"""The main job end to end on a tiny model: what it writes, what it decides, what it never does twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fmopt.bundle import load, verify_bundle
+from fmopt.cli import main
+from fmopt.gate import Budget, exit_code
+from fmopt.record import Record
+from fmopt.results import Outcome
+from fmopt.story import optimize
+from fmopt.trials import Request
+from tests.conftest import LABELS, SENTENCES
+
+ROWS = 160
+KILLS = 20
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory) -> Path:
+    """A csv of sentences, each with a word that makes it another one, and a label."""
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    draw = random.Random(0)
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["text", "label"])
+        for number in range(ROWS):
+            writer.writerow(
+                [" ".join(draw.choices(words, k=8 + number % 9)), draw.choice(LABELS["text-classification"])]
+            )
+    return path
+
+
+def request(checkpoint: Path, data: Path, out: Path, **changes) -> Request:
+    return Request(
+        **{
+            "model": str(checkpoint),
+            "data": str(data),
+            "length": 32,
+            "out": out,
+            "command": "fmopt optimize …",
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_checkpoint, labelled, tmp_path_factory) -> tuple[Path, Record]:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, optimize(request(tiny_checkpoint("bert", "text-classification"), labelled, out))
+
+
+def test_it_leaves_a_bundle_a_record_and_a_report(finished):
+    out, record = finished
+    assert verify_bundle(out) == []
+    assert {"fmopt.json", "run.py", "README.md", "golden.json", "record.json", "report.html", "report.md"} <= {
+        p.name for p in out.iterdir()
+    }
+    assert Record.load(out) == record
+    assert record.winner in (out / "report.html").read_text("utf8")
+    assert record.summary
+    assert record.reference in {"torch-fp32", "onnxruntime-fp32", "openvino-fp32"}
+
+
+def test_every_variant_is_measured_or_says_why_not(finished):
+    _, record = finished
+    for trial in record.everything:
+        if trial.status == "measured":
+            assert len(trial.latency.samples_ms) >= 20
+            assert trial.size_bytes > 0
+        else:
+            assert trial.reason
+        if trial.name != record.winner:
+            assert trial.reason
+    assert all(parity.passed for trial in record.everything if (parity := trial.parity))
+
+
+def test_the_winner_is_judged_on_items_that_did_not_select_it(finished):
+    _, record = finished
+    winner = record.find(record.winner)
+    assert winner.test_drop is not None
+    rows = record.data["rows"]
+    assert len(winner.primary.values) == rows["test"]
+    assert rows["calibration"] + rows["validation"] + rows["test"] == ROWS
+
+
+def test_the_bundle_predicts_what_was_judged(finished):
+    out, _ = finished
+    golden = json.loads((out / "golden.json").read_text())
+    model = load(out)
+    shown = model("the cat sat on the mat")
+    assert shown["label"] in LABELS["text-classification"]
+    assert golden
+
+
+def test_the_same_command_again_makes_nothing_anew(finished, tiny_checkpoint, labelled):
+    out, record = finished
+    before = {p.name: p.stat().st_mtime_ns for p in (out / "stages").iterdir()}
+    again = optimize(request(tiny_checkpoint("bert", "text-classification"), labelled, out))
+    assert {p.name: p.stat().st_mtime_ns for p in (out / "stages").iterdir()} == before
+    assert again.winner == record.winner
+    assert again.verdict == record.verdict
+
+
+def test_another_length_measures_again_but_builds_nothing(finished, tiny_checkpoint, labelled):
+    out, _ = finished
+    before = {p.name for p in (out / "stages").iterdir()}
+    optimize(request(tiny_checkpoint("bert", "text-classification"), labelled, out, length=16))
+    new = {p.name.split("-")[0] for p in (out / "stages").iterdir() if p.name not in before}
+    assert "latency" in new
+    assert new <= {"latency", "end", "footprint", "profile", "predictions"}
+
+
+def test_an_impossible_budget_fails_and_still_writes_the_best(tiny_checkpoint, labelled, tmp_path):
+    asked = request(
+        tiny_checkpoint("bert", "text-classification"),
+        labelled,
+        tmp_path / "out",
+        recipe=recipe(tmp_path),
+        budget=Budget(min_speedup=1000.0),
+    )
+    record = optimize(asked)
+    assert record.verdict.outcome is Outcome.FAIL
+    assert exit_code(record.verdict) == 1
+    assert verify_bundle(tmp_path / "out") == []
+    assert "FAIL" in (tmp_path / "out" / "report.html").read_text("utf8")
+
+
+def test_a_device_that_is_not_here_is_unmeasured(tiny_checkpoint, labelled, tmp_path):
+    asked = request(
+        tiny_checkpoint("bert", "text-classification"),
+        labelled,
+        tmp_path / "out",
+        recipe=recipe(tmp_path),
+        target="raspberry-pi-5",
+    )
+    record = optimize(asked)
+    assert record.verdict.outcome is Outcome.UNMEASURED
+    assert exit_code(record.verdict) == 4
+    assert all(trial.latency is None for trial in record.everything)
+    assert any(trial.predicted_ms for trial in record.everything)
+
+
+def test_a_folder_of_other_files_is_refused_before_any_work(tiny_checkpoint, labelled, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    checkpoint = tiny_checkpoint("bert", "text-classification")
+    assert main(["optimize", str(checkpoint), "--data", str(labelled), "--length", "32", "-o", str(tmp_path)]) == 2
+    assert "was not made by fmopt; nothing was touched" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(tiny_checkpoint, labelled, tmp_path):
+    """SIGKILL a run 20 times, then let it finish: the bundle verifies and every graph file is the undisturbed one's."""
+    checkpoint = tiny_checkpoint("bert", "text-classification")
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    words = [str(checkpoint), str(labelled), str(recipe(tmp_path))]
+    script = str(Path(__file__).with_name("killed_runs.py"))
+    root = Path(__file__).resolve().parents[1]
+    got = subprocess.run(
+        [sys.executable, script, *words, str(undisturbed), str(killed), str(KILLS)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert got.returncode == 0, got.stderr[-2000:]
+    assert json.loads(got.stdout.splitlines()[-1]) == {"killed": KILLS, "finished": True}
+    assert verify_bundle(killed) == []
+    graphs = {p.relative_to(undisturbed): p.read_bytes() for p in undisturbed.rglob("*.onnx")}
+    assert len(graphs) >= 3
+    assert {p.relative_to(killed): p.read_bytes() for p in killed.rglob("*.onnx")} == graphs
+
+
+def recipe(folder: Path) -> Path:
+    path = folder / "dynamic.toml"
+    path.write_text('name = "mine"\nruntime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
+    return path
