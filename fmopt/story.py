@@ -277,7 +277,8 @@ def losing_reason(trial: Trial, winner: Trial, limit: float | None) -> str:
     ratio = float(np.median(trial.latency.samples_ms) / np.median(winner.latency.samples_ms))
     if ratio < 1:
         drop = trial.drop.point if trial.drop else float("nan")
-        return f"faster, but accuracy fell by {100 * drop:.2f} pt on validation; half of the allowed {100 * (limit or 0):.2f} pt may be used there"
+        allowed = 100 * (limit or 0)
+        return f"faster, but lost {100 * drop:.2f} pt on validation, where half of the allowed {allowed:.2f} pt may go"
     why = f": {trial.findings[0].text}" if trial.findings else ""
     return f"{ratio:.2f}× as long as {winner.recipe.name}{why}"
 
