@@ -103,6 +103,17 @@ def layer_of_name(name: str) -> str:
     return plain.rsplit("/", 1)[0].strip("/") if "/" in plain else ""
 
 
+def layer_bytes(path: Path) -> dict[str, int]:
+    """Torch module → bytes of its weights as stored in the graph at `path`; "" for those that no module names."""
+    model = read_onnx(path)
+    readers = consumers(model.graph)
+    sizes: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        home = next((layer for node in readers.get(tensor.name, ()) if (layer := layer_of_name(node.name))), "")
+        sizes[home] = sizes.get(home, 0) + numpy_helper.to_array(tensor).nbytes
+    return sizes
+
+
 def precision_of(element_types: Sequence[str]) -> str:
     """The narrowest precision among ONNX element type names that computes: "int8" when any is 8 bit."""
     kinds = set(element_types)

@@ -31,7 +31,7 @@ LEFT_OUT = frozenset(
     }
 )  # fmt: skip
 FEWEST_QUERY_WORDS, FEWEST_DOCUMENT_WORDS = 3, 8
-SHARES = {"calibration": 0.20, "validation": 0.25, "test": 0.55}
+SHARES = {"calibration": 0.20, "validation": 0.35, "test": 0.45}
 FEWEST_PAIRS = 100  # a Python stripped of its docstrings has none
 STATEMENTS = ("body", "handlers", "orelse", "finalbody", "cases")  # where an ast node keeps them
 

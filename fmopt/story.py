@@ -21,6 +21,7 @@ from fmopt.data import load_data
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, PlanError
 from fmopt.evaluate import changed_items
+from fmopt.onnx_graph import layer_bytes
 from fmopt.plan import make_plan
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step, read_recipe
@@ -265,7 +266,8 @@ def explain_losers(run: Run, winner: str, reference: str) -> None:
         findings = explain.why_not_faster(
             profile, against, graph_path=artifact.path, target=run.job.target, threads=run.job.request.threads
         )
-        run.update(name, findings=findings, profile=profile)
+        sizes = layer_bytes(artifact.path) if artifact.path.suffix == ".onnx" else {}
+        run.update(name, findings=findings, profile=profile, layer_bytes=sizes)
         if name != winner and not run.trials[name].reason:
             run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], limit))
 
