@@ -74,7 +74,8 @@ def one_shape(
     medians = {name: bootstrap.median_latency(latency).point for name, latency in timed.items()}
     best = min((name for name in medians if name != "fmopt"), key=lambda name: medians[name])
     gain = bootstrap.speedup(timed[best], timed["fmopt"])
-    print(f"{threads} thread(s), batch {batch}, {length:3} tokens: {best} {medians[best]:8.2f} ms, fmopt {medians['fmopt']:8.2f} ms, "
+    shape = f"{threads} thread(s), batch {batch}, {length:3} tokens"
+    print(f"{shape}: {best} {medians[best]:8.2f} ms, fmopt {medians['fmopt']:8.2f} ms, "
           f"{gain.point:.2f}x ({gain.low:.2f}-{gain.high:.2f})", flush=True)  # fmt: skip
     return {"batch": batch, "length": length, "threads": threads, "reference": best, "median_ms": medians,
             "speedup": gain.model_dump(), "samples_ms": {n: [round(x, 4) for x in ms] for n, ms in samples.items()}}  # fmt: skip
