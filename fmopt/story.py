@@ -214,6 +214,8 @@ def rescue(run: Run, reference: str) -> None:
             return
         if run.job.target.present:
             trials.time_in_turn(run, [reference, chosen, recipe.name])
+            # both of a ratio come from the same rounds; the other variants keep the ratio of their own
+            run.update(chosen, speedup=trials.speedup(run, chosen, reference))
         score(run, recipe.name, reference)
         gained = by_speed(run).index(recipe.name) < by_speed(run).index(chosen)
         if not gained or keeps_accuracy(run, recipe.name, limit):
