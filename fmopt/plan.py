@@ -5,7 +5,7 @@ The plan refuses before work starts, all reasons at once, and never touches weig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -52,18 +52,22 @@ BASELINES = (
 )
 
 
-def quick_candidates() -> tuple[Recipe, ...]:
-    """Everything that needs no training, cheap ones first."""
+def quick_candidates(target: Target) -> tuple[Recipe, ...]:
+    """Everything that needs no training, cheap ones first.
+
+    What OpenVINO leaves in float around INT8 products runs in bf16 where the target has it: a twentieth faster on MiniLM.
+    """
+    islands = {"precision": "bf16"} if "bf16" in target.precisions else {}
     dynamic = Step(use="quantize_dynamic")
     tables, simplify = Step(use="quantize_embeddings"), Step(use="simplify")
     minmax = Step(use="quantize_static", options={"calibrator": "minmax", "smooth": "search"})
     return (
         _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic, simplify),
         _int8("onnxruntime-dynamic-int8-embeddings", "onnxruntime", dynamic, tables, simplify),
-        _int8("openvino-nncf-int8", "openvino", Step(use="quantize_nncf")),
+        _int8("openvino-nncf-int8", "openvino", Step(use="quantize_nncf"), options=islands),
         _int8("onnxruntime-static-int8", "onnxruntime", minmax, simplify),
         _int8("onnxruntime-static-int8-embeddings", "onnxruntime", minmax, tables, simplify),
-        _int8("openvino-static-int8", "openvino", minmax),
+        _int8("openvino-static-int8", "openvino", minmax, options=islands),
         _int8("onnxruntime-own-static-int8", "onnxruntime", Step(use="quantize_static_ort"), simplify),
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
@@ -73,7 +77,7 @@ def quick_candidates() -> tuple[Recipe, ...]:
 
 def make_plan(facts: CheckpointFacts, target: Target, *, effort: Effort, recipe: Recipe | None = None) -> Plan:
     """The plan for a model on a target; PlanError when not a single baseline can run."""
-    asked = (recipe,) if recipe else quick_candidates()
+    asked = (recipe,) if recipe else quick_candidates(target)
     refused: list[Refusal] = []
     baselines = _possible(BASELINES, facts, target, refused)
     if not baselines:
@@ -134,8 +138,8 @@ def _shrink(recipe: Recipe) -> float:
     return {"int8": 1.0, "fp16": 1.2}.get(recipe.precision, 2.0)
 
 
-def _int8(name: str, runtime: str, *steps: Step) -> Recipe:
-    return Recipe(name=name, runtime=runtime, precision="int8", steps=steps)
+def _int8(name: str, runtime: str, *steps: Step, options: Mapping[str, Any] | None = None) -> Recipe:
+    return Recipe(name=name, runtime=runtime, precision="int8", steps=steps, options=dict(options or {}))
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -34,7 +34,9 @@ from fmopt.trials import Job, Request, Run, by_speed, primary
 
 CALIBRATION_ITEMS = 300
 CHANGED_SHOWN = 40
+NEAR = 1.02  # variants this close are one for choosing; both are scored
 GOLDEN_ITEMS = 8
+GROUPS_PER_LAYER = 4  # tensors that feed products in a layer: into q, k, v; into the output; into and out of the FFN
 ISLANDS = (1, 2, 4, 8)  # how many of the most sensitive groups of layers go back to float, one after the other
 
 
@@ -128,7 +130,7 @@ def fastest_baseline(run: Run) -> str:
 
 
 def score_candidates(run: Run, reference: str) -> None:
-    """Score on validation, fastest first."""
+    """Score on validation, fastest first; those that can no longer be chosen, and are no smaller, are not scored."""
     begun = time.monotonic()
     nothing = Estimate(point=0.0, low=0.0, high=0.0)
     baseline = trials.predictions(run, reference, "validation")
@@ -138,10 +140,30 @@ def score_candidates(run: Run, reference: str) -> None:
         drop=nothing,
         speedup=Estimate(point=1.0, low=1.0, high=1.0),
     )
+    limit = drop_limit(run, reference)
+    passed: str | None = None
     for name in by_speed(run):
-        if name != reference:
-            score(run, name, reference)
+        if name == reference:
+            continue
+        if passed is not None and overtaken(run, name, passed):
+            stop_early(run, name, trials.speedup(run, name, reference))
+            continue
+        score(run, name, reference)
+        if passed is None and keeps_accuracy(run, name, limit):
+            passed = name
     run.seconds["validation"] = round(time.monotonic() - begun, 3)
+
+
+def overtaken(run: Run, name: str, passed: str) -> bool:
+    """Whether a variant is certainly slower than one that keeps its accuracy, and no smaller: nobody would choose it."""
+    behind = trials.speedup(run, passed, name)
+    larger = (run.trials[name].size_bytes or 0) >= (run.trials[passed].size_bytes or 0)
+    return larger and behind is not None and behind.low > NEAR
+
+
+def stop_early(run: Run, name: str, speedup: Estimate | None) -> None:
+    """Keep a variant's latency and spend no more on it; a baseline is as measured as it needs to be."""
+    run.update(name, speedup=speedup, status="stopped early" if name in run.job.candidates else "measured")
 
 
 def score(run: Run, name: str, reference: str) -> None:
@@ -149,8 +171,7 @@ def score(run: Run, name: str, reference: str) -> None:
     speedup = trials.speedup(run, name, reference)
     run.update(name, speedup=speedup)
     if speedup is not None and speedup.high < 1:
-        # it cannot win any more, whatever its accuracy
-        run.update(name, status="stopped early" if name in run.job.candidates else "measured")
+        stop_early(run, name, speedup)  # it cannot win any more, whatever its accuracy
         return
     if run.out_of_time():
         run.update(name, status="stopped early", reason="the time limit was reached before it was scored")
@@ -201,6 +222,8 @@ def rescue(run: Run, reference: str) -> None:
         return
     base = run.recipes[names[0]]
     for islands in ISLANDS:
+        if not may_gain(run, base.name, chosen, reference, islands):
+            return
         recipe = base.model_copy(
             update={
                 "name": f"{base.name}-{islands}-float",
@@ -222,6 +245,19 @@ def rescue(run: Run, reference: str) -> None:
             return
 
 
+def may_gain(run: Run, name: str, chosen: str, reference: str, islands: int) -> bool:
+    """Whether `name` with so many groups of layers in float can still be faster than what is chosen already.
+
+    Priced from the two ends: all groups in float take the reference's time, none `name`'s own. True when not timed.
+    """
+    ends = [run.trials[which].latency for which in (name, reference, chosen)]
+    quantized, full, rival = (None if end is None else float(np.median(end.samples_ms)) for end in ends)
+    if quantized is None or full is None or rival is None:
+        return True
+    groups = GROUPS_PER_LAYER * run.job.facts.layers
+    return quantized + islands * (full - quantized) / groups < rival
+
+
 def judge(run: Run, winner: str, reference: str) -> Verdict:
     """The winner on the test split, its footprint and its latency against the budget."""
     begun = time.monotonic()
@@ -237,7 +273,7 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
     present = run.job.target.present
     if present:
         trials.time_end_to_end(run, sorted({reference, winner}))
-        for name in run.artifacts:
+        for name in sorted({reference, winner}):
             trials.footprint(run, name)
     trial = run.trials[winner]
     return gate.judge(

@@ -1,0 +1,40 @@
+"""Which candidates a target gets, and which are refused before any work."""
+
+from __future__ import annotations
+
+import pytest
+
+from fmopt import checkpoint
+from fmopt.plan import make_plan
+from fmopt.probe import load_target
+from fmopt.source import resolve
+
+
+@pytest.fixture(scope="module")
+def facts(tiny_checkpoint):
+    return checkpoint.inspect(resolve(str(tiny_checkpoint("bert", "text-classification"))), "text-classification")
+
+
+def options_of(plan) -> dict[str, str]:
+    return {recipe.name: recipe.options.get("precision", "f32") for recipe in plan.candidates}
+
+
+def test_float_islands_of_int8_run_in_bf16_where_the_target_has_it(facts):
+    plan = make_plan(facts, load_target("x86-amx"), effort="quick")
+    assert options_of(plan)["openvino-nncf-int8"] == options_of(plan)["openvino-static-int8"] == "bf16"
+    without = make_plan(facts, load_target("x86-avx512-vnni"), effort="quick")
+    assert options_of(without)["openvino-nncf-int8"] == options_of(without)["openvino-static-int8"] == "f32"
+
+
+def test_int8_on_openvino_is_refused_without_dot_products(facts):
+    plan = make_plan(facts, load_target("x86-avx2"), effort="quick")
+    assert "openvino-nncf-int8" not in options_of(plan)
+    reason = next(refusal.reason for refusal in plan.refused if refusal.recipe == "openvino-nncf-int8")
+    assert "no VNNI or AMX" in reason
+
+
+def test_estimates_grow_with_what_is_built(facts):
+    quick = make_plan(facts, load_target("x86-amx"), effort="quick").estimates
+    fewer = make_plan(facts, load_target("x86-avx2"), effort="quick").estimates
+    assert quick.minutes > fewer.minutes
+    assert quick.disk_gb >= fewer.disk_gb
