@@ -448,19 +448,26 @@ class OnnxRuntimeRunner:
 
 
 class OpenVinoRunner:
-    """An IR or ONNX graph opened by OpenVINO on the CPU. Option: "precision", "f32" (default) or "bf16"."""
+    """An IR or ONNX graph opened by OpenVINO on the CPU.
+
+    Options: "precision", "f32" (default) or "bf16"; "shape", [batch, tokens] that it is compiled for: other shapes run
+    too, on a second compilation that is made when the first of them comes (a fraction of a second).
+    """
 
     def __init__(self, path: Path, options: Mapping[str, Any], threads: int):
         openvino = _need("openvino", "openvino")
-        properties = {
+        self.path = path
+        self.properties = {
             # Without the hint OpenVINO silently computes in bf16 where the CPU can.
             "INFERENCE_PRECISION_HINT": str(options.get("precision", "f32")),
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(threads),
         }
+        self.shape = tuple(options.get("shape") or ()) or None
+        self.requests: dict[tuple[int, ...] | None, Any] = {}
         try:
-            compiled = openvino.Core().compile_model(str(path), "CPU", properties)
+            compiled = self._request(self.shape).get_compiled_model()
         except Exception as error:
             raise EdgeError(f"OpenVINO {openvino.__version__} cannot open {path}: {_line(error)}") from error
         kinds = {"i64": np.int64, "i32": np.int32}
@@ -470,16 +477,32 @@ class OpenVinoRunner:
         self.outputs = [
             sorted(port.names)[0] if port.names else f"output_{i}" for i, port in enumerate(compiled.outputs)
         ]
-        self.request = compiled.create_infer_request()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; inputs the graph does not take are ignored."""
-        results = self.request.infer(_feed(self.inputs, inputs), share_inputs=True)
+        feed = _feed(self.inputs, inputs)
+        shape = next(iter(feed.values())).shape
+        results = self._request(shape if shape == self.shape else None).infer(feed, share_inputs=True)
         return dict(zip(self.outputs, results.values(), strict=True))
+
+    def _request(self, shape: tuple[int, ...] | None) -> Any:
+        if shape not in self.requests:
+            core = _need("openvino", "openvino").Core()
+            model = read_openvino(self.path, shape)
+            self.requests[shape] = core.compile_model(model, "CPU", self.properties).create_infer_request()
+        return self.requests[shape]
 
     def close(self) -> None:
         """Give back memory and threads."""
-        self.request = None
+        self.requests = {}
+
+
+def read_openvino(path: Path, shape: Sequence[int] | None = None) -> Any:
+    """An openvino.Model of an IR or ONNX file, its inputs [batch, tokens] fixed to `shape` where one is given."""
+    model = _need("openvino", "openvino").Core().read_model(str(path))
+    if shape:
+        model.reshape({port.any_name: list(shape) for port in model.inputs})
+    return model
 
 
 RUNNERS: dict[str, type[OnnxRuntimeRunner] | type[OpenVinoRunner]] = {

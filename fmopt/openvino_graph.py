@@ -1,8 +1,10 @@
-"""Write OpenVINO IR so that the same model always gives the same bytes."""
+"""OpenVINO IR: written so that the same model always gives the same bytes, and read for the size of its layers."""
 
 from __future__ import annotations
 
 import re
+from collections import deque
+from math import prod
 from pathlib import Path
 
 import openvino
@@ -38,3 +40,30 @@ def stable_names(model: openvino.Model) -> None:
             numbers[kind] = numbers.get(kind, 0) + 1
             given[counted] = f"{kind}.{numbers[kind]}"
         op.set_friendly_name(given[counted] + name[len(counted) :])
+
+
+def layer_bytes(path: Path) -> dict[str, int]:
+    """Torch module → bytes of its weights as stored in the IR at `path`; "" for those that no module names."""
+    sizes: dict[str, int] = {}
+    for op in read_ir(path).get_ordered_ops():
+        if op.get_type_name() == "Constant":
+            home = _home(op)
+            bits = op.get_output_element_type(0).bitwidth * prod(op.get_output_shape(0))
+            sizes[home] = sizes.get(home, 0) + bits // 8
+    return sizes
+
+
+def _home(constant: openvino.Node) -> str:
+    """The module of the nearest operator that reads a constant and is named `<torch module>/<operator>`."""
+    waiting, seen = deque([constant]), set()
+    while waiting:
+        op = waiting.popleft()
+        for port in (port for output in op.outputs() for port in output.get_target_inputs()):
+            reader = port.get_node()
+            name = reader.get_friendly_name()
+            if "/" in name:
+                return name.split("/", 1)[0]
+            if name not in seen:
+                seen.add(name)
+                waiting.append(reader)
+    return ""

@@ -75,17 +75,27 @@ def quick_candidates(target: Target) -> tuple[Recipe, ...]:
     )
 
 
-def make_plan(facts: CheckpointFacts, target: Target, *, effort: Effort, recipe: Recipe | None = None) -> Plan:
-    """The plan for a model on a target; PlanError when not a single baseline can run."""
+def make_plan(
+    facts: CheckpointFacts,
+    target: Target,
+    *,
+    effort: Effort,
+    recipe: Recipe | None = None,
+    shape: tuple[int, int] | None = None,
+) -> Plan:
+    """The plan for a model on a target; PlanError when not a single baseline can run.
+
+    `shape` is the batch and length that will be judged, None for the data's own lengths.
+    """
     asked = (recipe,) if recipe else quick_candidates(target)
     refused: list[Refusal] = []
-    baselines = _possible(BASELINES, facts, target, refused)
+    baselines = _possible(compiled_for(shape, BASELINES), facts, target, refused)
     if not baselines:
         raise PlanError(
             f"no full-precision variant of {facts.source.title} can be built for {target.name}: "
             + "; ".join(f"{r.recipe}: {r.reason}" for r in refused)
         )
-    candidates = _possible(asked, facts, target, refused)
+    candidates = _possible(compiled_for(shape, asked), facts, target, refused)
     if recipe and not candidates:
         raise PlanError(f"recipe {recipe.name!r} cannot be used: {refused[-1].reason}")
     return Plan(
@@ -93,6 +103,18 @@ def make_plan(facts: CheckpointFacts, target: Target, *, effort: Effort, recipe:
         candidates=candidates,
         refused=tuple(refused),
         estimates=estimate(facts, (*baselines, *candidates)),
+    )
+
+
+def compiled_for(shape: tuple[int, int] | None, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
+    """The recipes, those on OpenVINO compiled for the judged shape: full precision and INT8 alike, so that it is fair."""
+    if shape is None:
+        return tuple(recipes)
+    return tuple(
+        recipe.model_copy(update={"options": {"shape": list(shape), **recipe.options}})
+        if recipe.runtime == "openvino"
+        else recipe
+        for recipe in recipes
     )
 
 

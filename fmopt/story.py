@@ -21,7 +21,6 @@ from fmopt.data import load_data
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, PlanError
 from fmopt.evaluate import changed_items
-from fmopt.onnx_graph import layer_bytes
 from fmopt.plan import make_plan
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step, read_recipe
@@ -59,7 +58,9 @@ def prepare(request: Request) -> Job:
     target = probe.load_target(request.target)
     data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
     recipe = read_recipe(request.recipe) if request.recipe else None
-    return Job(request, facts, task, target, data, make_plan(facts, target, effort=request.effort, recipe=recipe))
+    shape = None if request.length is None else (request.batch, request.length)
+    plan = make_plan(facts, target, effort=request.effort, recipe=recipe, shape=shape)
+    return Job(request, facts, task, target, data, plan)
 
 
 def optimize(request: Request, progress: Progress | None = None) -> Record:
@@ -304,8 +305,7 @@ def explain_losers(run: Run, winner: str, reference: str) -> None:
         findings = explain.why_not_faster(
             profile, against, graph_path=artifact.path, target=run.job.target, threads=run.job.request.threads
         )
-        sizes = layer_bytes(artifact.path) if artifact.path.suffix == ".onnx" else {}
-        run.update(name, findings=findings, profile=profile, layer_bytes=sizes)
+        run.update(name, findings=findings, profile=profile, layer_bytes=trials.layer_bytes(artifact))
         if name != winner and not run.trials[name].reason:
             run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], limit))
 

@@ -346,6 +346,15 @@ def profile(run: Run, name: str) -> list[OpTime]:
     return [OpTime(**op) for op in run.store.value("profile", key, make)]
 
 
+def layer_bytes(artifact: Artifact) -> dict[str, int]:
+    """Torch module → bytes of its weights in the artifact's file; empty for a runtime that runs the checkpoint itself."""
+    from fmopt import onnx_graph, openvino_graph
+
+    readers = {".onnx": onnx_graph.layer_bytes, ".xml": openvino_graph.layer_bytes}
+    read = readers.get(artifact.path.suffix)
+    return read(artifact.path) if read else {}
+
+
 def speedup(run: Run, name: str, reference: str) -> Estimate | None:
     """How many times faster than the reference, with its interval; None when either was not timed."""
     ours, theirs = run.trials[name].latency, run.trials[reference].latency

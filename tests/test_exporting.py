@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
-from fmopt import edge, exporting
+from fmopt import edge, exporting, onnx_graph, openvino_graph
 from fmopt.errors import ParityError
 from fmopt.model import TorchModel
 from tests.conftest import FAMILIES, TinyCheckpoint
@@ -58,6 +59,19 @@ def test_the_same_model_gives_the_same_bytes_whatever_the_example(tiny_checkpoin
     a, b = (exporting.convert_openvino(graph, tmp_path / f"ir{i}").path for i, graph in enumerate((one, two)))
     assert a.read_bytes() == b.read_bytes()
     assert a.with_suffix(".bin").read_bytes() == b.with_suffix(".bin").read_bytes()
+
+
+def test_weights_are_counted_where_torch_has_them_in_both_formats(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
+    model = model_of(tiny_checkpoint("bert"))
+    graph = exporting.export_onnx(model, padded(model, 2), tmp_path)
+    ir = exporting.convert_openvino(graph, tmp_path / "ir")
+    linears = {name: module for name, module in model.net.named_modules() if isinstance(module, torch.nn.Linear)}
+    layers = {name: module for name, module in linears.items() if name.startswith("encoder.")}
+    assert len(layers) == 12
+    for sizes in (onnx_graph.layer_bytes(graph.path), openvino_graph.layer_bytes(ir.path)):
+        for name, module in layers.items():
+            bias = 4 * module.out_features  # biases that are alike, all zeros here, are stored once
+            assert 4 * module.weight.numel() <= sizes[name] <= 4 * module.weight.numel() + bias + 64, name
 
 
 def test_nodes_are_named_after_modules_and_axes_after_their_meaning(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):

@@ -33,6 +33,14 @@ def test_int8_on_openvino_is_refused_without_dot_products(facts):
     assert "no VNNI or AMX" in reason
 
 
+def test_openvino_is_compiled_for_the_judged_shape_baselines_too(facts):
+    plan = make_plan(facts, load_target("x86-amx"), effort="quick", shape=(1, 64))
+    for recipe in (*plan.baselines, *plan.candidates):
+        assert recipe.options.get("shape") == ([1, 64] if recipe.runtime == "openvino" else None)
+    without = make_plan(facts, load_target("x86-amx"), effort="quick")
+    assert not any("shape" in recipe.options for recipe in (*without.baselines, *without.candidates))
+
+
 def test_estimates_grow_with_what_is_built(facts):
     quick = make_plan(facts, load_target("x86-amx"), effort="quick").estimates
     fewer = make_plan(facts, load_target("x86-avx2"), effort="quick").estimates

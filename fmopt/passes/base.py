@@ -26,8 +26,6 @@ class Context:
     memory_cap_bytes: int = 1 << 30  # for calibration statistics
     scratch: Path | None = None  # a folder for what two candidates share (calibration statistics)
     progress: Callable[[str], None] = lambda text: None
-    # mean distance of a torch network's predictions to the baseline's on validation items, smaller is better
-    torch_distance: Callable[[TorchModel], float] | None = None
 
 
 @runtime_checkable

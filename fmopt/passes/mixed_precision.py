@@ -80,7 +80,7 @@ PASS = MixedPrecision
 def sensitivity(model: TorchModel, quantize: QuantizeStatic, ctx: Context) -> list[Sensitivity]:
     """Every group's damage and cost, the most worth keeping in float first; the model stays as it is.
 
-    Damage is `ctx.torch_distance` where the context has one, else 1 − the mean cosine of the network's outputs.
+    Damage is the mean relative squared error of the network's outputs to what they were in float.
     """
     from fmopt.calibrate import statistics
 
@@ -126,15 +126,12 @@ def _measured(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ct
 
 def _distance(model: TorchModel, ctx: Context) -> Callable[[], float]:
     """How far the network is now from what it was when this was called."""
-    if ctx.torch_distance is not None:
-        measure = ctx.torch_distance
-        return lambda: measure(model)
     items = [item for item, _ in zip(ctx.calibration(), range(JUDGED_ITEMS), strict=False)]
     wanted = _outputs(model, items)
 
     def now() -> float:
         got = _outputs(model, items)
-        return sum(1 - _cosine(a, b) for a, b in zip(got, wanted, strict=True)) / len(wanted)
+        return sum(_error(a, b) for a, b in zip(got, wanted, strict=True)) / len(wanted)
 
     return now
 
@@ -146,7 +143,9 @@ def _outputs(model: TorchModel, items: Sequence[Inputs]) -> list[Any]:
     return [value for item in items for value in torch_outputs(model.net, item, names).values()]
 
 
-def _cosine(a: Any, b: Any) -> float:
+def _error(got: Any, wanted: Any) -> float:
+    """‖got − wanted‖² / ‖wanted‖²; a difference of cosines this small would drown in the rounding of float32."""
     import numpy as np
 
-    return float(np.vdot(a, b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+    difference, wanted = np.subtract(got, wanted, dtype=np.float64), np.asarray(wanted, np.float64)
+    return float(np.vdot(difference, difference) / max(float(np.vdot(wanted, wanted)), 1e-24))

@@ -61,6 +61,19 @@ def test_openvino_stores_weights_in_half(graph, tmp_path):
     assert cosine(runtime.open(half, 1).run(item)["last_hidden_state"], run(graph.path, item)) > 0.999
 
 
+def test_openvino_compiled_for_a_shape_runs_at_every_shape(graph, tmp_path):
+    runtime = lookup.find("runtimes", "openvino")
+    free = runtime.open(runtime.build(graph, {}, tmp_path / "free"), threads=1)
+    fixed = runtime.open(runtime.build(graph, {"shape": [1, 9]}, tmp_path / "fixed"), threads=1)
+    for tokens in (9, 5, 9):
+        given = {"input_ids": np.arange(1, 1 + tokens, dtype=np.int64)[None]}
+        np.testing.assert_allclose(
+            fixed.run(given)["last_hidden_state"], free.run(given)["last_hidden_state"], atol=1e-5
+        )
+    assert set(fixed.requests) == {(1, 9), None}
+    assert set(free.requests) == {None}
+
+
 def test_openvino_builds_from_its_own_graphs_too(graph, tmp_path):
     runtime = lookup.find("runtimes", "openvino")
     first = runtime.build(graph, {}, tmp_path / "a")
@@ -122,6 +135,7 @@ def test_torch_profile_holds_products(checkpoint, tmp_path):
 @pytest.mark.parametrize(("name", "options", "said"), [
     ("torch", {"dtype": "bf16"}, "test-cpu does not compute in bf16"),
     ("openvino", {"precision": "bf16"}, "test-cpu does not compute in bf16"),
+    ("openvino", {"shape": [0, 9]}, "openvino option 'shape' is [0, 9]; it is [batch, tokens], for example [1, 128]"),
     ("openvino", {"precision": "f33"}, "openvino has no precision 'f33'; did you mean 'f32'?"),
     ("torch", {"dtype": "fp23"}, "torch has no dtype 'fp23'; did you mean 'fp32'?"),
     ("onnxruntime", {"provider": ["x"]}, "onnxruntime has no option 'provider'; did you mean 'providers'?"),
