@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -72,6 +73,7 @@ class Torch:
         runner = TorchRunner(artifact, threads)
         for _ in range(WARM_UP_RUNS):
             runner.run(inputs)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # its library reports every start and stop on stderr
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             for _ in range(PROFILED_RUNS):
                 runner.run(inputs)
