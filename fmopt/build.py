@@ -16,12 +16,14 @@ import numpy as np
 from fmopt import checkpoint, exporting, lookup
 from fmopt.edge import Preprocessor
 from fmopt.errors import FmoptError, PassError
-from fmopt.model import Artifact, CheckpointFacts, Graph, TorchModel
+from fmopt.examples import Example, known_examples
+from fmopt.model import Artifact, CheckpointFacts, Graph, TorchModel, file_digest
 from fmopt.passes.base import Context, Inputs
 from fmopt.probe import versions
 from fmopt.progress import Progress
 from fmopt.recipe import Recipe, Step
 from fmopt.results import Parity
+from fmopt.source import resolve
 from fmopt.store import Store
 from fmopt.target import Target
 from fmopt.tasks.base import Raw
@@ -47,6 +49,7 @@ class Workshop:
     seed: int
     memory_cap_bytes: int
     progress: Progress
+    train: Sequence[Mapping[str, Any]] = ()  # rows of the train split, for passes that train
 
     def artifact(self, recipe: Recipe) -> Artifact:
         """The files of a recipe, made now or found finished."""
@@ -91,6 +94,8 @@ class Workshop:
             memory_cap_bytes=self.memory_cap_bytes,
             scratch=self.store.root,
             progress=self.progress.say,
+            examples=self._examples,
+            teacher=self._teacher,
         )
 
     def parity(self, steps: Sequence[Step]) -> Parity:
@@ -111,6 +116,7 @@ class Workshop:
         }
         if steps:
             key |= {"calibration": self.calibration_digest, "seed": self.seed, "int8_dot": self.target.int8_dot}
+            key |= digests_named(steps)
 
         def make(folder: Path) -> None:
             model = checkpoint.load(self.facts)
@@ -143,6 +149,7 @@ class Workshop:
             "calibration": self.calibration_digest,
             "seed": self.seed,
             "int8_dot": self.target.int8_dot,
+            **digests_named([step]),
             **tool_versions(),
         }
 
@@ -158,6 +165,15 @@ class Workshop:
         for raw in self.calibration:
             yield dict(self.preprocessor.encode([raw]).inputs)
 
+    def _examples(self) -> Sequence[Example]:
+        items = lookup.find("tasks", self.facts.task).items(self.train, self.facts)
+        return known_examples(self.preprocessor, self.facts, items, self.train)
+
+    def _teacher(self, asked: str | None) -> TorchModel:
+        """The baseline, or the checkpoint that `asked` names."""
+        facts = self.facts if asked is None else checkpoint.inspect(resolve(asked), self.facts.task)
+        return checkpoint.load(facts)
+
     def _example(self) -> dict[str, np.ndarray]:
         """Two real items of different length: a padded batch, so that the mask is exported with its meaning."""
         texts = sorted(self.calibration, key=lambda raw: len(str(raw)))
@@ -172,6 +188,17 @@ def guarded(step: Step, work: Any, made: Any = None) -> Any:
         raise
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise PassError(f"{step} broke: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}") from error
+
+
+def digests_named(steps: Sequence[Step]) -> dict[str, list[str]]:
+    """Digests of the files and checkpoint folders that options name: a stage depends on what they hold."""
+    found: dict[str, list[str]] = {}
+    for value in (value for step in steps for value in step.options.values() if isinstance(value, str) and value):
+        path = Path(value)
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+        if files:
+            found[f"digest of {value}"] = [file_digest(file) for file in files]
+    return found
 
 
 def graph_key(graph: Graph) -> str:

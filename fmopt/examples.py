@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from fmopt.edge import Batch, Preprocessor
 from fmopt.errors import ConfigError, DataError
 from fmopt.model import CheckpointFacts
-from fmopt.tasks.base import Item
+from fmopt.tasks.base import Item, Raw
 
 IGNORED = -100  # torch's cross entropy skips this label
 
@@ -49,14 +50,55 @@ def training_examples(
     }
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
+    make: Callable[..., Example] = makers[facts.task]
+    if _several(facts):
+        make = partial(_classes_example, len(facts.pipeline["labels"]))
     found = []
     for item in items:
         if item.label is None and facts.task != "question-answering":
             raise DataError(f"train row {item.row + 1} has no label; fine-tuning needs one in every row")
         batch = preprocessor.encode([item.raw])
         for window, example in enumerate(_inputs(batch)):
-            found.append(example | makers[facts.task](batch, window, item, rows[item.row]))
+            found.append(example | make(batch, window, item, rows[item.row]))
     return found
+
+
+def known_examples(
+    preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
+) -> list[Example]:
+    """Unpadded examples of items made from `rows`, labelled where they can be, each text without a label once."""
+    told = [
+        item for item in items
+        if facts.task != "sentence-embedding" and (item.label is not None or facts.task == "question-answering")
+    ]  # fmt: skip
+    seen = {id(item) for item in told}
+    rest = {repr(item.raw): item.raw for item in items if id(item) not in seen}
+    labelled = training_examples(preprocessor, facts, told, rows) if told else []
+    return labelled + unlabelled_examples(preprocessor, facts, list(rest.values()))
+
+
+def unlabelled_examples(preprocessor: Preprocessor, facts: CheckpointFacts, raws: Sequence[Raw]) -> list[Example]:
+    """Unpadded examples of texts without labels: where labels would be is IGNORED, or NaN where they are numbers."""
+    inputs = (example for raw in raws for example in _inputs(preprocessor.encode([raw])))
+    return [example | _no_label(facts, len(example["input_ids"])) for example in inputs]
+
+
+def _no_label(facts: CheckpointFacts, tokens: int) -> Example:
+    """What stands in for the label of an example of so many tokens, in the shape that labels of the task have."""
+    if facts.task == "sentence-embedding":
+        return {}
+    if facts.task == "question-answering":
+        return {"start_positions": np.int64(IGNORED), "end_positions": np.int64(IGNORED)}
+    if facts.task == "token-classification":
+        return {"labels": np.full(tokens, IGNORED, dtype=np.int64)}
+    if _several(facts):
+        return {"labels": np.full(len(facts.pipeline["labels"]), np.nan, dtype=np.float32)}
+    return {"labels": np.float32(np.nan) if facts.task == "text-regression" else np.int64(IGNORED)}
+
+
+def _several(facts: CheckpointFacts) -> bool:
+    """Whether a text can have any number of labels."""
+    return facts.task == "text-classification" and bool(facts.pipeline.get("multi_label"))
 
 
 def _inputs(batch: Batch) -> list[Example]:
@@ -67,6 +109,13 @@ def _inputs(batch: Batch) -> list[Example]:
 
 def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     return {"labels": np.int64(item.label)}
+
+
+def _classes_example(classes: int, batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """Yes (1) or no (0) for each of so many classes."""
+    labels = np.zeros(classes, dtype=np.float32)
+    labels[item.label] = 1
+    return {"labels": labels}
 
 
 def _number_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:

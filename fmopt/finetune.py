@@ -19,25 +19,23 @@ from typing import Any
 
 import torch
 import transformers
-from torch.nn.utils.rnn import pad_sequence
 
 from fmopt import checkpoint
 from fmopt.data import Dataset
-from fmopt.edge import Preprocessor, isa_features
+from fmopt.edge import Preprocessor
 from fmopt.errors import CheckpointError, DataError
 from fmopt.evaluate import predict
-from fmopt.examples import IGNORED, Example, label_names, training_examples
+from fmopt.examples import label_names, training_examples
 from fmopt.metrics import METRICS
 from fmopt.model import CheckpointFacts, quiet
 from fmopt.progress import Progress, Silent
 from fmopt.store import disk_errors, own_folder
 from fmopt.tasks.base import Item, Task
 from fmopt.tokenizer import SLOW_FILES, TOKENIZER
+from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint
 
 RECORD, TRAINING = "finetune.json", ".training"
 EVAL_BATCH = 32
-WARMUP = 0.06  # share of the steps, as RoBERTa's fine-tuning (Liu et al., 2019)
-WEIGHT_DECAY = 0.01
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
                    *SLOW_FILES)  # fmt: skip
 
@@ -57,7 +55,7 @@ def finetune(
     cannot train the task, ConfigError for a task that this does not train, StoreError for an `out` that is not ours.
     """
     facts = _facts_with_labels(facts, data, task, labels)
-    bf16 = _has_bf16() if bf16 is None else bf16
+    bf16 = has_bf16() if bf16 is None else bf16
     settings = {
         "base": facts.source.title, "base_digest": facts.digest, "task": task.name, "data": data.name,
         "data_digest": data.digest, "labels": list(facts.pipeline["labels"]), "epochs": epochs,
@@ -107,15 +105,12 @@ def _facts_with_labels(
 
 
 def _work_folder(out: Path, settings: dict[str, Any]) -> Path:
-    """`out`/.training for these settings; what other settings, or a killed save, left there is removed."""
+    """`out`/.training for these settings; what other settings left there is removed."""
     work = out / TRAINING
     if _written(work / "settings.json") != settings:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         (work / "settings.json").write_text(json.dumps(settings))
-    for folder in work.glob("checkpoint-*"):
-        if not (folder / "trainer_state.json").is_file():  # the Trainer writes it last
-            shutil.rmtree(folder)
     return work
 
 
@@ -138,15 +133,15 @@ def _train(job: _Job) -> _Trainer:
     )  # fmt: skip
     trainer = _Trainer(
         model=net, args=arguments, train_dataset=examples, eval_dataset=examples[:1],
-        data_collator=_Collator(dict(job.facts.pipeline["padding"])),
+        data_collator=Collator(dict(job.facts.pipeline["padding"])),
         callbacks=[transformers.EarlyStoppingCallback(settings["patience"]), _Watch(job)],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     rows = job.data.splits["validation"]
     trainer.judge = _Judge(job, job.task.items(rows, job.facts))
-    last = sorted(job.work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    last = last_checkpoint(job.work)
     with quiet(transformers.utils.logging):
-        trainer.train(resume_from_checkpoint=str(last[-1]) if last else None)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     job.progress.stop()
     return trainer
 
@@ -247,24 +242,6 @@ class _Watch(transformers.TrainerCallback):
         self.job.progress.say(f"epoch {state.epoch:.2f}: {kwargs['metrics']['eval_value']:.4f} on validation")
 
 
-@dataclass(frozen=True)
-class _Collator:
-    """Examples → one padded batch; what the loss must not see is IGNORED."""
-
-    padding: dict[str, Any]
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        fills = {"input_ids": self.padding["id"], "token_type_ids": self.padding["type_id"], "attention_mask": 0,
-                 "labels": IGNORED}  # fmt: skip
-        columns = {name: [torch.as_tensor(example[name]) for example in examples] for name in examples[0]}
-        side = self.padding["side"]
-        return {
-            name: torch.stack(parts) if parts[0].ndim == 0
-            else pad_sequence(parts, batch_first=True, padding_value=fills[name], padding_side=side)
-            for name, parts in columns.items()
-        }  # fmt: skip
-
-
 def _publish(job: _Job, trainer: _Trainer, out: Path) -> None:
     """Write the checkpoint beside the training files, move it into `out`, the record last; then forget the training."""
     final = job.work / "final"
@@ -290,13 +267,6 @@ def _publish(job: _Job, trainer: _Trainer, out: Path) -> None:
     (job.work / RECORD).write_text(json.dumps(record, indent=1))
     (job.work / RECORD).replace(out / RECORD)
     shutil.rmtree(job.work)
-
-
-def _has_bf16() -> bool:
-    """Whether this machine multiplies bfloat16 natively; emulated, it is slower than float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(isa_features()))
 
 
 def _written(path: Path) -> dict[str, Any]:

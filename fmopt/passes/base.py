@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from fmopt.examples import Example
 from fmopt.model import CheckpointFacts, Graph, TorchModel
 from fmopt.target import Target
 
@@ -26,6 +27,8 @@ class Context:
     memory_cap_bytes: int = 1 << 30  # for calibration statistics
     scratch: Path | None = None  # a folder for what two candidates share (calibration statistics)
     progress: Callable[[str], None] = lambda text: None
+    examples: Callable[[], Sequence[Example]] = tuple  # the train split, encoded, with labels where its rows have them
+    teacher: Callable[[str | None], TorchModel] | None = None  # the baseline, or the checkpoint named, loaded anew
 
 
 @runtime_checkable

@@ -1,0 +1,401 @@
+"""Train a student network on what a teacher network makes of the same texts.
+
+The student keeps its shape; what pruning cost is won back. Trains by transformers' Trainer. Saves lie under a key of
+everything that training depends on, so that a killed run, asked for again, goes on at its last save, and a finished one
+is not done twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from fmopt import distillation_losses as losses
+from fmopt.edge import Preprocessor
+from fmopt.errors import PassError
+from fmopt.examples import Example, unlabelled_examples
+from fmopt.families.base import Family
+from fmopt.model import CheckpointFacts, TorchModel, quiet
+from fmopt.passes.base import Context
+from fmopt.tasks.base import Raw
+from fmopt.tokenizer import TOKENIZER
+from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint
+
+if TYPE_CHECKING:
+    from fmopt.passes.distill import Distill
+
+LABELS = ("labels", "start_positions", "end_positions")
+LABELLED = {"task": 0.2, "logits": 1.0, "hidden": 1.0, "relations": 0.0}
+EMBEDDING = {"cosine": 1.0, "similarity": 1.0, "hidden": 1.0, "relations": 0.0}
+POOL = 50  # batches' worth of examples sorted by length at a time, as the Trainer's own grouping
+MATCHED_ITEMS = 16  # examples that student and teacher layers are matched on
+TOLD_S = 20.0  # seconds between two lines of progress
+FINISHED, RECORD = "student.safetensors", "distill.json"
+_VERSION = 1  # of what is trained how
+
+
+def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
+    """`model` trained in place; see `passes/distill.py` for the options. PassError for data or a teacher that do not fit.
+
+    The losses per step are written to distill.json in the scratch folder, beside the trained weights.
+    """
+    if ctx.teacher is None:
+        raise PassError("distill: there is no teacher here; run it from a recipe of `fmopt optimize`")
+    teacher = ctx.teacher(options.teacher)
+    _require_fit(teacher.facts, model.facts)
+    examples = [*ctx.examples(), *_unlabelled(options.unlabelled, model.facts)]
+    if len(examples) < 2:
+        raise PassError("distill: there are no texts to train on; give data with a train split, or `unlabelled`")
+    bf16 = has_bf16() if options.bf16 is None else options.bf16
+    with _work_folder(_key(model, teacher.facts, examples, options, bf16, ctx.seed), ctx.scratch) as work:
+        if not (work / FINISHED).is_file():
+            _train(model, teacher, examples, options, bf16, work, ctx)
+        load_model(model.net, work / FINISHED)
+    model.net.eval()
+    return model.after(f"distill({options.teacher or 'baseline'})")
+
+
+# ------------------------------------------------------------------------------------------------ what it starts from
+
+
+def _require_fit(teacher: CheckpointFacts, student: CheckpointFacts) -> None:
+    """PassError unless both make the same kind of outputs of the same token ids."""
+    if teacher.digest == student.digest:
+        return
+    ours, theirs = (
+        Preprocessor(facts.folder / TOKENIZER, dict(facts.pipeline)).tokenizer.get_vocab()
+        for facts in (student, teacher)
+    )
+    same = ("task", "labels", "multi_label", "pooling")
+    wrong = [name for name in same if teacher.pipeline.get(name) != student.pipeline.get(name)]
+    wrong += ["vocabulary"] if ours != theirs else []
+    if wrong:
+        raise PassError(
+            f"distill: the teacher {teacher.source.title} has another {' and '.join(wrong)} than the student; "
+            "choose a teacher trained on the same labels with the same tokenizer"
+        )
+
+
+def _unlabelled(path: str | None, facts: CheckpointFacts) -> list[Example]:
+    """Examples of a text file, one text a line; a tab in a line parts the two texts of a pair."""
+    if path is None:
+        return []
+    try:
+        lines = [line.strip() for line in Path(path).read_text("utf8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PassError(f"distill: the unlabelled texts {path} cannot be read ({error}); give UTF-8 text") from error
+    preprocessor = Preprocessor(facts.folder / TOKENIZER, dict(facts.pipeline))
+    return unlabelled_examples(preprocessor, facts, [_raw(line, facts.task, path) for line in lines])
+
+
+def _raw(line: str, task: str, path: str) -> Raw:
+    if task == "token-classification":
+        return line.split()
+    first, tab, second = line.partition("\t")
+    if tab:
+        return first, second
+    if task == "question-answering":
+        raise PassError(f"distill: {path} has a line without a tab; write question, tab, context")
+    return line
+
+
+def _key(
+    model: TorchModel, teacher: CheckpointFacts, examples: Sequence[Example], options: Distill, bf16: bool, seed: int
+) -> str:
+    """sha256 over all that the trained weights depend on."""
+    chosen = {**asdict(options), "save_minutes": None, "unlabelled": None, "bf16": bf16}
+    total = hashlib.sha256(repr((_VERSION, chosen, teacher.digest, model.facts.digest, seed)).encode())
+    for name, tensor in model.net.state_dict().items():
+        total.update(f"{name}:{tuple(tensor.shape)}".encode() + tensor.detach().numpy().tobytes())
+    for example in examples:
+        for name in sorted(example):
+            total.update(name.encode() + np.asarray(example[name]).tobytes())
+    return total.hexdigest()
+
+
+@contextmanager
+def _work_folder(key: str, scratch: Path | None) -> Iterator[Path]:
+    """The folder of this very training; without a scratch folder one that is gone afterwards."""
+    if scratch is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        work = scratch / f"distill-{key[:16]}"
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def _train(
+    model: TorchModel, teacher: TorchModel, examples: Sequence[Example], options: Distill, bf16: bool, work: Path,
+    ctx: Context,
+) -> None:  # fmt: skip
+    """Train and write the student's weights to `work`, whole or not at all."""
+    transformers.set_seed(ctx.seed)  # before the projection gets its random weights
+    cuda = torch.cuda.is_available()
+    collate = Collator(dict(model.facts.pipeline["padding"]))
+    lesson = _lesson(model, teacher, options, collate(examples[:MATCHED_ITEMS]))
+    schedule = _Schedule(examples, options.batch_size, options.epochs, ctx.seed)
+    watch = _Watch(options, ctx)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(work), num_train_epochs=1, learning_rate=options.learning_rate, warmup_steps=WARMUP,
+        weight_decay=WEIGHT_DECAY, per_device_train_batch_size=schedule.batch_size,
+        gradient_accumulation_steps=options.accumulation, train_sampling_strategy="sequential", seed=ctx.seed,
+        bf16=bf16, use_cpu=not cuda, dataloader_pin_memory=cuda, remove_unused_columns=False, save_strategy="no",
+        save_total_limit=1, logging_strategy="steps", logging_steps=max(1, schedule.steps(options.accumulation) // 50),
+        disable_tqdm=True, report_to="none",
+    )  # fmt: skip
+    trainer = _Trainer(
+        model=lesson.student, args=arguments, train_dataset=schedule, data_collator=collate, callbacks=[watch]
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.lesson = lesson
+    lesson.teacher.to(arguments.device)
+    last = last_checkpoint(work)
+    with quiet(transformers.utils.logging):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    net = model.net.cpu()
+    net.zero_grad(set_to_none=True)
+    if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):
+        raise PassError(f"distill: training diverged; give a learning_rate below {options.learning_rate}")
+    record = {
+        "losses": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
+        "steps": trainer.state.global_step, "stopped": "time limit" if watch.out_of_time else "",
+        "weights": dict(lesson.weights), "layers": lesson.layers,
+    }  # fmt: skip
+    (work / RECORD).write_text(json.dumps(record, indent=1))
+    save_model(net, str(work / "part"))
+    (work / "part").replace(work / FINISHED)
+    for folder in work.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+
+
+class _Schedule(torch.utils.data.Dataset[Example]):
+    """Examples of all epochs in the order of training, so that a resumed run needs no generator to find its place.
+
+    Each epoch is shuffled, sorted by length within pools, cut into batches, and these are shuffled again. What does not
+    fill a batch is left out of that epoch.
+    """
+
+    def __init__(self, examples: Sequence[Example], batch_size: int, epochs: float, seed: int) -> None:
+        self.examples, self.batch_size = examples, min(batch_size, len(examples))
+        lengths = np.array([len(example["input_ids"]) for example in examples])
+        rng = np.random.default_rng(seed)
+        per_epoch = len(examples) // self.batch_size
+        epoch_orders = [self._epoch(lengths, per_epoch, rng) for _ in range(math.ceil(epochs))]
+        self.order = np.concatenate(epoch_orders)[: math.ceil(epochs * per_epoch)].reshape(-1)
+
+    def _epoch(self, lengths: np.ndarray, batches: int, rng: np.random.Generator) -> np.ndarray:
+        shuffled = rng.permutation(len(lengths))[: batches * self.batch_size]
+        pool = POOL * self.batch_size
+        parts = [shuffled[start : start + pool] for start in range(0, len(shuffled), pool)]
+        ordered = np.concatenate([part[np.argsort(-lengths[part], kind="stable")] for part in parts])
+        return rng.permutation(ordered.reshape(batches, self.batch_size))
+
+    def steps(self, accumulation: int) -> int:
+        """Optimizer steps."""
+        return math.ceil(len(self) / self.batch_size / accumulation)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> Example:
+        return self.examples[self.order[place]]
+
+
+class _Trainer(transformers.Trainer):
+    """A Trainer whose loss is the distance of student to teacher."""
+
+    lesson: _Lesson
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The weighted sum; the signature is the Trainer's."""
+        labels = {name: inputs.pop(name) for name in LABELS if name in inputs}
+        with torch.no_grad(), self.accelerator.autocast():
+            wanted = self.lesson.teacher(inputs)
+        return self.lesson.loss(model(inputs), wanted, inputs["attention_mask"].bool(), labels)
+
+
+class _Watch(transformers.TrainerCallback):
+    """Saves every few minutes, tells how far training is, and ends it when its time is over."""
+
+    def __init__(self, options: Distill, ctx: Context) -> None:
+        self.options, self.ctx = options, ctx
+        self.begun = self.saved = self.told = time.monotonic()
+        self.first, self.out_of_time = 0, False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.first = state.global_step
+        on = f", going on at step {self.first}" if self.first else ""
+        self.ctx.progress(f"distilling: {state.max_steps} steps{on}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = time.monotonic()
+        if now - self.saved >= 60 * self.options.save_minutes:
+            self.saved, control.should_save = now, True
+        if now - self.told >= TOLD_S:
+            self.told = now
+            left = (now - self.begun) / (state.global_step - self.first) * (state.max_steps - state.global_step)
+            self.ctx.progress(f"distilling: step {state.global_step} of {state.max_steps}, {left / 60:.1f} min left")
+        limit = self.options.time_limit_s
+        if limit is not None and now - self.begun > limit:
+            self.out_of_time = control.should_training_stop = True
+
+
+# ------------------------------------------------------------------------------------------------ what is compared
+
+
+class _View(nn.Module):
+    """A network, and what the losses see of it: its outputs, the states of some layers, some projections."""
+
+    def __init__(self, net: nn.Module, outputs: Sequence[str], layers: Sequence[int], projection: nn.Module) -> None:
+        super().__init__()
+        self.net, self.outputs, self.layers, self.projection = net, outputs, layers, projection
+        self.related: tuple[str, ...] = ()  # modules whose outputs are queries, keys and values, or all three
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Tensors by what they are; states of the layers are [B, n, w] of the teacher's width."""
+        caught: dict[str, torch.Tensor] = {}
+        handles = [
+            self.net.get_submodule(name).register_forward_hook(
+                lambda module, given, out, name=name: caught.__setitem__(name, out)
+            )
+            for name in self.related
+        ]
+        try:
+            found = self.net(**inputs, output_hidden_states=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        outputs = [getattr(found, name).float() for name in self.outputs]
+        parts = [caught[name] for name in self.related]
+        parts = list(parts[0].chunk(3, dim=-1)) if len(parts) == 1 else parts
+        return {
+            "outputs": outputs,
+            "hidden": [self.projection(found.hidden_states[layer + 1]).float() for layer in self.layers],
+            "last": self.projection(outputs[0]).float() if self.outputs == ["last_hidden_state"] else None,
+            "relations": [part.float() for part in parts],
+        }
+
+
+class _Lesson:
+    """Student, teacher, and how much each loss between them counts."""
+
+    def __init__(
+        self, student: _View, teacher: _View, facts: CheckpointFacts, weights: Mapping[str, float], temperature: float
+    ) -> None:
+        self.student, self.teacher, self.weights = student, teacher, weights
+        self.pipeline, self.temperature, self.heads = facts.pipeline, temperature, 1
+        several = bool(facts.pipeline.get("multi_label"))
+        self.kind = "several" if several else "number" if facts.task == "text-regression" else "classes"
+
+    @property
+    def layers(self) -> list[list[int]]:
+        """Pairs of a student layer and the teacher layer it learns from."""
+        return [list(pair) for pair in zip(self.student.layers, self.teacher.layers, strict=True)]
+
+    def loss(self, got: Any, wanted: Any, mask: torch.Tensor, labels: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The weighted sum for one batch; `mask` is bool [B, n]."""
+        terms = {name: weight for name, weight in self.weights.items() if weight}
+        return torch.stack([w * self._term(name, got, wanted, mask, labels) for name, w in terms.items()]).sum()
+
+    def _term(self, name: str, got: Any, wanted: Any, mask: torch.Tensor, labels: Any) -> torch.Tensor:
+        if name == "hidden":
+            return losses.hidden_loss(got["hidden"], wanted["hidden"], mask)
+        if name == "relations":
+            return losses.relation_loss(got["relations"], wanted["relations"], mask, self.heads)
+        if name == "cosine":
+            return losses.cosine_loss(self._vectors(got["last"], mask), self._vectors(wanted["last"], mask))
+        if name == "similarity":  # of the student's own vectors, unprojected: those are compared with one another later
+            ours, theirs = (self._vectors(seen["outputs"][0], mask) for seen in (got, wanted))
+            return losses.similarity_loss(ours, theirs)
+        answers, wished = (self._answers(seen["outputs"], mask) for seen in (got, wanted))
+        if name == "task":
+            return losses.task_loss(answers, labels)
+        if self.pipeline["task"] == "token-classification":
+            answers, wished = ([logits[mask] for logits in part] for part in (answers, wished))
+        return losses.logit_loss(answers, wished, self.temperature, self.kind)
+
+    def _vectors(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return losses.pooled(states, mask, self.pipeline.get("pooling", "mean"))
+
+    def _answers(self, outputs: list[torch.Tensor], mask: torch.Tensor) -> list[torch.Tensor]:
+        """Logits, those of padding out of reach where tokens compete (question answering)."""
+        if self.pipeline["task"] != "question-answering":
+            return outputs
+        return [logits.masked_fill(~mask, losses.FAR_BELOW) for logits in outputs]
+
+
+def _lesson(model: TorchModel, teacher: TorchModel, options: Distill, batch: dict[str, torch.Tensor]) -> _Lesson:
+    """Which layers learn from which, through what, and how much each loss counts; `batch` is one of real items."""
+    inputs = {name: value for name, value in batch.items() if name not in LABELS}
+    outputs = list(model.facts.pipeline["outputs"])
+    states, taught_states = (_all_layers(part.net, inputs) for part in (model, teacher))
+    widths = [states[0].shape[-1], taught_states[0].shape[-1]]
+    projection = nn.Identity() if widths[0] == widths[1] else nn.Linear(widths[0], widths[1])
+    matched = losses.matched_layers(states, taught_states, inputs["attention_mask"].bool())
+    student = _View(model.net, outputs, range(len(states)), projection)
+    taught = _View(teacher.net.requires_grad_(False), outputs, matched, nn.Identity())
+    names = [_last_projections(part.net, part.family) for part in (model, teacher)]
+    weights = _weights(options, model.facts, widths[0] == widths[1], related=all(names))
+    lesson = _Lesson(student, taught, model.facts, weights, options.temperature)
+    if weights["relations"]:
+        student.related, taught.related = names
+        lesson.heads = _relation_heads(student, taught, inputs)
+    return lesson
+
+
+def _all_layers(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The states [B, n, w] after every layer."""
+    with torch.no_grad():
+        states = net(**inputs, output_hidden_states=True).hidden_states
+    return [state.float() for state in states[1:]]
+
+
+def _last_projections(net: nn.Module, family: Family | None) -> tuple[str, ...]:
+    """The projections of the last layer that has heads: query, key and value, or the one that makes all three."""
+    blocks = [layer.attention for layer in family.layers(net) if layer.attention.heads] if family else []
+    return tuple(dict.fromkeys((blocks[-1].query, blocks[-1].key, blocks[-1].value))) if blocks else ()
+
+
+def _weights(options: Distill, facts: CheckpointFacts, same_width: bool, related: bool) -> dict[str, float]:
+    """How much each loss counts: the task's defaults, then what the options say. PassError for what cannot be compared.
+
+    Where widths differ, relations say more than states seen through a random projection, if there are layers to relate.
+    """
+    found = dict(EMBEDDING if facts.task == "sentence-embedding" else LABELLED)
+    if related and not same_width:
+        found |= {"hidden": 0.0, "relations": 1.0}
+    unknown = [name for name in options.weights if name not in found]
+    if unknown:
+        raise PassError(f"distill: {facts.task} has no loss {unknown[0]!r}; it has {', '.join(found)}")
+    found |= options.weights
+    if found["relations"] and not related:
+        raise PassError(f"distill: relations need known attention blocks, and {facts.model_type} has none; give hidden")
+    if not any(found.values()):
+        raise PassError("distill: all weights are 0, so there is nothing to learn; leave one above 0")
+    return found
+
+
+def _relation_heads(student: _View, teacher: _View, inputs: Mapping[str, torch.Tensor]) -> int:
+    """Relation heads that both widths can be cut into: the teacher's attention heads, or fewer."""
+    with torch.no_grad():
+        widths = [part.shape[-1] for view in (student, teacher) for part in view(inputs)["relations"]]
+    return losses.relation_heads(widths, int(teacher.net.config.num_attention_heads))  # type: ignore[union-attr,arg-type]

@@ -1,0 +1,69 @@
+"""Win back what pruning cost: train the network on what the unpruned one, or a larger one, makes of the same texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from fmopt.errors import ConfigError
+from fmopt.lookup import did_you_mean
+from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.passes.base import Context
+from fmopt.target import Target
+
+LOSSES = ("task", "logits", "hidden", "relations", "cosine", "similarity")
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Train the network on the train split, taught by the baseline or by the checkpoint folder `teacher`.
+
+    `weights` says how much each loss counts; without it each task has sensible ones:
+    task        distance to the labels (cross entropy, squared error)
+    logits      KL divergence from the teacher's, softened by `temperature` (Hinton et al., 2015)
+    hidden      every token's states after every layer (CoFi, Xia et al., 2022), projected where widths differ
+    relations   among queries, keys and values (MiniLM, Wang et al., 2020), the default where widths differ
+    cosine      of text vectors to the teacher's; similarity: of the texts of a batch to each other (embedding models)
+
+    `unlabelled` is a text file that adds texts, one a line (a tab parts a pair). `accumulation` batches make one step.
+    `bf16` None takes bfloat16 where the device multiplies it natively. It stops after `time_limit_s` with what it has,
+    and saves every `save_minutes`, so that a killed run goes on from there.
+    """
+
+    stage: ClassVar[Literal["torch"]] = "torch"
+
+    teacher: str | None = None
+    epochs: float = 3.0
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    accumulation: int = 1
+    temperature: float = 2.0
+    weights: Mapping[str, float] = field(default_factory=dict)
+    unlabelled: str | None = None
+    bf16: bool | None = None
+    time_limit_s: float | None = None
+    save_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "accumulation", "temperature"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"Distill.{name} is {getattr(self, name)}; it is above 0")
+        for name, weight in self.weights.items():
+            if name not in LOSSES:
+                raise ConfigError(f"Distill.weights has no loss {name!r}{did_you_mean(name, LOSSES)}")
+            if weight < 0:
+                raise ConfigError(f"Distill.weights[{name!r}] is {weight}; it is 0 or more")
+
+    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+        """Every text encoder can be trained."""
+        return None
+
+    def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
+        """Train in place. PassError when there is nothing to train on, or the teacher does not fit."""
+        from fmopt.distillation import distill
+
+        return distill(model, self, ctx)
+
+
+PASS = Distill

@@ -1,0 +1,53 @@
+"""What every training shares: batches padded as production pads them, the precision, the last whole save of a killed run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from fmopt.edge import isa_features
+from fmopt.examples import IGNORED, Example
+
+WARMUP = 0.06  # share of the steps, as RoBERTa's fine-tuning (Liu et al., 2019)
+WEIGHT_DECAY = 0.01
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Examples → one padded batch; what the loss must not see is IGNORED."""
+
+    padding: dict[str, Any]
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Tensors of [B] or [B, tokens] by name."""
+        fills = {"input_ids": self.padding["id"], "token_type_ids": self.padding["type_id"], "attention_mask": 0,
+                 "labels": IGNORED}  # fmt: skip
+        columns = {name: [torch.as_tensor(example[name]) for example in examples] for name in examples[0]}
+        side = self.padding["side"]
+        return {
+            name: torch.stack(parts) if parts[0].ndim == 0
+            else pad_sequence(parts, batch_first=True, padding_value=fills[name], padding_side=side)
+            for name, parts in columns.items()
+        }  # fmt: skip
+
+
+def has_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 natively; emulated, it is slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(isa_features()))
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest of the Trainer's saves in `work`, None without one; what a killed save left there is removed."""
+    saves = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for folder in saves:
+        if not (folder / "trainer_state.json").is_file():  # the Trainer writes it last
+            shutil.rmtree(folder)
+    return next((folder for folder in reversed(saves) if folder.is_dir()), None)
