@@ -27,7 +27,7 @@ from fmopt.errors import (
 )
 
 if TYPE_CHECKING:
-    from fmopt.api import benchmark, evaluate, export, optimize
+    from fmopt.api import benchmark, evaluate, export, load_model, optimize
     from fmopt.bundle import load
     from fmopt.gate import Budget
     from fmopt.record import Record
@@ -51,6 +51,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "load_model",
     "optimize",
 ]
 
@@ -62,6 +63,7 @@ _HOMES = {
     "evaluate": "fmopt.api",
     "export": "fmopt.api",
     "load": "fmopt.bundle",
+    "load_model": "fmopt.api",
     "optimize": "fmopt.api",
 }
 

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt import bundle as bundles
 from fmopt import checkpoint, lookup, measure, probe
@@ -29,6 +29,9 @@ from fmopt.store import Store, disk_errors, own_folder
 from fmopt.story import optimize as run_optimize
 from fmopt.story import prepare
 from fmopt.trials import Request
+
+if TYPE_CHECKING:
+    import torch
 
 
 def optimize(
@@ -225,6 +228,14 @@ def load(bundle: str | Path, threads: int | None = None) -> Any:
     return bundles.load(Path(bundle), threads)
 
 
+def load_model(model: str | Path, *, task: str | None = None) -> torch.nn.Module:
+    """The network of a checkpoint, pruned or not: a transformers model in eval mode, to train further or to save.
+
+    `fmopt.structure.save_checkpoint` writes one that was pruned; its own `save_pretrained` leaves structure.json out.
+    """
+    return checkpoint.load(checkpoint.inspect(resolve(str(model)), task)).net
+
+
 def benchmark(
     models: Sequence[str | Path],
     *,
@@ -410,4 +421,14 @@ def kind_items(raws: Sequence[Any]) -> list[Any]:
     return [Item(row=number, raw=raw) for number, raw in enumerate(raws)]
 
 
-__all__ = ["CheckpointError", "CheckpointFacts", "benchmark", "evaluate", "export", "load", "optimize", "plan"]
+__all__ = [
+    "CheckpointError",
+    "CheckpointFacts",
+    "benchmark",
+    "evaluate",
+    "export",
+    "load",
+    "load_model",
+    "optimize",
+    "plan",
+]

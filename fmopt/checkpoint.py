@@ -20,8 +20,9 @@ from typing import Any
 from fmopt import lookup
 from fmopt.errors import CheckpointError
 from fmopt.families.base import find_family
-from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest, load_network
+from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
 from fmopt.source import known_models
+from fmopt.structure import STRUCTURE, load_network, read_structure
 from fmopt.tasks.base import Task
 from fmopt.tokenizer import TOKENIZER, convert_tokenizer, has_slow_tokenizer, read_tokenizer
 from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_weights
@@ -54,6 +55,7 @@ def inspect(
     raw = _read_config(source.folder)
     source = replace(source, folder=_prepared(source.folder, allow_pickle))
     weights = read_weights(source.folder)
+    read_structure(source.folder)  # a record that cannot be read is refused before any work
     config = _auto_config(source.folder, raw)
     architecture = str((raw.get("architectures") or [""])[0])
     head = _Head(architecture, frozenset(weights.shapes), is_regression(raw), len(config.id2label or {}))
@@ -324,7 +326,7 @@ def _prepared(folder: Path, allow_pickle: bool) -> Path:
 
 def _digest(folder: Path, home: Path, weights: tuple[Path, ...]) -> str:
     """sha256 over the files that decide what the checkpoint computes."""
-    names = ("config.json", TOKENIZER, "tokenizer_config.json")
+    names = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json")
     sentence = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
     paths = [*(folder / name for name in names), *(home / name for name in sentence), *weights]
     total = hashlib.sha256()

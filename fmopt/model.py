@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,12 +126,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def load_network(folder: Path, auto_class: str, dtype: str = "fp32") -> torch.nn.Module:
+def load_network(
+    folder: Path, auto_class: str, dtype: str = "fp32", *, rebuild: Callable[[torch.nn.Module], None] | None = None
+) -> torch.nn.Module:
     """The network of a checkpoint folder in eval mode, loaded without network access, pickle or remote code.
 
     `auto_class` is a transformers class name ("AutoModelForTokenClassification"); `dtype` is fp32, fp16 or bf16. A
     plain encoder ("AutoModel") comes without its pooler where the class allows that, so that `last_hidden_state` is its
     only output. Weights that the checkpoint lacks are a CheckpointError: a random head would give random answers.
+    `rebuild` changes the shapes of the empty network, in place, before weights are loaded.
     """
     import torch
     import transformers
@@ -143,10 +146,11 @@ def load_network(folder: Path, auto_class: str, dtype: str = "fp32") -> torch.nn
     if type(config) not in mapping:
         raise CheckpointError(f"{folder}: transformers has no {auto_class} for model_type {config.model_type!r}")
     # The pooler is left out by this class argument, which AutoModel passes on only when we name it.
-    known = inspect.signature(mapping[type(config)].__init__).parameters
+    kind: Any = mapping[type(config)]
+    known = inspect.signature(kind.__init__).parameters
     options = {"add_pooling_layer": False} if auto_class == "AutoModel" and "add_pooling_layer" in known else {}
     with quiet(transformers.utils.logging):
-        net, found = loader.from_pretrained(
+        net, found = (loader if rebuild is None else _rebuilding(kind, rebuild)).from_pretrained(
             folder, config=config, dtype=dtypes[dtype], local_files_only=True, trust_remote_code=False,
             use_safetensors=True, output_loading_info=True, **options,
         )  # fmt: skip
@@ -156,7 +160,19 @@ def load_network(folder: Path, auto_class: str, dtype: str = "fp32") -> torch.nn
             f"{folder} has no fitting weights for {len(first)} tensors of {type(net).__name__} "
             f"({', '.join(first[:3])}); train the head first: fmopt finetune"
         )
+    if rebuild is not None:
+        net.__class__ = kind
     return net.eval()
+
+
+def _rebuilding(kind: Any, rebuild: Callable[[torch.nn.Module], None]) -> Any:
+    """The class `kind`, except that a new network of it is passed to `rebuild`: from_pretrained then fills that."""
+
+    def __init__(self: Any, config: Any, **options: Any) -> None:  # noqa: N807
+        kind.__init__(self, config, **options)
+        rebuild(self)
+
+    return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
 
 
 @contextmanager

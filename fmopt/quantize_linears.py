@@ -81,6 +81,8 @@ def fold_value_smoothing(model: TorchModel) -> tuple[str, ...]:
     done: list[str] = []
     for layer in model.family.layers(model.net) if model.family else ():
         block = layer.attention
+        if not block.heads:
+            continue
         output, value = model.net.get_submodule(block.output), model.net.get_submodule(block.value)
         if block.fused or not isinstance(output, QuantizedLinear) or output.smoothing is None:
             continue

@@ -47,7 +47,7 @@ def open_torch(request: dict[str, Any]) -> Any:
     """A call of the checkpoint's network."""
     import torch
 
-    from fmopt.model import load_network
+    from fmopt.structure import load_network
 
     torch.set_num_threads(request["threads"])
     options = request["options"]

@@ -16,6 +16,7 @@ class Albert:
 
     name = "albert"
     model_types: tuple[str, ...] = ("albert",)
+    uncuttable: str | None = "its layers share one set of weights: what one loses, all lose"
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""
@@ -29,13 +30,7 @@ class Albert:
 
     @staticmethod
     def _layer(net: torch.nn.Module, name: str) -> Layer:
-        attention = attention_block(
-            net,
-            f"{name}.attention.query",
-            f"{name}.attention.key",
-            f"{name}.attention.value",
-            f"{name}.attention.dense",
-        )
+        attention = attention_block(net, f"{name}.attention", ("query", "key", "value"), f"{name}.attention.dense")
         narrow = f"{name}.ffn_output"
         return Layer(name, attention, FeedForward((f"{name}.ffn",), narrow, columns(net, narrow)))
 

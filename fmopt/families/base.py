@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Dotted names of one self-attention: projections and how many heads."""
+    """Dotted names of one self-attention: projections and how many heads.
+
+    With its heads pruned away (`heads` 0) the network has no query, key and value any more.
+    """
 
     query: str
     key: str
@@ -24,6 +27,9 @@ class AttentionBlock:
     heads: int
     head_dim: int
     fused: bool = False  # True: query == key == value, one projection makes all three
+    module: str = ""  # turns hidden states into (result, weights); `output` may lie inside or come after
+    positions: tuple[str, ...] = ()  # further projections with one block of rows per head
+    bias_argument: int | None = None  # which argument of `module` is a bias [B, heads, n, n] shared by all layers
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Family(Protocol):
 
     name: str
     model_types: tuple[str, ...]
+    uncuttable: str | None  # why its layers cannot be cut one by one; None when they can
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order. A module shared by all layers (ALBERT) is listed once."""
@@ -99,11 +106,20 @@ def columns(net: torch.nn.Module, name: str) -> int:
     return int(net.get_submodule(name).in_features)  # type: ignore[arg-type]
 
 
-def attention_block(net: torch.nn.Module, query: str, key: str, value: str, output: str) -> AttentionBlock:
-    """The block of these projections; heads are counted from its width, which pruning may have changed."""
+def attention_block(
+    net: torch.nn.Module, module: str, names: tuple[str, str, str], output: str, *,
+    positions: tuple[str, ...] = (), bias_argument: int | None = None,
+) -> AttentionBlock:  # fmt: skip
+    """The block of `module` with projections `names` (query, key, value) inside it.
+
+    Heads are counted from the width, which pruning may have changed.
+    """
     head_dim = size_of_head(net)
-    heads = columns(net, output) // head_dim
-    return AttentionBlock(query, key, value, output, heads=heads, head_dim=head_dim, fused=query == key)
+    query, key, value = (f"{module}.{name}" for name in names)
+    return AttentionBlock(
+        query, key, value, output, heads=columns(net, output) // head_dim, head_dim=head_dim, fused=query == key,
+        module=module, positions=positions, bias_argument=bias_argument,
+    )  # fmt: skip
 
 
 def size_of_head(net: torch.nn.Module) -> int:

@@ -16,6 +16,7 @@ class Bert:
 
     name = "bert"
     model_types: tuple[str, ...] = ("bert", "roberta", "xlm-roberta", "electra", "camembert")
+    uncuttable: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""
@@ -28,11 +29,7 @@ class Bert:
     @staticmethod
     def _layer(net: torch.nn.Module, name: str) -> Layer:
         attention = attention_block(
-            net,
-            f"{name}.attention.self.query",
-            f"{name}.attention.self.key",
-            f"{name}.attention.self.value",
-            f"{name}.attention.output.dense",
+            net, f"{name}.attention.self", ("query", "key", "value"), f"{name}.attention.output.dense"
         )
         narrow = f"{name}.output.dense"
         return Layer(name, attention, FeedForward((f"{name}.intermediate.dense",), narrow, columns(net, narrow)))

@@ -16,6 +16,7 @@ class DebertaV2:
 
     name = "deberta-v2"
     model_types: tuple[str, ...] = ("deberta-v2",)
+    uncuttable: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""
@@ -29,10 +30,10 @@ class DebertaV2:
     def _layer(net: torch.nn.Module, name: str) -> Layer:
         attention = attention_block(
             net,
-            f"{name}.attention.self.query_proj",
-            f"{name}.attention.self.key_proj",
-            f"{name}.attention.self.value_proj",
+            f"{name}.attention.self",
+            ("query_proj", "key_proj", "value_proj"),
             f"{name}.attention.output.dense",
+            positions=tuple(f"{name}.attention.self.{part}" for part in ("pos_key_proj", "pos_query_proj")),
         )
         narrow = f"{name}.output.dense"
         return Layer(name, attention, FeedForward((f"{name}.intermediate.dense",), narrow, columns(net, narrow)))

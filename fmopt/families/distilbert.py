@@ -16,6 +16,7 @@ class DistilBert:
 
     name = "distilbert"
     model_types: tuple[str, ...] = ("distilbert",)
+    uncuttable: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""
@@ -27,13 +28,7 @@ class DistilBert:
 
     @staticmethod
     def _layer(net: torch.nn.Module, name: str) -> Layer:
-        attention = attention_block(
-            net,
-            f"{name}.attention.q_lin",
-            f"{name}.attention.k_lin",
-            f"{name}.attention.v_lin",
-            f"{name}.attention.out_lin",
-        )
+        attention = attention_block(net, f"{name}.attention", ("q_lin", "k_lin", "v_lin"), f"{name}.attention.out_lin")
         narrow = f"{name}.ffn.lin2"
         return Layer(name, attention, FeedForward((f"{name}.ffn.lin1",), narrow, columns(net, narrow)))
 

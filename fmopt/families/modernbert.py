@@ -16,6 +16,7 @@ class ModernBert:
 
     name = "modernbert"
     model_types: tuple[str, ...] = ("modernbert",)
+    uncuttable: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""
@@ -27,8 +28,8 @@ class ModernBert:
 
     @staticmethod
     def _layer(net: torch.nn.Module, name: str) -> Layer:
-        qkv, narrow = f"{name}.attn.Wqkv", f"{name}.mlp.Wo"
-        attention = attention_block(net, qkv, qkv, qkv, f"{name}.attn.Wo")
+        narrow = f"{name}.mlp.Wo"
+        attention = attention_block(net, f"{name}.attn", ("Wqkv", "Wqkv", "Wqkv"), f"{name}.attn.Wo")
         return Layer(name, attention, FeedForward((f"{name}.mlp.Wi",), narrow, columns(net, narrow)))
 
 

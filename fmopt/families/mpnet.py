@@ -16,6 +16,7 @@ class MPNet:
 
     name = "mpnet"
     model_types: tuple[str, ...] = ("mpnet",)
+    uncuttable: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""
@@ -28,11 +29,7 @@ class MPNet:
     @staticmethod
     def _layer(net: torch.nn.Module, name: str) -> Layer:
         attention = attention_block(
-            net,
-            f"{name}.attention.attn.q",
-            f"{name}.attention.attn.k",
-            f"{name}.attention.attn.v",
-            f"{name}.attention.attn.o",
+            net, f"{name}.attention.attn", ("q", "k", "v"), f"{name}.attention.attn.o", bias_argument=2
         )
         narrow = f"{name}.output.dense"
         return Layer(name, attention, FeedForward((f"{name}.intermediate.dense",), narrow, columns(net, narrow)))

@@ -13,9 +13,10 @@ import numpy as np
 
 from fmopt.errors import PassError
 from fmopt.lookup import did_you_mean
-from fmopt.model import Artifact, CheckpointFacts, Graph, load_network
+from fmopt.model import Artifact, CheckpointFacts, Graph
 from fmopt.results import OpTime
 from fmopt.runtimes.base import Runner
+from fmopt.structure import load_network
 from fmopt.target import Target
 
 if TYPE_CHECKING:

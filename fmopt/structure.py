@@ -1,0 +1,134 @@
+"""The widths of a pruned network as a record beside its weights, and how a network is rebuilt by it.
+
+A pruned checkpoint is a folder in Hugging Face format whose config.json describes the network as it was trained;
+`structure.json` says what is left of each layer.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from fmopt import model as models
+from fmopt.errors import CheckpointError
+from fmopt.families.base import Family, find_family
+from fmopt.model import TorchModel
+from fmopt.results import Frozen
+
+if TYPE_CHECKING:
+    import torch
+
+STRUCTURE = "structure.json"
+POOLING_MODES = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
+OURS = ("config.json", "modules.json", "sentence_bert_config.json", STRUCTURE)  # written anew, not copied
+
+
+class LayerWidths(Frozen):
+    """What is left of one layer."""
+
+    heads: tuple[int, ...]  # their numbers in the network as it was trained; empty: no attention
+    ffn: int = Field(ge=0)  # neurons left; 0: no FFN
+
+
+class Structure(Frozen):
+    """What is left of every layer, in order."""
+
+    version: Literal[1] = 1
+    layers: tuple[LayerWidths, ...]
+
+
+def structure_of(net: torch.nn.Module, family: Family) -> Structure:
+    """The record of a network."""
+    from fmopt.cutting import kept_heads
+
+    return Structure(
+        layers=tuple(
+            LayerWidths(heads=kept_heads(net, layer.attention), ffn=layer.ffn.width) for layer in family.layers(net)
+        )
+    )
+
+
+def apply_structure(net: torch.nn.Module, structure: Structure) -> None:
+    """Give an uncut network the shapes of `structure`, in place; which neurons' weights stay is of no meaning.
+
+    CheckpointError when the record is not of this network.
+    """
+    from fmopt.cutting import cut_layer
+
+    family = find_family(str(net.config.model_type))  # type: ignore[union-attr]
+    layers: Sequence[Any] = family.layers(net) if family else ()
+    if len(layers) != len(structure.layers):
+        raise CheckpointError(f"{STRUCTURE} describes {len(structure.layers)} layers and the network has {len(layers)}")
+    for layer, left in zip(layers, structure.layers, strict=True):
+        if not set(left.heads) <= set(range(layer.attention.heads)) or left.ffn > layer.ffn.width:
+            raise CheckpointError(f"{STRUCTURE} wants more heads or neurons than {layer.name} has; get the file again")
+        cut_layer(net, layer, left.heads, range(left.ffn))
+
+
+def read_structure(folder: Path) -> Structure | None:
+    """The record of a checkpoint folder; None for one that is not pruned. CheckpointError when it cannot be read."""
+    path = folder / STRUCTURE
+    if not path.is_file():
+        return None
+    try:
+        return Structure.model_validate_json(path.read_text("utf8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CheckpointError(f"{path} cannot be used ({where}: {first['msg']}); a newer fmopt may read it") from error
+
+
+def load_network(folder: Path, auto_class: str, dtype: str = "fp32") -> torch.nn.Module:
+    """`model.load_network`, for pruned checkpoints too."""
+    structure = read_structure(folder)
+    if structure is None:
+        return models.load_network(folder, auto_class, dtype)
+    return models.load_network(folder, auto_class, dtype, rebuild=lambda net: apply_structure(net, structure))
+
+
+def save_checkpoint(model: TorchModel, out: Path) -> Path:
+    """Write `model` as a checkpoint folder: weights, config.json, structure.json where layers are known, tokenizer.
+
+    What sentence-transformers reads (pooling, normalization, length) is written from the pipeline. Returns `out`.
+    """
+    import transformers
+
+    out.mkdir(parents=True, exist_ok=True)
+    net: Any = model.net
+    with models.quiet(transformers.utils.logging):
+        net.save_pretrained(out)
+    if model.family is not None and not model.family.uncuttable:
+        (out / STRUCTURE).write_text(structure_of(net, model.family).model_dump_json(indent=1))
+    for path in sorted(model.facts.folder.iterdir()):
+        text = path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
+        if path.is_file() and text and path.name not in OURS:
+            shutil.copy(path, out / path.name)
+    if model.facts.task == "sentence-embedding":
+        _write_sentence_files(model, out)
+    return out
+
+
+def _write_sentence_files(model: TorchModel, out: Path) -> None:
+    pipeline = model.facts.pipeline
+    kinds = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        *([("2_Normalize", "Normalize")] if pipeline["normalize"] else []),
+    ]
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(kinds)
+    ]
+    modes = {mode: pooling == pipeline["pooling"] for pooling, mode in POOLING_MODES.items()}
+    (out / "1_Pooling").mkdir(exist_ok=True)
+    for name, facts in (
+        ("modules.json", modules),
+        ("1_Pooling/config.json", {"word_embedding_dimension": model.facts.hidden_size, **modes}),
+        ("sentence_bert_config.json", {"max_seq_length": pipeline["max_length"], "do_lower_case": False}),
+    ):
+        (out / name).write_text(json.dumps(facts, indent=1))
