@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from fmopt.calibrators import Calibrator
 from fmopt.errors import ConfigError, PassError
 from fmopt.model import CheckpointFacts, TorchModel
-from fmopt.passes.base import Context, Inputs
+from fmopt.passes.base import Context
 from fmopt.passes.quantize_static import QuantizeStatic
 from fmopt.target import Target
 
@@ -104,9 +103,10 @@ def _ranked(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ctx:
 
 
 def _measured(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ctx: Context) -> list[Sensitivity]:
+    from fmopt.output_distance import distance_from_now
     from fmopt.quantize_linears import quantized_linears, replace_module
 
-    distance = _distance(model, ctx)
+    distance = distance_from_now(model, ctx, JUDGED_ITEMS)
     groups = quantized_linears(model, found, quantize.scheme(ctx.target), quantize.keep_float)
     products = [sum(made.in_features * made.out_features for made in group.values()) for group in groups]
     result = []
@@ -122,30 +122,3 @@ def _measured(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ct
                 replace_module(model.net, name, module)
         result.append(Sensitivity(tuple(group), damage, product / sum(products)))
     return result
-
-
-def _distance(model: TorchModel, ctx: Context) -> Callable[[], float]:
-    """How far the network is now from what it was when this was called."""
-    items = [item for item, _ in zip(ctx.calibration(), range(JUDGED_ITEMS), strict=False)]
-    wanted = _outputs(model, items)
-
-    def now() -> float:
-        got = _outputs(model, items)
-        return sum(_error(a, b) for a, b in zip(got, wanted, strict=True)) / len(wanted)
-
-    return now
-
-
-def _outputs(model: TorchModel, items: Sequence[Inputs]) -> list[Any]:
-    from fmopt.exporting import torch_outputs
-
-    names = model.facts.pipeline["outputs"]
-    return [value for item in items for value in torch_outputs(model.net, item, names).values()]
-
-
-def _error(got: Any, wanted: Any) -> float:
-    """‖got − wanted‖² / ‖wanted‖²; a difference of cosines this small would drown in the rounding of float32."""
-    import numpy as np
-
-    difference, wanted = np.subtract(got, wanted, dtype=np.float64), np.asarray(wanted, np.float64)
-    return float(np.vdot(difference, difference) / max(float(np.vdot(wanted, wanted)), 1e-24))

@@ -1,0 +1,103 @@
+"""Drop whole layers, chosen by what their absence does to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from fmopt.errors import ConfigError, PassError
+from fmopt.families.base import find_family
+from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.passes.base import Context
+from fmopt.target import Target
+
+JUDGED_ITEMS = 32  # calibration items that a layer's effect is measured on
+
+
+@dataclass(frozen=True)
+class DropLayers:
+    """Drop `count` layers, one after the other: each time the one without which the outputs change least.
+
+    Effects are measured on calibration items, without labels, on the network as it is after the layers already gone
+    (greedy; ShortGPT, Men et al., 2024, ranks once). The configuration says then how many layers there are, so that the
+    network saves and loads like any other.
+    """
+
+    stage: ClassVar[Literal["torch"]] = "torch"
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"DropLayers.count is {self.count}; at least 1 layer is dropped")
+
+    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+        """Layers must be known, each its own, and one must stay."""
+        family = find_family(facts.model_type)
+        if family is None:
+            return f"fmopt does not know where the layers of {facts.model_type} are"
+        if family.uncuttable:
+            return f"{facts.model_type} cannot lose a layer: {family.uncuttable}"
+        if self.count >= facts.layers:
+            return f"there are {facts.layers} layers and at least one stays, so {self.count} cannot be dropped"
+        return None
+
+    def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
+        """Measure and drop, in place. PassError without calibration items, or when no layer would stay."""
+        from fmopt.cutting import drop_layers, require_cuttable
+        from fmopt.output_distance import distance_from_now
+
+        if next(ctx.calibration(), None) is None:
+            raise PassError("drop_layers: there are no calibration items to measure on; give data")
+        distance = distance_from_now(model, ctx, JUDGED_ITEMS)
+        kept = list(range(len(require_cuttable(model).layers(model.net))))
+        dropped = []
+        for _ in range(self.count):
+            ctx.progress(f"measuring what each of {len(kept)} layers does")
+            found = effects(model, distance)
+            least = min(found, key=found.__getitem__)
+            drop_layers(model, [least])
+            dropped.append(kept.pop(least))
+            ctx.progress(f"dropped layer {dropped[-1]}: the outputs moved by {found[least]:.3g} (squared, relative)")
+        return model.after(f"drop_layers({', '.join(str(number) for number in sorted(dropped))})")
+
+
+def effects(model: TorchModel, distance: Callable[[], float]) -> dict[int, float]:
+    """What `distance` is without each layer, by its number, where it can be dropped; the network stays as it is."""
+    from fmopt.cutting import drop_layers, require_cuttable
+
+    found, reason = {}, ""
+    for number in range(len(require_cuttable(model).layers(model.net))):
+        with _restored(model):
+            try:
+                drop_layers(model, [number])
+            except PassError as error:  # the last one left, or a first layer of its own kind
+                reason = str(error)
+            else:
+                found[number] = distance()
+    if not found:
+        raise PassError(f"drop_layers: {reason}")
+    return found
+
+
+@contextmanager
+def _restored(model: TorchModel) -> Iterator[None]:
+    """Put layers and configuration back in the end."""
+    from fmopt.cutting import require_cuttable
+    from fmopt.quantize_linears import replace_module
+
+    net: Any = model.net
+    home = require_cuttable(model).layers(net)[0].name.rpartition(".")[0]
+    layers, count, types = net.get_submodule(home), net.config.num_hidden_layers, getattr(net.config, "layer_types", 0)
+    try:
+        yield
+    finally:
+        replace_module(net, home, layers)
+        net.config.num_hidden_layers = count
+        if types:
+            net.config.layer_types = types
+
+
+PASS = DropLayers
