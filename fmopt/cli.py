@@ -160,9 +160,7 @@ def export(
             progress=progress,
         )
     facts = json.loads((folder / "fmopt.json").read_text())
-    answer(
-        facts, as_json, lambda: print(f"{folder} holds {facts['artifact']['file']}; try: python {folder}/run.py verify")
-    )
+    answer(facts, as_json, lambda: print(f"{folder} holds {facts['model_file']}; try: python {folder}/run.py verify"))
 
 
 @app.command()
@@ -347,7 +345,7 @@ def targets_probe(
 
 
 @app.command()
-def report(output: Annotated[Path, typer.Argument(help="Folder of an optimization.")]) -> None:
+def report(output: Annotated[Path, typer.Argument(help="Folder of an optimization.")], as_json: Json = False) -> None:
     """Draw the report again from its record."""
     from fmopt.record import Record
     from fmopt.report import write_markdown, write_report
@@ -355,7 +353,8 @@ def report(output: Annotated[Path, typer.Argument(help="Folder of an optimizatio
     record = Record.load(record_path(output))
     folder = output if output.is_dir() else output.parent
     write_markdown(record, folder / "report.md")
-    print(write_report(record, folder / "report.html"))
+    page = write_report(record, folder / "report.html")
+    answer({"html": str(page), "markdown": str(folder / "report.md")}, as_json, lambda: print(page))
 
 
 @app.command()

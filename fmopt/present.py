@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from fmopt import wording
 from fmopt.compare import Comparison, render_text, trial_table, verdict_panel
@@ -23,7 +23,8 @@ from fmopt.record import Record
 from fmopt.results import Latency
 from fmopt.target import Target
 
-out = Console(highlight=False)
+# A file or a pipe has no width to fit into; a table cut at 80 columns would lose names there.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
 
 class LiveProgress:
@@ -154,7 +155,7 @@ def facts(found: CheckpointFacts) -> None:
 
 def targets(known: Sequence[Target]) -> None:
     """One line per target."""
-    table = Table("target", "device", "cores", "memory", "GB/s", "precisions", "runtimes")
+    table = Table(Column("target", no_wrap=True), "device", "cores", "memory", "GB/s", "precisions", "runtimes")
     for target in known:
         table.add_row(
             target.name,

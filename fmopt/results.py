@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 
 class Frozen(BaseModel):
@@ -84,6 +84,13 @@ class Verdict(Frozen):
 
     checks: list[Check] = Field(default_factory=list)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_outcome(cls, data: Any) -> Any:
+        # It is written for those who read the JSON, and found from the checks again.
+        return {name: value for name, value in data.items() if name != "outcome"} if isinstance(data, dict) else data
+
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def outcome(self) -> Outcome:
         """FAIL beats UNMEASURED beats UNDECIDED beats PASS."""
