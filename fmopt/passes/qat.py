@@ -1,0 +1,91 @@
+"""INT8 that was trained as INT8: the network learns with the rounding of its deployment in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from fmopt.calibrators import Calibrator
+from fmopt.errors import PassError
+from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.passes.base import Context
+from fmopt.passes.distill import Distill
+from fmopt.passes.quantize_static import QuantizeStatic
+from fmopt.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Qat:
+    """`QuantizeStatic`, then training from a teacher with learned step sizes (LSQ, Esser et al. 2020).
+
+    The first options are those of `QuantizeStatic`, the others those of `Distill`. The deployed graph computes what the
+    network in training computed in evaluation.
+    """
+
+    stage: ClassVar[Literal["torch"]] = "torch"
+
+    calibrator: Calibrator = "minmax"
+    smooth: float | Literal["search"] | None = "search"
+    activations: Literal["uint8", "int8"] = "uint8"
+    weight_bits: Literal[7, 8] | None = None
+    keep_float: tuple[str, ...] = ()
+    teacher: str | None = None
+    epochs: float = 1.0
+    batch_size: int = 32
+    learning_rate: float = 2e-5
+    accumulation: int = 1
+    temperature: float = 2.0
+    weights: Mapping[str, float] = field(default_factory=dict)
+    unlabelled: str | None = None
+    bf16: bool | None = None
+    time_limit_s: float | None = None
+    save_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        self.quantize, self.training  # noqa: B018  both check their options
+
+    @property
+    def quantize(self) -> QuantizeStatic:
+        """Where the grids come from."""
+        return QuantizeStatic(**self._shared(QuantizeStatic))
+
+    @property
+    def training(self) -> Distill:
+        """How it is trained."""
+        return Distill(**self._shared(Distill))
+
+    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+        """As for both parts."""
+        return self.quantize.refusal(facts, target) or self.training.refusal(facts, target)
+
+    def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
+        """Quantize, train, freeze; in place. PassError when there is nothing to quantize or to train on."""
+        from fmopt.calibrate import statistics
+        from fmopt.distillation import distill
+        from fmopt.fake_quantize import FakeQuantizedLinear
+        from fmopt.quantize_linears import fold_value_smoothing, quantize_linears, replace_module
+
+        scheme = self.quantize.scheme(ctx.target)
+        weights = {name: module.weight for name, module in model.net.named_modules() if hasattr(module, "weight")}
+        names = quantize_linears(model, statistics(model, ctx), scheme, self.keep_float)
+        if not names:
+            raise PassError("qat: no Linear of this model was left to quantize; shorten keep_float")
+        for name in names:
+            quantized: Any = model.net.get_submodule(name)
+            replace_module(model.net, name, FakeQuantizedLinear(quantized, weights[name], scheme.weight_bits))
+        made = distill(model, self.training, ctx)
+        for name in names:
+            trained: Any = made.net.get_submodule(name)
+            replace_module(made.net, name, trained.frozen())
+        fold_value_smoothing(made)
+        return model.after("qat")
+
+    def _shared(self, kind: Any) -> dict[str, Any]:
+        names = {entry.name for entry in fields(self)}
+        return {entry.name: getattr(self, entry.name) for entry in fields(kind) if entry.name in names}
+
+
+PASS = Qat
