@@ -18,7 +18,7 @@ from fmopt.evaluate import predict
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact, CheckpointFacts
-from fmopt.plan import BASELINES, Effort, Plan, refusal
+from fmopt.plan import BASELINES, Effort, Plan, Training, refusal
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step
 from fmopt.record import Record
@@ -27,7 +27,7 @@ from fmopt.runtimes.base import Runner
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
 from fmopt.story import optimize as run_optimize
-from fmopt.story import prepare
+from fmopt.story import optimize_family, prepare
 from fmopt.trials import Request
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def optimize(
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
     effort: Effort = "quick",
+    training: Training | None = None,
     budget: Budget | None = None,
     batch: int = 1,
     length: int | Literal["from-data"] = 128,
@@ -58,8 +59,10 @@ def optimize(
 ) -> Record:
     """Make `model` as fast on `target` as its accuracy allows, prove it, and leave a bundle and a report in `out`.
 
-    Latency is judged at `batch` × `length` tokens with `threads`; `max_calibration_memory` is in bytes. The same call again
-    resumes. Raises FmoptError subclasses; an impossible budget is no error but a verdict: see `Record.verdict`.
+    `effort` "quick" quantizes; "standard" prunes in one shot too, towards the budget's speedup or latency; "max" distils
+    after each step of pruning. Latency is judged at `batch` × `length` tokens with `threads`; `max_calibration_memory` is
+    in bytes. The same call again resumes. Raises FmoptError subclasses; an impossible budget is no error but a verdict:
+    see `Record.verdict`.
     """
     request = make_request(
         model,
@@ -68,6 +71,7 @@ def optimize(
         task=task,
         columns=columns,
         effort=effort,
+        training=training,
         budget=budget,
         batch=batch,
         length=length,
@@ -92,6 +96,7 @@ def make_request(
     task: str | None,
     columns: Mapping[str, str] | None,
     effort: Effort,
+    training: Training | None,
     budget: Budget | None,
     batch: int,
     length: int | Literal["from-data"],
@@ -116,6 +121,7 @@ def make_request(
         task=task,
         columns=dict(columns) if columns else None,
         effort=effort,
+        training=training or Training(),
         budget=budget or Budget(),
         batch=batch,
         length=None if length == "from-data" else length,
@@ -430,5 +436,6 @@ __all__ = [
     "load",
     "load_model",
     "optimize",
+    "optimize_family",
     "plan",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from fmopt.errors import FmoptError, PassError
 from fmopt.examples import Example, known_examples
 from fmopt.model import Artifact, CheckpointFacts, Graph, TorchModel, file_digest
 from fmopt.passes.base import Context, Inputs
+from fmopt.pricing import RecipeClock, priced
 from fmopt.probe import versions
 from fmopt.progress import Progress
 from fmopt.recipe import Recipe, Step
 from fmopt.results import Parity
 from fmopt.source import resolve
 from fmopt.store import Store
+from fmopt.structure import save_checkpoint
 from fmopt.target import Target
 from fmopt.tasks.base import Raw
 
@@ -34,6 +36,7 @@ from fmopt.tasks.base import Raw
 TOLERANCE = 1e-3
 COSINE_INT8 = 0.99
 PARITY_ITEMS = 8
+CHECKPOINT = "checkpoint"  # folder of the plain network, beside its exported graph
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Workshop:
     memory_cap_bytes: int
     progress: Progress
     train: Sequence[Mapping[str, Any]] = ()  # rows of the train split, for passes that train
+    batch: int = 1  # what latency is judged at, for passes that time networks
+    length: int | None = 128  # tokens; None: the data's own lengths
+    threads: int = 1
+    # Where the network of some steps was exported last: a priced pass makes another one for every runtime.
+    exports: dict[tuple[str, ...], Path] = field(default_factory=dict)
 
     def artifact(self, recipe: Recipe) -> Artifact:
         """The files of a recipe, made now or found finished."""
@@ -60,26 +68,27 @@ class Workshop:
                     f"{recipe.name}: runtime {recipe.runtime!r} runs the checkpoint itself and takes no passes"
                 )
             return runtime.build(self.facts, recipe.options, self.facts.folder)
-        graph = self.graph(recipe.steps)
-        key = {"graph": graph_key(graph), "runtime": recipe.runtime, "options": recipe.options, **tool_versions()}
+        graph = self.graph(recipe.steps, recipe)
+        building = {name: value for name, value in recipe.options.items() if name not in runtime.opening}
+        key = {"graph": graph_key(graph), "runtime": recipe.runtime, "options": building, **tool_versions()}
 
         def make(folder: Path) -> None:
-            built = runtime.build(graph, recipe.options, folder)
+            built = runtime.build(graph, building, folder)
             (folder / "artifact.json").write_text(json.dumps({"file": built.path.name, "options": dict(built.options)}))
 
         folder = self.store.folder(f"artifact-{recipe.runtime}", key, make)
         stored = json.loads((folder / "artifact.json").read_text())
-        return Artifact(recipe.runtime, folder / stored["file"], stored["options"])
+        return Artifact(recipe.runtime, folder / stored["file"], {**stored["options"], **recipe.options})
 
-    def graph(self, steps: Sequence[Step]) -> Graph:
-        """The exported graph after every pass of `steps`, torch passes first."""
+    def graph(self, steps: Sequence[Step], recipe: Recipe | None = None) -> Graph:
+        """The exported graph after every pass of `steps`, torch passes first; priced ones are timed as in `recipe`."""
         passes = [(step, step.build()) for step in steps]
         torch_steps = [step for step, made in passes if made.stage == "torch"]
         if [made.stage for _, made in passes] != ["torch"] * len(torch_steps) + ["graph"] * (
             len(passes) - len(torch_steps)
         ):
             raise PassError("passes on the network come before passes on the graph: " + ", ".join(map(str, steps)))
-        graph = self._exported(torch_steps)
+        graph = read_graph(self._export_folder(torch_steps, recipe))
         for step, made in passes[len(torch_steps) :]:
             graph = self._after(graph, step, made)
         return graph
@@ -89,7 +98,7 @@ class Workshop:
         return Context(
             facts=self.facts,
             target=self.target,
-            calibration=self._calibration_stream,
+            calibration=self.calibration_stream,
             seed=self.seed,
             memory_cap_bytes=self.memory_cap_bytes,
             scratch=self.store.root,
@@ -101,12 +110,10 @@ class Workshop:
     def parity(self, steps: Sequence[Step]) -> Parity:
         """How far the exported graph of the torch passes in `steps` is from its network."""
         torch_steps = [step for step in steps if step.build().stage == "torch"]
-        return Parity.model_validate_json((self._export_folder(torch_steps) / "parity.json").read_text())
+        folder = self.exports.get(tuple(map(str, torch_steps))) or self._export_folder(torch_steps)
+        return Parity.model_validate_json((folder / "parity.json").read_text())
 
-    def _exported(self, steps: Sequence[Step]) -> Graph:
-        return read_graph(self._export_folder(steps))
-
-    def _export_folder(self, steps: Sequence[Step]) -> Path:
+    def _export_folder(self, steps: Sequence[Step], recipe: Recipe | None = None) -> Path:
         key: dict[str, Any] = {
             "model": self.facts.digest,
             "task": self.facts.task,
@@ -117,18 +124,34 @@ class Workshop:
         if steps:
             key |= {"calibration": self.calibration_digest, "seed": self.seed, "int8_dot": self.target.int8_dot}
             key |= digests_named(steps)
+        context = self.context()
+        if any(priced(step) for step in steps):
+            if recipe is None:
+                raise PassError(f"{steps[0]} is timed on a runtime; build it as part of a recipe")
+            clock = RecipeClock(self, recipe)
+            context = replace(context, clock=clock)
+            key |= {"clock": clock.key}
 
         def make(folder: Path) -> None:
             model = checkpoint.load(self.facts)
-            for step in steps:
-                model = guarded(step, lambda made, m=model: made.apply(m, self.context()))
+            for number, step in enumerate(steps):
+                model = guarded(step, lambda made, m=model: made.apply(m, context))
+                if keeps_plain(step) and not any(map(keeps_plain, steps[number + 1 :])):
+                    save_checkpoint(model, folder / CHECKPOINT)
             self.progress.say("exporting to ONNX")
-            graph = exporting.export_onnx(model, self._example(), folder)
+            graph = exporting.export_onnx(model, self.example(), folder)
             write_graph(graph, folder)
             parity = self._check_parity(graph, model, COSINE_INT8 if steps else None)
             (folder / "parity.json").write_text(parity.model_dump_json())
 
-        return self.store.folder("graph-" + (steps[-1].use if steps else "export"), key, make)
+        folder = self.store.folder("graph-" + (steps[-1].use if steps else "export"), key, make)
+        self.exports[tuple(map(str, steps))] = folder
+        return folder
+
+    def checkpoint_folder(self, steps: Sequence[Step]) -> Path | None:
+        """The pruned or trained network of a recipe that was built, before it was quantized; None where there is none."""
+        folder = self.exports.get(tuple(str(step) for step in steps if step.build().stage == "torch"))
+        return folder / CHECKPOINT if folder is not None and (folder / CHECKPOINT).is_dir() else None
 
     def _check_parity(self, graph: Graph, model: TorchModel, min_cosine: float | None) -> Parity:
         runtime = lookup.find("runtimes", "onnxruntime")
@@ -161,7 +184,8 @@ class Workshop:
 
         return read_graph(self.store.folder(f"graph-{step.use}", key, make))
 
-    def _calibration_stream(self) -> Iterator[Inputs]:
+    def calibration_stream(self) -> Iterator[Inputs]:
+        """Encoded items of the calibration split, one a batch."""
         for raw in self.calibration:
             yield dict(self.preprocessor.encode([raw]).inputs)
 
@@ -174,7 +198,7 @@ class Workshop:
         facts = self.facts if asked is None else checkpoint.inspect(resolve(asked), self.facts.task)
         return checkpoint.load(facts)
 
-    def _example(self) -> dict[str, np.ndarray]:
+    def example(self) -> dict[str, np.ndarray]:
         """Two real items of different length: a padded batch, so that the mask is exported with its meaning."""
         texts = sorted(self.calibration, key=lambda raw: len(str(raw)))
         return dict(self.preprocessor.encode([texts[0], texts[len(texts) // 2]]).inputs)
@@ -188,6 +212,11 @@ def guarded(step: Step, work: Any, made: Any = None) -> Any:
         raise
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise PassError(f"{step} broke: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}") from error
+
+
+def keeps_plain(step: Step) -> bool:
+    """Whether what a pass makes is a network that can be saved, loaded and trained further."""
+    return bool(getattr(lookup.find("passes", step.use), "leaves_checkpoint", False))
 
 
 def digests_named(steps: Sequence[Step]) -> dict[str, list[str]]:

@@ -54,7 +54,16 @@ def optimize(
     data: Data = None,
     task: Task = None,
     columns: Columns = None,
-    effort: Annotated[str, typer.Option("--effort", help="quick: no training.")] = "quick",
+    effort: Annotated[
+        str, typer.Option("--effort", help="quick: quantize. standard: prune in one shot too. max: prune and distil.")
+    ] = "quick",
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="max: a checkpoint to learn from instead of MODEL itself.")
+    ] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option("--unlabelled", help="max: further texts to train on, one a line.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="max: of each distillation.")] = None,
     max_drop: Annotated[
         str, typer.Option("--max-drop", help="Allowed loss: 1pt is one absolute point, 1% is relative to the baseline.")
     ] = "1pt",
@@ -84,6 +93,9 @@ def optimize(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the bundle, the report and resumable stages.")
     ] = Path("fmopt-out"),
+    family: Annotated[
+        str | None, typer.Option("--family", help="2x,4x,8x: a bundle for each speedup, in OUT/2x and so on.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget finished stages in the output folder.")] = False,
     allow_pickle: Pickle = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -107,7 +119,10 @@ def optimize(
         data=data,
         task=task,
         columns=parse_columns(columns),
-        effort=parse_choice("effort", effort, ("quick",)),
+        effort=parse_choice("effort", effort, ("quick", "standard", "max")),
+        training=api.Training(
+            teacher=teacher, unlabelled=None if unlabelled is None else str(unlabelled), epochs=epochs
+        ),
         budget=budget,
         batch=batch,
         length=parse_count("length", length, "from-data"),
@@ -124,6 +139,16 @@ def optimize(
     if dry_run:
         plan = api.plan(request)
         return answer(plan.model_dump(mode="json"), as_json, lambda: present.plan(plan))
+    if family is not None:
+        if min_speedup is not None:
+            raise ConfigError("--family names the speedups; leave --min-speedup out")
+        speedups = [gate.parse_speedup(part) for part in family.split(",")]
+        with present.live_progress() as progress:
+            records = api.optimize_family(request, speedups, progress)
+        shown = [record.model_dump(mode="json") for record in records]
+        answer(shown, as_json, lambda: present.family(speedups, records, output))
+        codes = {gate.exit_code(record.verdict, accept_undecided=accept_undecided) for record in records}
+        raise typer.Exit(next((code for code in (1, 4, 3) if code in codes), 0))
     with present.live_progress() as progress:
         record = api.run_optimize(request, progress)
     answer(record.model_dump(mode="json"), as_json, lambda: present.record(record, output))

@@ -34,7 +34,7 @@ from fmopt.model import CheckpointFacts, TorchModel, quiet
 from fmopt.passes.base import Context
 from fmopt.tasks.base import Raw
 from fmopt.tokenizer import TOKENIZER
-from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint
+from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, weights_digest
 
 if TYPE_CHECKING:
     from fmopt.passes.distill import Distill
@@ -120,8 +120,7 @@ def _key(
     """sha256 over all that the trained weights depend on."""
     chosen = {**asdict(options), "save_minutes": None, "unlabelled": None, "bf16": bf16}
     total = hashlib.sha256(repr((_VERSION, chosen, teacher.digest, model.facts.digest, seed)).encode())
-    for name, tensor in model.net.state_dict().items():
-        total.update(f"{name}:{tuple(tensor.shape)}".encode() + tensor.detach().numpy().tobytes())
+    total.update(weights_digest(model.net).encode())
     for example in examples:
         for name in sorted(example):
             total.update(name.encode() + np.asarray(example[name]).tobytes())

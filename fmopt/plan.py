@@ -5,6 +5,7 @@ The plan refuses before work starts, all reasons at once, and never touches weig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -36,10 +37,11 @@ class Estimates(Frozen):
 
 
 class Plan(Frozen):
-    """Baselines and candidates in the order they are tried."""
+    """Baselines and candidates in the order they are tried; `later` is what depends on how those came out."""
 
     baselines: tuple[Recipe, ...]
     candidates: tuple[Recipe, ...]
+    later: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
     estimates: Estimates = Field(default_factory=lambda: Estimates(minutes=0, ram_gb=0, disk_gb=0))
 
@@ -50,6 +52,10 @@ BASELINES = (
     Recipe(name="onnxruntime-fp32", runtime="onnxruntime"),
     Recipe(name="openvino-fp32", runtime="openvino", options={"precision": "f32"}),
 )
+
+
+STEPS, BATCH = 3_000, 32  # of a distillation at least: small data is seen more often, 3 to 30 times
+STRIDE = 2.5  # one-shot pruning beyond this factor loses what distillation does not win back
 
 
 def quick_candidates(target: Target) -> tuple[Recipe, ...]:
@@ -82,11 +88,17 @@ def make_plan(
     effort: Effort,
     recipe: Recipe | None = None,
     shape: tuple[int, int] | None = None,
+    texts: int = 0,
 ) -> Plan:
     """The plan for a model on a target; PlanError when not a single baseline can run.
 
-    `shape` is the batch and length that will be judged, None for the data's own lengths.
+    `shape` is the batch and length that will be judged, None for the data's own lengths; `texts` says how many rows
+    there are to train on.
     """
+    if effort == "max" and not texts:
+        raise PlanError(
+            "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
+        )
     asked = (recipe,) if recipe else quick_candidates(target)
     refused: list[Refusal] = []
     baselines = _possible(compiled_for(shape, BASELINES), facts, target, refused)
@@ -98,12 +110,25 @@ def make_plan(
     candidates = _possible(compiled_for(shape, asked), facts, target, refused)
     if recipe and not candidates:
         raise PlanError(f"recipe {recipe.name!r} cannot be used: {refused[-1].reason}")
+    later = () if effort == "quick" else _later(facts, target, effort, refused)
     return Plan(
         baselines=baselines,
         candidates=candidates,
+        later=later,
         refused=tuple(refused),
         estimates=estimate(facts, (*baselines, *candidates)),
     )
+
+
+def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list[Refusal]) -> tuple[str, ...]:
+    """What pruning will try once the candidates are measured, in words; nothing, with the reason, where it cannot."""
+    reason = Step(use="prune_structured", options={"speedup": 2.0}).build().refusal(facts, target)
+    if reason:
+        refused.append(Refusal(recipe="pruned networks", reason=reason))
+        return ()
+    trained = ", each distilled from the baseline after every step of pruning" if effort == "max" else ", in one shot"
+    return (f"the fastest INT8 recipe on networks pruned to the latency that the budget asks for, or to 1.25×, 1.6×, 2× "
+            f"and 2.5× while accuracy holds{trained}",)  # fmt: skip
 
 
 def compiled_for(shape: tuple[int, int] | None, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
@@ -116,6 +141,43 @@ def compiled_for(shape: tuple[int, int] | None, recipes: Sequence[Recipe]) -> tu
         else recipe
         for recipe in recipes
     )
+
+
+class Training(Frozen):
+    """What training effort "max" may use beside the data's train split."""
+
+    teacher: str | None = None  # a checkpoint to learn from instead of the baseline
+    unlabelled: str | None = None  # a file of texts without labels
+    epochs: float | None = Field(None, gt=0)  # of each distillation; None: enough for `STEPS` steps
+
+    def over(self, rows: int) -> Training:
+        """With epochs that fit so many rows."""
+        if self.epochs is not None:
+            return self
+        return self.model_copy(update={"epochs": float(min(max(math.ceil(STEPS * BATCH / max(rows, 1)), 3), 30))})
+
+
+def pruned(
+    base: Recipe, milliseconds: Sequence[float], name: str, effort: Effort, training: Training | None = None
+) -> Recipe:
+    """`base` on a network pruned to the last of `milliseconds`, as it is deployed; "max" distils after every one.
+
+    Pruned first, distilled, then quantized as `base` says: each step sees the network that the next one gets.
+    """
+    steps: list[Step] = []
+    for ms in milliseconds:
+        steps.append(Step(use="prune_structured", options={"latency_ms": round(ms, 4)}))
+        if effort == "max":
+            options = {} if training is None else training.model_dump(exclude_none=True)
+            steps.append(Step(use="distill", options=options))
+    return base.model_copy(update={"name": name, "steps": (*steps, *base.steps)})
+
+
+def gradual(start_ms: float, end_ms: float, effort: Effort) -> tuple[float, ...]:
+    """Latencies on the way from one to the other: with training no step takes more than a `STRIDE`-th away."""
+    strides = math.ceil(math.log(start_ms / end_ms) / math.log(STRIDE)) if effort == "max" else 1
+    strides = max(strides, 1)
+    return tuple(start_ms * (end_ms / start_ms) ** (number / strides) for number in range(1, strides + 1))
 
 
 def refusal(recipe: Recipe, facts: CheckpointFacts, target: Target) -> str | None:

@@ -82,12 +82,29 @@ def record(found: Record, folder: Path) -> None:
     )
 
 
+def family(speedups: Sequence[float], records: Sequence[Record], folder: Path) -> None:
+    """One line per bundle of a family."""
+    table = Table("asked for", "shipped", "p50", "speedup", "drop, pt", "MB", "verdict", "bundle")
+    for asked, found in zip(speedups, records, strict=True):
+        trial = found.winning
+        assert trial is not None  # every run ships something
+        drop = trial.final_drop
+        table.add_row(
+            f"{asked:g}×", trial.name, wording.milliseconds(trial.p50),
+            wording.times(trial.speedup) if trial.speedup else "–", wording.points(drop.point) if drop else "–",
+            f"{(trial.size_bytes or 0) / 1e6:.1f}", found.verdict.outcome.value, str(folder / f"{asked:g}x"),
+        )  # fmt: skip
+    out.print(table)
+
+
 def plan(found: Plan) -> None:
     """Candidates in order, refusals with reasons, what it would take."""
     table = Table("#", "candidate", "runtime", "passes", title="would be tried, in this order", title_justify="left")
     for number, recipe in enumerate((*found.baselines, *found.candidates), 1):
         table.add_row(str(number), recipe.name, recipe.runtime, " → ".join(map(str, recipe.steps)) or "as it is")
     out.print(table)
+    for line in found.later:
+        out.print(f"then {line}", markup=False)
     for refusal in found.refused:
         out.print(f"refused {refusal.recipe}: {refusal.reason}", markup=False)
     need = found.estimates

@@ -252,7 +252,7 @@ def summary_sentence(record: Record) -> str:
     winner, reference = record.winning, record.fastest_full_precision
     if winner is None:
         return f"Nothing could be built for {record.target.title}. {record.verdict.outcome}."
-    parts = [_speed(record, winner, reference), _accuracy(record, winner), _size(winner, reference)]
+    parts = [_speed(record, winner, reference), _accuracy(record, winner), _size(winner, reference), _in_time(record)]
     return " ".join([*(part for part in parts if part), _decision(record.verdict)])
 
 
@@ -279,6 +279,33 @@ def _speed(record: Record, winner: Trial, reference: Trial | None) -> str:
         f"({wording.times_interval(winner.speedup)}) as fast as the fastest full-precision variant "
         f"({reference.title}): {wording.milliseconds(reference.p50)} → {wording.milliseconds(winner.p50)} "
         f"at the median ({at})."
+    )
+
+
+def most_accurate_in_time(record: Record) -> Trial | None:
+    """Of the variants that reach the speed asked for, the one that loses least on validation; None without such a wish."""
+    wanted, most_ms = record.budget.get("min_speedup"), record.budget.get("max_latency_ms")
+    if wanted is None and most_ms is None:
+        return None
+    reached = [
+        trial for trial in record.trials
+        if trial.drop is not None and trial.speedup is not None and trial.speedup.low >= (wanted or 0)
+        and (trial.p50 or 0.0) <= (most_ms or float("inf"))
+    ]  # fmt: skip
+    return min(reached, key=lambda trial: trial.drop.point if trial.drop else 0.0, default=None)
+
+
+def _in_time(record: Record) -> str:
+    """Where what is shipped is not as fast as asked for: what could be had at that speed."""
+    best = most_accurate_in_time(record)
+    if best is None or best.name == record.winner or best.drop is None or best.speedup is None:
+        return ""
+    winner = record.winning
+    if winner is not None and winner.p50 is not None and best.p50 is not None and winner.p50 <= best.p50:
+        return ""
+    return (
+        f"At the speed asked for, {best.name} loses least: {wording.points(best.drop.point)} pt on validation at "
+        f"{wording.times(best.speedup)}."
     )
 
 

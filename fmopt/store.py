@@ -109,3 +109,24 @@ def own_folder(out: Path, *, fresh: bool = False) -> Iterator[None]:
             yield
     except Timeout as error:
         raise StoreError(f"another fmopt works in {out}; wait for it, or choose another --output") from error
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `out` when the block ends well, so that `out` is whole or not there.
+
+    StoreError when `out` holds files already: nobody's work is overwritten.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StoreError(f"{out} is there already and not empty; choose another --output")
+    work = out.with_name(f"{_UNFINISHED}{os.getpid()}-{out.name}")
+    with disk_errors(out):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            yield work
+            if out.is_dir():
+                out.rmdir()
+            work.rename(out)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)

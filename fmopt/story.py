@@ -7,6 +7,7 @@ does not make luck look like quality.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,12 +17,12 @@ import numpy as np
 
 import fmopt.bundle as bundles
 from fmopt import checkpoint, explain, gate, lookup, probe, trials
-from fmopt.build import Workshop
+from fmopt.build import CHECKPOINT, Workshop
 from fmopt.data import load_data
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, PlanError
 from fmopt.evaluate import changed_items
-from fmopt.plan import make_plan
+from fmopt.plan import gradual, make_plan, pruned
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step, read_recipe
 from fmopt.record import Record, Refused, Trial, summary_sentence, value_of
@@ -31,11 +32,14 @@ from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
 from fmopt.trials import Job, Request, Run, by_speed, primary
 
-CALIBRATION_ITEMS = 300
+CALIBRATION_ITEMS = {"quick": 300, "standard": 1024, "max": 1024}  # second-order scores want more than ranges do
 CHANGED_SHOWN = 40
 NEAR = 1.02  # variants this close are one for choosing; both are scored
 GOLDEN_ITEMS = 8
 GROUPS_PER_LAYER = 4  # tensors that feed products in a layer: into q, k, v; into the output; into and out of the FFN
+RESERVE = 0.97  # of the time asked for: its interval has to lie within, and pruning hits a time within 2 %
+FASTER = (1.25, 1.6, 2.0, 2.5)  # than the unpruned network, without a wish
+BETWEEN = 2  # networks tried between one that keeps its accuracy and one that does not
 ISLANDS = (1, 2, 4, 8)  # how many of the most sensitive groups of layers go back to float, one after the other
 
 
@@ -59,14 +63,15 @@ def prepare(request: Request) -> Job:
     data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
     recipe = read_recipe(request.recipe) if request.recipe else None
     shape = None if request.length is None else (request.batch, request.length)
-    plan = make_plan(facts, target, effort=request.effort, recipe=recipe, shape=shape)
+    texts = len(data.splits.get("train", ())) + (request.training.unlabelled is not None)
+    plan = make_plan(facts, target, effort=request.effort, recipe=recipe, shape=shape, texts=texts)
     return Job(request, facts, task, target, data, plan)
 
 
 def optimize(request: Request, progress: Progress | None = None) -> Record:
     """Find, prove and bundle the fastest variant that keeps its accuracy; resumes what `request.out` holds already."""
     job = prepare(request)
-    with own_folder(request.out, fresh=request.fresh), disk_errors(request.out / "stages"):
+    with own_folder(request.out, fresh=request.fresh), disk_errors(request.stages_folder):
         run = start(job, progress or Silent())
         build_all(run, job.plan.baselines)
         build_all(run, job.plan.candidates)
@@ -74,6 +79,7 @@ def optimize(request: Request, progress: Progress | None = None) -> Record:
         reference = fastest_baseline(run)
         score_candidates(run, reference)
         rescue(run, reference)
+        shrink(run, reference)
         winner = choose(run, reference)
         verdict = judge(run, winner, reference)
         explain_losers(run, winner, reference)
@@ -83,20 +89,43 @@ def optimize(request: Request, progress: Progress | None = None) -> Record:
     return record
 
 
+def optimize_family(request: Request, speedups: Sequence[float], progress: Progress | None = None) -> list[Record]:
+    """A bundle for each speedup, in `request.out`/2x, /4x …; what they share is built and measured once."""
+    with own_folder(request.out, fresh=request.fresh):
+        return [
+            optimize(
+                request.model_copy(
+                    update={
+                        "budget": request.budget.model_copy(update={"min_speedup": speedup}),
+                        "out": request.out / f"{speedup:g}x",
+                        "stages": request.out / "stages",
+                        "fresh": False,
+                    }
+                ),
+                progress,
+            )
+            for speedup in speedups
+        ]
+
+
 def start(job: Job, progress: Progress) -> Run:
     """Open the store and gather what all candidates share."""
     request = job.request
-    items = job.task.items(job.data.split("calibration"), job.facts)[:CALIBRATION_ITEMS]
+    items = job.task.items(job.data.split("calibration"), job.facts)[: CALIBRATION_ITEMS[request.effort]]
     shop = Workshop(
         facts=job.facts,
         target=job.target,
-        store=Store(request.out / "stages"),
+        store=Store(request.stages_folder),
         preprocessor=Preprocessor(checkpoint.tokenizer_file(job.facts), dict(job.facts.pipeline)),
         calibration=[item.raw for item in items],
         calibration_digest=f"{job.data.digest}:{len(items)}",
         seed=request.seed,
         memory_cap_bytes=request.max_calibration_memory,
         progress=progress,
+        train=job.data.splits.get("train", ()),
+        batch=request.batch,
+        length=request.length,
+        threads=request.threads,
     )
     limit = request.time_limit_s
     return Run(job, shop, progress, None if limit is None else time.monotonic() + limit)
@@ -236,10 +265,7 @@ def rescue(run: Run, reference: str) -> None:
         )
         if run.out_of_time() or not trials.build(run, recipe):
             return
-        if run.job.target.present:
-            trials.time_in_turn(run, [reference, chosen, recipe.name])
-            # both of a ratio come from the same rounds; the other variants keep the ratio of their own
-            run.update(chosen, speedup=trials.speedup(run, chosen, reference))
+        time_latecomer(run, recipe.name, chosen, reference)
         score(run, recipe.name, reference)
         gained = by_speed(run).index(recipe.name) < by_speed(run).index(chosen)
         if not gained or keeps_accuracy(run, recipe.name, limit):
@@ -257,6 +283,80 @@ def may_gain(run: Run, name: str, chosen: str, reference: str, islands: int) -> 
         return True
     groups = GROUPS_PER_LAYER * run.job.facts.layers
     return quantized + islands * (full - quantized) / groups < rival
+
+
+def time_latecomer(run: Run, name: str, chosen: str, reference: str) -> None:
+    """Time a variant made after the others, beside what it is compared with."""
+    if run.job.target.present:
+        trials.time_in_turn(run, [reference, chosen, name])
+        # both of a ratio come from the same rounds; the other variants keep the ratio of their own
+        run.update(chosen, speedup=trials.speedup(run, chosen, reference))
+
+
+def shrink(run: Run, reference: str) -> None:
+    """Efforts beyond quick: the best quick recipe on networks of fewer heads and neurons, for the time that was asked for.
+
+    Where that loses too much, further ones between it and the unpruned network; without a wish, ever faster ones while
+    they keep their accuracy.
+    """
+    request = run.job.request
+    base = to_prune(run, reference)
+    if request.effort == "quick" or base is None or not run.job.target.present:
+        return
+    begun = time.monotonic()
+    whole, wish = median_ms(run, base.name), wished_ms(run, reference)
+    if wish is None:
+        for factor in FASTER:
+            if not try_pruned(run, base, whole / factor, reference):
+                break
+    elif wish < whole:
+        kept, lost = whole, wish
+        if not try_pruned(run, base, wish, reference):
+            for _ in range(BETWEEN):
+                middle = (kept * lost) ** 0.5
+                kept, lost = (middle, lost) if try_pruned(run, base, middle, reference) else (kept, middle)
+    run.seconds["pruning"] = round(time.monotonic() - begun, 3)
+
+
+def to_prune(run: Run, reference: str) -> Recipe | None:
+    """The recipe that pruned networks are deployed by: the fastest INT8 one that keeps its accuracy, else the fastest."""
+    limit = drop_limit(run, reference)
+    quantized = [name for name in by_speed(run) if run.recipes[name].precision == "int8"]
+    best = next((name for name in quantized if keeps_accuracy(run, name, limit)), next(iter(quantized), None))
+    return None if best is None else run.recipes[best]
+
+
+def wished_ms(run: Run, reference: str) -> float | None:
+    """The median latency that meets the budget with some reserve for its interval; None when it asks for none."""
+    budget = run.job.request.budget
+    ends = [] if budget.max_latency_ms is None else [budget.max_latency_ms]
+    ends += [] if budget.min_speedup is None else [median_ms(run, reference) / budget.min_speedup]
+    return RESERVE * min(ends) if ends else None
+
+
+def try_pruned(run: Run, base: Recipe, ms: float, reference: str) -> bool:
+    """Build, time and score `base` pruned to so many milliseconds; whether it keeps its accuracy."""
+    if run.out_of_time():
+        return False
+    request, whole = run.job.request, median_ms(run, base.name)
+    name = f"{base.name}-pruned-{median_ms(run, reference) / ms:.3g}x"
+    training = request.training.over(len(run.job.data.splits.get("train", ())))
+    recipe = pruned(base, gradual(whole, ms, request.effort), name, request.effort, training)
+    run.progress.start(f"building {name}", 1)
+    built = trials.build(run, recipe)
+    run.progress.step()
+    if not built:
+        return False
+    time_latecomer(run, name, choose(run, reference), reference)
+    score(run, name, reference)
+    return keeps_accuracy(run, name, drop_limit(run, reference))
+
+
+def median_ms(run: Run, name: str) -> float:
+    """Median latency of a variant that was timed."""
+    latency = run.trials[name].latency
+    assert latency is not None
+    return float(np.median(latency.samples_ms))
 
 
 def judge(run: Run, winner: str, reference: str) -> Verdict:
@@ -404,6 +504,10 @@ def publish(run: Run, record: Record, winner: str) -> None:
         tolerance=1e-3 if precision == "fp32" else 0.1,
         needs_isa=needed_isa(run, precision),
     )
+    network = run.shop.checkpoint_folder(run.recipes[winner].steps)
+    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+    if network is not None:
+        shutil.copytree(network, out / CHECKPOINT)
     record.save(out / "record.json")
     write_report(record, out / "report.html")
     write_markdown(record, out / "report.md")
@@ -416,4 +520,4 @@ def needed_isa(run: Run, precision: str) -> list[str]:
     return [name for name in run.job.target.isa if name in ("avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm")]
 
 
-__all__ = ["Request", "optimize", "prepare"]
+__all__ = ["Request", "optimize", "optimize_family", "prepare"]

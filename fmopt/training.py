@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,3 +52,11 @@ def last_checkpoint(work: Path) -> Path | None:
         if not (folder / "trainer_state.json").is_file():  # the Trainer writes it last
             shutil.rmtree(folder)
     return next((folder for folder in reversed(saves) if folder.is_dir()), None)
+
+
+def weights_digest(net: torch.nn.Module) -> str:
+    """sha256 over names, shapes and values of all parameters and buffers."""
+    total = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        total.update(f"{name}:{tuple(tensor.shape)}".encode() + tensor.detach().cpu().numpy().tobytes())
+    return total.hexdigest()

@@ -22,7 +22,7 @@ from fmopt.errors import FmoptError
 from fmopt.evaluate import load_predictions, predict, save_predictions
 from fmopt.gate import Budget
 from fmopt.model import Artifact, CheckpointFacts
-from fmopt.plan import Effort, Plan
+from fmopt.plan import Effort, Plan, Training
 from fmopt.progress import Progress
 from fmopt.recipe import Recipe
 from fmopt.record import RecipeLine, Trial
@@ -45,6 +45,7 @@ class Request(Frozen):
     task: str | None = None
     columns: dict[str, str] | None = None
     effort: Effort = "quick"
+    training: Training = Training()
     budget: Budget = Budget()
     batch: int = 1
     length: int | None = 128  # tokens; None: the data's own lengths
@@ -53,10 +54,16 @@ class Request(Frozen):
     time_limit_s: float | None = None
     seed: int = 0
     out: Path = Path("fmopt-out")
+    stages: Path | None = None  # where finished stages are kept; None: in `out`
     fresh: bool = False
     allow_pickle: bool = False
     max_calibration_memory: int = 1 << 30
     command: str = ""
+
+    @property
+    def stages_folder(self) -> Path:
+        """Where finished stages are kept."""
+        return self.stages or self.out / "stages"
 
 
 @dataclass(frozen=True)

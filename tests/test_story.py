@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fmopt.api import load_model
 from fmopt.bundle import load, verify_bundle
 from fmopt.cli import main
 from fmopt.gate import Budget, exit_code
@@ -18,7 +19,7 @@ from fmopt.record import Record
 from fmopt.results import Outcome
 from fmopt.story import optimize
 from fmopt.trials import Request
-from tests.conftest import LABELS, SENTENCES
+from tests.conftest import LABELS, SENTENCES, tiny_config, write_tokenizer
 
 ROWS = 160
 KILLS = 20
@@ -184,3 +185,36 @@ def recipe(folder: Path) -> Path:
     path = folder / "dynamic.toml"
     path.write_text('name = "mine"\nruntime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
     return path
+
+
+@pytest.fixture(scope="session")
+def wider(tmp_path_factory) -> Path:
+    """A random BERT that spends its time in its layers, so that there is something to prune."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("wider") / "wider-bert"
+    config = tiny_config("bert", write_tokenizer(folder, "bert"), "text-classification")
+    config.update({"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "num_hidden_layers": 2})
+    torch.manual_seed(0)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider, labelled, tmp_path):
+    recipe = tmp_path / "dynamic.toml"
+    recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
+    wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="standard", length=64)
+    whole = optimize(wish.model_copy(update={"effort": "quick"}))
+    reached = whole.find("dynamic").speedup.point
+    budget = Budget.parse(max_drop="100pt", min_speedup=f"{1.5 * reached:.3f}x")
+    record = optimize(wish.model_copy(update={"budget": budget}))
+    pruned = [trial for trial in record.trials if "-pruned-" in trial.name]
+    assert [trial.recipe.name for trial in pruned] == [record.winner]
+    assert pruned[0].status == "measured", pruned[0].reason
+    assert pruned[0].parity.passed
+    assert pruned[0].size_bytes < record.find("dynamic").size_bytes
+    assert verify_bundle(tmp_path / "out") == []
+    net = load_model(tmp_path / "out" / "checkpoint")
+    assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in load_model(wider).parameters())
+    assert load(tmp_path / "out")("the cat sat on the mat")["label"] in LABELS["text-classification"]

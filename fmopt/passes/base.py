@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from fmopt.examples import Example
 from fmopt.model import CheckpointFacts, Graph, TorchModel
 from fmopt.target import Target
+
+if TYPE_CHECKING:
+    from fmopt.latency_table import Clock
 
 Inputs = Mapping[str, np.ndarray]  # name -> int64 array [batch, tokens]
 
@@ -29,6 +32,7 @@ class Context:
     progress: Callable[[str], None] = lambda text: None
     examples: Callable[[], Sequence[Example]] = tuple  # the train split, encoded, with labels where its rows have them
     teacher: Callable[[str | None], TorchModel] | None = None  # the baseline, or the checkpoint named, loaded anew
+    clock: Clock | None = None  # times networks where the recipe will run them; only passes that are `priced` get one
 
 
 @runtime_checkable

@@ -32,6 +32,7 @@ class Distill:
     """
 
     stage: ClassVar[Literal["torch"]] = "torch"
+    leaves_checkpoint: ClassVar[bool] = True
 
     teacher: str | None = None
     epochs: float = 3.0

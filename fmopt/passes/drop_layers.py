@@ -26,6 +26,7 @@ class DropLayers:
     """
 
     stage: ClassVar[Literal["torch"]] = "torch"
+    leaves_checkpoint: ClassVar[bool] = True
 
     count: int = 1
 

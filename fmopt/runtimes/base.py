@@ -28,6 +28,7 @@ class Runtime(Protocol):
 
     name: str
     format: Format  # the state of the model it builds from
+    opening: tuple[str, ...]  # options that say how an artifact is opened and change nothing in its files
 
     def missing(self) -> str | None:
         """Why it cannot run here (package absent, no such device), with the way out; None when it can."""

@@ -31,6 +31,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     format = "onnx"
+    opening = ("providers",)
 
     def missing(self) -> str | None:
         """None when the package is installed."""

@@ -33,6 +33,7 @@ class OpenVino:
 
     name = "openvino"
     format = "onnx"
+    opening = ("precision", "shape")
 
     def missing(self) -> str | None:
         """None when the package is installed."""

@@ -39,6 +39,7 @@ class Torch:
 
     name = "torch"
     format = "torch"
+    opening: tuple[str, ...] = ()
 
     def missing(self) -> str | None:
         """None when the package is installed."""

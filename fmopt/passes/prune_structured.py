@@ -1,0 +1,279 @@
+"""Heads and FFN neurons pruned to a latency: found by the family, priced on the target, scored to second order, chosen
+for the least loss in the time allowed, cut (ZipLM, Kurtic et al., 2023)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from fmopt.errors import ConfigError, PassError
+from fmopt.families.base import Family, Layer, find_family
+from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.passes.base import Context
+from fmopt.target import Target
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fmopt.latency_table import LatencyTable
+    from fmopt.optimal_brain import Scores, Sublayer
+
+MIN_ITEMS = 32
+JUDGED_ITEMS = 32  # calibration items that the search measures real loss on
+LEVELS = 24  # widths of an FFN that are considered, at most
+CLOSE = 0.02  # a pruned network this near to the time it was to have is not chosen anew
+ROUNDS = 3  # choices at most, each corrected by what the last one really took
+
+
+@dataclass(frozen=True)
+class PruneStructured:
+    """Cut heads and neurons until the network takes `latency_ms`, or is `speedup` times faster than uncut.
+
+    Both are of the network as the recipe deploys it, after its later steps, on its runtime, at the run's batch, length
+    and threads. `items`: calibration items to score on. `tries`: how often the search for the sublayers' weights looks
+    at the real loss of a pruned network; 0 takes the predicted losses as they are.
+    """
+
+    stage: ClassVar[Literal["torch"]] = "torch"
+    leaves_checkpoint: ClassVar[bool] = True
+    priced: ClassVar[bool] = True  # what it makes depends on the runtime and on the steps that follow
+
+    speedup: float | None = None
+    latency_ms: float | None = None
+    items: int = 512
+    tries: int = 48
+
+    def __post_init__(self) -> None:
+        if (self.speedup is None) == (self.latency_ms is None):
+            raise ConfigError("PruneStructured takes either a speedup or a latency_ms")
+        if self.speedup is not None and self.speedup <= 1:
+            raise ConfigError(f"PruneStructured.speedup is {self.speedup}; it is larger than 1")
+        if self.latency_ms is not None and self.latency_ms <= 0:
+            raise ConfigError(f"PruneStructured.latency_ms is {self.latency_ms}; it is larger than 0")
+        if self.items < MIN_ITEMS:
+            raise ConfigError(f"PruneStructured.items is {self.items}; scores need at least {MIN_ITEMS}")
+        if self.tries < 0:
+            raise ConfigError(f"PruneStructured.tries is {self.tries}; it is 0 or more")
+
+    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+        """Layers must be known and each its own, and the target must be here to be timed on."""
+        family = find_family(facts.model_type)
+        if family is None:
+            return f"fmopt does not know where the heads and neurons of {facts.model_type} are"
+        if family.uncuttable:
+            return f"{facts.model_type} cannot be pruned: {family.uncuttable}"
+        return None if target.present else f"{target.name} is not this machine, so its sublayers cannot be timed here"
+
+    def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
+        """Prune in place. PassError for a latency below the floor, for too few items, or without a clock."""
+        from fmopt.cutting import require_cuttable
+        from fmopt.latency_table import latency_table
+        from fmopt.optimal_brain import sublayers
+
+        family = require_cuttable(model)
+        if ctx.clock is None:
+            raise PassError("prune_structured has no runtime to time sublayers on; use it in a recipe with a runtime")
+        parts = sublayers(model.net, family)
+        ctx.progress("timing sublayers at several widths")
+        table = latency_table(model, family, ctx.clock, ctx.target.width_multiple, ctx.scratch)
+        ctx.progress(f"uncut {table.whole_ms:.2f} ms; the sum of its parts is off by {table.additivity_error:+.1%}")
+        wanted = self.wanted_ms(table)
+        with TemporaryDirectory() as here:
+            scores = _scores(model, parts, self.items, ctx, ctx.scratch or Path(here))
+            pruned = _Pruning(model, family, parts, scores, table, ctx)
+            counts, got = pruned.to(wanted, self.tries)
+            pruned.cut(model, counts)
+        ctx.progress(f"pruned to {got:.2f} ms (asked {wanted:.2f}): {_listed(parts, counts)}")
+        return model.after(f"prune_structured({got:.2f} ms of {table.whole_ms:.2f}: {_listed(parts, counts)})")
+
+    def wanted_ms(self, table: LatencyTable) -> float:
+        """The latency asked for; PassError below what is left without any sublayer."""
+        wanted = self.latency_ms if self.latency_ms is not None else table.whole_ms / (self.speedup or 1.0)
+        if wanted < table.base_ms:
+            raise PassError(
+                f"prune_structured: {wanted:.2f} ms cannot be reached: without any head or neuron the network still takes "
+                f"{table.base_ms:.2f} ms of {table.whole_ms:.2f}, a speedup of {table.whole_ms / table.base_ms:.1f}; ask "
+                "for less, or drop layers first"
+            )
+        return wanted
+
+
+PASS = PruneStructured
+
+
+def _scores(model: TorchModel, parts: Sequence[Sublayer], items: int, ctx: Context, folder: Path) -> Scores:
+    from fmopt.optimal_brain import key_of, score
+    from fmopt.training import weights_digest
+
+    stream = lambda: islice(ctx.calibration(), items)  # noqa: E731
+    key, count = key_of(weights_digest(model.net), parts, stream=stream())
+    if count < MIN_ITEMS:
+        raise PassError(
+            f"prune_structured needs at least {MIN_ITEMS} items of real data and has {count}; give a larger calibration split"
+        )
+    ctx.progress(f"scoring heads and neurons on {count} items")
+    return score(
+        model.net, parts, stream, folder / f"scores-{key}", memory_cap_bytes=ctx.memory_cap_bytes, progress=ctx.progress
+    )
+
+
+@dataclass(frozen=True)
+class _Pruning:
+    """Everything a choice of widths hangs on."""
+
+    model: TorchModel
+    family: Family
+    parts: Sequence[Sublayer]
+    scores: Scores
+    table: LatencyTable
+    ctx: Context
+
+    def to(self, wanted: float, tries: int) -> tuple[tuple[int, ...], float]:
+        """(units kept of every sublayer, milliseconds measured) for a network that takes at most about `wanted`.
+
+        What the table predicts is corrected by what the network chosen really took, and chosen again.
+        """
+        from fmopt.choose_widths import search
+
+        levels = [self._levels(part) for part in self.parts]
+        losses = [
+            np.array([self.scores.removals[part.output].error(count) for count in row])
+            for part, row in zip(self.parts, levels, strict=True)
+        ]
+        times = [
+            np.array([self._ms(part, count) for count in row]) for part, row in zip(self.parts, levels, strict=True)
+        ]
+        room = wanted - self.table.base_ms
+        loss_of = self._measured_loss(levels)
+        best: tuple[tuple[int, ...], float] | None = None
+        for _ in range(ROUNDS):
+            self.ctx.progress("choosing how wide every sublayer stays")
+            chosen = search(losses, times, max(room, 0.0), loss_of, tries=tries, seed=self.ctx.seed)
+            assert chosen is not None  # nothing of everything takes no time in the table
+            counts = tuple(row[level] for row, level in zip(levels, chosen, strict=True))
+            got = self._measured_ms(counts)
+            if best is None or abs(got - wanted) < abs(best[1] - wanted):
+                best = counts, got
+            if abs(got / wanted - 1) <= CLOSE:
+                break
+            room *= max(wanted - self.table.base_ms, 0.0) / max(got - self.table.base_ms, 1e-6)
+        assert best is not None
+        return best
+
+    def cut(self, model: TorchModel, counts: Sequence[int]) -> None:
+        """Cut `model`, a network with the weights that were scored, in place, and update what stays."""
+        import torch
+        from torch import nn
+
+        from fmopt.cutting import cut_heads, cut_neurons
+
+        layers = self.family.layers(model.net)
+        for part, count in zip(self.parts, counts, strict=True):
+            weight, bias = self.scores.updated(model.net, part, count)
+            kept = self.scores.removals[part.output].kept(count)
+            if part.kind == "attention":
+                cut_heads(model.net, layers[part.layer].attention, kept)
+            else:
+                cut_neurons(model.net, layers[part.layer].ffn, kept)
+            left = model.net.get_submodule(part.output)
+            if isinstance(left, nn.Linear):
+                left.weight = nn.Parameter(weight.detach().clone())
+            if bias is not None:
+                left.bias = nn.Parameter(bias.detach().clone())
+        assert all(bool(torch.isfinite(value).all()) for value in model.net.parameters())
+
+    def _levels(self, part: Sublayer) -> tuple[int, ...]:
+        """How many units may stay: any number of heads; neurons in multiples that kernels like."""
+        if part.kind == "attention":
+            return tuple(range(part.units + 1))
+        multiple = self.ctx.target.width_multiple
+        step = -(-part.units // (LEVELS * multiple)) * multiple
+        return (*range(0, part.units, step), part.units)
+
+    def _ms(self, part: Sublayer, count: int) -> float:
+        return self.table.attention(count) if part.kind == "attention" else self.table.ffn(count)
+
+    def _measured_ms(self, counts: Sequence[int]) -> float:
+        """Of the network cut so, on the clock; the uncut one runs beside it, so that a slower machine is no excuse."""
+        assert self.ctx.clock is not None
+
+        def narrow() -> TorchModel:
+            made = copy.deepcopy(self.model)
+            self.cut(made, counts)
+            return made
+
+        ms = self.ctx.clock({"whole": lambda: copy.deepcopy(self.model), "pruned": narrow})
+        whole = self.table.total([(layer.attention.heads, layer.ffn.width) for layer in self._layers])
+        return ms["pruned"] * whole / (1 + self.table.additivity_error) / ms["whole"]
+
+    @property
+    def _layers(self) -> Sequence[Layer]:
+        return self.family.layers(self.model.net)
+
+    def _measured_loss(self, levels: Sequence[Sequence[int]]) -> Callable[[tuple[int, ...]], float]:
+        """How far the outputs move on calibration items when these levels stay, columns being masked instead of cut."""
+        from fmopt.output_distance import distance_from_now
+
+        distance = distance_from_now(self.model, self.ctx, JUDGED_ITEMS)
+        largest = max(4 * (part.units * part.size) * self.model.facts.hidden_size for part in self.parts)
+        # Tries differ from one another in few sublayers.
+        updated = lru_cache(maxsize=max(1, self.ctx.memory_cap_bytes // largest))(
+            lambda number, count: self.scores.updated(self.model.net, self.parts[number], count)
+        )
+
+        def measured(chosen: tuple[int, ...]) -> float:
+            counts = [row[level] for row, level in zip(levels, chosen, strict=True)]
+            with _Masked(self, counts, updated):
+                return distance()
+
+        return measured
+
+
+class _Masked:
+    """While entered, the network computes what it would after a cut, in its uncut shape."""
+
+    def __init__(
+        self, pruning: _Pruning, counts: Sequence[int], updated: Callable[[int, int], tuple[Any, Any]]
+    ) -> None:
+        self.pruning, self.counts, self.updated = pruning, counts, updated
+        self.before: list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        import torch
+
+        net, scores = self.pruning.model.net, self.pruning.scores
+        for number, (part, count) in enumerate(zip(self.pruning.parts, self.counts, strict=True)):
+            linear = net.get_submodule(part.output)
+            assert isinstance(linear, torch.nn.Linear)
+            self.before.append((linear, linear.weight.data, None if linear.bias is None else linear.bias.data))
+            if count == part.units:
+                continue
+            weight, bias = self.updated(number, count)
+            masked = torch.zeros_like(linear.weight)
+            masked[:, part.columns(scores.removals[part.output].kept(count))] = weight
+            linear.weight.data = masked.detach()
+            if bias is not None:
+                linear.bias.data = bias.detach()
+
+    def __exit__(self, *error: object) -> None:
+        for linear, weight, bias in self.before:
+            linear.weight.data = weight
+            if bias is not None:
+                linear.bias.data = bias
+
+
+def _listed(parts: Sequence[Sublayer], counts: Sequence[int]) -> str:
+    """Every layer's heads and neurons: "12/512 8/0"."""
+    layers: dict[int, dict[str, int]] = {}
+    for part, count in zip(parts, counts, strict=True):
+        layers.setdefault(part.layer, {})[part.kind] = count
+    return " ".join(f"{found.get('attention', 0)}/{found.get('ffn', 0)}" for found in layers.values())

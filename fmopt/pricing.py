@@ -1,0 +1,124 @@
+"""A clock for networks that are not candidates yet: each is built as a recipe's later steps and runtime would build it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmopt import exporting, lookup, measure, probe
+from fmopt.errors import PassError
+from fmopt.model import Artifact, TorchModel
+from fmopt.recipe import Recipe, Step
+from fmopt.runtimes.base import Runner
+
+if TYPE_CHECKING:
+    from fmopt.build import Workshop
+
+# Passes on the network that decide which kernels run, and the cheapest one that leads to the same kernels. Others
+# (distillation) change weights only, which time does not depend on.
+TIMED_AS = {"quantize_static": "quantize_static", "mixed_precision": "quantize_static", "qat": "quantize_static"}
+CALIBRATED_ON = 8  # items; ranges do not change time
+SAMPLES = 100
+SECONDS = 60.0  # at most, of all networks together
+
+
+@dataclass(frozen=True)
+class RecipeClock:
+    """A `latency_table.Clock`: the time of networks on the recipe's runtime, after the steps that follow its first
+    priced one."""
+
+    shop: Workshop
+    recipe: Recipe
+
+    @property
+    def key(self) -> str:
+        """sha256 over everything but the networks that a time depends on."""
+        shop = self.shop
+        known = {
+            "host": probe.host_fingerprint(), "versions": probe.versions(), "runtime": self.recipe.runtime,
+            "options": self.recipe.options, "steps": [step.model_dump() for step in self._later()],
+            "shape": (shop.batch, shop.length, shop.threads), "int8_dot": shop.target.int8_dot,
+            "inputs": shop.facts.pipeline["inputs"], "data": shop.calibration_digest if shop.length is None else "",
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+
+    def __call__(self, networks: Mapping[str, Callable[[], TorchModel]]) -> dict[str, float]:
+        """Median milliseconds of every network, timed in turn."""
+        shop = self.shop
+        inputs = measure.latency_inputs(shop.preprocessor, shop.calibration, shop.batch, shop.length, shop.seed)
+        runtime = lookup.find("runtimes", self.recipe.runtime)
+        runners: dict[str, Runner] = {}
+        with tempfile.TemporaryDirectory(dir=shop.store.root, prefix="unfinished-") as scratch:
+            try:
+                for number, (name, make) in enumerate(networks.items()):
+                    shop.progress.say(f"building networks to time, {number + 1} of {len(networks)}")
+                    artifact = self._built(make(), Path(scratch) / str(number))
+                    runners[name] = runtime.open(artifact, shop.threads)
+                calls = {name: _replay(runner, inputs) for name, runner in runners.items()}
+                samples = measure.time_in_turn(calls, min_samples=SAMPLES, max_seconds=SECONDS, seed=shop.seed)
+            finally:
+                for runner in runners.values():
+                    runner.close()
+        return {name: float(np.median(taken)) for name, taken in samples.items()}
+
+    def _later(self) -> tuple[Step, ...]:
+        """What follows the first priced step, as it is timed."""
+        steps = self.recipe.steps
+        first = next(number for number, step in enumerate(steps) if priced(step))
+        return tuple(
+            step if step.use not in TIMED_AS else _timed_step(step)
+            for step in steps[first + 1 :]
+            if step.build().stage == "graph" or step.use in TIMED_AS
+        )
+
+    def _built(self, model: TorchModel, out: Path) -> Artifact:
+        shop = self.shop
+        context = replace(
+            shop.context(), scratch=None, calibration=lambda: islice(shop.calibration_stream(), CALIBRATED_ON)
+        )
+        passes = [step.build() for step in self._later()]
+        for made in (made for made in passes if made.stage == "torch"):
+            model = _where_it_applies(model, partial(made.apply, model, context))
+        graph = exporting.export_onnx(model, shop.example(), out / "exported")
+        for number, made in enumerate(made for made in passes if made.stage == "graph"):
+            folder = out / f"graph-{number}"
+            if made.format == "openvino" and graph.format == "onnx":
+                graph = exporting.convert_openvino(graph, folder / "source")
+            graph = _where_it_applies(graph, partial(made.apply, graph, context, folder))
+        artifact: Artifact = lookup.find("runtimes", self.recipe.runtime).build(
+            graph, self.recipe.options, out / "built"
+        )
+        return artifact
+
+
+def priced(step: Step) -> bool:
+    """Whether a pass makes what it makes by timing networks on the recipe's runtime."""
+    return bool(getattr(lookup.find("passes", step.use), "priced", False))
+
+
+def _timed_step(step: Step) -> Step:
+    same = TIMED_AS[step.use] == step.use
+    return step if same else Step(use=TIMED_AS[step.use], options={"smooth": None})
+
+
+def _where_it_applies(before: Any, apply: Callable[[], Any]) -> Any:
+    """A network cut to nothing may hold nothing that a pass could work on: then it stays as it is."""
+    try:
+        return apply()
+    except PassError:
+        return before
+
+
+def _replay(runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> Callable[[], object]:
+    turn = itertools.cycle(inputs)
+    return lambda: runner.run(next(turn))

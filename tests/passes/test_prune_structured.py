@@ -1,0 +1,119 @@
+"""Pruning to a latency: the time asked for is met, the loss is the least, and what cannot be is refused with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fmopt import checkpoint
+from fmopt.errors import ConfigError, PassError
+from fmopt.latency_table import latency_table
+from fmopt.model import TorchModel
+from fmopt.passes.base import Context
+from fmopt.passes.prune_structured import PruneStructured
+from fmopt.source import resolve
+from fmopt.structure import save_checkpoint, structure_of
+from tests.conftest import SENTENCES, TinyCheckpoint
+from tests.torch_models import context_of, items_of, model_of, outputs_of, padded, target
+
+
+class Counted:
+    """A clock that is exact: 1 ms, and 1 µs for every weight of the layers' Linears."""
+
+    key = "weights"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, networks: Mapping[str, Callable[[], TorchModel]]) -> dict[str, float]:
+        self.asked += 1
+        return {name: time_of(make()) for name, make in networks.items()}
+
+
+def time_of(model: TorchModel) -> float:
+    linears = (m for n, m in model.net.named_modules() if isinstance(m, torch.nn.Linear) and ".layer." in f".{n}")
+    return 1.0 + sum(m.weight.numel() for m in linears) / 1000
+
+
+def given(folder: Path, scratch: Path | None = None, items: int = 48) -> tuple[TorchModel, Context]:
+    model = model_of(folder)
+    encoded = items_of(model, tuple(f"{SENTENCES[n % len(SENTENCES)]} {n % 7}" for n in range(items)))
+    ctx = replace(context_of(model, scratch), calibration=lambda: iter(encoded), target=target(width_multiple=4),
+                  clock=Counted())  # fmt: skip
+    return model, ctx
+
+
+def test_the_time_asked_for_is_met_and_the_outputs_stay_near(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
+    folder = tiny_checkpoint("bert")
+    whole = model_of(folder)
+    wanted = outputs_of(whole, padded(whole))
+    distances = []
+    for speedup in (1.2, 2.0, 4.0):
+        model, ctx = given(folder, tmp_path)
+        pruned = PruneStructured(speedup=speedup).apply(model, ctx)
+        assert time_of(pruned) == pytest.approx(time_of(whole) / speedup, rel=0.05)
+        assert pruned.history[-1].startswith("prune_structured(")
+        distances.append(np.square(outputs_of(pruned, padded(whole)) - wanted).sum() / np.square(wanted).sum())
+    assert distances[0] < distances[1] < distances[2]
+    assert distances[0] < 0.1
+
+
+def test_a_pruned_network_comes_back_from_disk_and_can_be_pruned_again(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
+    model, ctx = given(tiny_checkpoint("bert", "text-classification"))
+    pruned = PruneStructured(speedup=1.5, tries=4).apply(model, ctx)
+    saved = save_checkpoint(pruned, tmp_path / "pruned")
+    again = checkpoint.load(checkpoint.inspect(resolve(str(saved)), "text-classification"))
+    assert structure_of(again.net, again.family) == structure_of(pruned.net, pruned.family)
+    np.testing.assert_array_equal(outputs_of(again, padded(again)), outputs_of(pruned, padded(again)))
+    goal = time_of(again) / 2
+    assert time_of(PruneStructured(latency_ms=goal, tries=0).apply(again, ctx)) == pytest.approx(goal, rel=0.05)
+
+
+def test_its_parts_add_up_to_the_whole_and_are_timed_once(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
+    model, clock = model_of(tiny_checkpoint("bert")), Counted()
+    table = latency_table(model, model.family, clock, 4, tmp_path)
+    assert abs(table.additivity_error) < 1e-9
+    assert table.whole_ms == pytest.approx(time_of(model))
+    assert table.total([(2, 20), (0, 64)]) == pytest.approx(1 + (4 * 32 * 16 + 2 * 32 * 20 + 2 * 32 * 64) / 1000)
+    assert latency_table(model, model.family, clock, 4, tmp_path) == table
+    assert clock.asked == 1
+
+
+def test_second_order_choices_beat_cutting_all_layers_alike(tiny_checkpoint: TinyCheckpoint):
+    from fmopt.cutting import cut_layer
+
+    folder = tiny_checkpoint("roberta")
+    whole = model_of(folder)
+    wanted = outputs_of(whole, padded(whole))
+    uniform = model_of(folder)
+    for layer in uniform.family.layers(uniform.net):
+        cut_layer(uniform.net, layer, range(2), range(32))
+    model, ctx = given(folder)
+    pruned = PruneStructured(latency_ms=time_of(uniform)).apply(model, ctx)
+    assert time_of(pruned) <= 1.05 * time_of(uniform)
+    losses = [np.square(outputs_of(m, padded(whole)) - wanted).sum() for m in (pruned, uniform)]
+    assert losses[0] < losses[1]
+
+
+def test_what_cannot_be_is_refused_with_its_reason(tiny_checkpoint: TinyCheckpoint):
+    model, ctx = given(tiny_checkpoint("bert"))
+    with pytest.raises(
+        PassError, match=r"cannot be reached: without any head or neuron the network still takes 1\.00 ms"
+    ):
+        PruneStructured(latency_ms=0.5).apply(model, ctx)
+    model, ctx = given(tiny_checkpoint("bert"), items=10)
+    with pytest.raises(PassError, match="at least 32 items of real data and has 10"):
+        PruneStructured(speedup=2.0).apply(model, ctx)
+    with pytest.raises(PassError, match="no runtime to time sublayers on"):
+        PruneStructured(speedup=2.0).apply(model, replace(ctx, clock=None))
+    here, away = target(present=True), target()
+    assert "layers" in str(PruneStructured(speedup=2.0).refusal(model_of(tiny_checkpoint("albert")).facts, here))
+    assert PruneStructured(speedup=2.0).refusal(model.facts, here) is None
+    assert "cannot be timed here" in str(PruneStructured(speedup=2.0).refusal(model.facts, away))
+    with pytest.raises(ConfigError, match="either a speedup or a latency_ms"):
+        PruneStructured()
