@@ -27,11 +27,14 @@ from fmopt.errors import (
 )
 
 if TYPE_CHECKING:
+    from fmopt.adapters import merge
     from fmopt.api import benchmark, evaluate, export, load_model, optimize
     from fmopt.bundle import load
     from fmopt.gate import Budget
+    from fmopt.plan import Training
     from fmopt.record import Record
     from fmopt.target import Target
+    from fmopt.vocabulary import trim
 
 __all__ = [
     "Budget",
@@ -46,25 +49,31 @@ __all__ = [
     "Record",
     "StoreError",
     "Target",
+    "Training",
     "UnmeasuredError",
     "benchmark",
     "evaluate",
     "export",
     "load",
     "load_model",
+    "merge",
     "optimize",
+    "trim",
 ]
 
 _HOMES = {
     "Budget": "fmopt.gate",
     "Record": "fmopt.record",
     "Target": "fmopt.target",
+    "Training": "fmopt.plan",
     "benchmark": "fmopt.api",
     "evaluate": "fmopt.api",
     "export": "fmopt.api",
     "load": "fmopt.bundle",
     "load_model": "fmopt.api",
+    "merge": "fmopt.adapters",
     "optimize": "fmopt.api",
+    "trim": "fmopt.vocabulary",
 }
 
 

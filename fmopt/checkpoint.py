@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fmopt import lookup
+from fmopt.adapters import is_adapter
 from fmopt.errors import CheckpointError
 from fmopt.families.base import find_family
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
@@ -101,6 +102,8 @@ def _network_folder(folder: Path) -> Path:
         inside = folder / str(module.get("path", ""))
         if str(module.get("type", "")).endswith("Transformer") and (inside / "config.json").is_file():
             return inside
+    if is_adapter(folder):
+        raise CheckpointError(f"{folder} is a PEFT adapter; make it a checkpoint first: fmopt merge {folder} -o OUT")
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     raise CheckpointError(
         f"{folder} has no config.json (it holds {held}); give a Hugging Face folder, as save_pretrained writes it"

@@ -6,6 +6,7 @@ Exit codes: 0 all gates passed, 1 a gate failed, 2 bad input or usage, 3 undecid
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -224,6 +225,36 @@ def finetune(
             progress=progress,
         )
     answer(made, as_json, lambda: print(f"{output}: {made['metric']} {made['value']:.4f} on validation"))
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="A PEFT LoRA folder, as save_pretrained wrote it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="The model it was trained on, when it is not where the adapter says.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge a LoRA adapter into its base model's weights: a plain checkpoint that `optimize` takes."""
+    from fmopt import adapters
+
+    made = adapters.merge(adapter, output, base=base)
+    answer({"checkpoint": str(made)}, as_json, lambda: print(f"{made} is a checkpoint; try: fmopt inspect {made}"))
+
+
+@app.command()
+def trim(
+    model: Model,
+    texts: Annotated[Path, typer.Option("--texts", help="What the model will read, one text a line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
+    as_json: Json = False,
+) -> None:
+    """Cut the vocabulary to what texts need; they give the same tokens and outputs, others are spelled in more tokens."""
+    from fmopt import present, vocabulary
+
+    got = vocabulary.trim(model, read_lines(texts), output)
+    answer(dataclasses.asdict(got), as_json, lambda: present.trimmed(got))
 
 
 @app.command()

@@ -31,13 +31,11 @@ from fmopt.model import CheckpointFacts, quiet
 from fmopt.progress import Progress, Silent
 from fmopt.store import disk_errors, own_folder
 from fmopt.tasks.base import Item, Task
-from fmopt.tokenizer import SLOW_FILES, TOKENIZER
+from fmopt.tokenizer import copy_tokenizer
 from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint
 
 RECORD, TRAINING = "finetune.json", ".training"
 EVAL_BATCH = 32
-TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
-                   *SLOW_FILES)  # fmt: skip
 
 
 def finetune(
@@ -249,9 +247,7 @@ def _publish(job: _Job, trainer: _Trainer, out: Path) -> None:
     assert isinstance(trainer.model, transformers.PreTrainedModel)
     with quiet(transformers.utils.logging):
         trainer.model.save_pretrained(final)
-    for name in TOKENIZER_FILES:
-        if (job.facts.folder / name).is_file():
-            shutil.copy(job.facts.folder / name, final / name)
+    copy_tokenizer(job.facts.folder, final)
     told = [(entry["epoch"], entry["eval_value"]) for entry in trainer.state.log_history if "eval_value" in entry]
     losses = {entry["epoch"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     watch = next(entry for entry in trainer.callback_handler.callbacks if isinstance(entry, _Watch))

@@ -22,6 +22,7 @@ from fmopt.plan import Plan
 from fmopt.record import Record
 from fmopt.results import Latency
 from fmopt.target import Target
+from fmopt.vocabulary import Trimmed
 
 # A file or a pipe has no width to fit into; a table cut at 80 columns would lose names there.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
@@ -141,6 +142,18 @@ def metrics(rows: Sequence[dict[str, Any]]) -> None:
 def comparison(rows: Comparison) -> None:
     """Differences that matter first."""
     out.print(render_text(rows), markup=False)
+
+
+def trimmed(found: Trimmed) -> None:
+    """What trimming a vocabulary gave."""
+    table = Table(title=str(found.folder), title_justify="left")
+    for name in ("", "before", "after"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row("tokens", f"{found.tokens_before:,}", f"{found.tokens:,}")
+    table.add_row("weights", f"{found.bytes_before / 1e6:,.1f} MB", f"{found.bytes / 1e6:,.1f} MB")
+    table.add_row("tokenizer and weights read in", f"{found.load_ms_before:.0f} ms", f"{found.load_ms:.0f} ms")
+    out.print(table)
+    out.print("The texts give the same tokens as before; other words are spelled in more tokens.")
 
 
 def facts_data(found: CheckpointFacts) -> dict[str, Any]:

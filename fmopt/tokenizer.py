@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fmopt.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
 SLOW_FILES = ("vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *SLOW_FILES)
 NO_LIMIT = 1_000_000  # transformers writes 1e30 where a tokenizer knows no limit
 
 
@@ -99,3 +101,10 @@ def _content(token: Any) -> str | None:
     """A token's text; tokenizer configurations write a string or {"content": …}."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
+
+
+def copy_tokenizer(folder: Path, out: Path) -> None:
+    """The tokenizer's files of one checkpoint folder, those it has, into another."""
+    for name in FILES:
+        if (folder / name).is_file():
+            shutil.copy(folder / name, out / name)

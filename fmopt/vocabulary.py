@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fmopt import checkpoint
 from fmopt.errors import CheckpointError, DataError
@@ -24,6 +27,7 @@ from fmopt.weights import INDEX, SINGLE, weight_files
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+LOADS = 5
 CHUNK = 1024  # texts encoded at a time
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte fall-back of sentencepiece models
 # Tables and heads with one row per token, by the end of their names in the families that fmopt knows.
@@ -41,6 +45,8 @@ class Trimmed:
     tokens: int
     bytes_before: int  # of the weights
     bytes: int
+    load_ms_before: float  # tokenizer and weights into memory, the median of `LOADS` in turn
+    load_ms: float
 
 
 def trim(folder: str | Path, texts: Sequence[str], out: Path) -> Trimmed:
@@ -70,7 +76,21 @@ def trim(folder: str | Path, texts: Sequence[str], out: Path) -> Trimmed:
         shutil.copytree(whole, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*OLD_VOCABULARY, ".*"))
         before = _write(work / place, made, ids)
     size = (out / place / SINGLE).stat().st_size
-    return Trimmed(out, before, len(ids), facts.weight_bytes, size)
+    taken = np.array([[_load_ms(folder) for folder in (facts.folder, out / place)] for _ in range(LOADS)])
+    load_ms_before, load_ms = np.median(taken, axis=0).tolist()
+    return Trimmed(out, before, len(ids), facts.weight_bytes, size, load_ms_before, load_ms)
+
+
+def _load_ms(folder: Path) -> float:
+    """Milliseconds to read a checkpoint's tokenizer and weights, from the page cache."""
+    from safetensors.torch import load
+    from tokenizers import Tokenizer
+
+    begun = time.perf_counter()
+    Tokenizer.from_file(str(folder / TOKENIZER))
+    for file in weight_files(folder):
+        load(file.read_bytes())
+    return 1e3 * (time.perf_counter() - begun)
 
 
 # ------------------------------------------------------------------------------------------------ what is kept

@@ -89,3 +89,15 @@ def test_a_speedup_out_of_reach_fails_and_writes_the_best_all_the_same(walk: Wal
     assert walk.json(*asked, code=1)["verdict"]["outcome"] == "FAIL"
     assert json.loads((out / "fmopt.json").read_text())["verdict"] == "FAIL"
     assert walk.json("verify", out)["problems"] == []
+
+
+def test_a_vocabulary_is_trimmed_to_texts(walk: Walk, tiny_checkpoint: TinyCheckpoint):
+    model, texts = tiny_checkpoint("bert", "text-classification"), walk.folder / "texts.txt"
+    texts.write_text("\n".join(SENTENCES[:2]))
+    got = walk.json("trim", model, "--texts", texts, "-o", walk.folder / "small")
+    assert got["tokens"] < got["tokens_before"]
+    assert got["bytes"] < got["bytes_before"]
+    assert got["load_ms"] > 0
+    assert walk.json("inspect", walk.folder / "small")["parameters"] < walk.json("inspect", model)["parameters"]
+    assert "same tokens" in walk.say("trim", model, "--texts", texts, "-o", walk.folder / "again")
+    assert walk.say("trim", model, "--texts", walk.folder / "none.txt", "-o", walk.folder / "third", code=2) == ""
