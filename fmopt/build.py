@@ -134,10 +134,10 @@ class Workshop:
 
         def make(folder: Path) -> None:
             model = checkpoint.load(self.facts)
-            for number, step in enumerate(steps):
+            for number, step in enumerate(steps, 1):
                 model = guarded(step, lambda made, m=model: made.apply(m, context))
-                if keeps_plain(step) and not any(map(keeps_plain, steps[number + 1 :])):
-                    save_checkpoint(model, folder / CHECKPOINT)
+                if keeps_plain(step):
+                    save_checkpoint(model, folder / f"{CHECKPOINT}-{number}")
             self.progress.say("exporting to ONNX")
             graph = exporting.export_onnx(model, self.example(), folder)
             write_graph(graph, folder)
@@ -148,10 +148,18 @@ class Workshop:
         self.exports[tuple(map(str, steps))] = folder
         return folder
 
-    def checkpoint_folder(self, steps: Sequence[Step]) -> Path | None:
-        """The pruned or trained network of a recipe that was built, before it was quantized; None where there is none."""
+    def networks(self, steps: Sequence[Step]) -> dict[int, Path]:
+        """The networks of a recipe that was built, before it was quantized: checkpoint folders by how many passes made
+        them, of each pass that prunes or trains."""
         folder = self.exports.get(tuple(str(step) for step in steps if step.build().stage == "torch"))
-        return folder / CHECKPOINT if folder is not None and (folder / CHECKPOINT).is_dir() else None
+        numbers = range(1, len(steps) + 1) if folder is not None else ()
+        found = {number: folder / f"{CHECKPOINT}-{number}" for number in numbers if folder is not None}
+        return {number: path for number, path in found.items() if path.is_dir()}
+
+    def of_network(self, folder: Path) -> Workshop:
+        """The same workshop for a network that was made of its own."""
+        facts = checkpoint.inspect(resolve(str(folder)), self.facts.task)
+        return replace(self, facts=facts, exports={})
 
     def _check_parity(self, graph: Graph, model: TorchModel, min_cosine: float | None) -> Parity:
         runtime = lookup.find("runtimes", "onnxruntime")

@@ -117,6 +117,15 @@ class Changed(Frozen):
     candidate: str
 
 
+class Rung(Frozen):
+    """The winner's network after one more of its passes, or before any."""
+
+    name: str  # the passes that were added
+    p50: float  # median milliseconds, all rungs timed in turn
+    size_bytes: int
+    drop: Estimate  # on validation, against the reference
+
+
 class Record(Frozen):
     """A whole run."""
 
@@ -134,6 +143,7 @@ class Record(Frozen):
     refused: list[Refused] = Field(default_factory=list)
     verdict: Verdict
     changed: list[Changed] = Field(default_factory=list)
+    waterfall: list[Rung] = Field(default_factory=list)  # what each pass of the winner gave
     circumstances: Circumstances
     stages: dict[str, float] = Field(default_factory=dict)  # stage -> seconds
     summary: str = ""

@@ -222,6 +222,7 @@ def _sections(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("plot", "Accuracy against latency", found["plots"][0][1]),
         ("variants", "All variants", True),
         ("latency", "Latency", found["lanes"]),
+        ("passes", "What each pass gave", record.waterfall),
         ("accuracy", "Accuracy", found["metrics"]),
         ("changed", "Changed items", record.changed and found["metrics"]),
         ("time", "Where the time goes", found["kinds"] or found["findings"]),

@@ -25,12 +25,13 @@ from fmopt.evaluate import changed_items
 from fmopt.plan import gradual, make_plan, pruned
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step, read_recipe
-from fmopt.record import Record, Refused, Trial, summary_sentence, value_of
+from fmopt.record import Record, Refused, Rung, Trial, summary_sentence, value_of
 from fmopt.report import write_markdown, write_report
 from fmopt.results import Circumstances, Estimate, Verdict
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
 from fmopt.trials import Job, Request, Run, by_speed, primary
+from fmopt.waterfall import waterfall
 
 CALIBRATION_ITEMS = {"quick": 300, "standard": 1024, "max": 1024}  # second-order scores want more than ranges do
 CHANGED_SHOWN = 40
@@ -83,7 +84,8 @@ def optimize(request: Request, progress: Progress | None = None) -> Record:
         winner = choose(run, reference)
         verdict = judge(run, winner, reference)
         explain_losers(run, winner, reference)
-        record = make_record(run, winner, reference, verdict)
+        steps = rungs(run, winner, reference)
+        record = make_record(run, winner, reference, verdict, steps)
         publish(run, record, winner)
     run.progress.stop()
     return record
@@ -423,7 +425,15 @@ def losing_reason(trial: Trial, winner: Trial, limit: float | None) -> str:
     return f"{ratio:.2f}× as long as {winner.recipe.name}{why}"
 
 
-def make_record(run: Run, winner: str, reference: str, verdict: Verdict) -> Record:
+def rungs(run: Run, winner: str, reference: str) -> list[Rung]:
+    """What each pass of the winner gave; not when the time is over."""
+    begun = time.monotonic()
+    found = [] if run.out_of_time() else waterfall(run, winner, reference)
+    run.seconds["waterfall"] = round(time.monotonic() - begun, 3)
+    return found
+
+
+def make_record(run: Run, winner: str, reference: str, verdict: Verdict, steps: list[Rung]) -> Record:
     """Everything that was found, as the report reads it."""
     request, facts, data = run.job.request, run.job.facts, run.job.data
     items = run.items("test")
@@ -465,6 +475,7 @@ def make_record(run: Run, winner: str, reference: str, verdict: Verdict) -> Reco
             refused=[Refused(recipe=refusal.recipe, reason=refusal.reason) for refusal in run.job.plan.refused],
             verdict=verdict,
             changed=changed,
+            waterfall=steps,
             circumstances=Circumstances(
                 host=probe.host_fingerprint(),
                 versions=probe.versions(),
@@ -504,10 +515,10 @@ def publish(run: Run, record: Record, winner: str) -> None:
         tolerance=1e-3 if precision == "fp32" else 0.1,
         needs_isa=needed_isa(run, precision),
     )
-    network = run.shop.checkpoint_folder(run.recipes[winner].steps)
+    networks = run.shop.networks(run.recipes[winner].steps)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
-    if network is not None:
-        shutil.copytree(network, out / CHECKPOINT)
+    if networks:
+        shutil.copytree(networks[max(networks)], out / CHECKPOINT)
     record.save(out / "record.json")
     write_report(record, out / "report.html")
     write_markdown(record, out / "report.md")

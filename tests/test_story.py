@@ -215,6 +215,10 @@ def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider,
     assert pruned[0].parity.passed
     assert pruned[0].size_bytes < record.find("dynamic").size_bytes
     assert verify_bundle(tmp_path / "out") == []
+    rungs = record.waterfall
+    assert [rung.name for rung in rungs] == ["fp32 on ONNX Runtime", "prune_structured", "quantize_dynamic"]
+    assert rungs[0].size_bytes > rungs[1].size_bytes > rungs[2].size_bytes == pruned[0].size_bytes
+    assert [rung.name for rung in whole.waterfall] == ["fp32 on ONNX Runtime", "quantize_dynamic"]
     net = load_model(tmp_path / "out" / "checkpoint")
     assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in load_model(wider).parameters())
     assert load(tmp_path / "out")("the cat sat on the mat")["label"] in LABELS["text-classification"]
