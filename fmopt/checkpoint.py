@@ -20,10 +20,9 @@ from typing import Any
 from fmopt import lookup
 from fmopt.adapters import is_adapter
 from fmopt.errors import CheckpointError
-from fmopt.families.base import find_family
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
 from fmopt.source import known_models
-from fmopt.structure import STRUCTURE, load_network, read_structure
+from fmopt.structure import STRUCTURE, load_facts, read_structure
 from fmopt.tasks.base import Task
 from fmopt.tokenizer import TOKENIZER, convert_tokenizer, has_slow_tokenizer, read_tokenizer
 from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_weights
@@ -76,8 +75,7 @@ def inspect(
 
 def load(facts: CheckpointFacts, dtype: str = "fp32") -> TorchModel:
     """The network of a checkpoint with its facts, in eval mode."""
-    net = load_network(facts.folder, lookup.find("tasks", facts.task).auto_class, dtype)
-    return TorchModel(net=net, facts=facts, family=find_family(facts.model_type))
+    return load_facts(facts, dtype)
 
 
 def tokenizer_file(facts: CheckpointFacts) -> Path:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fmopt import several
 from fmopt.errors import BundleError, ConfigError, FmoptError
 
 app = typer.Typer(
@@ -514,6 +515,9 @@ def parse_bytes(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; what fmopt can explain is one line on stderr."""
+    if several.follows():
+        several.follow()
+        return 0
     try:
         app(args=argv)
     except SystemExit as stop:
@@ -521,6 +525,8 @@ def main(argv: list[str] | None = None) -> int:
     except FmoptError as error:
         print(f"fmopt: {error}", file=sys.stderr)
         return error.exit_code
+    finally:
+        several.dismiss()
     return 0
 
 

@@ -13,9 +13,9 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,14 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from fmopt import distillation_losses as losses
+from fmopt import several
 from fmopt.edge import Preprocessor
 from fmopt.errors import PassError
 from fmopt.examples import Example, unlabelled_examples
 from fmopt.families.base import Family
 from fmopt.model import CheckpointFacts, TorchModel, quiet
 from fmopt.passes.base import Context
+from fmopt.structure import load_facts, save_checkpoint
 from fmopt.tasks.base import Raw
 from fmopt.tokenizer import TOKENIZER
 from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, weights_digest
@@ -64,7 +66,11 @@ def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
     bf16 = has_bf16() if options.bf16 is None else options.bf16
     with _work_folder(_key(model, teacher.facts, examples, options, bf16, ctx.seed), ctx.scratch) as work:
         if not (work / FINISHED).is_file():
-            _train(model, teacher, examples, options, bf16, work, ctx)
+            shared = (examples, options, bf16, work, ctx.seed)
+            several.together(
+                lambda: _train(model, teacher, *shared, ctx.progress), _train_along, _handed_over(model, work),
+                model.facts, teacher.facts, *shared,
+            )  # fmt: skip
         load_model(model.net, work / FINISHED)
     model.net.eval()
     return model.after(f"distill({options.teacher or 'baseline'})")
@@ -144,22 +150,22 @@ def _work_folder(key: str, scratch: Path | None) -> Iterator[Path]:
 
 def _train(
     model: TorchModel, teacher: TorchModel, examples: Sequence[Example], options: Distill, bf16: bool, work: Path,
-    ctx: Context,
+    seed: int, progress: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Train and write the student's weights to `work`, whole or not at all."""
-    transformers.set_seed(ctx.seed)  # before the projection gets its random weights
+    """Train and write the student's weights to `work`, whole or not at all; the first of several processes writes."""
+    transformers.set_seed(seed)  # before the projection gets its random weights
     cuda = torch.cuda.is_available()
     collate = Collator(dict(model.facts.pipeline["padding"]))
     lesson = _lesson(model, teacher, options, collate(examples[:MATCHED_ITEMS]))
-    schedule = _Schedule(examples, options.batch_size, options.epochs, ctx.seed)
-    watch = _Watch(options, ctx)
+    schedule = _Schedule(examples, options.batch_size, options.epochs, seed)
+    watch = _Watch(options, progress)
     arguments = transformers.TrainingArguments(
         output_dir=str(work), num_train_epochs=1, learning_rate=options.learning_rate, warmup_steps=WARMUP,
-        weight_decay=WEIGHT_DECAY, per_device_train_batch_size=schedule.batch_size,
-        gradient_accumulation_steps=options.accumulation, train_sampling_strategy="sequential", seed=ctx.seed,
+        weight_decay=WEIGHT_DECAY, per_device_train_batch_size=several.share_of(schedule.batch_size),
+        gradient_accumulation_steps=options.accumulation, train_sampling_strategy="sequential", seed=seed,
         bf16=bf16, use_cpu=not cuda, dataloader_pin_memory=cuda, remove_unused_columns=False, save_strategy="no",
         save_total_limit=1, logging_strategy="steps", logging_steps=max(1, schedule.steps(options.accumulation) // 50),
-        disable_tqdm=True, report_to="none",
+        disable_tqdm=True, report_to="none", average_tokens_across_devices=False,
     )  # fmt: skip
     trainer = _Trainer(
         model=lesson.student, args=arguments, train_dataset=schedule, data_collator=collate, callbacks=[watch]
@@ -170,6 +176,8 @@ def _train(
     last = last_checkpoint(work)
     with quiet(transformers.utils.logging):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if several.follows():
+        return
     net = model.net.cpu()
     net.zero_grad(set_to_none=True)
     if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):
@@ -184,6 +192,20 @@ def _train(
     (work / "part").replace(work / FINISHED)
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
+
+
+def _handed_over(model: TorchModel, work: Path) -> Path | None:
+    """The student as a checkpoint for the processes that train along; networks do not survive pickling."""
+    return save_checkpoint(model, work / "student") if several.world() > 1 else None
+
+
+def _train_along(
+    student: Path, facts: CheckpointFacts, teacher: CheckpointFacts, examples: Sequence[Example], options: Distill,
+    bf16: bool, work: Path, seed: int,
+) -> None:  # fmt: skip
+    """`_train` in a process that follows; the folders must be in its reach."""
+    learner = load_facts(replace(facts, source=replace(facts.source, folder=student)))
+    _train(learner, load_facts(teacher), examples, options, bf16, work, seed, lambda text: None)
 
 
 class _Schedule(torch.utils.data.Dataset[Example]):
@@ -235,26 +257,26 @@ class _Trainer(transformers.Trainer):
 class _Watch(transformers.TrainerCallback):
     """Saves every few minutes, tells how far training is, and ends it when its time is over."""
 
-    def __init__(self, options: Distill, ctx: Context) -> None:
-        self.options, self.ctx = options, ctx
+    def __init__(self, options: Distill, progress: Callable[[str], None]) -> None:
+        self.options, self.progress = options, progress
         self.begun = self.saved = self.told = time.monotonic()
         self.first, self.out_of_time = 0, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.first = state.global_step
         on = f", going on at step {self.first}" if self.first else ""
-        self.ctx.progress(f"distilling: {state.max_steps} steps{on}")
+        self.progress(f"distilling: {state.max_steps} steps{on}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         now = time.monotonic()
-        if now - self.saved >= 60 * self.options.save_minutes:
+        if several.agreed(now - self.saved >= 60 * self.options.save_minutes):
             self.saved, control.should_save = now, True
         if now - self.told >= TOLD_S:
             self.told = now
             left = (now - self.begun) / (state.global_step - self.first) * (state.max_steps - state.global_step)
-            self.ctx.progress(f"distilling: step {state.global_step} of {state.max_steps}, {left / 60:.1f} min left")
+            self.progress(f"distilling: step {state.global_step} of {state.max_steps}, {left / 60:.1f} min left")
         limit = self.options.time_limit_s
-        if limit is not None and now - self.begun > limit:
+        if limit is not None and several.agreed(now - self.begun > limit):
             self.out_of_time = control.should_training_stop = True
 
 

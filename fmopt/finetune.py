@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import transformers
 
-from fmopt import checkpoint
+from fmopt import checkpoint, several
 from fmopt.data import Dataset
 from fmopt.edge import Preprocessor
 from fmopt.errors import CheckpointError, DataError
@@ -65,7 +65,8 @@ def finetune(
             return out
         work = _work_folder(out, settings)
         job = _Job(facts, data, task, settings, work, time_limit_s, progress or Silent())
-        _publish(job, _train(job), out)
+        silent = replace(job, progress=Silent())
+        _publish(job, several.together(lambda: _train(job), _train, silent), out)
     return out
 
 
@@ -122,12 +123,13 @@ def _train(job: _Job) -> _Trainer:
     cuda = torch.cuda.is_available()
     arguments = transformers.TrainingArguments(
         output_dir=str(job.work), num_train_epochs=settings["epochs"], learning_rate=settings["learning_rate"],
-        per_device_train_batch_size=settings["batch_size"], warmup_steps=WARMUP, weight_decay=WEIGHT_DECAY,
+        per_device_train_batch_size=several.share_of(settings["batch_size"]), warmup_steps=WARMUP, weight_decay=WEIGHT_DECAY,
         seed=settings["seed"], bf16=settings["bf16"], use_cpu=not cuda, dataloader_pin_memory=cuda,
         train_sampling_strategy="group_by_length", remove_unused_columns=False,
         eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1,
         load_best_model_at_end=True, metric_for_best_model="value", greater_is_better=True,
         restore_callback_states_from_checkpoint=True, disable_tqdm=True, report_to="none",
+        average_tokens_across_devices=False,  # it multiplies the loss of networks that take a mean by the processes
     )  # fmt: skip
     trainer = _Trainer(
         model=net, args=arguments, train_dataset=examples, eval_dataset=examples[:1],
@@ -233,7 +235,7 @@ class _Watch(transformers.TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.job.progress.step()
         limit = self.job.time_limit_s
-        if limit is not None and time.monotonic() - self.begun > limit:
+        if limit is not None and several.agreed(time.monotonic() - self.begun > limit):
             self.out_of_time = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

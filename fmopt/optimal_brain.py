@@ -109,23 +109,26 @@ def score(
     *,
     memory_cap_bytes: int,
     progress: Callable[[str], None],
+    importance: Callable[[], Sequence[torch.Tensor]] | None = None,
 ) -> Scores:
     """Take statistics and find removal orders, into `folder`, which is found finished when it is there already.
 
-    As many sublayers at once as the cap has room for; every such group is one pass over the stream.
+    As many sublayers at once as the cap has room for; every such group is one pass over the stream. With `importance`,
+    which gives one number per unit of every sublayer, the least important goes first, whatever the others make up for.
     """
     if not folder.is_dir():
         work = folder.with_name(f"{folder.name}.{os.getpid()}.part")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         found: list[Removal] = []
+        given = None if importance is None else by_importance(importance())
         for group in _groups(parts, memory_cap_bytes):
             progress(f"scoring sublayers {len(found) + 1} to {len(found) + len(group)} of {len(parts)}")
             for part, (hessian, mean) in zip(group, collect(net, group, stream()), strict=True):
                 save_file({"h": hessian.float(), "mean": mean.float()}, _file(work, part))
                 weight = net.get_submodule(part.output).weight
                 assert isinstance(weight, torch.Tensor)
-                found.append(removal(weight.detach(), hessian, part.size))
+                found.append(given[len(found)] if given else removal(weight.detach(), hessian, part.size))
         (work / "removals.json").write_text(json.dumps([(entry.order, entry.errors) for entry in found]))
         work.rename(folder)
     return Scores(folder, parts)
@@ -183,6 +186,17 @@ def removal(weight: torch.Tensor, hessian: torch.Tensor, size: int) -> Removal:
         _take_out(left, inverse, slice(unit * size, (unit + 1) * size))
         gone[unit] = True
     return Removal(tuple(order), tuple(min(error / energy, 1.0) if energy > 0 else 0.0 for error in errors))
+
+
+def by_importance(units: Sequence[torch.Tensor]) -> list[Removal]:
+    """Orders by a number for each unit of every sublayer; errors are shares of the sum over all of them."""
+    whole = max(sum(float(one.sum()) for one in units), 1e-300)
+    found = []
+    for one in units:
+        order = one.argsort(stable=True)
+        lost = (one[order].double().cumsum(0) / whole).tolist()
+        found.append(Removal(tuple(order.tolist()), (0.0, *lost)))
+    return found
 
 
 def updated_weight(weight: torch.Tensor, hessian: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from fmopt import lookup
 from fmopt import model as models
 from fmopt.errors import CheckpointError
 from fmopt.families.base import Family, find_family
-from fmopt.model import TorchModel
+from fmopt.model import CheckpointFacts, TorchModel
 from fmopt.results import Frozen
 
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ def load_network(folder: Path, auto_class: str, dtype: str = "fp32") -> torch.nn
     if structure is None:
         return models.load_network(folder, auto_class, dtype)
     return models.load_network(folder, auto_class, dtype, rebuild=lambda net: apply_structure(net, structure))
+
+
+def load_facts(facts: CheckpointFacts, dtype: str = "fp32") -> TorchModel:
+    """The network of a checkpoint with its facts, in eval mode."""
+    net = load_network(facts.folder, lookup.find("tasks", facts.task).auto_class, dtype)
+    return TorchModel(net=net, facts=facts, family=find_family(facts.model_type))
 
 
 def save_checkpoint(model: TorchModel, out: Path) -> Path:

@@ -34,6 +34,7 @@ ROWS = (
         "finetune",
         "vocabulary",
         "adapters",
+        "waterfall",
     },
     {
         "passes",
@@ -66,11 +67,12 @@ ROWS = (
         "structure",
         "cutting",
         "optimal_brain",
+        "fisher_masks",
         "choose_widths",
         "latency_table",
     },
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge"},
+    {"errors", "lookup", "progress", "edge", "several"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from fmopt.model import TorchModel
 from fmopt.passes.base import Context, Inputs
 from fmopt.source import resolve
 from fmopt.target import Target
+from fmopt.tasks.base import Raw
 from tests.conftest import SENTENCES
 
 HOST = {"title": "test", "kind": "cpu", "arch": "x86_64", "cores": 1, "memory_gb": 1.0, "runtimes": ("onnxruntime",)}
@@ -28,7 +29,7 @@ def model_of(folder: Path, task: str | None = None) -> TorchModel:
     return checkpoint.load(checkpoint.inspect(resolve(str(folder)), task=task))
 
 
-def items_of(model: TorchModel, texts: tuple[str, ...] = SENTENCES) -> list[Inputs]:
+def items_of(model: TorchModel, texts: Sequence[Raw] = SENTENCES) -> list[Inputs]:
     """`texts` as a calibration stream gives them: one a batch, at its own length."""
     preprocessor = Preprocessor(checkpoint.tokenizer_file(model.facts), dict(model.facts.pipeline))
     return [dict(preprocessor.encode([text]).inputs) for text in texts]

@@ -51,6 +51,7 @@ class PruneStructured:
     latency_ms: float | None = None
     items: int = 512
     tries: int = 48
+    score: str = "obs"
 
     def __post_init__(self) -> None:
         if (self.speedup is None) == (self.latency_ms is None):
@@ -61,6 +62,8 @@ class PruneStructured:
             raise ConfigError(f"PruneStructured.latency_ms is {self.latency_ms}; it is larger than 0")
         if self.items < MIN_ITEMS:
             raise ConfigError(f"PruneStructured.items is {self.items}; scores need at least {MIN_ITEMS}")
+        if self.score not in ("obs", "fisher"):
+            raise ConfigError(f"PruneStructured.score is {self.score!r}; it is 'obs' or 'fisher'")
         if self.tries < 0:
             raise ConfigError(f"PruneStructured.tries is {self.tries}; it is 0 or more")
 
@@ -88,7 +91,7 @@ class PruneStructured:
         ctx.progress(f"uncut {table.whole_ms:.2f} ms; the sum of its parts is off by {table.additivity_error:+.1%}")
         wanted = self.wanted_ms(table)
         with TemporaryDirectory() as here:
-            scores = _scores(model, parts, self.items, ctx, ctx.scratch or Path(here))
+            scores = _scores(model, parts, self, ctx, ctx.scratch or Path(here))
             pruned = _Pruning(model, family, parts, scores, table, ctx)
             counts, got = pruned.to(wanted, self.tries)
             pruned.cut(model, counts)
@@ -110,20 +113,22 @@ class PruneStructured:
 PASS = PruneStructured
 
 
-def _scores(model: TorchModel, parts: Sequence[Sublayer], items: int, ctx: Context, folder: Path) -> Scores:
+def _scores(model: TorchModel, parts: Sequence[Sublayer], asked: PruneStructured, ctx: Context, folder: Path) -> Scores:
+    from fmopt.fisher_masks import mask_fisher
     from fmopt.optimal_brain import key_of, score
     from fmopt.training import weights_digest
 
-    stream = lambda: islice(ctx.calibration(), items)  # noqa: E731
-    key, count = key_of(weights_digest(model.net), parts, stream=stream())
+    stream = lambda: islice(ctx.calibration(), asked.items)  # noqa: E731
+    key, count = key_of(weights_digest(model.net), parts, asked.score, stream=stream())
     if count < MIN_ITEMS:
         raise PassError(
             f"prune_structured needs at least {MIN_ITEMS} items of real data and has {count}; give a larger calibration split"
         )
     ctx.progress(f"scoring heads and neurons on {count} items")
     return score(
-        model.net, parts, stream, folder / f"scores-{key}", memory_cap_bytes=ctx.memory_cap_bytes, progress=ctx.progress
-    )
+        model.net, parts, stream, folder / f"scores-{key}", memory_cap_bytes=ctx.memory_cap_bytes, progress=ctx.progress,
+        importance=(lambda: mask_fisher(model, parts, stream(), ctx.seed)) if asked.score == "fisher" else None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

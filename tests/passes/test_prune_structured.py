@@ -74,6 +74,17 @@ def test_a_pruned_network_comes_back_from_disk_and_can_be_pruned_again(tiny_chec
     assert time_of(PruneStructured(latency_ms=goal, tries=0).apply(again, ctx)) == pytest.approx(goal, rel=0.05)
 
 
+def test_fisher_scores_meet_the_time_too_and_differ(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
+    for score in ("obs", "fisher"):
+        model, ctx = given(tiny_checkpoint("bert", "text-classification"), tmp_path)
+        goal = time_of(model) / 2
+        pruned = PruneStructured(speedup=2.0, score=score, tries=8).apply(model, ctx)
+        assert time_of(pruned) == pytest.approx(goal, rel=0.05)
+    assert len(list(tmp_path.glob("scores-*"))) == 2
+    with pytest.raises(ConfigError, match="'obs' or 'fisher'"):
+        PruneStructured(speedup=2.0, score="magnitude")
+
+
 def test_its_parts_add_up_to_the_whole_and_are_timed_once(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
     model, clock = model_of(tiny_checkpoint("bert")), Counted()
     table = latency_table(model, model.family, clock, 4, tmp_path)
