@@ -149,11 +149,11 @@ class Workshop:
         return folder
 
     def networks(self, steps: Sequence[Step]) -> dict[int, Path]:
-        """The networks of a recipe that was built, before it was quantized: checkpoint folders by how many passes made
-        them, of each pass that prunes or trains."""
-        folder = self.exports.get(tuple(str(step) for step in steps if step.build().stage == "torch"))
-        numbers = range(1, len(steps) + 1) if folder is not None else ()
-        found = {number: folder / f"{CHECKPOINT}-{number}" for number in numbers if folder is not None}
+        """The networks that a recipe's passes made before it was quantized, of each pass that prunes or trains: checkpoint
+        folders by how many passes were done. Found when a recipe with the same such passes was built here."""
+        plain = tuple(map(str, steps[: plain_steps(steps)]))
+        folder = next((path for made, path in self.exports.items() if plain and made[: len(plain)] == plain), None)
+        found = {} if folder is None else {n: folder / f"{CHECKPOINT}-{n}" for n in range(1, len(plain) + 1)}
         return {number: path for number, path in found.items() if path.is_dir()}
 
     def of_network(self, folder: Path) -> Workshop:
@@ -225,6 +225,11 @@ def guarded(step: Step, work: Any, made: Any = None) -> Any:
 def keeps_plain(step: Step) -> bool:
     """Whether what a pass makes is a network that can be saved, loaded and trained further."""
     return bool(getattr(lookup.find("passes", step.use), "leaves_checkpoint", False))
+
+
+def plain_steps(steps: Sequence[Step]) -> int:
+    """How many passes there are up to the last one that leaves such a network."""
+    return max((number for number, step in enumerate(steps, 1) if keeps_plain(step)), default=0)
 
 
 def digests_named(steps: Sequence[Step]) -> dict[str, list[str]]:

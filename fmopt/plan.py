@@ -54,6 +54,7 @@ BASELINES = (
 )
 
 
+QUANTIZERS = ("quantize_dynamic", "quantize_static", "quantize_static_ort", "quantize_nncf", "mixed_precision")
 STEPS, BATCH = 3_000, 32  # of a distillation at least: small data is seen more often, 3 to 30 times
 STRIDE = 2.5  # one-shot pruning beyond this factor loses what distillation does not win back
 
@@ -126,7 +127,12 @@ def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list
     if reason:
         refused.append(Refusal(recipe="pruned networks", reason=reason))
         return ()
-    trained = ", each distilled from the baseline after every step of pruning" if effort == "max" else ", in one shot"
+    trained = (
+        ", each distilled from the baseline after every step of pruning, and once more as INT8 (qat) where only "
+        "rounding loses too much"
+        if effort == "max"
+        else ", in one shot"
+    )
     return (f"the fastest INT8 recipe on networks pruned to the latency that the budget asks for, or to 1.25×, 1.6×, 2× "
             f"and 2.5× while accuracy holds{trained}",)  # fmt: skip
 
@@ -171,6 +177,13 @@ def pruned(
             options = {} if training is None else training.model_dump(exclude_none=True)
             steps.append(Step(use="distill", options=options))
     return base.model_copy(update={"name": name, "steps": (*steps, *base.steps)})
+
+
+def trained_rounding(recipe: Recipe, training: Training, teacher: str) -> Recipe:
+    """`recipe` with its products' quantization learned in training instead of calibrated after it."""
+    options = {"teacher": teacher, **training.model_dump(exclude_none=True)}
+    steps = [Step(use="qat", options=options) if step.use in QUANTIZERS else step for step in recipe.steps]
+    return recipe.model_copy(update={"name": f"{recipe.name}-qat", "steps": tuple(steps)})
 
 
 def gradual(start_ms: float, end_ms: float, effort: Effort) -> tuple[float, ...]:

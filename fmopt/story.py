@@ -22,7 +22,7 @@ from fmopt.data import load_data
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, PlanError
 from fmopt.evaluate import changed_items
-from fmopt.plan import gradual, make_plan, pruned
+from fmopt.plan import Training, gradual, make_plan, pruned, trained_rounding
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step, read_recipe
 from fmopt.record import Record, Refused, Rung, Trial, summary_sentence, value_of
@@ -31,7 +31,7 @@ from fmopt.results import Circumstances, Estimate, Verdict
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
 from fmopt.trials import Job, Request, Run, by_speed, primary
-from fmopt.waterfall import waterfall
+from fmopt.waterfall import aside, networks, waterfall
 
 CALIBRATION_ITEMS = {"quick": 300, "standard": 1024, "max": 1024}  # second-order scores want more than ranges do
 CHANGED_SHOWN = 40
@@ -351,7 +351,36 @@ def try_pruned(run: Run, base: Recipe, ms: float, reference: str) -> bool:
         return False
     time_latecomer(run, name, choose(run, reference), reference)
     score(run, name, reference)
-    return keeps_accuracy(run, name, drop_limit(run, reference))
+    limit = drop_limit(run, reference)
+    return keeps_accuracy(run, name, limit) or (
+        request.effort == "max"
+        and rounding_costs(run, name, reference)
+        and try_rounding(run, name, training, reference)
+    )
+
+
+def rounding_costs(run: Run, name: str, reference: str) -> bool:
+    """Whether it is quantization that loses a variant's accuracy: its network keeps it in full precision."""
+    side = aside(run)
+    before = list(networks(side, name))
+    if not before or run.out_of_time():
+        return False
+    score(side, before[-1].name, reference)
+    return keeps_accuracy(side, before[-1].name, drop_limit(run, reference))
+
+
+def try_rounding(run: Run, name: str, training: Training, reference: str) -> bool:
+    """A variant's network with its rounding trained in place; whether it keeps its accuracy."""
+    made = run.shop.networks(run.recipes[name].steps)
+    recipe = trained_rounding(run.recipes[name], training, teacher=str(run.job.facts.folder))
+    run.progress.start(f"building {recipe.name}", 1)
+    built = trials.build(run, recipe, made[max(made)])
+    run.progress.step()
+    if not built:
+        return False
+    time_latecomer(run, recipe.name, choose(run, reference), reference)
+    score(run, recipe.name, reference)
+    return keeps_accuracy(run, recipe.name, drop_limit(run, reference))
 
 
 def median_ms(run: Run, name: str) -> float:
@@ -515,10 +544,10 @@ def publish(run: Run, record: Record, winner: str) -> None:
         tolerance=1e-3 if precision == "fp32" else 0.1,
         needs_isa=needed_isa(run, precision),
     )
-    networks = run.shop.networks(run.recipes[winner].steps)
+    made = run.shop.networks(run.recipes[winner].steps)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
-    if networks:
-        shutil.copytree(networks[max(networks)], out / CHECKPOINT)
+    if made:
+        shutil.copytree(made[max(made)], out / CHECKPOINT)
     record.save(out / "record.json")
     write_report(record, out / "report.html")
     write_markdown(record, out / "report.md")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fmopt import gate, lookup, measure, probe, roofline
-from fmopt.build import Workshop, tool_versions
+from fmopt.build import Workshop, plain_steps, tool_versions
 from fmopt.data import Dataset
 from fmopt.edge import postprocess
 from fmopt.errors import FmoptError
@@ -121,8 +121,12 @@ class Run:
         return self.job.task.items(rows[:VALIDATION_ROWS] if split == "validation" else rows, self.job.facts)
 
 
-def build(run: Run, recipe: Recipe) -> bool:
-    """Make a recipe's artifact; one that breaks is a failed trial with its reason, not the end of the run."""
+def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
+    """Make a recipe's artifact; one that breaks is a failed trial with its reason, not the end of the run.
+
+    With `network`, a checkpoint that the recipe's passes up to the last that prunes or trains have made already, only
+    those that follow are done, to it.
+    """
     run.recipes[recipe.name] = recipe
     begun = time.monotonic()
     try:
@@ -131,8 +135,10 @@ def build(run: Run, recipe: Recipe) -> bool:
                 recipe=line(run, recipe), status="stopped early", reason="the time limit was reached"
             )
             return False
-        artifact = run.shop.artifact(recipe)
-        parity = None if recipe.runtime == "torch" else run.shop.parity(recipe.steps)
+        shop = run.shop if network is None else run.shop.of_network(network)
+        steps = recipe.steps if network is None else recipe.steps[plain_steps(recipe.steps) :]
+        artifact = shop.artifact(recipe.model_copy(update={"steps": steps}))
+        parity = None if recipe.runtime == "torch" else shop.parity(steps)
     except FmoptError as error:
         run.progress.say(f"{recipe.name} failed: {error}")
         run.trials[recipe.name] = Trial(recipe=line(run, recipe), status="failed", reason=str(error))

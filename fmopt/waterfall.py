@@ -12,9 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from fmopt import gate, trials, wording
-from fmopt.errors import FmoptError
 from fmopt.recipe import Recipe
-from fmopt.record import Rung, Trial
+from fmopt.record import Rung
 from fmopt.trials import Run, primary
 
 
@@ -23,13 +22,11 @@ def waterfall(run: Run, winner: str, reference: str) -> list[Rung]:
 
     Scored on validation, and timed in turn where some are new. A network that cannot be built is left out.
     """
-    last = run.recipes[winner]
-    start = next((recipe for recipe in run.job.plan.baselines if recipe.runtime == last.runtime), None)
+    last, start = run.recipes[winner], full_precision(run, winner)
     if start is None or start.name not in run.artifacts or start.name == winner or not run.job.target.present:
         return []
-    # A run of its own: what is made here is no candidate.
-    side = replace(run, trials=dict(run.trials), artifacts=dict(run.artifacts), recipes=dict(run.recipes))
-    between = list(_between(side, last, start))
+    side = aside(run)
+    between = list(networks(side, winner))
     chain = [start, *between, last]
     if between:
         trials.time_in_turn(side, [recipe.name for recipe in chain])
@@ -37,21 +34,27 @@ def waterfall(run: Run, winner: str, reference: str) -> list[Rung]:
     return [_rung(side, recipe, before, reference) for recipe, before in zip(chain, befores, strict=False)]
 
 
-def _between(run: Run, last: Recipe, start: Recipe) -> Iterator[Recipe]:
-    """`last` cut off after each pass that left a checkpoint, built as `start` is."""
-    for number, folder in run.shop.networks(last.steps).items():
-        if number == len(last.steps):
+def aside(run: Run) -> Run:
+    """A run that begins as `run` is: what is made in it is no candidate."""
+    return replace(run, trials=dict(run.trials), artifacts=dict(run.artifacts), recipes=dict(run.recipes))
+
+
+def full_precision(run: Run, name: str) -> Recipe | None:
+    """The baseline on the runtime of a variant."""
+    runtime = run.recipes[name].runtime
+    return next((recipe for recipe in run.job.plan.baselines if recipe.runtime == runtime), None)
+
+
+def networks(side: Run, name: str) -> Iterator[Recipe]:
+    """Recipes, built, of a variant's network after each of its passes that prunes or trains, in full precision."""
+    last, start = side.recipes[name], full_precision(side, name)
+    for number, folder in side.shop.networks(last.steps).items():
+        if start is None or number == len(last.steps):
             continue
-        name = f"{last.name} after {number}"
-        run.progress.say(f"building {name} of its passes in {start.precision}")
-        try:
-            run.artifacts[name] = run.shop.of_network(folder).artifact(start)
-        except FmoptError as error:
-            run.progress.say(f"{name} of its passes is left out of the waterfall: {error}")
-            continue
-        recipe = start.model_copy(update={"name": name, "steps": last.steps[:number]})
-        run.trials[name] = Trial(recipe=trials.line(run, recipe), status="measured")
-        yield recipe
+        recipe = start.model_copy(update={"name": f"{name} after {number}", "steps": last.steps[:number]})
+        side.progress.say(f"building {recipe.name} of its passes in {start.precision}")
+        if trials.build(side, recipe, folder):
+            yield recipe
 
 
 def _rung(run: Run, recipe: Recipe, before: Recipe | None, reference: str) -> Rung:

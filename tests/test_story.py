@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from fmopt import story
 from fmopt.api import load_model
 from fmopt.bundle import load, verify_bundle
 from fmopt.cli import main
 from fmopt.gate import Budget, exit_code
+from fmopt.plan import Training
 from fmopt.record import Record
 from fmopt.results import Outcome
 from fmopt.story import optimize
@@ -222,3 +224,29 @@ def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider,
     net = load_model(tmp_path / "out" / "checkpoint")
     assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in load_model(wider).parameters())
     assert load(tmp_path / "out")("the cat sat on the mat")["label"] in LABELS["text-classification"]
+
+
+def test_max_effort_distils_and_trains_the_rounding_where_only_that_loses(wider, labelled, tmp_path, monkeypatch):
+    recipe = tmp_path / "dynamic.toml"
+    recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
+    budget = Budget.parse(max_drop="100pt", max_latency="1000ms")
+    wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="max", length=64, budget=budget,
+                   training=Training(epochs=1.0))  # fmt: skip
+    keeps = story.keeps_accuracy
+    # as if rounding cost the pruned network its accuracy
+    monkeypatch.setattr(
+        story, "keeps_accuracy", lambda run, name, limit: not name.endswith("x") and keeps(run, name, limit)
+    )
+    monkeypatch.setattr(story, "wished_ms", lambda run, reference: 0.8 * story.median_ms(run, "dynamic"))
+    monkeypatch.setattr(story, "BETWEEN", 0)
+    record = optimize(wish)
+    by_name = {trial.name: trial for trial in record.trials}
+    (name,) = [name for name in by_name if name.endswith("-qat")]
+    made = by_name[name]
+    assert made.status == "measured", made.reason
+    assert [step.partition("(")[0] for step in made.recipe.steps] == ["prune_structured", "distill", "qat"]
+    assert made.parity.passed
+    assert made.size_bytes < by_name["dynamic"].size_bytes
+    assert by_name[name.removesuffix("-qat")].drop is not None
+    if record.winner == name:
+        assert [rung.name for rung in record.waterfall][1:] == ["prune_structured", "distill", "qat"]

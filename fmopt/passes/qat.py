@@ -63,11 +63,14 @@ class Qat:
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Quantize, train, freeze; in place. PassError when there is nothing to quantize or to train on."""
+        from fmopt import several
         from fmopt.calibrate import statistics
         from fmopt.distillation import distill
         from fmopt.fake_quantize import FakeQuantizedLinear
         from fmopt.quantize_linears import fold_value_smoothing, quantize_linears, replace_module
 
+        if several.world() > 1:
+            raise PassError("qat trains in one process; start fmopt without torchrun or accelerate launch for it")
         scheme = self.quantize.scheme(ctx.target)
         weights = {name: module.weight for name, module in model.net.named_modules() if hasattr(module, "weight")}
         names = quantize_linears(model, statistics(model, ctx), scheme, self.keep_float)
