@@ -23,13 +23,14 @@ import transformers
 from fmopt import checkpoint, several
 from fmopt.data import Dataset
 from fmopt.edge import Preprocessor
-from fmopt.errors import CheckpointError, DataError
+from fmopt.errors import DataError
 from fmopt.evaluate import predict
 from fmopt.examples import label_names, training_examples
 from fmopt.metrics import METRICS
 from fmopt.model import CheckpointFacts, quiet
 from fmopt.progress import Progress, Silent
 from fmopt.store import disk_errors, own_folder
+from fmopt.structure import STRUCTURE, load_network
 from fmopt.tasks.base import Item, Task
 from fmopt.tokenizer import copy_tokenizer
 from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint
@@ -158,17 +159,7 @@ def _network(job: _Job) -> torch.nn.Module:
             options["problem_type"] = "single_label_classification"
     if job.facts.pipeline.get("no_answer"):
         options["no_answer"] = True
-    loader = getattr(transformers, job.task.auto_class)
-    folder = job.facts.folder
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    if type(config) not in loader._model_mapping:
-        raise CheckpointError(f"{folder}: transformers has no {job.task.auto_class} for {config.model_type!r}")
-    with quiet(transformers.utils.logging):  # a head without weights is what we are here for
-        net: torch.nn.Module = loader.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
-            use_safetensors=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
-    return net
+    return load_network(job.facts.folder, job.task.auto_class, head=options)
 
 
 class _Trainer(transformers.Trainer):
@@ -250,6 +241,8 @@ def _publish(job: _Job, trainer: _Trainer, out: Path) -> None:
     with quiet(transformers.utils.logging):
         trainer.model.save_pretrained(final)
     copy_tokenizer(job.facts.folder, final)
+    if (job.facts.folder / STRUCTURE).is_file():
+        shutil.copy(job.facts.folder / STRUCTURE, final / STRUCTURE)
     told = [(entry["epoch"], entry["eval_value"]) for entry in trainer.state.log_history if "eval_value" in entry]
     losses = {entry["epoch"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     watch = next(entry for entry in trainer.callback_handler.callbacks if isinstance(entry, _Watch))

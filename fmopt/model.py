@@ -127,21 +127,25 @@ def file_digest(path: Path) -> str:
 
 
 def load_network(
-    folder: Path, auto_class: str, dtype: str = "fp32", *, rebuild: Callable[[torch.nn.Module], None] | None = None
-) -> torch.nn.Module:
+    folder: Path, auto_class: str, dtype: str = "fp32", *, rebuild: Callable[[torch.nn.Module], None] | None = None,
+    head: Mapping[str, Any] | None = None,
+) -> torch.nn.Module:  # fmt: skip
     """The network of a checkpoint folder in eval mode, loaded without network access, pickle or remote code.
 
     `auto_class` is a transformers class name ("AutoModelForTokenClassification"); `dtype` is fp32, fp16 or bf16. A
     plain encoder ("AutoModel") comes without its pooler where the class allows that, so that `last_hidden_state` is its
     only output. Weights that the checkpoint lacks are a CheckpointError: a random head would give random answers.
-    `rebuild` changes the shapes of the empty network, in place, before weights are loaded.
+    `rebuild` changes the shapes of the empty network, in place, before weights are loaded. `head` is the configuration of
+    a head that will be trained: it may be missing, or of other labels.
     """
     import torch
     import transformers
 
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     loader: Any = getattr(transformers, auto_class)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, **(head or {})
+    )
     mapping = loader._model_mapping
     if type(config) not in mapping:
         raise CheckpointError(f"{folder}: transformers has no {auto_class} for model_type {config.model_type!r}")
@@ -152,9 +156,9 @@ def load_network(
     with quiet(transformers.utils.logging):
         net, found = (loader if rebuild is None else _rebuilding(kind, rebuild)).from_pretrained(
             folder, config=config, dtype=dtypes[dtype], local_files_only=True, trust_remote_code=False,
-            use_safetensors=True, output_loading_info=True, **options,
+            use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=head is not None, **options,
         )  # fmt: skip
-    if found["missing_keys"] or found["mismatched_keys"]:
+    if head is None and (found["missing_keys"] or found["mismatched_keys"]):
         first = sorted(str(key) for key in (*found["missing_keys"], *found["mismatched_keys"]))
         raise CheckpointError(
             f"{folder} has no fitting weights for {len(first)} tensors of {type(net).__name__} "

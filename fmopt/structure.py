@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,12 +85,13 @@ def read_structure(folder: Path) -> Structure | None:
         raise CheckpointError(f"{path} cannot be used ({where}: {first['msg']}); a newer fmopt may read it") from error
 
 
-def load_network(folder: Path, auto_class: str, dtype: str = "fp32") -> torch.nn.Module:
+def load_network(
+    folder: Path, auto_class: str, dtype: str = "fp32", *, head: Mapping[str, Any] | None = None
+) -> torch.nn.Module:
     """`model.load_network`, for pruned checkpoints too."""
     structure = read_structure(folder)
-    if structure is None:
-        return models.load_network(folder, auto_class, dtype)
-    return models.load_network(folder, auto_class, dtype, rebuild=lambda net: apply_structure(net, structure))
+    rebuild = None if structure is None else partial(apply_structure, structure=structure)
+    return models.load_network(folder, auto_class, dtype, rebuild=rebuild, head=head)
 
 
 def load_facts(facts: CheckpointFacts, dtype: str = "fp32") -> TorchModel:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fmopt import checkpoint, lookup
+from fmopt.cutting import cut_layer
 from fmopt.data import Dataset
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, DataError, StoreError
@@ -18,7 +19,9 @@ from fmopt.examples import IGNORED, label_names, training_examples
 from fmopt.finetune import finetune
 from fmopt.progress import Silent
 from fmopt.source import resolve
+from fmopt.structure import save_checkpoint, structure_of
 from tests.conftest import SENTENCES
+from tests.torch_models import model_of
 
 UNLABELLED = {"text": "a", "label": None}
 PLACES = ("London", "Paris", "Berlin")
@@ -221,3 +224,18 @@ def test_embeddings_are_not_trained_here_and_foreign_folders_not_touched(tiny_ch
     with pytest.raises(StoreError, match="not made by fmopt"):
         train(base, "text-classification", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_pruned_checkpoint_is_trained_further_in_its_shape(tiny_checkpoint, tmp_path):
+    pruned = model_of(tiny_checkpoint("bert", "sentence-embedding"))
+    layers = pruned.family.layers(pruned.net)
+    cut_layer(pruned.net, layers[0], (1, 3), range(20))
+    cut_layer(pruned.net, layers[1], (), range(7))
+    folder = save_checkpoint(pruned, tmp_path / "pruned")
+    train(folder, "text-classification", tmp_path / "out", **(FAST | {"epochs": 1, "learning_rate": 1e-9}))
+    made = model_of(tmp_path / "out")
+    assert structure_of(made.net, made.family) == structure_of(pruned.net, pruned.family)
+    before = pruned.net.state_dict()
+    for name, after in made.net.bert.state_dict().items():
+        if name in before:
+            torch.testing.assert_close(after, before[name], atol=1e-6, rtol=0)
