@@ -36,7 +36,7 @@ from fmopt.passes.base import Context
 from fmopt.structure import load_facts, save_checkpoint
 from fmopt.tasks.base import Raw
 from fmopt.tokenizer import TOKENIZER
-from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, weights_digest
+from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, memory_kept, weights_digest
 
 if TYPE_CHECKING:
     from fmopt.passes.distill import Distill
@@ -174,7 +174,7 @@ def _train(
     trainer.lesson = lesson
     lesson.teacher.to(arguments.device)
     last = last_checkpoint(work)
-    with quiet(transformers.utils.logging):
+    with quiet(transformers.utils.logging), memory_kept():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if several.follows():
         return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from fmopt.edge import isa_features
 from fmopt.examples import IGNORED, Example
 
+# mallopt's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX; then as glibc has them by itself
+KEEPING = ((-1, 2**31 - 1), (-2, 256 << 20), (-4, 0))
+GIVING_BACK = ((-1, 128 << 10), (-2, 128 << 10), (-4, 65536))
 WARMUP = 0.06  # share of the steps, as RoBERTa's fine-tuning (Liu et al., 2019)
 WEIGHT_DECAY = 0.01
 
@@ -52,6 +57,27 @@ def last_checkpoint(work: Path) -> Path | None:
         if not (folder / "trainer_state.json").is_file():  # the Trainer writes it last
             shutil.rmtree(folder)
     return next((folder for folder in reversed(saves) if folder.is_dir()), None)
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """While entered, the C library keeps freed memory instead of giving it back to the system after every step.
+
+    Training frees and takes the same large blocks thousands of times; mapped anew each time, they cost a seventh to a half
+    of the time on a CPU. Does nothing where the C library is not glibc.
+    """
+    try:
+        tune = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        yield
+        return
+    for setting, value in KEEPING:
+        tune(setting, value)
+    try:
+        yield
+    finally:
+        for setting, value in GIVING_BACK:
+            tune(setting, value)
 
 
 def weights_digest(net: torch.nn.Module) -> str:
