@@ -89,6 +89,14 @@ def disk_errors(where: Path) -> Iterator[None]:
         raise
 
 
+def _make(folder: Path) -> None:
+    """A new folder, or StoreError where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+        raise StoreError(f"{folder} cannot be made ({error.strerror}); choose another folder with --output") from error
+
+
 @contextmanager
 def own_folder(out: Path, *, fresh: bool = False) -> Iterator[None]:
     """Hold `out` as ours alone while working in it.
@@ -100,7 +108,7 @@ def own_folder(out: Path, *, fresh: bool = False) -> Iterator[None]:
     if out.is_dir() and not (out / MARKER).exists() and any(out.iterdir()):
         raise StoreError(f"{out} is not empty and was not made by fmopt; nothing was touched. Choose another --output")
     with disk_errors(out / MARKER):
-        out.mkdir(parents=True, exist_ok=True)
+        _make(out)
         (out / MARKER).touch()
     try:
         with FileLock(out / LOCK, blocking=False):
@@ -122,7 +130,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     work = out.with_name(f"{_UNFINISHED}{os.getpid()}-{out.name}")
     with disk_errors(out):
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        _make(work)
         try:
             yield work
             if out.is_dir():

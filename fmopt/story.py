@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from fmopt.data import load_data
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, PlanError
 from fmopt.evaluate import changed_items
+from fmopt.model import CheckpointFacts
 from fmopt.plan import Training, gradual, make_plan, pruned, trained_rounding
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step, read_recipe
@@ -64,9 +66,21 @@ def prepare(request: Request) -> Job:
     data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
     recipe = read_recipe(request.recipe) if request.recipe else None
     shape = None if request.length is None else (request.batch, request.length)
+    check_training(request, facts)
     texts = len(data.splits.get("train", ())) + (request.training.unlabelled is not None)
     plan = make_plan(facts, target, effort=request.effort, recipe=recipe, shape=shape, texts=texts)
     return Job(request, facts, task, target, data, plan)
+
+
+def check_training(request: Request, facts: CheckpointFacts) -> None:
+    """ConfigError or CheckpointError for what training is told to use and cannot."""
+    training = request.training
+    if training != Training() and request.effort != "max":
+        raise ConfigError("teacher, unlabelled and epochs are for training, which only --effort max does")
+    if training.unlabelled is not None and not Path(training.unlabelled).is_file():
+        raise ConfigError(f"there is no file {training.unlabelled}; --unlabelled takes one with a text on each line")
+    if training.teacher is not None:
+        checkpoint.inspect(resolve(training.teacher), facts.task)
 
 
 def optimize(request: Request, progress: Progress | None = None) -> Record:

@@ -101,3 +101,29 @@ def test_a_vocabulary_is_trimmed_to_texts(walk: Walk, tiny_checkpoint: TinyCheck
     assert walk.json("inspect", walk.folder / "small")["parameters"] < walk.json("inspect", model)["parameters"]
     assert "same tokens" in walk.say("trim", model, "--texts", texts, "-o", walk.folder / "again")
     assert walk.say("trim", model, "--texts", walk.folder / "none.txt", "-o", walk.folder / "third", code=2) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--effort", "max", "--teacher", "nowhere"), "no known model 'nowhere'"),
+        (("--effort", "max", "--unlabelled", "none.txt"), "there is no file none.txt"),
+        (("--effort", "standard", "--epochs", "3"), "only --effort max"),
+        (("--family", "2x", "--min-speedup", "2x"), "leave --min-speedup out"),
+        (("--output", "/proc/nowhere/out"), "choose another folder"),
+    ],
+)
+def test_what_training_cannot_use_is_refused_in_one_line(walk: Walk, tiny_checkpoint: TinyCheckpoint, words, said):
+    asked = (
+        "optimize",
+        tiny_checkpoint("bert", "text-classification"),
+        "--data",
+        walk.folder / "data.csv",
+        "--length",
+        16,
+    )
+    walk.capsys.readouterr()  # of making the checkpoint
+    assert main([str(word) for word in (*asked, *words)]) == 2
+    error = walk.capsys.readouterr().err.strip()
+    assert said in error
+    assert error.count("\n") == 0
