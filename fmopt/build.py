@@ -56,6 +56,7 @@ class Workshop:
     batch: int = 1  # what latency is judged at, for passes that time networks
     length: int | None = 128  # tokens; None: the data's own lengths
     threads: int = 1
+    deadline: float | None = None  # time.monotonic() of the user's time limit
     # Where the network of some steps was exported last: a priced pass makes another one for every runtime.
     exports: dict[tuple[str, ...], Path] = field(default_factory=dict)
 
@@ -105,6 +106,7 @@ class Workshop:
             progress=self.progress.say,
             examples=self._examples,
             teacher=self._teacher,
+            deadline=self.deadline,
         )
 
     def parity(self, steps: Sequence[Step]) -> Parity:

@@ -68,7 +68,7 @@ def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
         if not (work / FINISHED).is_file():
             shared = (examples, options, bf16, work, ctx.seed)
             several.together(
-                lambda: _train(model, teacher, *shared, ctx.progress), _train_along, _handed_over(model, work),
+                lambda: _train(model, teacher, *shared, ctx.progress, ctx.deadline), _train_along, _handed_over(model, work),
                 model.facts, teacher.facts, *shared,
             )  # fmt: skip
         load_model(model.net, work / FINISHED)
@@ -150,15 +150,18 @@ def _work_folder(key: str, scratch: Path | None) -> Iterator[Path]:
 
 def _train(
     model: TorchModel, teacher: TorchModel, examples: Sequence[Example], options: Distill, bf16: bool, work: Path,
-    seed: int, progress: Callable[[str], None],
+    seed: int, progress: Callable[[str], None], deadline: float | None = None,
 ) -> None:  # fmt: skip
-    """Train and write the student's weights to `work`, whole or not at all; the first of several processes writes."""
+    """Train and write the student's weights to `work`, whole or not at all; the first of several processes writes.
+
+    PassError at the deadline, what is learned so far being saved.
+    """
     transformers.set_seed(seed)  # before the projection gets its random weights
     cuda = torch.cuda.is_available()
     collate = Collator(dict(model.facts.pipeline["padding"]))
     lesson = _lesson(model, teacher, options, collate(examples[:MATCHED_ITEMS]))
     schedule = _Schedule(examples, options.batch_size, options.epochs, seed)
-    watch = _Watch(options, progress)
+    watch = _Watch(options, progress, deadline)
     arguments = transformers.TrainingArguments(
         output_dir=str(work), num_train_epochs=1, learning_rate=options.learning_rate, warmup_steps=WARMUP,
         weight_decay=WEIGHT_DECAY, per_device_train_batch_size=several.share_of(schedule.batch_size),
@@ -176,6 +179,9 @@ def _train(
     last = last_checkpoint(work)
     with quiet(transformers.utils.logging), memory_kept():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if watch.too_late:
+        done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+        raise PassError(f"the time limit was reached at {done} of distilling; the same command goes on from there")
     if several.follows():
         return
     net = model.net.cpu()
@@ -257,10 +263,11 @@ class _Trainer(transformers.Trainer):
 class _Watch(transformers.TrainerCallback):
     """Saves every few minutes, tells how far training is, and ends it when its time is over."""
 
-    def __init__(self, options: Distill, progress: Callable[[str], None]) -> None:
+    def __init__(self, options: Distill, progress: Callable[[str], None], deadline: float | None) -> None:
         self.options, self.progress = options, progress
+        self.deadline = math.inf if deadline is None else deadline
         self.begun = self.saved = self.told = time.monotonic()
-        self.first, self.out_of_time = 0, False
+        self.first, self.out_of_time, self.too_late = 0, False, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.first = state.global_step
@@ -278,6 +285,8 @@ class _Watch(transformers.TrainerCallback):
         limit = self.options.time_limit_s
         if limit is not None and several.agreed(now - self.begun > limit):
             self.out_of_time = control.should_training_stop = True
+        if several.agreed(now > self.deadline):
+            self.too_late = control.should_save = control.should_training_stop = True
 
 
 # ------------------------------------------------------------------------------------------------ what is compared

@@ -128,6 +128,8 @@ def start(job: Job, progress: Progress) -> Run:
     """Open the store and gather what all candidates share."""
     request = job.request
     items = job.task.items(job.data.split("calibration"), job.facts)[: CALIBRATION_ITEMS[request.effort]]
+    limit = request.time_limit_s
+    deadline = None if limit is None else time.monotonic() + limit
     shop = Workshop(
         facts=job.facts,
         target=job.target,
@@ -142,9 +144,9 @@ def start(job: Job, progress: Progress) -> Run:
         batch=request.batch,
         length=request.length,
         threads=request.threads,
+        deadline=deadline,
     )
-    limit = request.time_limit_s
-    return Run(job, shop, progress, None if limit is None else time.monotonic() + limit)
+    return Run(job, shop, progress, deadline)
 
 
 def build_all(run: Run, recipes: Sequence[Recipe]) -> None:

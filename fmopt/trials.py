@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -140,8 +140,9 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
         artifact = shop.artifact(recipe.model_copy(update={"steps": steps}))
         parity = None if recipe.runtime == "torch" else shop.parity(steps)
     except FmoptError as error:
-        run.progress.say(f"{recipe.name} failed: {error}")
-        run.trials[recipe.name] = Trial(recipe=line(run, recipe), status="failed", reason=str(error))
+        status: Literal["stopped early", "failed"] = "stopped early" if run.out_of_time() else "failed"
+        run.progress.say(f"{recipe.name} {status}: {error}")
+        run.trials[recipe.name] = Trial(recipe=line(run, recipe), status=status, reason=str(error))
         return False
     run.artifacts[recipe.name] = artifact
     run.trials[recipe.name] = Trial(

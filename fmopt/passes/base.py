@@ -32,6 +32,7 @@ class Context:
     progress: Callable[[str], None] = lambda text: None
     examples: Callable[[], Sequence[Example]] = tuple  # the train split, encoded, with labels where its rows have them
     teacher: Callable[[str | None], TorchModel] | None = None  # the baseline, or the checkpoint named, loaded anew
+    deadline: float | None = None  # time.monotonic() at which training stops, to be gone on with by the same command
     clock: Clock | None = None  # times networks where the recipe will run them; only passes that are `priced` get one
 
 

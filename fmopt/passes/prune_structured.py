@@ -4,6 +4,8 @@ for the least loss in the time allowed, cut (ZipLM, Kurtic et al., 2023)."""
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -93,7 +95,12 @@ class PruneStructured:
         with TemporaryDirectory() as here:
             scores = _scores(model, parts, self, ctx, ctx.scratch or Path(here))
             pruned = _Pruning(model, family, parts, scores, table, ctx)
-            counts, got = pruned.to(wanted, self.tries)
+            kept = scores.folder / f"{_choice_key(table, wanted, self.tries, ctx)}.json"
+            if not kept.is_file():  # times are never the same twice; what was trained since hangs on what was chosen
+                part = kept.with_suffix(".part")
+                part.write_text(json.dumps(pruned.to(wanted, self.tries)))
+                part.replace(kept)
+            counts, got = json.loads(kept.read_text())
             pruned.cut(model, counts)
         ctx.progress(f"pruned to {got:.2f} ms (asked {wanted:.2f}): {_listed(parts, counts)}")
         return model.after(f"prune_structured({got:.2f} ms of {table.whole_ms:.2f}: {_listed(parts, counts)})")
@@ -111,6 +118,12 @@ class PruneStructured:
 
 
 PASS = PruneStructured
+
+
+def _choice_key(table: LatencyTable, wanted: float, tries: int, ctx: Context) -> str:
+    """Identifies a choice of widths by the scores in whose folder it lies."""
+    known = (table.model_dump_json(), round(wanted, 6), tries, ctx.seed, ctx.target.width_multiple)
+    return f"widths-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
 
 
 def _scores(model: TorchModel, parts: Sequence[Sublayer], asked: PruneStructured, ctx: Context, folder: Path) -> Scores:

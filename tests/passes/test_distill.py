@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,14 @@ def test_multi_label_examples_are_yes_or_no_for_every_class(tiny_checkpoint, tmp
 
 def test_it_is_found_by_its_name():
     assert lookup.find("passes", "distill") is Distill
+
+
+def test_a_deadline_leaves_a_training_that_goes_on(tiny_checkpoint, tmp_path):
+    folder = teacher_of(tiny_checkpoint, "bert", "text-classification", tmp_path)
+    undisturbed = trained(folder, tmp_path / "one")
+    student = damaged(folder)
+    late = context(student, tmp_path / "two", deadline=time.monotonic())
+    with pytest.raises(PassError, match=r"step 1 of .* goes on from there"):
+        Distill(**FAST).apply(student, late)
+    assert list((tmp_path / "two").glob("distill-*/checkpoint-1"))
+    assert same(trained(folder, tmp_path / "two"), undisturbed)

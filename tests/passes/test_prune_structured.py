@@ -74,6 +74,16 @@ def test_a_pruned_network_comes_back_from_disk_and_can_be_pruned_again(tiny_chec
     assert time_of(PruneStructured(latency_ms=goal, tries=0).apply(again, ctx)) == pytest.approx(goal, rel=0.05)
 
 
+def test_what_was_chosen_is_chosen_again(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
+    asked = []
+    for _ in range(2):
+        model, ctx = given(tiny_checkpoint("bert"), tmp_path)
+        pruned = PruneStructured(speedup=2.0, tries=4).apply(model, ctx)
+        asked.append((structure_of(pruned.net, pruned.family), ctx.clock.asked))
+    assert asked[0][0] == asked[1][0]
+    assert asked[1][1] == 0  # neither the table nor the network chosen was timed anew
+
+
 def test_fisher_scores_meet_the_time_too_and_differ(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
     for score in ("obs", "fisher"):
         model, ctx = given(tiny_checkpoint("bert", "text-classification"), tmp_path)
