@@ -304,4 +304,5 @@ def drift_warning(before_ms: float, after_ms: float) -> str:
     change = after_ms / before_ms - 1
     if abs(change) <= 0.05:
         return ""
-    return f"the clock drifts: the same arithmetic took {change:+.0%} time after a moment; let it settle (heat, boost)"
+    changed = f"{abs(change):.0%} {'more' if change > 0 else 'less'}".replace("%", " %")
+    return f"the clock drifts: the same arithmetic took {changed} time after a moment; let it settle (heat, boost)"
