@@ -23,27 +23,23 @@ from fmopt.data import load_data
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, PlanError
 from fmopt.evaluate import changed_items
+from fmopt.latecomers import rescue, shrink
 from fmopt.model import CheckpointFacts
-from fmopt.plan import Training, gradual, make_plan, pruned, trained_rounding
+from fmopt.plan import Training, make_plan
 from fmopt.progress import Progress, Silent
-from fmopt.recipe import Recipe, Step, read_recipe
+from fmopt.recipe import Recipe, read_recipe
 from fmopt.record import Record, Refused, Rung, Trial, summary_sentence, value_of
 from fmopt.report import write_markdown, write_report
-from fmopt.results import Circumstances, Estimate, Verdict
+from fmopt.results import Circumstances, Verdict
+from fmopt.selection import choose, drop_limit, fastest_baseline, score_candidates
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
-from fmopt.trials import Job, Request, Run, by_speed, primary
-from fmopt.waterfall import aside, networks, waterfall
+from fmopt.trials import Job, Request, Run, primary
+from fmopt.waterfall import waterfall
 
 CALIBRATION_ITEMS = {"quick": 300, "standard": 1024, "max": 1024}  # second-order scores want more than ranges do
 CHANGED_SHOWN = 40
-NEAR = 1.02  # variants this close are one for choosing; both are scored
 GOLDEN_ITEMS = 8
-GROUPS_PER_LAYER = 4  # tensors that feed products in a layer: into q, k, v; into the output; into and out of the FFN
-RESERVE = 0.97  # of the time asked for: its interval has to lie within, and pruning hits a time within 2 %
-FASTER = (1.25, 1.6, 2.0, 2.5)  # than the unpruned network, without a wish
-BETWEEN = 2  # networks tried between one that keeps its accuracy and one that does not
-ISLANDS = (1, 2, 4, 8)  # how many of the most sensitive groups of layers go back to float, one after the other
 
 
 def prepare(request: Request) -> Job:
@@ -165,245 +161,6 @@ def time_all(run: Run) -> None:
     else:
         trials.predict_latency(run)
     run.seconds["latency"] = round(time.monotonic() - begun, 3)
-
-
-def fastest_baseline(run: Run) -> str:
-    """The full-precision variant that every speedup is claimed against."""
-    names = [recipe.name for recipe in run.job.plan.baselines]
-    built = [name for name in by_speed(run) if name in names]
-    if not built:
-        reasons = "; ".join(f"{name}: {run.trials[name].reason}" for name in names)
-        raise PlanError(f"no full-precision variant of {run.job.facts.source.title} could be made: {reasons}")
-    return built[0]
-
-
-def score_candidates(run: Run, reference: str) -> None:
-    """Score on validation, fastest first; those that can no longer be chosen, and are no smaller, are not scored."""
-    begun = time.monotonic()
-    nothing = Estimate(point=0.0, low=0.0, high=0.0)
-    baseline = trials.predictions(run, reference, "validation")
-    run.update(
-        reference,
-        scores=run.job.task.scores(baseline, run.items("validation"), baseline, run.job.facts),
-        drop=nothing,
-        speedup=Estimate(point=1.0, low=1.0, high=1.0),
-    )
-    limit = drop_limit(run, reference)
-    passed: str | None = None
-    for name in by_speed(run):
-        if name == reference:
-            continue
-        if passed is not None and overtaken(run, name, passed):
-            stop_early(run, name, trials.speedup(run, name, reference))
-            continue
-        score(run, name, reference)
-        if passed is None and keeps_accuracy(run, name, limit):
-            passed = name
-    run.seconds["validation"] = round(time.monotonic() - begun, 3)
-
-
-def overtaken(run: Run, name: str, passed: str) -> bool:
-    """Whether a variant is certainly slower than one that keeps its accuracy, and no smaller: nobody would choose it."""
-    behind = trials.speedup(run, passed, name)
-    larger = (run.trials[name].size_bytes or 0) >= (run.trials[passed].size_bytes or 0)
-    return larger and behind is not None and behind.low > NEAR
-
-
-def stop_early(run: Run, name: str, speedup: Estimate | None) -> None:
-    """Keep a variant's latency and spend no more on it; a baseline is as measured as it needs to be."""
-    run.update(name, speedup=speedup, status="stopped early" if name in run.job.candidates else "measured")
-
-
-def score(run: Run, name: str, reference: str) -> None:
-    """One candidate's accuracy on validation and its speedup."""
-    speedup = trials.speedup(run, name, reference)
-    run.update(name, speedup=speedup)
-    if speedup is not None and speedup.high < 1:
-        stop_early(run, name, speedup)  # it cannot win any more, whatever its accuracy
-        return
-    if run.out_of_time():
-        run.update(name, status="stopped early", reason="the time limit was reached before it was scored")
-        return
-    budget, items = run.job.request.budget, run.items("validation")
-    baseline = trials.predictions(run, reference, "validation")
-    scores = run.job.task.scores(trials.predictions(run, name, "validation"), items, baseline, run.job.facts)
-    drop = gate.paired_drop(
-        primary(run.trials[reference].scores), primary(scores), confidence=budget.confidence, seed=run.job.request.seed
-    )
-    run.update(name, scores=scores, drop=drop)
-
-
-def choose(run: Run, reference: str) -> str:
-    """The fastest candidate that keeps its accuracy on validation; the fastest full-precision variant when none does.
-
-    Half of the allowed drop is kept in reserve: the test split judges with a bound, and on other items.
-    """
-    full = {recipe.name for recipe in run.job.plan.baselines}
-    ready = [name for name in by_speed(run) if run.artifacts[name].runtime != "torch"]  # a bundle runs without torch
-    limit = drop_limit(run, reference)
-    as_it_is = next(name for name in ready if name in full)
-    return next((name for name in ready[: ready.index(as_it_is)] if keeps_accuracy(run, name, limit)), as_it_is)
-
-
-def keeps_accuracy(run: Run, name: str, limit: float | None) -> bool:
-    """Whether a scored candidate may be judged: its drop on validation is at most half of what is allowed."""
-    drop = run.trials[name].drop
-    return drop is not None and (limit is None or drop.point <= limit / 2)
-
-
-def drop_limit(run: Run, reference: str) -> float | None:
-    """The allowed drop in units of the metric; None when the budget has none."""
-    allowed = run.job.request.budget.max_drop
-    if allowed is None:
-        return None
-    score = primary(run.trials[reference].scores)
-    return allowed.limit(value_of(score))
-
-
-def rescue(run: Run, reference: str) -> None:
-    """Where our INT8 is fastest but misses the gate, return its most sensitive layers to float, fewest first."""
-    limit = drop_limit(run, reference)
-    chosen = choose(run, reference)
-    ahead = by_speed(run)[: by_speed(run).index(chosen)]
-    names = [name for name in ahead if "quantize_static" in [step.use for step in run.recipes[name].steps]]
-    if limit is None or not names:
-        return
-    base = run.recipes[names[0]]
-    for islands in ISLANDS:
-        if not may_gain(run, base.name, chosen, reference, islands):
-            return
-        recipe = base.model_copy(
-            update={
-                "name": f"{base.name}-{islands}-float",
-                "steps": (
-                    Step(use="mixed_precision", options={**base.steps[0].options, "groups": islands}),
-                    *base.steps[1:],
-                ),
-            }
-        )
-        if run.out_of_time() or not trials.build(run, recipe):
-            return
-        time_latecomer(run, recipe.name, chosen, reference)
-        score(run, recipe.name, reference)
-        gained = by_speed(run).index(recipe.name) < by_speed(run).index(chosen)
-        if not gained or keeps_accuracy(run, recipe.name, limit):
-            return
-
-
-def may_gain(run: Run, name: str, chosen: str, reference: str, islands: int) -> bool:
-    """Whether `name` with so many groups of layers in float can still be faster than what is chosen already.
-
-    Priced from the two ends: all groups in float take the reference's time, none `name`'s own. True when not timed.
-    """
-    ends = [run.trials[which].latency for which in (name, reference, chosen)]
-    quantized, full, rival = (None if end is None else float(np.median(end.samples_ms)) for end in ends)
-    if quantized is None or full is None or rival is None:
-        return True
-    groups = GROUPS_PER_LAYER * run.job.facts.layers
-    return quantized + islands * (full - quantized) / groups < rival
-
-
-def time_latecomer(run: Run, name: str, chosen: str, reference: str) -> None:
-    """Time a variant made after the others, beside what it is compared with."""
-    if run.job.target.present:
-        trials.time_in_turn(run, [reference, chosen, name])
-        # both of a ratio come from the same rounds; the other variants keep the ratio of their own
-        run.update(chosen, speedup=trials.speedup(run, chosen, reference))
-
-
-def shrink(run: Run, reference: str) -> None:
-    """Efforts beyond quick: the best quick recipe on networks of fewer heads and neurons, for the time that was asked for.
-
-    Where that loses too much, further ones between it and the unpruned network; without a wish, ever faster ones while
-    they keep their accuracy.
-    """
-    request = run.job.request
-    base = to_prune(run, reference)
-    if request.effort == "quick" or base is None or not run.job.target.present:
-        return
-    begun = time.monotonic()
-    whole, wish = median_ms(run, base.name), wished_ms(run, reference)
-    if wish is None:
-        for factor in FASTER:
-            if not try_pruned(run, base, whole / factor, reference):
-                break
-    elif wish < whole:
-        kept, lost = whole, wish
-        if not try_pruned(run, base, wish, reference):
-            for _ in range(BETWEEN):
-                middle = (kept * lost) ** 0.5
-                kept, lost = (middle, lost) if try_pruned(run, base, middle, reference) else (kept, middle)
-    run.seconds["pruning"] = round(time.monotonic() - begun, 3)
-
-
-def to_prune(run: Run, reference: str) -> Recipe | None:
-    """The recipe that pruned networks are deployed by: the fastest INT8 one that keeps its accuracy, else the fastest."""
-    limit = drop_limit(run, reference)
-    quantized = [name for name in by_speed(run) if run.recipes[name].precision == "int8"]
-    best = next((name for name in quantized if keeps_accuracy(run, name, limit)), next(iter(quantized), None))
-    return None if best is None else run.recipes[best]
-
-
-def wished_ms(run: Run, reference: str) -> float | None:
-    """The median latency that meets the budget with some reserve for its interval; None when it asks for none."""
-    budget = run.job.request.budget
-    ends = [] if budget.max_latency_ms is None else [budget.max_latency_ms]
-    ends += [] if budget.min_speedup is None else [median_ms(run, reference) / budget.min_speedup]
-    return RESERVE * min(ends) if ends else None
-
-
-def try_pruned(run: Run, base: Recipe, ms: float, reference: str) -> bool:
-    """Build, time and score `base` pruned to so many milliseconds; whether it keeps its accuracy."""
-    if run.out_of_time():
-        return False
-    request, whole = run.job.request, median_ms(run, base.name)
-    name = f"{base.name}-pruned-{median_ms(run, reference) / ms:.3g}x"
-    training = request.training.over(len(run.job.data.splits.get("train", ())))
-    recipe = pruned(base, gradual(whole, ms, request.effort), name, request.effort, training)
-    run.progress.start(f"building {name}", 1)
-    built = trials.build(run, recipe)
-    run.progress.step()
-    if not built:
-        return False
-    time_latecomer(run, name, choose(run, reference), reference)
-    score(run, name, reference)
-    limit = drop_limit(run, reference)
-    return keeps_accuracy(run, name, limit) or (
-        request.effort == "max"
-        and rounding_costs(run, name, reference)
-        and try_rounding(run, name, training, reference)
-    )
-
-
-def rounding_costs(run: Run, name: str, reference: str) -> bool:
-    """Whether it is quantization that loses a variant's accuracy: its network keeps it in full precision."""
-    side = aside(run)
-    before = list(networks(side, name))
-    if not before or run.out_of_time():
-        return False
-    score(side, before[-1].name, reference)
-    return keeps_accuracy(side, before[-1].name, drop_limit(run, reference))
-
-
-def try_rounding(run: Run, name: str, training: Training, reference: str) -> bool:
-    """A variant's network with its rounding trained in place; whether it keeps its accuracy."""
-    made = run.shop.networks(run.recipes[name].steps)
-    recipe = trained_rounding(run.recipes[name], training, teacher=str(run.job.facts.folder))
-    run.progress.start(f"building {recipe.name}", 1)
-    built = trials.build(run, recipe, made[max(made)])
-    run.progress.step()
-    if not built:
-        return False
-    time_latecomer(run, recipe.name, choose(run, reference), reference)
-    score(run, recipe.name, reference)
-    return keeps_accuracy(run, recipe.name, drop_limit(run, reference))
-
-
-def median_ms(run: Run, name: str) -> float:
-    """Median latency of a variant that was timed."""
-    latency = run.trials[name].latency
-    assert latency is not None
-    return float(np.median(latency.samples_ms))
 
 
 def judge(run: Run, winner: str, reference: str) -> Verdict:

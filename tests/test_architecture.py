@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 # top row first; a module may import from its own row or a lower one, never from a higher one
 ROWS = (
     {"cli", "api", "present", "doctor"},
-    {"story", "report", "report_plots", "report_profile", "bundle"},
+    {"story", "selection", "latecomers", "report", "report_plots", "report_profile", "bundle"},
     {
         "plan",
         "recipe",

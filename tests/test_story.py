@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fmopt import story
+from fmopt import latecomers
 from fmopt.api import load_model
 from fmopt.bundle import load, verify_bundle
 from fmopt.cli import main
@@ -232,13 +232,13 @@ def test_max_effort_distils_and_trains_the_rounding_where_only_that_loses(wider,
     budget = Budget.parse(max_drop="100pt", max_latency="1000ms")
     wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="max", length=64, budget=budget,
                    training=Training(epochs=1.0))  # fmt: skip
-    keeps = story.keeps_accuracy
+    keeps = latecomers.keeps_accuracy
     # as if rounding cost the pruned network its accuracy
     monkeypatch.setattr(
-        story, "keeps_accuracy", lambda run, name, limit: not name.endswith("x") and keeps(run, name, limit)
+        latecomers, "keeps_accuracy", lambda run, name, limit: not name.endswith("x") and keeps(run, name, limit)
     )
-    monkeypatch.setattr(story, "wished_ms", lambda run, reference: 0.8 * story.median_ms(run, "dynamic"))
-    monkeypatch.setattr(story, "BETWEEN", 0)
+    monkeypatch.setattr(latecomers, "wished_ms", lambda run, reference: 0.8 * latecomers.median_ms(run, "dynamic"))
+    monkeypatch.setattr(latecomers, "BETWEEN", 0)
     record = optimize(wish)
     by_name = {trial.name: trial for trial in record.trials}
     (name,) = [name for name in by_name if name.endswith("-qat")]

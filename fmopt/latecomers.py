@@ -1,0 +1,188 @@
+"""Candidates that depend on how the planned ones came out: sensitive layers back in float, networks pruned to a time.
+
+Each is built, timed beside what is chosen so far, and scored; what follows depends on that.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from fmopt import trials
+from fmopt.plan import Training, gradual, pruned, trained_rounding
+from fmopt.recipe import Recipe, Step
+from fmopt.selection import choose, drop_limit, keeps_accuracy, median_ms, score
+from fmopt.trials import Run, by_speed
+from fmopt.waterfall import aside, networks
+
+GROUPS_PER_LAYER = 4  # tensors that feed products in a layer: into q, k, v; into the output; into and out of the FFN
+ISLANDS = (1, 2, 4, 8)  # how many of the most sensitive groups of layers go back to float, one after the other
+RESERVE = 0.97  # of the time asked for: its interval has to lie within, and pruning hits a time within 2 %
+FASTER = (1.25, 1.6, 2.0, 2.5)  # than the unpruned network, without a wish
+BETWEEN = 2  # networks tried between one that keeps its accuracy and one that does not
+
+
+def rescue(run: Run, reference: str) -> None:
+    """Where our INT8 is fastest but misses the gate, return its most sensitive layers to float, fewest first."""
+    limit = drop_limit(run, reference)
+    chosen = choose(run, reference)
+    ahead = by_speed(run)[: by_speed(run).index(chosen)]
+    names = [name for name in ahead if "quantize_static" in [step.use for step in run.recipes[name].steps]]
+    if limit is None or not names:
+        return
+    base = run.recipes[names[0]]
+    for islands in ISLANDS:
+        if not may_gain(run, base.name, chosen, reference, islands):
+            return
+        recipe = base.model_copy(
+            update={
+                "name": f"{base.name}-{islands}-float",
+                "steps": (
+                    Step(use="mixed_precision", options={**base.steps[0].options, "groups": islands}),
+                    *base.steps[1:],
+                ),
+            }
+        )
+        if run.out_of_time() or not trials.build(run, recipe):
+            return
+        time_latecomer(run, recipe.name, chosen, reference)
+        score(run, recipe.name, reference)
+        gained = by_speed(run).index(recipe.name) < by_speed(run).index(chosen)
+        if not gained or keeps_accuracy(run, recipe.name, limit):
+            return
+
+
+def may_gain(run: Run, name: str, chosen: str, reference: str, islands: int) -> bool:
+    """Whether `name` with so many groups of layers in float can still be faster than what is chosen already.
+
+    Priced from the two ends: all groups in float take the reference's time, none `name`'s own. True when not timed.
+    """
+    ends = [run.trials[which].latency for which in (name, reference, chosen)]
+    quantized, full, rival = (None if end is None else float(np.median(end.samples_ms)) for end in ends)
+    if quantized is None or full is None or rival is None:
+        return True
+    groups = GROUPS_PER_LAYER * run.job.facts.layers
+    return quantized + islands * (full - quantized) / groups < rival
+
+
+def shrink(run: Run, reference: str) -> None:
+    """Efforts beyond quick: the best quick recipe on networks of fewer heads and neurons, for the time that was asked for.
+
+    Where that loses too much, further ones between it and the unpruned network, those on the way to it first; without a
+    wish, ever faster ones while they keep their accuracy.
+    """
+    base = to_prune(run, reference)
+    if run.job.request.effort == "quick" or base is None or not run.job.target.present:
+        return
+    begun = time.monotonic()
+    whole, wish = median_ms(run, base.name), wished_ms(run, reference)
+    if wish is None:
+        for factor in FASTER:
+            if not try_pruned(run, base, whole / factor, reference):
+                break
+    elif wish < whole and not try_pruned(run, base, wish, reference):
+        kept, lost = on_the_way(run, base, (whole, wish), reference)
+        for _ in range(BETWEEN):
+            middle = (kept * lost) ** 0.5
+            kept, lost = (middle, lost) if try_pruned(run, base, middle, reference) else (kept, middle)
+    run.seconds["pruning"] = round(time.monotonic() - begun, 3)
+
+
+def on_the_way(run: Run, base: Recipe, ends: tuple[float, float], reference: str) -> tuple[float, float]:
+    """(milliseconds of the fastest network that keeps its accuracy, of the slowest that does not) among those that gradual
+    pruning from the first to the last of `ends` has made already: nothing is trained for them."""
+    whole, wish = ends
+    stops = gradual(whole, wish, run.job.request.effort)
+    made = run.shop.networks(recipe_for(run, base, wish, reference).steps)
+    lost = wish
+    for number in range(len(stops) - 1, 0, -1):
+        recipe = recipe_for(run, base, stops[number - 1], reference)
+        steps = 2 * number  # each stop is pruned to and distilled at
+        if steps not in made or not trials.build(run, recipe, made[steps]):
+            continue
+        if judged_late(run, recipe.name, reference):
+            return stops[number - 1], lost
+        lost = stops[number - 1]
+    return whole, lost
+
+
+def to_prune(run: Run, reference: str) -> Recipe | None:
+    """The recipe that pruned networks are deployed by: the fastest INT8 one that keeps its accuracy, else the fastest."""
+    limit = drop_limit(run, reference)
+    quantized = [name for name in by_speed(run) if run.recipes[name].precision == "int8"]
+    best = next((name for name in quantized if keeps_accuracy(run, name, limit)), next(iter(quantized), None))
+    return None if best is None else run.recipes[best]
+
+
+def wished_ms(run: Run, reference: str) -> float | None:
+    """The median latency that meets the budget with some reserve for its interval; None when it asks for none."""
+    budget = run.job.request.budget
+    ends = [] if budget.max_latency_ms is None else [budget.max_latency_ms]
+    ends += [] if budget.min_speedup is None else [median_ms(run, reference) / budget.min_speedup]
+    return RESERVE * min(ends) if ends else None
+
+
+def recipe_for(run: Run, base: Recipe, ms: float, reference: str) -> Recipe:
+    """`base` pruned to so many milliseconds."""
+    request = run.job.request
+    name = f"{base.name}-pruned-{median_ms(run, reference) / ms:.3g}x"
+    stops = gradual(median_ms(run, base.name), ms, request.effort)
+    return pruned(base, stops, name, request.effort, training_of(run))
+
+
+def training_of(run: Run) -> Training:
+    """What the request says of training, with epochs that fit the data."""
+    return run.job.request.training.over(len(run.job.data.splits.get("train", ())))
+
+
+def try_pruned(run: Run, base: Recipe, ms: float, reference: str) -> bool:
+    """Build, time and score `base` pruned to so many milliseconds; whether it keeps its accuracy."""
+    if run.out_of_time():
+        return False
+    recipe = recipe_for(run, base, ms, reference)
+    run.progress.start(f"building {recipe.name}", 1)
+    built = trials.build(run, recipe)
+    run.progress.step()
+    if not built:
+        return False
+    return judged_late(run, recipe.name, reference) or (
+        run.job.request.effort == "max"
+        and rounding_costs(run, recipe.name, reference)
+        and try_rounding(run, recipe.name, reference)
+    )
+
+
+def rounding_costs(run: Run, name: str, reference: str) -> bool:
+    """Whether it is quantization that loses a variant's accuracy: its network keeps it in full precision."""
+    side = aside(run)
+    before = list(networks(side, name))
+    if not before or run.out_of_time():
+        return False
+    score(side, before[-1].name, reference)
+    return keeps_accuracy(side, before[-1].name, drop_limit(run, reference))
+
+
+def try_rounding(run: Run, name: str, reference: str) -> bool:
+    """A variant's network with its rounding trained in place; whether it keeps its accuracy."""
+    made = run.shop.networks(run.recipes[name].steps)
+    recipe = trained_rounding(run.recipes[name], training_of(run), teacher=str(run.job.facts.folder))
+    run.progress.start(f"building {recipe.name}", 1)
+    built = trials.build(run, recipe, made[max(made)])
+    run.progress.step()
+    return built and judged_late(run, recipe.name, reference)
+
+
+def judged_late(run: Run, name: str, reference: str) -> bool:
+    """Time and score a variant made after the others; whether it keeps its accuracy."""
+    time_latecomer(run, name, choose(run, reference), reference)
+    score(run, name, reference)
+    return keeps_accuracy(run, name, drop_limit(run, reference))
+
+
+def time_latecomer(run: Run, name: str, chosen: str, reference: str) -> None:
+    """Time a variant made after the others, beside what it is compared with."""
+    if run.job.target.present:
+        trials.time_in_turn(run, [reference, chosen, name])
+        # both of a ratio come from the same rounds; the other variants keep the ratio of their own
+        run.update(chosen, speedup=trials.speedup(run, chosen, reference))
