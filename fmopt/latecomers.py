@@ -6,6 +6,7 @@ Each is built, timed beside what is chosen so far, and scored; what follows depe
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -76,35 +77,19 @@ def shrink(run: Run, reference: str) -> None:
     if run.job.request.effort == "quick" or base is None or not run.job.target.present:
         return
     begun = time.monotonic()
-    whole, wish = median_ms(run, base.name), wished_ms(run, reference)
+    wish = wished_speedup(run, base.name, reference)
+    # Said once: both are timed again later, when the machine may have another clock.
+    pruning = Pruning(run, base, reference, median_ms(run, reference) / median_ms(run, base.name))
     if wish is None:
-        for factor in FASTER:
-            if not try_pruned(run, base, whole / factor, reference):
+        for speedup in FASTER:
+            if not pruning.tried(speedup):
                 break
-    elif wish < whole and not try_pruned(run, base, wish, reference):
-        kept, lost = on_the_way(run, base, (whole, wish), reference)
+    elif wish > 1 and not pruning.tried(wish):
+        kept, lost = pruning.on_the_way(wish)
         for _ in range(BETWEEN):
             middle = (kept * lost) ** 0.5
-            kept, lost = (middle, lost) if try_pruned(run, base, middle, reference) else (kept, middle)
+            kept, lost = (middle, lost) if pruning.tried(middle) else (kept, middle)
     run.seconds["pruning"] = round(time.monotonic() - begun, 3)
-
-
-def on_the_way(run: Run, base: Recipe, ends: tuple[float, float], reference: str) -> tuple[float, float]:
-    """(milliseconds of the fastest network that keeps its accuracy, of the slowest that does not) among those that gradual
-    pruning from the first to the last of `ends` has made already: nothing is trained for them."""
-    whole, wish = ends
-    stops = gradual(whole, wish, run.job.request.effort)
-    made = run.shop.networks(recipe_for(run, base, wish, reference).steps)
-    lost = wish
-    for number in range(len(stops) - 1, 0, -1):
-        recipe = recipe_for(run, base, stops[number - 1], reference)
-        steps = 2 * number  # each stop is pruned to and distilled at
-        if steps not in made or not trials.build(run, recipe, made[steps]):
-            continue
-        if judged_late(run, recipe.name, reference):
-            return stops[number - 1], lost
-        lost = stops[number - 1]
-    return whole, lost
 
 
 def to_prune(run: Run, reference: str) -> Recipe | None:
@@ -115,42 +100,65 @@ def to_prune(run: Run, reference: str) -> Recipe | None:
     return None if best is None else run.recipes[best]
 
 
-def wished_ms(run: Run, reference: str) -> float | None:
-    """The median latency that meets the budget with some reserve for its interval; None when it asks for none."""
+def wished_speedup(run: Run, base: str, reference: str) -> float | None:
+    """How many times faster than `base` meets the budget, with some reserve for the interval; None when it asks for none."""
     budget = run.job.request.budget
     ends = [] if budget.max_latency_ms is None else [budget.max_latency_ms]
     ends += [] if budget.min_speedup is None else [median_ms(run, reference) / budget.min_speedup]
-    return RESERVE * min(ends) if ends else None
+    return median_ms(run, base) / (RESERVE * min(ends)) if ends else None
 
 
-def recipe_for(run: Run, base: Recipe, ms: float, reference: str) -> Recipe:
-    """`base` pruned to so many milliseconds."""
-    request = run.job.request
-    name = f"{base.name}-pruned-{median_ms(run, reference) / ms:.3g}x"
-    stops = gradual(median_ms(run, base.name), ms, request.effort)
-    return pruned(base, stops, name, request.effort, training_of(run))
+@dataclass(frozen=True)
+class Pruning:
+    """Networks of `base` pruned to speedups over its uncut one, and what came of them."""
+
+    run: Run
+    base: Recipe
+    reference: str
+    ahead: float  # how many times faster than the reference `base` is
+
+    def recipe(self, speedup: float) -> Recipe:
+        """`base` on a network that is so many times faster."""
+        effort = self.run.job.request.effort
+        name = f"{self.base.name}-pruned-{self.ahead * speedup:.3g}x"
+        return pruned(self.base, gradual(speedup, effort), name, effort, training_of(self.run))
+
+    def tried(self, speedup: float) -> bool:
+        """Build, time and score it; whether it keeps its accuracy."""
+        run, recipe = self.run, self.recipe(speedup)
+        if run.out_of_time():
+            return False
+        run.progress.start(f"building {recipe.name}", 1)
+        built = trials.build(run, recipe)
+        run.progress.step()
+        if not built:
+            return False
+        return judged_late(run, recipe.name, self.reference) or (
+            run.job.request.effort == "max"
+            and rounding_costs(run, recipe.name, self.reference)
+            and try_rounding(run, recipe.name, self.reference)
+        )
+
+    def on_the_way(self, speedup: float) -> tuple[float, float]:
+        """(speedup of the fastest network that keeps its accuracy, of the slowest that does not) among those that gradual
+        pruning to `speedup` has made already: nothing is trained for them."""
+        made = self.run.shop.networks(self.recipe(speedup).steps)
+        stops, lost = gradual(speedup, self.run.job.request.effort), speedup
+        for number in range(len(stops) - 1, 0, -1):
+            stop = stops[number - 1]
+            recipe = self.recipe(stop)
+            steps = 2 * number  # each stop is pruned to and distilled at
+            if steps not in made or not trials.build(self.run, recipe, made[steps]):
+                continue
+            if judged_late(self.run, recipe.name, self.reference):
+                return stop, lost
+            lost = stop
+        return 1.0, lost
 
 
 def training_of(run: Run) -> Training:
     """What the request says of training, with epochs that fit the data."""
     return run.job.request.training.over(len(run.job.data.splits.get("train", ())))
-
-
-def try_pruned(run: Run, base: Recipe, ms: float, reference: str) -> bool:
-    """Build, time and score `base` pruned to so many milliseconds; whether it keeps its accuracy."""
-    if run.out_of_time():
-        return False
-    recipe = recipe_for(run, base, ms, reference)
-    run.progress.start(f"building {recipe.name}", 1)
-    built = trials.build(run, recipe)
-    run.progress.step()
-    if not built:
-        return False
-    return judged_late(run, recipe.name, reference) or (
-        run.job.request.effort == "max"
-        and rounding_costs(run, recipe.name, reference)
-        and try_rounding(run, recipe.name, reference)
-    )
 
 
 def rounding_costs(run: Run, name: str, reference: str) -> bool:

@@ -164,15 +164,16 @@ class Training(Frozen):
 
 
 def pruned(
-    base: Recipe, milliseconds: Sequence[float], name: str, effort: Effort, training: Training | None = None
+    base: Recipe, speedups: Sequence[float], name: str, effort: Effort, training: Training | None = None
 ) -> Recipe:
-    """`base` on a network pruned to the last of `milliseconds`, as it is deployed; "max" distils after every one.
+    """`base` on a network pruned until it is the last of `speedups` as fast as `base` uncut; "max" distils after every one.
 
-    Pruned first, distilled, then quantized as `base` says: each step sees the network that the next one gets.
+    Ratios, not milliseconds: a machine's clock is another one minutes later. Pruned first, distilled, then quantized as
+    `base` says: each step sees the network that the next one gets.
     """
     steps: list[Step] = []
-    for ms in milliseconds:
-        steps.append(Step(use="prune_structured", options={"latency_ms": round(ms, 4)}))
+    for speedup in speedups:
+        steps.append(Step(use="prune_structured", options={"speedup": round(speedup, 4)}))
         if effort == "max":
             options = {} if training is None else training.model_dump(exclude_none=True)
             steps.append(Step(use="distill", options=options))
@@ -186,11 +187,10 @@ def trained_rounding(recipe: Recipe, training: Training, teacher: str) -> Recipe
     return recipe.model_copy(update={"name": f"{recipe.name}-qat", "steps": tuple(steps)})
 
 
-def gradual(start_ms: float, end_ms: float, effort: Effort) -> tuple[float, ...]:
-    """Latencies on the way from one to the other: with training no step takes more than a `STRIDE`-th away."""
-    strides = math.ceil(math.log(start_ms / end_ms) / math.log(STRIDE)) if effort == "max" else 1
-    strides = max(strides, 1)
-    return tuple(start_ms * (end_ms / start_ms) ** (number / strides) for number in range(1, strides + 1))
+def gradual(speedup: float, effort: Effort) -> tuple[float, ...]:
+    """Speedups on the way to the one asked for, which is the last: with training no step is larger than a `STRIDE`."""
+    strides = max(math.ceil(math.log(speedup) / math.log(STRIDE)), 1) if effort == "max" else 1
+    return tuple(speedup ** (number / strides) for number in range(1, strides + 1))
 
 
 def refusal(recipe: Recipe, facts: CheckpointFacts, target: Target) -> str | None:

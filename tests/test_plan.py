@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from fmopt import checkpoint
-from fmopt.plan import make_plan
+from fmopt.plan import STRIDE, Training, gradual, make_plan, pruned, trained_rounding
 from fmopt.probe import load_target
+from fmopt.recipe import Recipe, Step
 from fmopt.source import resolve
 
 
@@ -46,3 +49,34 @@ def test_estimates_grow_with_what_is_built(facts):
     fewer = make_plan(facts, load_target("x86-avx2"), effort="quick").estimates
     assert quick.minutes > fewer.minutes
     assert quick.disk_gb >= fewer.disk_gb
+
+
+def test_training_prunes_in_strides_and_one_shot_in_one():
+    assert gradual(4.0, "standard") == (4.0,)
+    stops = gradual(7.0, "max")
+    assert stops[-1] == pytest.approx(7.0)
+    assert all(1 < after / before <= STRIDE for before, after in itertools.pairwise((1.0, *stops)))
+
+
+def test_pruning_comes_first_and_quantization_last():
+    base = Recipe(name="base", runtime="openvino", precision="int8", steps=(Step(use="quantize_nncf"),))
+    training = Training(teacher="big", epochs=2.0)
+    recipe = pruned(base, (2.0, 4.0), "mine", "max", training)
+    assert [step.use for step in recipe.steps] == [
+        "prune_structured",
+        "distill",
+        "prune_structured",
+        "distill",
+        "quantize_nncf",
+    ]
+    assert [step.options.get("speedup") for step in recipe.steps[:4:2]] == [2.0, 4.0]
+    assert recipe.steps[1].options == {"teacher": "big", "epochs": 2.0}
+    assert [step.use for step in pruned(base, (2.0,), "mine", "standard").steps] == [
+        "prune_structured",
+        "quantize_nncf",
+    ]
+    rounding = trained_rounding(recipe, training, teacher="folder")
+    assert (rounding.name, [step.use for step in rounding.steps][3:]) == ("mine-qat", ["distill", "qat"])
+    assert rounding.steps[-1].options == {"teacher": "big", "epochs": 2.0}
+    for step in rounding.steps:
+        step.build()

@@ -237,7 +237,7 @@ def test_max_effort_distils_and_trains_the_rounding_where_only_that_loses(wider,
     monkeypatch.setattr(
         latecomers, "keeps_accuracy", lambda run, name, limit: not name.endswith("x") and keeps(run, name, limit)
     )
-    monkeypatch.setattr(latecomers, "wished_ms", lambda run, reference: 0.8 * latecomers.median_ms(run, "dynamic"))
+    monkeypatch.setattr(latecomers, "wished_speedup", lambda run, base, reference: 1.25)
     monkeypatch.setattr(latecomers, "BETWEEN", 0)
     record = optimize(wish)
     by_name = {trial.name: trial for trial in record.trials}
