@@ -81,8 +81,9 @@ def draw(marks: list[Point]) -> str:
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y_of(change), y2=y_of(change), stroke=stroke))
         said = f"{change:+d}".replace("-", "−") if change else "0"
         parts.append(tag("text", said, x=LEFT - 8, y=y_of(change) + 4, text_anchor="end", fill="#444"))
-    for mark in sorted(marks, key=lambda point: point.ours):
-        parts.append(drawn(mark))
+    taken: list[tuple[float, float, float]] = []
+    for mark in sorted(marks, key=lambda point: (point.ours, point.speed)):
+        parts.append(drawn(mark, taken))
     across = "times as fast as ONNX Runtime fp32 · batch 1, 128 tokens, 1 thread"
     parts.append(tag("text", across, x=middle, y=HEIGHT - 12, text_anchor="middle", fill="#222"))
     upright = f"translate(16 {(TOP + floor) / 2:.1f}) rotate(-90)"
@@ -98,8 +99,8 @@ def draw(marks: list[Point]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def drawn(mark: Point) -> str:
-    """A mark with its words; one below the scale is a triangle that tells its value."""
+def drawn(mark: Point, taken: list[tuple[float, float, float]]) -> str:
+    """A mark with its words, out of the way of those in `taken`; one below the scale is a triangle that tells its value."""
     x, y, below = x_of(mark.speed), y_of(mark.change), mark.change < LOWEST
     colour = OURS if mark.ours else THEIRS
     shape = (
@@ -111,9 +112,20 @@ def drawn(mark: Point) -> str:
     if mark.ours or below:
         text = f"{mark.name}: {mark.change:+.0f}" if below else mark.name
         left = mark.speed > FASTEST / 2
-        words += tag("text", text, x=x - 10 if left else x + 10, y=y + 4, text_anchor="end" if left else "start",
-                     font_size=11, fill="#a3450a" if mark.ours else "#777")  # fmt: skip
+        start = x - 10 - 6.2 * len(text) if left else x + 10
+        at = free(start, y - 6 if below else y + 4, 6.2 * len(text), taken)
+        words += tag("text", text, x=start, y=at, font_size=11, fill="#a3450a" if mark.ours else "#777")
     return f"<g>{words}</g>"
+
+
+def free(start: float, y: float, width: float, taken: list[tuple[float, float, float]]) -> float:
+    """The nearest height to `y` where a label from `start` meets none that is taken; it is taken then."""
+    for step in (0, -1, 1, -2, 2, -3, 3, -4, 4, -5):
+        at = y + 13 * step
+        if all(abs(at - other) >= 12 or start > end or start + width < begin for begin, end, other in taken):
+            break
+    taken.append((start, start + width, at))
+    return at
 
 
 def tag(name: str, text: str = "", **attributes: object) -> str:

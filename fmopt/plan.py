@@ -90,11 +90,12 @@ def make_plan(
     recipe: Recipe | None = None,
     shape: tuple[int, int] | None = None,
     texts: int = 0,
+    training: Training | None = None,
 ) -> Plan:
     """The plan for a model on a target; PlanError when not a single baseline can run.
 
     `shape` is the batch and length that will be judged, None for the data's own lengths; `texts` says how many rows
-    there are to train on.
+    there are to train on, `training` how they are used.
     """
     if effort == "max" and not texts:
         raise PlanError(
@@ -117,7 +118,7 @@ def make_plan(
         candidates=candidates,
         later=later,
         refused=tuple(refused),
-        estimates=estimate(facts, (*baselines, *candidates)),
+        estimates=estimate(facts, (*baselines, *candidates), effort, texts, training),
     )
 
 
@@ -206,12 +207,24 @@ def refusal(recipe: Recipe, facts: CheckpointFacts, target: Target) -> str | Non
     return next((reason for reason in reasons if reason), None)
 
 
-def estimate(facts: CheckpointFacts, recipes: Sequence[Recipe]) -> Estimates:
-    """Minutes, RAM and disk. Constants were read off runs of MiniLM (22M) and a BERT-base shape (110M) on two cores."""
+def estimate(
+    facts: CheckpointFacts, recipes: Sequence[Recipe], effort: Effort = "quick", texts: int = 0,
+    training: Training | None = None,
+) -> Estimates:  # fmt: skip
+    """Minutes, RAM and disk. Constants were read off runs of MiniLM (22M) and a BERT-base shape (110M) on two cores.
+
+    Beyond quick for one pruned network, "max" with two rounds of training: what else is tried depends on how that came out.
+    """
     millions = facts.parameters / 1e6
     built = len(recipes)
+    seconds = 40 + built * (6 + 0.25 * millions)
+    if effort != "quick":
+        seconds += 45 + 14 * millions
+    if effort == "max":
+        epochs = (training or Training()).over(texts).epochs or 0.0
+        seconds += 2 * (epochs * texts / BATCH) * 0.01 * millions + 5 * millions
     return Estimates(
-        minutes=round((40 + built * (6 + 0.25 * millions)) / 60, 1),
+        minutes=round(seconds / 60, 1),
         ram_gb=round(1.2 + 10 * facts.weight_bytes / 1e9, 1),
         disk_gb=round(sum(_shrink(r) for r in recipes) * facts.weight_bytes / 1e9 + 0.05, 2),
     )

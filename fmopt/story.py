@@ -64,7 +64,9 @@ def prepare(request: Request) -> Job:
     shape = None if request.length is None else (request.batch, request.length)
     check_training(request, facts)
     texts = len(data.splits.get("train", ())) + (request.training.unlabelled is not None)
-    plan = make_plan(facts, target, effort=request.effort, recipe=recipe, shape=shape, texts=texts)
+    plan = make_plan(
+        facts, target, effort=request.effort, recipe=recipe, shape=shape, texts=texts, training=request.training
+    )
     return Job(request, facts, task, target, data, plan)
 
 

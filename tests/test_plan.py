@@ -80,3 +80,10 @@ def test_pruning_comes_first_and_quantization_last():
     assert rounding.steps[-1].options == {"teacher": "big", "epochs": 2.0}
     for step in rounding.steps:
         step.build()
+
+
+def test_effort_is_estimated_too(facts):
+    minutes = [make_plan(facts, load_target("host"), effort=effort, texts=1000).estimates.minutes
+               for effort in ("quick", "standard", "max")]  # fmt: skip
+    assert minutes == sorted(minutes)
+    assert minutes[0] < minutes[1]
