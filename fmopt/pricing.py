@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 TIMED_AS = {"quantize_static": "quantize_static", "mixed_precision": "quantize_static", "qat": "quantize_static"}
 CALIBRATED_ON = 8  # items; ranges do not change time
 SAMPLES = 100
-REST = "full precision's weights"
 SECONDS = 60.0  # at most, of all networks together
 
 
@@ -66,13 +65,11 @@ class RecipeClock:
                     artifact = self._built(make(), Path(scratch) / str(number))
                     runners[name] = runtime.open(artifact, shop.threads)
                 calls = {name: _replay(runner, inputs) for name, runner in runners.items()}
-                # Candidates are judged in turn with full precision, whose weights push theirs out of the caches.
-                calls[REST] = np.ones(shop.facts.weight_bytes // 4, np.float32).sum
                 samples = measure.time_in_turn(calls, min_samples=SAMPLES, max_seconds=SECONDS, seed=shop.seed)
             finally:
                 for runner in runners.values():
                     runner.close()
-        return {name: float(np.median(samples[name])) for name in runners}
+        return {name: float(np.median(taken)) for name, taken in samples.items()}
 
     def _later(self) -> tuple[Step, ...]:
         """What follows the first priced step, as it is timed."""
