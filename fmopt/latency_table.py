@@ -85,7 +85,7 @@ def latency_table(model: TorchModel, family: Family, clock: Clock, multiple: int
 
 def measure(model: TorchModel, family: Family, clock: Clock, multiple: int) -> LatencyTable:
     """Time networks of random weights in the shapes of `model`; FFN widths are multiples of `multiple`."""
-    layers = family.layers(_uncut(model))
+    layers = family.layers(uncut(model))
     if not layers:
         raise PassError(f"{model.facts.model_type} has no layers to time")
     heads = _levels(layers[0].attention.heads, 1)
@@ -115,7 +115,7 @@ def _rising(times: object) -> tuple[float, ...]:
     return tuple(float(value) for value in np.maximum.accumulate([0.0, *times]))  # type: ignore[misc]
 
 
-def _uncut(model: TorchModel) -> torch.nn.Module:
+def uncut(model: TorchModel) -> torch.nn.Module:
     """A network of the same class and configuration; its weights, which time does not depend on, are random."""
     net: torch.nn.Module = type(model.net)(model.net.config)
     return net.eval()
@@ -124,7 +124,7 @@ def _uncut(model: TorchModel) -> torch.nn.Module:
 def _uniform(model: TorchModel, family: Family, heads: int, neurons: int) -> TorchModel:
     from fmopt.cutting import cut_layer
 
-    net = _uncut(model)
+    net = uncut(model)
     for layer in family.layers(net):
         cut_layer(net, layer, range(heads), range(neurons))
     return TorchModel(net, model.facts, family)

@@ -215,8 +215,8 @@ def test_what_cannot_be_served_says_why(tmp_path: Path) -> None:
 
 def test_drift_is_said_in_percent_from_five_percent_on() -> None:
     assert measure.drift_warning(2.0, 2.08) == ""
-    assert "took +10% time" in measure.drift_warning(2.0, 2.2)
-    assert "took -20% time" in measure.drift_warning(2.0, 1.6)
+    assert "took 10 % more time" in measure.drift_warning(2.0, 2.2)
+    assert "took 20 % less time" in measure.drift_warning(2.0, 1.6)
 
 
 def test_a_look_at_the_machine_gives_lines() -> None:

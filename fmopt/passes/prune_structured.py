@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from fmopt.errors import ConfigError, PassError
-from fmopt.families.base import Family, Layer, find_family
+from fmopt.families.base import Family, find_family
 from fmopt.model import CheckpointFacts, TorchModel
 from fmopt.passes.base import Context
 from fmopt.target import Target
@@ -221,7 +221,9 @@ class _Pruning:
         return self.table.attention(count) if part.kind == "attention" else self.table.ffn(count)
 
     def _measured_ms(self, counts: Sequence[int]) -> float:
-        """Of the network cut so, on the clock; the uncut one runs beside it, so that a slower machine is no excuse."""
+        """Of the network cut so, on the clock; one that was never cut runs beside it, so that a slower machine is no excuse."""
+        from fmopt.latency_table import uncut
+
         assert self.ctx.clock is not None
 
         def narrow() -> TorchModel:
@@ -229,13 +231,8 @@ class _Pruning:
             self.cut(made, counts)
             return made
 
-        ms = self.ctx.clock({"whole": lambda: copy.deepcopy(self.model), "pruned": narrow})
-        whole = self.table.total([(layer.attention.heads, layer.ffn.width) for layer in self._layers])
-        return ms["pruned"] * whole / (1 + self.table.additivity_error) / ms["whole"]
-
-    @property
-    def _layers(self) -> Sequence[Layer]:
-        return self.family.layers(self.model.net)
+        ms = self.ctx.clock({"whole": lambda: replace(self.model, net=uncut(self.model)), "pruned": narrow})
+        return ms["pruned"] * self.table.whole_ms / ms["whole"]
 
     def _measured_loss(self, levels: Sequence[Sequence[int]]) -> Callable[[tuple[int, ...]], float]:
         """How far the outputs move on calibration items when these levels stay, columns being masked instead of cut."""

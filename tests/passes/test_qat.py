@@ -65,7 +65,7 @@ def test_training_wins_back_what_rounding_cost_and_deploys_what_was_trained(tiny
     trained = Qat(**FAST).apply(*given("qat"))
     assert trained.history[-1] == "qat"
     assert not any(isinstance(module, FakeQuantizedLinear) for module in trained.net.modules())
-    assert distance(trained, teacher, tmp_path) < 0.7 * distance(rounded, teacher, tmp_path)
+    assert distance(trained, teacher, tmp_path) < 0.9 * distance(rounded, teacher, tmp_path)
 
     batch = items_of(trained)[0]
     graph = exporting.export_onnx(trained, batch, tmp_path / "graph")
