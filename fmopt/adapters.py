@@ -17,6 +17,7 @@ from fmopt.source import resolve
 from fmopt.store import whole_folder
 from fmopt.structure import STRUCTURE
 from fmopt.tokenizer import TOKENIZER, copy_tokenizer
+from fmopt.weights import read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every tensor in an adapter
@@ -32,7 +33,7 @@ CLASSES = {
 }
 COUNTED = ("SEQ_CLS", "TOKEN_CLS")  # heads with one row per label
 SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "2_Normalize/config.json")
-HEADS = ("classifier", "score")  # what peft trains and saves whole beside the adapter, by name
+HEADS = {"classifier", "score"}  # what peft trains and saves whole beside the adapter, by name
 
 
 def is_adapter(folder: Path) -> bool:
@@ -112,12 +113,10 @@ def _merged(folder: Path, source: Path, config: dict[str, Any]) -> Any:
 
 def _require_whole(folder: Path, source: Path, kind: str | None, missing: Iterable[str]) -> None:
     """CheckpointError when neither base nor adapter has some weights: they would be random."""
-    from safetensors import safe_open
-
-    with safe_open(folder / WEIGHTS, "pt") as tensors:
-        brought = {name.removeprefix(PREFIX) for name in tensors.keys()}  # noqa: SIM118
-    unused = "pooler." if CLASSES[kind] == "AutoModel" else None  # nothing reads it in a plain encoder
-    lost = sorted(name for name in missing if name not in brought and not (unused and name.startswith(unused)))
+    brought = {name.removeprefix(PREFIX) for name in read_header(folder / WEIGHTS)}
+    # nothing reads the pooler of a plain encoder
+    needed = (name for name in missing if not (CLASSES[kind] == "AutoModel" and name.startswith("pooler.")))
+    lost = sorted(set(needed) - brought)
     if lost:
         raise CheckpointError(
             f"neither {folder} nor {source} has weights for {', '.join(lost[:3])}; train the adapter with modules_to_save "
@@ -128,13 +127,11 @@ def _require_whole(folder: Path, source: Path, kind: str | None, missing: Iterab
 def _head_options(folder: Path, source: Path, kind: str | None) -> dict[str, Any]:
     """How many labels the head has that the adapter brings along; nothing where that is the base's own count."""
     import transformers
-    from safetensors import safe_open
 
     if kind not in COUNTED:
         return {}
-    with safe_open(folder / WEIGHTS, "pt") as tensors:
-        heads = [name for name in tensors.keys() if any(f".{head}." in name for head in HEADS)]  # noqa: SIM118
-        rows = [tensors.get_slice(name).get_shape()[0] for name in heads if name.endswith("weight")]
+    tensors = read_header(folder / WEIGHTS).items()
+    rows = [tensor["shape"][0] for name, tensor in tensors if name.endswith("weight") and HEADS & set(name.split("."))]
     known = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     # A classification head may have an inner projection; the one with the labels comes last and is the narrowest.
     return {"num_labels": min(rows)} if rows and min(rows) != known.num_labels else {}

@@ -1,8 +1,8 @@
 """The story: baselines, candidates, one clock for all, selection on validation, judgement on test, a bundle, a record.
 
-The only file that knows the order. Selection and judgement use different items: the fastest candidate that keeps its
-accuracy on the validation split is chosen, and only that one is judged on the test split, so that trying many candidates
-does not make luck look like quality.
+The only file that knows the order; what depends on how candidates came out is in latecomers.py. Selection and judgement
+use different items: the fastest candidate that keeps its accuracy on the validation split is chosen, and only that one is
+judged on the test split, so that trying many candidates does not make luck look like quality.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,19 +171,41 @@ def _pair_template(tokenizer: Any, cls: str, sep: str, second_type: int, double_
 
 
 def _word_piece(family: str) -> tuple[Any, dict[str, Any], str]:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     mpnet = family == "mpnet"
     special = {**_ROBERTA_TOKENS, "unk_token": "[UNK]"} if mpnet else _BERT_TOKENS
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    names = list(dict.fromkeys(special.values()))
+    tokenizer = Tokenizer(models.WordPiece(vocab=_pieces(names), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(names)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=list(dict.fromkeys(special.values())))
-    tokenizer.train_from_iterator(SENTENCES, trainer)
     second = 0 if mpnet else 1
     tokenizer.post_processor = _pair_template(tokenizer, special["cls_token"], special["sep_token"], second, mpnet)
     return tokenizer, special, "MPNetTokenizer" if mpnet else "BertTokenizer"
+
+
+def _pieces(special: list[str]) -> dict[str, int]:
+    """A vocabulary of 200: special tokens, characters, then the most frequent words, beginnings and endings.
+
+    Counted here: the library's trainer breaks ties by the order of a hash table, so that it makes another one every time.
+    """
+    words = Counter(re.findall(r"\w+|[^\w\s]", " ".join(SENTENCES).lower()))
+    characters = sorted(set("".join(words)))
+    found: Counter[str] = Counter()
+    for word, count in words.items():
+        found[word] += count
+        for cut in range(2, len(word) - 1):
+            found[word[:cut]] += count
+            found[f"##{word[cut:]}"] += count
+    known = [
+        *special,
+        *characters,
+        *(f"##{one}" for one in characters),
+        *sorted(found, key=lambda one: (-found[one], one)),
+    ]
+    return {piece: number for number, piece in enumerate(list(dict.fromkeys(known))[:200])}
 
 
 def _byte_bpe(family: str) -> tuple[Any, dict[str, Any], str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fmopt import latecomers
+from fmopt import latecomers, selection
 from fmopt.api import load_model
 from fmopt.bundle import load, verify_bundle
 from fmopt.cli import main
@@ -232,21 +232,19 @@ def test_max_effort_distils_and_trains_the_rounding_where_only_that_loses(wider,
     budget = Budget.parse(max_drop="100pt", max_latency="1000ms")
     wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="max", length=64, budget=budget,
                    training=Training(epochs=1.0))  # fmt: skip
-    keeps = latecomers.keeps_accuracy
-    # as if rounding cost the pruned network its accuracy
-    monkeypatch.setattr(
-        latecomers, "keeps_accuracy", lambda run, name, limit: not name.endswith("x") and keeps(run, name, limit)
-    )
+    # as if rounding cost every INT8 variant its accuracy until it is trained
+    for module in (latecomers, selection):
+        monkeypatch.setattr(module, "keeps_accuracy", lambda run, name, limit: name.endswith(("-qat", " after 2")))
     monkeypatch.setattr(latecomers, "wished_speedup", lambda run, base, reference: 1.25)
     monkeypatch.setattr(latecomers, "BETWEEN", 0)
     record = optimize(wish)
     by_name = {trial.name: trial for trial in record.trials}
-    (name,) = [name for name in by_name if name.endswith("-qat")]
+    name = record.winner
+    assert name.endswith("-qat")
     made = by_name[name]
     assert made.status == "measured", made.reason
     assert [step.partition("(")[0] for step in made.recipe.steps] == ["prune_structured", "distill", "qat"]
     assert made.parity.passed
     assert made.size_bytes < by_name["dynamic"].size_bytes
     assert by_name[name.removesuffix("-qat")].drop is not None
-    if record.winner == name:
-        assert [rung.name for rung in record.waterfall][1:] == ["prune_structured", "distill", "qat"]
+    assert [rung.name for rung in record.waterfall][1:] == ["prune_structured", "distill", "qat"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -19,7 +19,7 @@ import numpy as np
 from fmopt.errors import ConfigError, PassError
 from fmopt.families.base import Family, find_family
 from fmopt.model import CheckpointFacts, TorchModel
-from fmopt.passes.base import Context
+from fmopt.passes.base import Context, Inputs
 from fmopt.target import Target
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ def _scores(model: TorchModel, parts: Sequence[Sublayer], asked: PruneStructured
     from fmopt.optimal_brain import key_of, score
     from fmopt.training import weights_digest
 
-    stream = lambda: islice(ctx.calibration(), asked.items)  # noqa: E731
+    def stream() -> Iterator[Inputs]:
+        return islice(ctx.calibration(), asked.items)
+
     key, count = key_of(weights_digest(model.net), parts, asked.score, stream=stream())
     if count < MIN_ITEMS:
         raise PassError(

@@ -114,7 +114,7 @@ def test_a_student_comes_nearer_to_its_teacher(tiny_checkpoint, tmp_path, family
     record = json.loads(next((tmp_path / "work").glob("distill-*/distill.json")).read_text())
     first, last = record["losses"][0][1], record["losses"][-1][1]
     assert last < 0.8 * first
-    assert distance(done, teacher, tmp_path) < 0.7 * before
+    assert distance(done, teacher, tmp_path) < 0.5 * before
     assert done.history == ("distill(baseline)",)
     assert record["layers"] == [[0, 0], [1, 1]]
 

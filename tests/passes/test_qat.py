@@ -53,8 +53,8 @@ def test_gradients_reach_weights_inside_the_grid_and_both_steps():
 def test_training_wins_back_what_rounding_cost_and_deploys_what_was_trained(tiny_checkpoint, tmp_path, monkeypatch):
     folder = teacher_of(tiny_checkpoint, "bert", "text-classification", tmp_path)
     teacher = model_of(folder)
-    # 8 bits cost so small a network nothing; 3 bits leave something to win back.
-    monkeypatch.setattr(QuantizeStatic, "scheme", lambda self, target: Scheme("minmax", None, True, 3))
+    # 8 bits cost so small a network nothing; 2 bits leave something to win back.
+    monkeypatch.setattr(QuantizeStatic, "scheme", lambda self, target: Scheme("minmax", None, True, 2))
 
     def given(scratch: str):
         model = model_of(folder)
@@ -65,7 +65,7 @@ def test_training_wins_back_what_rounding_cost_and_deploys_what_was_trained(tiny
     trained = Qat(**FAST).apply(*given("qat"))
     assert trained.history[-1] == "qat"
     assert not any(isinstance(module, FakeQuantizedLinear) for module in trained.net.modules())
-    assert distance(trained, teacher, tmp_path) < 0.9 * distance(rounded, teacher, tmp_path)
+    assert distance(trained, teacher, tmp_path) < 0.7 * distance(rounded, teacher, tmp_path)
 
     batch = items_of(trained)[0]
     graph = exporting.export_onnx(trained, batch, tmp_path / "graph")
