@@ -72,7 +72,7 @@ ROWS = (
         "latency_table",
     },
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge", "several"},
+    {"errors", "lookup", "progress", "edge", "several", "arguments"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 
