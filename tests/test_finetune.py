@@ -180,10 +180,10 @@ def examples_of(base: Path, task: str, rows: list[dict], **pipeline) -> tuple[Pr
 
 
 def test_a_word_is_tagged_on_its_first_sub_token(tiny_checkpoint):
-    rows = [{"tokens": ["Zebra", "London"], "tags": ["O", "B-place"]}]
+    rows = [{"tokens": ["Zebra", "the"], "tags": ["O", "B-place"]}]
     base = tiny_checkpoint("bert", "masked-lm")
     _, (example,) = examples_of(base, "token-classification", rows, labels=["O", "B-place"])
-    pieces = len(example["input_ids"]) - 3  # "Zebra" alone, without [CLS], "london" and [SEP]
+    pieces = len(example["input_ids"]) - 3  # "Zebra" alone, without [CLS], "the" and [SEP]
     assert pieces > 1
     assert example["labels"].tolist() == [IGNORED, 0, *[IGNORED] * (pieces - 1), 1, IGNORED]
 
