@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent  # commands run here, with paths relative to it: a record shows its command
 RESULTS = HERE / "results"
-DATA = Path(os.environ.get("FMOPT_DATA", HERE / ".." / ".." / "shared" / "data"))
-CHECKPOINTS = Path(os.environ.get("FMOPT_CHECKPOINTS", HERE / ".." / "out" / "finetuned"))
+DATA = Path(os.environ.get("FMOPT_DATA", Path("..", "shared", "data")))
+CHECKPOINTS = Path(os.environ.get("FMOPT_CHECKPOINTS", Path("out", "finetuned")))
 FULL = "onnxruntime-fp32"  # what speedups of the table are against
 
 
@@ -32,17 +33,18 @@ def run(name: str, effort: str, speedup: str, seed: int, max_drop: str, more: li
     """Optimize one checkpoint and keep its record; the exit code of fmopt."""
     model = "minilm" if name == "embeddings" else str(CHECKPOINTS / name)
     data = "stsb" if name == "embeddings" else name
-    out = HERE / ".." / "out" / f"smaller-{name}-{effort}-{seed}"
+    out = Path("out", f"smaller-{name}-{effort}-{seed}")
     began = time.monotonic()
     code = subprocess.call(
         [
             str(Path(sys.executable).with_name("fmopt")), "optimize", model, "--data", str(DATA / data), "--effort", effort,
             "--min-speedup", speedup, "--max-drop", max_drop, "--seed", str(seed), "-o", str(out), *more,
-        ]
+        ],
+        cwd=ROOT,
     )  # fmt: skip
     if code not in (0, 1, 3):
         return code
-    record = json.loads((out / "record.json").read_text())
+    record = json.loads((ROOT / out / "record.json").read_text())
     made = record | {"changed": [], "minutes": round((time.monotonic() - began) / 60, 2), "asked": speedup}
     suffix = f"-{seed}" if seed else ""
     (RESULTS / f"smaller-{name}-{effort}-{speedup}{suffix}.json").write_text(json.dumps(made))

@@ -14,7 +14,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 
 # top row first; a module may import from its own row or a lower one, never from a higher one
 ROWS = (
-    {"cli", "api", "present", "doctor"},
+    {"cli"},
+    {"commands"},
+    {"api", "present", "doctor"},
     {"story", "selection", "latecomers", "report", "report_plots", "report_profile", "bundle"},
     {
         "plan",

@@ -1,0 +1,1 @@
+"""What the verbs of the command do: one call, one printed answer. Heavy modules load inside the verbs."""

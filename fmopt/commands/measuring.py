@@ -1,0 +1,111 @@
+"""Verbs that run a model or a bundle: time it, score it, ask it, check it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fmopt.arguments import parse_columns, parse_counts, read_lines
+from fmopt.commands.words import Columns, Data, Json, Seed, Task, answer
+from fmopt.errors import BundleError, ConfigError
+
+
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Bundles, or models (run on every full-precision runtime).")],
+    batch: Annotated[str, typer.Option("--batch", help="1,8")] = "1",
+    length: Annotated[str, typer.Option("--length", help="32,128")] = "128",
+    threads: Annotated[str, typer.Option("--threads", help="1,2")] = "1",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Time models and bundles in turn, in one process."""
+    from fmopt import api, present
+
+    with present.live_progress() as progress:
+        got = api.benchmark(
+            models,
+            batch=parse_counts("batch", batch),
+            length=parse_counts("length", length),
+            threads=parse_counts("threads", threads),
+            seed=seed,
+            progress=progress,
+        )
+    answer(
+        [{"model": name, **latency.model_dump(mode="json")} for name, latency in got],
+        as_json,
+        lambda: present.bench(got),
+    )
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model or a bundle.")],
+    data: Data = None,
+    task: Task = None,
+    columns: Columns = None,
+    split: Annotated[str, typer.Option("--split")] = "test",
+    batch: Annotated[int, typer.Option("--batch")] = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Metrics of a model or bundle on labelled data."""
+    from fmopt import api, present
+
+    with present.live_progress() as progress:
+        got = api.evaluate(
+            model,
+            data,
+            task=task,
+            columns=parse_columns(columns),
+            split=split,
+            batch=batch,
+            seed=seed,
+            progress=progress,
+        )
+    rows = [
+        {"metric": score.name, "value": value, "items": len(score.values), "primary": score.primary}
+        for score, value in got
+    ]
+    answer(rows, as_json, lambda: present.metrics(rows))
+
+
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="One text per line.")] = None,
+    pair: Annotated[
+        bool, typer.Option("--pair", help="The two texts are one pair (question and context, premise and hypothesis).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What a bundle makes of raw text."""
+    from fmopt import bundle as bundles
+
+    raws: list[Any] = list(texts or [])
+    if file is not None:
+        raws += read_lines(file)
+    if pair:
+        if len(raws) != 2:
+            raise ConfigError(f"--pair takes two texts; {len(raws)} were given")
+        raws = [tuple(raws)]
+    if not raws:
+        raise ConfigError("nothing to predict; give texts, or --file with one text per line")
+    got = bundles.load(bundle)(raws)
+    answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got])
+
+
+def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], as_json: Json = False) -> None:
+    """Check every file of a bundle against its hash and the golden items against the model."""
+    from fmopt import bundle as bundles
+
+    if not bundles.is_bundle(bundle):
+        raise BundleError(f"{bundle} is not a bundle: it has no fmopt.json; name a folder that `fmopt optimize` wrote")
+    problems = bundles.verify_bundle(bundle)
+    answer(
+        {"bundle": str(bundle), "problems": problems},
+        as_json,
+        lambda: print("\n".join(problems) if problems else f"{bundle}: every file is as it was made"),
+    )
+    raise typer.Exit(1 if problems else 0)

@@ -1,0 +1,40 @@
+"""Arguments and options that several commands take, and how a command answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(help="A folder in Hugging Face format, a hub name, or an entry of models/ (minilm).")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="csv/tsv/jsonl/parquet file, folder with one file per split, hub data set, or builtin:pydoc."
+    ),
+]
+Task = Annotated[str | None, typer.Option("--task", help="Overrides the task found in the checkpoint.")]
+Columns = Annotated[str | None, typer.Option("--columns", help="Which column is what: text=sentence,label=label.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
+Seed = Annotated[int, typer.Option("--seed")]
+Pickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Load pickle weights (weights_only) where there is no safetensors.")
+]
+
+
+def answer(data: Any, as_json: bool, show: Callable[[], Any]) -> None:
+    """One JSON document on stdout, or what a person reads."""
+    if as_json:
+        print(json.dumps(data, ensure_ascii=False, default=str))
+    else:
+        show()
+
+
+def record_path(path: Path) -> Path:
+    """The record of a folder, or the file itself."""
+    return path / "record.json" if path.is_dir() else path
