@@ -1,7 +1,8 @@
 """Training on several processes, as `accelerate launch` or `torchrun` start them: one of them runs the command, the
 others wait, and train along whenever it trains.
 
-Only the first process reads, measures and writes, so a command means the same however many processes it is given.
+Only the first process reads, measures and writes (but for what a teacher says, which all of them ask it and write down),
+so a command means the same however many processes it is given.
 """
 
 from __future__ import annotations
