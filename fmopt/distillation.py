@@ -30,11 +30,13 @@ from fmopt import several
 from fmopt.edge import Preprocessor
 from fmopt.errors import PassError
 from fmopt.examples import Example, unlabelled_examples
+from fmopt.fake_quantize import load_rounding, save_rounding
 from fmopt.families.base import Family
 from fmopt.model import CheckpointFacts, TorchModel, quiet
 from fmopt.passes.base import Context
 from fmopt.structure import load_facts, save_checkpoint
 from fmopt.tasks.base import Raw
+from fmopt.teacher_outputs import TeacherOutputs, Terms, Told, outputs_key, room_on_disk
 from fmopt.tokenizer import TOKENIZER
 from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, memory_kept, weights_digest
 
@@ -44,10 +46,20 @@ if TYPE_CHECKING:
 LABELS = ("labels", "start_positions", "end_positions")
 LABELLED = {"task": 0.2, "logits": 1.0, "hidden": 1.0, "relations": 0.0}
 EMBEDDING = {"cosine": 1.0, "similarity": 1.0, "hidden": 1.0, "relations": 0.0}
+TELLS = {
+    "logits": "outputs",
+    "hidden": "hidden",
+    "relations": "relations",
+    "cosine": "vectors",
+    "similarity": "vectors",
+}
+PER_TOKEN = frozenset({"hidden", "relations"})  # and outputs, of some tasks
+TOKEN_TASKS = ("token-classification", "question-answering")
+ITEM, KEPT = "item", "kept"  # in a batch: which examples it has, and what is kept of the teacher about them
 POOL = 50  # batches' worth of examples sorted by length at a time, as the Trainer's own grouping
 MATCHED_ITEMS = 16  # examples that student and teacher layers are matched on
 TOLD_S = 20.0  # seconds between two lines of progress
-FINISHED, RECORD = "student.safetensors", "distill.json"
+FINISHED, RECORD, ROUNDING = "student.safetensors", "distill.json", "rounding.safetensors"
 _VERSION = 1  # of what is trained how
 
 
@@ -125,6 +137,7 @@ def _key(
 ) -> str:
     """sha256 over all that the trained weights depend on."""
     chosen = {**asdict(options), "save_minutes": None, "unlabelled": None, "bf16": bf16}
+    del chosen["cache_gb"]  # where the teacher's words are read from does not change them
     total = hashlib.sha256(repr((_VERSION, chosen, teacher.digest, model.facts.digest, seed)).encode())
     total.update(weights_digest(model.net).encode())
     for example in examples:
@@ -138,7 +151,7 @@ def _work_folder(key: str, scratch: Path | None) -> Iterator[Path]:
     """The folder of this very training; without a scratch folder one that is gone afterwards."""
     if scratch is None:
         with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
+            yield Path(folder) / "distill"
     else:
         work = scratch / f"distill-{key[:16]}"
         work.mkdir(parents=True, exist_ok=True)
@@ -170,14 +183,14 @@ def _train(
         save_total_limit=1, logging_strategy="steps", logging_steps=max(1, schedule.steps(options.accumulation) // 50),
         disable_tqdm=True, report_to="none", average_tokens_across_devices=False,
     )  # fmt: skip
-    trainer = _Trainer(
-        model=lesson.student, args=arguments, train_dataset=schedule, data_collator=collate, callbacks=[watch]
-    )
+    trainer = _Trainer(model=lesson.student, args=arguments, train_dataset=schedule, callbacks=[watch])
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.lesson = lesson
     lesson.teacher.to(arguments.device)
     last = last_checkpoint(work)
     with quiet(transformers.utils.logging), memory_kept():
+        trainer.kept = _kept_outputs(trainer, teacher.facts, examples, options, collate, work, progress, deadline)
+        trainer.data_collator = _Taught(collate, trainer.kept)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watch.too_late:
         done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -200,9 +213,39 @@ def _train(
         shutil.rmtree(folder)
 
 
+def _kept_outputs(
+    trainer: _Trainer, teacher: CheckpointFacts, examples: Sequence[Example], options: Distill, collate: Collator,
+    work: Path, progress: Callable[[str], None], deadline: float | None,
+) -> TeacherOutputs | None:  # fmt: skip
+    """What the teacher says of every example, on disk beside `work`; None where it is asked in every epoch."""
+    lesson, device = trainer.lesson, trainer.args.device
+    if not lesson.kinds:
+        return None
+    inputs = [name for name in examples[0] if name not in LABELS]
+    about = {"kinds": lesson.kinds, "layers": lesson.teacher.layers, "related": lesson.teacher.related,
+             "pooling": teacher.pipeline.get("pooling"), "bf16": trainer.args.bf16, "device": device.type}  # fmt: skip
+    folder = work.parent / f"teacher-{outputs_key(teacher.digest, examples, inputs, about)[:16]}"
+
+    def ask(batch: dict[str, torch.Tensor]) -> Told:
+        with torch.no_grad(), trainer.accelerator.autocast():
+            return lesson.told({name: batch[name].to(device) for name in inputs}, batch["attention_mask"].to(device))
+
+    of_tokens = {"outputs"} if teacher.task in TOKEN_TASKS else set()
+    outputs = TeacherOutputs(folder, examples, collate, ask, PER_TOKEN | of_tokens)
+    terms = Terms(options.epochs, room_on_disk(folder, options.cache_gb * 1e9), options.time_limit_s)
+    if not outputs.kept(terms, progress, lambda: deadline is not None and time.monotonic() > deadline):
+        return None
+    lesson.teacher.to("cpu")  # its memory on the device is the student's now
+    return outputs
+
+
 def _handed_over(model: TorchModel, work: Path) -> Path | None:
     """The student as a checkpoint for the processes that train along; networks do not survive pickling."""
-    return save_checkpoint(model, work / "student") if several.world() > 1 else None
+    if several.world() == 1:
+        return None
+    folder = save_checkpoint(model, work / "student")
+    save_rounding(model.net, folder / ROUNDING)
+    return folder
 
 
 def _train_along(
@@ -211,6 +254,7 @@ def _train_along(
 ) -> None:  # fmt: skip
     """`_train` in a process that follows; the folders must be in its reach."""
     learner = load_facts(replace(facts, source=replace(facts.source, folder=student)))
+    load_rounding(learner.net, student / ROUNDING)
     _train(learner, load_facts(teacher), examples, options, bf16, work, seed, lambda text: None)
 
 
@@ -244,20 +288,39 @@ class _Schedule(torch.utils.data.Dataset[Example]):
         return len(self.order)
 
     def __getitem__(self, place: int) -> Example:
-        return self.examples[self.order[place]]
+        return {**self.examples[self.order[place]], ITEM: self.order[place]}
+
+
+class _Taught:
+    """Batches with what the teacher says of them, where that is kept."""
+
+    def __init__(self, collate: Collator, kept: TeacherOutputs | None) -> None:
+        self.collate, self.kept = collate, kept
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        batch: dict[str, Any] = self.collate(examples)
+        numbers = batch.pop(ITEM).tolist()
+        if self.kept is not None:
+            batch[KEPT] = self.kept.look_up(numbers, batch["attention_mask"].bool())
+        return batch
 
 
 class _Trainer(transformers.Trainer):
     """A Trainer whose loss is the distance of student to teacher."""
 
     lesson: _Lesson
+    kept: TeacherOutputs | None
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """The weighted sum; the signature is the Trainer's."""
         labels = {name: inputs.pop(name) for name in LABELS if name in inputs}
-        with torch.no_grad(), self.accelerator.autocast():
-            wanted = self.lesson.teacher(inputs)
-        return self.lesson.loss(model(inputs), wanted, inputs["attention_mask"].bool(), labels)
+        mask = inputs["attention_mask"].bool()
+        if self.kept is not None:
+            wanted = self.kept.told(inputs.pop(KEPT))
+        else:
+            with torch.no_grad(), self.accelerator.autocast():
+                wanted = self.lesson.told(inputs, mask)
+        return self.lesson.loss(model(inputs), wanted, mask, labels)
 
 
 class _Watch(transformers.TrainerCallback):
@@ -341,24 +404,38 @@ class _Lesson:
         """Pairs of a student layer and the teacher layer it learns from."""
         return [list(pair) for pair in zip(self.student.layers, self.teacher.layers, strict=True)]
 
-    def loss(self, got: Any, wanted: Any, mask: torch.Tensor, labels: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the losses need of the teacher; nothing where labels alone teach."""
+        return tuple(sorted({TELLS[name] for name, weight in self.weights.items() if weight and name in TELLS}))
+
+    def told(self, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor) -> Told:
+        """What the teacher says of a batch, by kind."""
+        if not self.kinds:
+            return {}
+        seen = self.teacher(inputs)
+        if "vectors" in self.kinds:
+            seen["vectors"] = [self._vectors(seen["outputs"][0], mask)]
+        return {kind: seen[kind] for kind in self.kinds}
+
+    def loss(self, got: Any, wanted: Told, mask: torch.Tensor, labels: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The weighted sum for one batch; `mask` is bool [B, n]."""
         terms = {name: weight for name, weight in self.weights.items() if weight}
         return torch.stack([w * self._term(name, got, wanted, mask, labels) for name, w in terms.items()]).sum()
 
-    def _term(self, name: str, got: Any, wanted: Any, mask: torch.Tensor, labels: Any) -> torch.Tensor:
+    def _term(self, name: str, got: Any, wanted: Told, mask: torch.Tensor, labels: Any) -> torch.Tensor:
         if name == "hidden":
             return losses.hidden_loss(got["hidden"], wanted["hidden"], mask)
         if name == "relations":
             return losses.relation_loss(got["relations"], wanted["relations"], mask, self.heads)
         if name == "cosine":
-            return losses.cosine_loss(self._vectors(got["last"], mask), self._vectors(wanted["last"], mask))
+            return losses.cosine_loss(self._vectors(got["last"], mask), wanted["vectors"][0])
         if name == "similarity":  # of the student's own vectors, unprojected: those are compared with one another later
-            ours, theirs = (self._vectors(seen["outputs"][0], mask) for seen in (got, wanted))
-            return losses.similarity_loss(ours, theirs)
-        answers, wished = (self._answers(seen["outputs"], mask) for seen in (got, wanted))
+            return losses.similarity_loss(self._vectors(got["outputs"][0], mask), wanted["vectors"][0])
+        answers = self._answers(got["outputs"], mask)
         if name == "task":
             return losses.task_loss(answers, labels)
+        wished = self._answers(wanted["outputs"], mask)
         if self.pipeline["task"] == "token-classification":
             answers, wished = ([logits[mask] for logits in part] for part in (answers, wished))
         return losses.logit_loss(answers, wished, self.temperature, self.kind)

@@ -6,9 +6,16 @@ gradient of a step is scaled by 1/√(values × levels) so that it moves as slow
 
 from __future__ import annotations
 
+import json
+from dataclasses import astuple
+from pathlib import Path
+
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from fmopt.quantize_linears import replace_module
 from fmopt.quantized import Grid, QuantizedLinear
 
 SMALLEST = 1e-8  # a step can be learned down to nothing and must not divide by it
@@ -32,7 +39,8 @@ class FakeQuantizedLinear(nn.Module):
         self.scales = nn.Parameter(quantized.scales.detach().clone())  # [out]
         self.step = nn.Parameter(torch.tensor(quantized.grid.scale))
         self.bias = None if quantized.bias is None else nn.Parameter(quantized.bias.detach().clone())
-        self.register_buffer("smoothing", quantized.smoothing)
+        # Query, key and value share one; a save of the training takes no tensor twice.
+        self.register_buffer("smoothing", None if quantized.smoothing is None else quantized.smoothing.clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] → [..., out]."""
@@ -61,3 +69,28 @@ def _rounded(x: torch.Tensor, step: torch.Tensor, low: int, high: int, values: i
     step = step * slow + (step * (1 - slow)).detach()
     steps = torch.clamp(x / step, low, high)
     return (steps + (torch.round(steps) - steps).detach()) * step
+
+
+def save_rounding(net: nn.Module, path: Path) -> None:
+    """Write what makes the fake-quantized Linears of `net` different from plain ones; no file where it has none."""
+    fakes = {name: part for name, part in net.named_modules() if isinstance(part, FakeQuantizedLinear)}
+    if fakes:
+        tensors = {f"{name}.{key}": tensor for name, fake in fakes.items() for key, tensor in fake.state_dict().items()}
+        facts = {name: json.dumps([fake.top, *astuple(fake.grid)]) for name, fake in fakes.items()}
+        save_file(tensors, path, metadata=facts)
+
+
+def load_rounding(net: nn.Module, path: Path) -> None:
+    """Put in place of plain Linears of `net` what `save_rounding` wrote; nothing where it wrote nothing."""
+    if not path.is_file():
+        return
+    with safe_open(path, framework="pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        facts = {name: json.loads(text) for name, text in stored.metadata().items()}
+    for name, (top, *grid) in facts.items():
+        state = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        integers = torch.zeros(state["weight"].shape, dtype=torch.int8)
+        quantized = QuantizedLinear(integers, state["scales"], state.get("bias"), Grid(*grid), state.get("smoothing"))
+        fake = FakeQuantizedLinear(quantized, state["weight"], top.bit_length() + 1)
+        fake.load_state_dict(state)
+        replace_module(net, name, fake)

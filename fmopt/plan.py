@@ -14,6 +14,7 @@ from pydantic import Field
 from fmopt import lookup
 from fmopt.errors import PlanError
 from fmopt.model import CheckpointFacts
+from fmopt.passes.distill import Distill
 from fmopt.recipe import Recipe, Step
 from fmopt.results import Frozen
 from fmopt.target import Target
@@ -56,6 +57,7 @@ BASELINES = (
 
 QUANTIZERS = ("quantize_dynamic", "quantize_static", "quantize_static_ort", "quantize_nncf", "mixed_precision")
 STEPS, BATCH = 3_000, 32  # of a distillation at least: small data is seen more often, 3 to 30 times
+TOKENS = 128  # of a text; with fewer, what is kept of the teacher takes less disk
 STRIDE = 2.5  # one-shot pruning beyond this factor loses what distillation does not win back
 
 
@@ -130,7 +132,7 @@ def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list
         return ()
     trained = (
         ", each distilled from the baseline after every step of pruning, and once more as INT8 (qat) where only "
-        "rounding loses too much"
+        "rounding loses too much; what the teacher says is kept on disk where that is cheaper than asking in every epoch"
         if effort == "max"
         else ", in one shot"
     )
@@ -223,10 +225,13 @@ def estimate(
     if effort == "max":
         epochs = (training or Training()).over(texts).epochs or 0.0
         seconds += 2 * (epochs * texts / BATCH) * 0.01 * millions + 5 * millions
+    states_gb = texts * TOKENS * facts.layers * facts.hidden_size * 2 / 1e9 if effort == "max" else 0.0
     return Estimates(
         minutes=round(seconds / 60, 1),
         ram_gb=round(1.2 + 10 * facts.weight_bytes / 1e9, 1),
-        disk_gb=round(sum(_shrink(r) for r in recipes) * facts.weight_bytes / 1e9 + 0.05, 2),
+        disk_gb=round(
+            sum(_shrink(r) for r in recipes) * facts.weight_bytes / 1e9 + 0.05 + min(states_gb, Distill().cache_gb), 2
+        ),
     )
 
 

@@ -64,6 +64,7 @@ ROWS = (
         "examples",
         "training",
         "distillation",
+        "teacher_outputs",
         "output_distance",
         "distillation_losses",
         "structure",

@@ -36,10 +36,11 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(word) for word in command], cwd=ROOT, env=around, capture_output=True, text=True)
 
 
-def test_distillation_takes_the_same_course(undropped: Path, tmp_path: Path):
+@pytest.mark.parametrize("what", ["distill", "qat"])
+def test_training_from_a_teacher_takes_the_same_course(undropped: Path, tmp_path: Path, what: str):
     courses = []
     for name, start in (("one", [sys.executable]), ("two", TORCHRUN)):
-        got = run(*start, ROOT / "tests" / "two_processes.py", undropped, tmp_path / name)
+        got = run(*start, ROOT / "tests" / "two_processes.py", what, undropped, tmp_path / name)
         assert got.returncode == 0, got.stderr
         (record,) = (tmp_path / name).glob("distill-*/distill.json")
         courses.append(json.loads(record.read_text()))
@@ -47,6 +48,9 @@ def test_distillation_takes_the_same_course(undropped: Path, tmp_path: Path):
     assert one["steps"] == two["steps"] > 20
     np.testing.assert_allclose([loss for _, loss in two["losses"]], [loss for _, loss in one["losses"]], rtol=0.05)
     assert one["losses"][-1][1] < one["losses"][0][1]
+    shards = [sorted(path.name for path in (tmp_path / name).glob("teacher-*/*")) for name in ("one", "two")]
+    assert shards[0] == shards[1]
+    assert len(shards[0]) > 2
 
 
 def test_finetuning_takes_the_same_course(undropped: Path, tmp_path: Path):

@@ -28,7 +28,8 @@ class Distill:
 
     `unlabelled` is a text file that adds texts, one a line (a tab parts a pair). `accumulation` batches make one step.
     `bf16` None takes bfloat16 where the device multiplies it natively. It stops after `time_limit_s` with what it has,
-    and saves every `save_minutes`, so that a killed run goes on from there.
+    and saves every `save_minutes`, so that a killed run goes on from there. What the teacher says is kept on disk, within
+    `cache_gb`, where that is cheaper than asking it in every epoch.
     """
 
     stage: ClassVar[Literal["torch"]] = "torch"
@@ -45,11 +46,14 @@ class Distill:
     bf16: bool | None = None
     time_limit_s: float | None = None
     save_minutes: float = 5.0
+    cache_gb: float = 8.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "accumulation", "temperature"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"Distill.{name} is {getattr(self, name)}; it is above 0")
+        if self.cache_gb < 0:
+            raise ConfigError(f"Distill.cache_gb is {self.cache_gb}; it is 0 (keep nothing of the teacher) or more")
         for name, weight in self.weights.items():
             if name not in LOSSES:
                 raise ConfigError(f"Distill.weights has no loss {name!r}{did_you_mean(name, LOSSES)}")

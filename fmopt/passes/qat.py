@@ -43,6 +43,7 @@ class Qat:
     bf16: bool | None = None
     time_limit_s: float | None = None
     save_minutes: float = 5.0
+    cache_gb: float = 8.0
 
     def __post_init__(self) -> None:
         self.quantize, self.training  # noqa: B018  both check their options
@@ -63,14 +64,11 @@ class Qat:
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Quantize, train, freeze; in place. PassError when there is nothing to quantize or to train on."""
-        from fmopt import several
         from fmopt.calibrate import statistics
         from fmopt.distillation import distill
         from fmopt.fake_quantize import FakeQuantizedLinear
         from fmopt.quantize_linears import fold_value_smoothing, quantize_linears, replace_module
 
-        if several.world() > 1:
-            raise PassError("qat trains in one process; start fmopt without torchrun or accelerate launch for it")
         scheme = self.quantize.scheme(ctx.target)
         weights = {name: module.weight for name, module in model.net.named_modules() if hasattr(module, "weight")}
         names = quantize_linears(model, statistics(model, ctx), scheme, self.keep_float)

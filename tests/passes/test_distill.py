@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from fmopt import checkpoint, lookup
+from fmopt import checkpoint, lookup, teacher_outputs
 from fmopt.build import Workshop
 from fmopt.edge import Preprocessor, pool
 from fmopt.errors import ConfigError, PassError
@@ -31,6 +31,13 @@ from tests.torch_models import model_of, outputs_of, target
 FAST = {"epochs": 10.0, "batch_size": 8, "learning_rate": 2e-3, "bf16": False}
 AGREE = {"sentence-embedding": {}}  # else without labels: the random teacher contradicts them
 PAIRS = [{"text": text, "text_pair": other} for text, other in zip(texts(60, 0), texts(60, 1), strict=True)]
+
+
+@pytest.fixture(autouse=True)
+def free_disk(monkeypatch: pytest.MonkeyPatch):
+    """A disk that costs nothing: what the teacher says is kept, however busy this machine is."""
+    monkeypatch.setattr(teacher_outputs, "LOOKUP_S", 0.0)
+    monkeypatch.setattr(teacher_outputs, "DISK_BYTES_PER_S", float("inf"))
 
 
 def rows_of(model: TorchModel, count: int = 48, seed: int = 0) -> list[dict[str, Any]]:
@@ -153,11 +160,33 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(tiny_checkpoint, tm
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-5"]
     said: list[str] = []
     assert same(whole, trained(folder, tmp_path / "cut", accumulation=2, progress=said.append))
-    assert said == ["distilling: 30 steps, going on at step 5"]
+    assert "distilling: 30 steps, going on at step 5" in said
+    assert len(list((tmp_path / "cut").glob("teacher-*/*.safetensors"))) == 1  # the same teacher's, found again
     assert not list(work.glob("checkpoint-*"))
     said.clear()
     assert same(whole, trained(folder, tmp_path / "cut", accumulation=2, progress=said.append))
     assert said == []  # finished is finished
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "weights"),
+    [("bert", "text-classification", {"relations": 0.5}), ("distilbert", "text-regression", {}),
+     ("roberta", "token-classification", {}), ("bert", "question-answering", {}), ("mpnet", "sentence-embedding", {})],
+)  # fmt: skip
+def test_what_is_kept_teaches_as_the_teacher_does(tiny_checkpoint, tmp_path, monkeypatch, family, task, weights):
+    folder = teacher_of(tiny_checkpoint, family, task, tmp_path)
+    monkeypatch.setattr(teacher_outputs, "SHARD_TOKENS", 100)
+    courses, options = [], {"epochs": 3.0, "accumulation": 2, "weights": weights}
+    for cache_gb in (0.0, 1.0):
+        work = tmp_path / str(cache_gb)
+        trained(folder, work, cache_gb=cache_gb, **options)
+        assert bool(list(work.glob("teacher-*/*.safetensors"))) == bool(cache_gb)
+        record = json.loads(next(work.glob("distill-*/distill.json")).read_text())
+        courses.append([loss for _, loss in record["losses"]])
+    asked, kept = courses
+    assert len(asked) >= 6
+    assert asked[-1] < asked[0]
+    np.testing.assert_allclose(kept, asked, rtol=2e-3)
 
 
 def test_a_narrower_student_learns_by_relations(tiny_checkpoint, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from fmopt import edge, exporting
 from fmopt.errors import ConfigError
-from fmopt.fake_quantize import FakeQuantizedLinear, _rounded
+from fmopt.fake_quantize import FakeQuantizedLinear, _rounded, load_rounding, save_rounding
 from fmopt.passes.qat import Qat
 from fmopt.passes.quantize_static import QuantizeStatic
 from fmopt.quantize_linears import Scheme
@@ -48,6 +48,24 @@ def test_gradients_reach_weights_inside_the_grid_and_both_steps():
     step = torch.nn.Parameter(torch.tensor(1.0))
     _rounded(torch.tensor([100.0]), step, -8, 7, 1).sum().backward()
     assert float(step.grad) == pytest.approx(7 * 7**-0.5)
+
+
+def test_a_process_that_trains_along_gets_the_same_rounding(tmp_path):
+    made, fake = linears()
+    sibling = FakeQuantizedLinear(made, torch.randn(24, 32), 7)  # smoothed by the same tensor, as query and key are
+    net = torch.nn.Sequential(fake, torch.nn.Linear(24, 32), sibling)
+    with torch.no_grad():
+        fake.step *= 1.1
+    torch.manual_seed(1)
+    other = torch.nn.Sequential(*(torch.nn.Linear(*sizes, bias=False) for sizes in ((32, 24), (24, 32), (32, 24))))
+    other[1] = net[1]
+    save_rounding(net, tmp_path / "rounding")
+    load_rounding(other, tmp_path / "rounding")
+    x = torch.randn(7, 32)
+    assert torch.equal(other(x), net(x))
+    assert torch.equal(other[2].frozen().weight, sibling.frozen().weight)
+    save_rounding(torch.nn.Sequential(net[1]), tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
 
 
 def test_training_wins_back_what_rounding_cost_and_deploys_what_was_trained(tiny_checkpoint, tmp_path, monkeypatch):
