@@ -122,7 +122,7 @@ def test_page_has_a_section_for_each_newest_result_and_keeps_messages_as_text(sc
     assert "no <b>tokenizer" not in page
     assert "outdated" not in page
     assert not re.search(r"(?:src|href)=\"(?!#)|https?://|url\(", page)  # nothing is fetched
-    assert "olive static: −50.00" in page  # below the scale of the plot, so it says how far
+    assert "2: −50.00" in page  # olive static, below the scale of the plot, so it says how far
     assert "1.60×" in page
     table = (tmp_path / "peers.md").read_text()
     assert table.count("\n## ") == 2

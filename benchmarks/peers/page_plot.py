@@ -11,6 +11,7 @@ from fmopt import wording
 from fmopt.report_plots import CHARACTER, LABEL_PLACES, LOG_FROM, Scale
 
 FLOOR, CEILING = -3.0, 2.5  # points; what lies lower is drawn on the edge and says so
+BOLD = 1.15  # how much wider our name is than others
 LEAST = 0.6  # points on either side of no change
 
 
@@ -93,7 +94,7 @@ def _marks(
         below = -100 * row.drop.point < y.low
         text = row.name if row.name in named else str(number)
         text += f": {wording.points(-row.drop.point)}" if below else ""
-        at = _free(text, px, py, frame, taken)
+        at = _free(text, BOLD if row.ours else 1.0, (px, py), frame, taken)
         marks.append(
             Mark(
                 number, row, px, py, y.at(-100 * row.drop.high), y.at(-100 * row.drop.low),
@@ -104,11 +105,15 @@ def _marks(
 
 
 def _free(
-    text: str, x: float, y: float, frame: tuple[int, int, int, int], taken: list[tuple[float, float, float, float]]
+    text: str,
+    wider: float,
+    mark: tuple[float, float],
+    frame: tuple[int, int, int, int],
+    taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float, str] | None:
     """Where a label meets no other and stays inside, which is taken then; None when there is no such place."""
-    left, right, top, bottom = frame
-    wide = len(text) * CHARACTER
+    (x, y), (left, right, top, bottom) = mark, frame
+    wide = len(text) * CHARACTER * wider
     for dx, dy, anchor in LABEL_PLACES:
         start = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
         box = (start - 1, y + dy - 10, start + wide + 1, y + dy + 3)
