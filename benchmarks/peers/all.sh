@@ -18,7 +18,7 @@ artifacts=${FMOPT_PEERS:-${XDG_CACHE_HOME:-$HOME/.cache}/fmopt-peers}/artifacts
 $here/setup.sh all || true  # a peer that cannot be installed is a row of the table
 for name in "$@"; do
   # build.py ends with 1 when a peer could not do something, which is a result
-  [ -d "$artifacts/$name" ] || "$python" $here/build.py "$name" || [ -f "$artifacts/$name/calibration.jsonl" ]
+  [ -f "$artifacts/$name/.built" ] || "$python" $here/build.py "$name" || [ -f "$artifacts/$name/.built" ]
   if [ ! -f "out/optimized-$name/fmopt.json" ]; then
     asked=("$checkpoints/$name" --data "$data/$name")
     [ "$name" != minilm ] || asked=(minilm)

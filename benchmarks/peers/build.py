@@ -23,6 +23,7 @@ from fmopt.tasks.base import Raw
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("optimum_onnx", "transformers", "nncf", "olive", "pytorch")
+BUILT = ".built"  # lies beside the artifacts once everything was tried
 
 
 def main() -> int:
@@ -37,7 +38,9 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     calibration = write_calibration(subject.calibration(), out / "calibration.jsonl")
     given = (subject.facts.folder, subject.task.name, calibration)
+    (out / BUILT).unlink(missing_ok=True)
     codes = [make(peer, given, out / peer) for peer in asked.peers.split(",")]
+    (out / BUILT).touch()
     return int(any(codes))
 
 

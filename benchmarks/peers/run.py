@@ -17,7 +17,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from comparison import ONNX_RUNTIME_FP32, read
 from contenders import Contender
 from subjects import Subject
 
-from fmopt import checkpoint, edge, measure
+from fmopt import checkpoint, edge, measure, wording
 from fmopt.edge import Preprocessor
 from fmopt.evaluate import predict
 from fmopt.record import value_of
@@ -62,6 +62,7 @@ def main() -> int:
     reference = contenders.reference(facts, asked.threads)
     document = report(rows, reference, asked, warnings, subject, len(items))
     path = write(document, asked.results)
+    print(f"timed: {path}; scoring goes on, and needs no quiet machine", file=sys.stderr)
     for _ in score_all(rows, reference, items, preprocessor, subject):
         document |= judged(rows, reference)
         write(document, asked.results)
@@ -117,20 +118,22 @@ def time_all(rows: Sequence[Contender], inputs: Sequence[Mapping[str, np.ndarray
 
 def score_all(
     rows: Sequence[Contender], reference: Contender, items: Sequence[Item], preprocessor: Preprocessor, subject: Subject
-) -> Sequence[Contender]:
+) -> Iterator[Contender]:
     """Score each contender by the task's metrics, and yield it; the reference comes first."""
-    exact: list[Any] | None = None
-    for row in [reference, *rows]:
+    facts = subject.facts
+    exact = predict(reference, preprocessor, facts.pipeline, items)
+    reference.scores = subject.task.scores(exact, items, exact, facts)
+    yield reference
+    for row in rows:
         if row.runner is None:
             continue
         try:
-            predictions = predict(row, preprocessor, subject.facts.pipeline, items)
-            exact = exact or predictions
-            row.scores = subject.task.scores(predictions, items, exact, subject.facts)
+            predictions = predict(row, preprocessor, facts.pipeline, items)
+            row.scores = subject.task.scores(predictions, items, exact, facts)
         except Exception as error:  # wrong shapes, no numbers: a failure is a row of the table
             row.fail("is timed but cannot be scored", error)
+        print(f"{row.name}: {row.error or wording.score(value_of(primary(row)))}", file=sys.stderr)
         yield row
-        print(f"{row.name}: {row.error or value_of(primary(row))}", file=sys.stderr)
 
 
 def report(
