@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+from peers.comparison import read_all
 from smaller import FULL, median
 
 HERE = Path(__file__).resolve().parent
@@ -34,13 +34,12 @@ class Point(NamedTuple):
 def points() -> list[Point]:
     """Every peer and every result of ours."""
     found = []
-    document = json.loads(sorted((HERE / "results").glob("peers-*.json"))[-1].read_text())
-    rows = [row for row in document["rows"] if row["samples_ms"]]
-    full = next(np.median(row["samples_ms"]) for row in rows if row["name"] == "optimum_onnx fp32")
-    for row in rows:
-        ours = row["name"].startswith("fmopt")
-        name = "STS-B embeddings, quick" if ours else row["name"]
-        found.append(Point(name, full / np.median(row["samples_ms"]), row["accuracy"]["stsb_points_from_fp32"], ours))
+    peers = next(each for each in read_all(HERE / "results") if each.subject == "minilm")
+    for row in peers.rows:
+        name = "STS-B embeddings, quick" if row.ours else row.name
+        speed = row.over_onnx_runtime.point if row.over_onnx_runtime else 1.0
+        if row.drop:
+            found.append(Point(name, speed, -100 * row.drop.point, row.ours))
     for path in sorted((HERE / "results").glob("smaller-*.json")) + sorted((HERE / "results").glob("finetuned-*.json")):
         record = json.loads(path.read_text())
         trials = {trial["recipe"]["name"]: trial for trial in (*record["baselines"], *record["trials"])}

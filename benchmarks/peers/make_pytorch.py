@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from harness import Variant, main
+from harness import Task, Variant, main
 
 
-def fp32(model: str, calibration: str, out: str) -> None:
+def fp32(model: str, task: Task, calibration: str, out: str) -> None:
     """Eager."""
-    from transformers import AutoModel
+    model_class = task.auto_class()
+    model_class.from_pretrained(model).eval()
 
-    AutoModel.from_pretrained(model).eval()
 
-
-def bf16(model: str, calibration: str, out: str) -> None:
+def bf16(model: str, task: Task, calibration: str, out: str) -> None:
     """Eager in bfloat16, weights too."""
     import torch
-    from transformers import AutoModel
 
-    AutoModel.from_pretrained(model, dtype=torch.bfloat16).eval()
+    model_class = task.auto_class()
+    model_class.from_pretrained(model, dtype=torch.bfloat16).eval()
 
 
-def compiled(model: str, calibration: str, out: str) -> None:
+def compiled(model: str, task: Task, calibration: str, out: str) -> None:
     """torch.compile with default options; run.py times it warm."""
     import torch
-    from transformers import AutoModel
 
-    torch.compile(AutoModel.from_pretrained(model).eval())
+    model_class = task.auto_class()
+    torch.compile(model_class.from_pretrained(model).eval())
 
 
-def compiled_bf16(model: str, calibration: str, out: str) -> None:
+def compiled_bf16(model: str, task: Task, calibration: str, out: str) -> None:
     """torch.compile in bfloat16."""
     import torch
-    from transformers import AutoModel
 
-    torch.compile(AutoModel.from_pretrained(model, dtype=torch.bfloat16).eval())
+    model_class = task.auto_class()
+    torch.compile(model_class.from_pretrained(model, dtype=torch.bfloat16).eval())
 
 
 VARIANTS = {

@@ -2,97 +2,97 @@
 
 from __future__ import annotations
 
-from harness import Variant, main
+from harness import Task, Variant, main
 
 
-def onnx_fp32(model: str, calibration: str, out: str) -> None:
+def onnx_fp32(model: str, task: Task, calibration: str, out: str) -> None:
     """ONNX as exported."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     example = AutoTokenizer.from_pretrained(model)(["an example", "another one"], return_tensors="pt")
-    net = AutoModel.from_pretrained(model).eval()
+    net = task.auto_class().from_pretrained(model).eval()
     OnnxExporter().export(net, dict(example), OnnxConfig(dynamic=True)).save_pretrained(out)
 
 
-def onnx_fused(model: str, calibration: str, out: str) -> None:
+def onnx_fused(model: str, task: Task, calibration: str, out: str) -> None:
     """ONNX fused for ONNX Runtime's CPU provider."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     example = AutoTokenizer.from_pretrained(model)(["an example", "another one"], return_tensors="pt")
-    net = AutoModel.from_pretrained(model).eval()
+    net = task.auto_class().from_pretrained(model).eval()
     OnnxExporter().export(net, dict(example), OnnxConfig(dynamic=True, ort_fusions="cpu")).save_pretrained(out)
 
 
-def onnx_dynamic(model: str, calibration: str, out: str) -> None:
+def onnx_dynamic(model: str, task: Task, calibration: str, out: str) -> None:
     """ONNX Runtime's dynamic INT8."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
     example = AutoTokenizer.from_pretrained(model)(["an example", "another one"], return_tensors="pt")
-    net = AutoModel.from_pretrained(model).eval()
+    net = task.auto_class().from_pretrained(model).eval()
     config = OnnxConfig(dynamic=True, quantizer=OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig()))
     OnnxExporter().export(net, dict(example), config).save_pretrained(out)
 
 
-def onnx_static(model: str, calibration: str, out: str) -> None:
+def onnx_static(model: str, task: Task, calibration: str, out: str) -> None:
     """ONNX Runtime's static INT8, default options."""
     import json
     from pathlib import Path
 
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeQuantizer, OnnxRuntimeStaticConfig
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    texts = [json.loads(line)["text"] for line in Path(calibration).read_text().splitlines()]
-    samples = [dict(tokenizer(text, truncation=True, max_length=256, return_tensors="pt")) for text in texts]
+    texts = [json.loads(line) for line in Path(calibration).read_text().splitlines()]
+    samples = [dict(tokenizer(**text, truncation=True, max_length=256, return_tensors="pt")) for text in texts]
     example = tokenizer(["an example", "another one"], return_tensors="pt")
-    net = AutoModel.from_pretrained(model).eval()
+    net = task.auto_class().from_pretrained(model).eval()
     quantizer = OnnxRuntimeQuantizer(OnnxRuntimeStaticConfig(), calibration_dataset=samples)
     OnnxExporter().export(net, dict(example), OnnxConfig(dynamic=True, quantizer=quantizer)).save_pretrained(out)
 
 
-def onnx_nncf(model: str, calibration: str, out: str) -> None:
+def onnx_nncf(model: str, task: Task, calibration: str, out: str) -> None:
     """NNCF's post-training INT8 on the ONNX graph."""
     import json
     from pathlib import Path
 
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.exporters import NNCFOnnxQuantizer, OnnxConfig, OnnxExporter
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    texts = [json.loads(line)["text"] for line in Path(calibration).read_text().splitlines()]
-    samples = [dict(tokenizer(text, truncation=True, max_length=256, return_tensors="pt")) for text in texts]
+    texts = [json.loads(line) for line in Path(calibration).read_text().splitlines()]
+    samples = [dict(tokenizer(**text, truncation=True, max_length=256, return_tensors="pt")) for text in texts]
     example = tokenizer(["an example", "another one"], return_tensors="pt")
-    net = AutoModel.from_pretrained(model).eval()
+    net = task.auto_class().from_pretrained(model).eval()
     config = OnnxConfig(dynamic=True, quantizer=NNCFOnnxQuantizer(calibration_dataset=samples))
     OnnxExporter().export(net, dict(example), config).save_pretrained(out)
 
 
-def openvino_fp32(model: str, calibration: str, out: str) -> None:
+def openvino_fp32(model: str, task: Task, calibration: str, out: str) -> None:
     """OpenVINO IR as exported."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.exporters import OpenVINOConfig, OpenVINOExporter
 
     example = AutoTokenizer.from_pretrained(model)(["an example", "another one"], return_tensors="pt")
-    net = AutoModel.from_pretrained(model).eval()
+    net = task.auto_class().from_pretrained(model).eval()
     OpenVINOExporter().export(net, dict(example), OpenVINOConfig(dynamic=True)).save_pretrained(out)
 
 
-def openvino_nncf(model: str, calibration: str, out: str) -> None:
+def openvino_nncf(model: str, task: Task, calibration: str, out: str) -> None:
     """NNCF's post-training INT8 on the OpenVINO graph."""
     import json
     from pathlib import Path
 
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.exporters import NNCFOpenVINOQuantizer, OpenVINOConfig, OpenVINOExporter
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    texts = [json.loads(line)["text"] for line in Path(calibration).read_text().splitlines()]
-    samples = [dict(tokenizer(text, truncation=True, max_length=256, return_tensors="pt")) for text in texts]
+    texts = [json.loads(line) for line in Path(calibration).read_text().splitlines()]
+    samples = [dict(tokenizer(**text, truncation=True, max_length=256, return_tensors="pt")) for text in texts]
     example = tokenizer(["an example", "another one"], return_tensors="pt")
-    net = AutoModel.from_pretrained(model).eval()
+    net = task.auto_class().from_pretrained(model).eval()
     config = OpenVINOConfig(dynamic=True, quantizer=NNCFOpenVINOQuantizer(calibration_dataset=samples))
     OpenVINOExporter().export(net, dict(example), config).save_pretrained(out)
 

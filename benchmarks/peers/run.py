@@ -1,10 +1,12 @@
-"""Compare what the peers made, and fmopt's bundles, on this machine: one table, and raw samples as JSON.
+"""Compare what the peers made, and fmopt's bundles, on this machine: raw samples and per-item scores as JSON.
 
-    .venv/bin/python benchmarks/peers/run.py --fmopt OUT [--threads 1] [--batch 1] [--length 128]
+    .venv/bin/python benchmarks/peers/run.py SUBJECT --fmopt OUT [--threads 1] [--batch 1] [--length 128] [--items N]
 
 Everything is opened in this one process by fmopt's own runtimes, so all get the same threads, texts and conditions.
-Rounds are interleaved (each variant once a round, in random order). Accuracy is at batch 1, without padding: cosine of
-sentence vectors to PyTorch fp32, and Spearman on STS-B's test pairs. Run build.py first.
+Rounds are interleaved (each variant once a round, in random order). Then each is scored as it would serve: batch 1,
+without padding, by the task's own metric on the test split, beside PyTorch fp32 on the same items. Run build.py first.
+
+The result is written after timing and after every variant's scores: what a cut run has measured is kept.
 """
 
 from __future__ import annotations
@@ -15,73 +17,74 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import contenders
 import numpy as np
-import pyarrow.parquet as parquet
+import subjects
 import table
-from build import STSB, artifacts_folder, minilm
+from build import artifacts_folder
+from comparison import ONNX_RUNTIME_FP32, read
 from contenders import Contender
-from scipy.stats import spearmanr
+from subjects import Subject
 
-from fmopt import checkpoint, edge, measure
+from fmopt import checkpoint, edge, measure, wording
 from fmopt.edge import Preprocessor
-from fmopt.model import CheckpointFacts, ModelSource
+from fmopt.evaluate import predict
+from fmopt.record import value_of
+from fmopt.results import Scores
+from fmopt.tasks.base import Item
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PACKAGES = ("fmopt", "torch", "transformers", "onnxruntime", "openvino", "numpy", "tokenizers")
+SLOW = 3.0  # a variant that certainly takes so many times the fastest's time needs no further rounds
 
 
 def main() -> int:
     """The command line; 1 when nothing could be timed."""
     asked = arguments()
-    facts = checkpoint.inspect(ModelSource(str(asked.model), asked.model, asked.title), "sentence-embedding")
+    subject = subjects.find(asked.subject)
+    facts = subject.facts
     preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), facts.pipeline)
-    pairs = test_pairs(asked.pairs)
-    rows = contenders.peers(asked.artifacts, asked.model, asked.threads, edge.isa_features())
-    rows += [contenders.bundle(folder, asked.threads) for folder in asked.fmopt]
-    texts = [text for pair in pairs for text in pair[:2]]
+    items = subject.judged(asked.items)
+    folder = asked.artifacts or artifacts_folder(subject.name)
+    rows = contenders.peers(folder, facts, asked.threads, edge.isa_features())
+    rows += [contenders.bundle(bundle, facts, asked.threads) for bundle in asked.fmopt]
+    texts = [item.raw for item in items]
     inputs = measure.latency_inputs(preprocessor, texts, asked.batch, asked.length, asked.seed)
     warnings = [f"before: {line}" for line in measure.quiet_machine()]
     # Timing comes first: torch.compile specialises for the shapes it sees first.
     time_all(rows, inputs, asked)
     warnings += [f"after: {line}" for line in measure.quiet_machine()]
-    write(report(rows, asked, warnings, facts), asked.results)  # scoring takes minutes; what is timed is kept
-    score_all(rows, contenders.reference(asked.model, asked.threads), pairs, preprocessor, facts)
-    document = report(rows, asked, warnings, facts)
-    print(write(document, asked.results))
+    reference = contenders.reference(facts, asked.threads)
+    document = report(rows, reference, asked, warnings, subject, len(items))
+    path = write(document, asked.results)
+    print(f"timed: {path}; scoring goes on, and needs no quiet machine", file=sys.stderr)
+    for _ in score_all(rows, reference, items, preprocessor, subject):
+        document |= judged(rows, reference)
+        write(document, asked.results)
+    print(table.markdown(read(path)))
     return int(not any(row.samples_ms for row in rows))
 
 
 def arguments() -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description="Time and score what the peers made, and fmopt's bundles.")
-    parser.add_argument("--artifacts", type=Path, default=artifacts_folder(), help="what build.py wrote")
-    parser.add_argument("--model", type=Path, default=minilm(), help="checkpoint folder (MiniLM from its package)")
-    parser.add_argument("--title", default="all-MiniLM-L6-v2", help="what the table calls the model")
+    parser.add_argument("subject", choices=subjects.TITLES, help="which checkpoint, with which data")
+    parser.add_argument("--artifacts", type=Path, help="what build.py wrote (where it writes by default)")
     parser.add_argument("--fmopt", type=Path, nargs="*", default=[], help="folders that `fmopt optimize` wrote")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=128, help="real tokens in every row")
     parser.add_argument("--samples", type=int, default=measure.MIN_SAMPLES, help="of each variant")
     parser.add_argument("--seconds", type=float, default=measure.MIN_SECONDS, help="of each variant, if slow")
-    parser.add_argument("--pairs", type=int, default=None, help="score only so many of the STS-B test pairs")
+    parser.add_argument("--items", type=int, help="score on so many rows of the test split, drawn with a seed (all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
-
-
-def test_pairs(most: int | None) -> list[tuple[str, str, float]]:
-    """STS-B's test pairs with their scores 0…5."""
-    file = STSB / "test.parquet"
-    if not file.is_file():
-        raise SystemExit(f"{file} is missing: accuracy is measured on STS-B's test pairs; put the data there")
-    rows = parquet.read_table(file).to_pylist()[:most]
-    return [(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
 
 
 def time_all(rows: Sequence[Contender], inputs: Sequence[Mapping[str, np.ndarray]], asked: argparse.Namespace) -> None:
@@ -91,95 +94,113 @@ def time_all(rows: Sequence[Contender], inputs: Sequence[Mapping[str, np.ndarray
         if row.runner is None:
             continue
         try:
-            row.hidden(inputs[0])
-        except Exception as error:  # a failure is a row of the table
-            row.error, row.runner = f"does not run: {type(error).__name__}: {' '.join(str(error).split())[:300]}", None
+            row.run(inputs[0])
+        except Exception as error:  # every peer fails in its own way
+            row.fail("does not run", error)
+            row.runner = None
             continue
         # each replays the same inputs in the same order
         replay = cycle(inputs)
         calls[row.name] = lambda runner=row.runner, replay=replay: runner.run(next(replay))
-    samples = measure.time_in_turn(calls, min_samples=asked.samples, min_seconds=asked.seconds, seed=asked.seed)
+    full = {row.name for row in rows if row.full_precision}
+
+    def hopeless(samples: Mapping[str, list[float]]) -> set[str]:
+        # what speedups are against is sampled to the end
+        fastest = min(full & set(samples), key=lambda name: np.median(samples[name]), default="")
+        return measure.certainly_slower(samples, keep=(fastest, ONNX_RUNTIME_FP32), margin=SLOW)
+
+    samples = measure.time_in_turn(
+        calls, min_samples=asked.samples, min_seconds=asked.seconds, hopeless=hopeless, seed=asked.seed
+    )
     for row in rows:
         row.samples_ms = [round(ms, 5) for ms in samples.get(row.name, [])]
 
 
 def score_all(
-    rows: Sequence[Contender],
-    reference: Contender,
-    pairs: Sequence[tuple[str, str, float]],
-    preprocessor: Preprocessor,
-    facts: CheckpointFacts,
-) -> None:
-    """Fidelity to PyTorch fp32 and Spearman of each contender, from vectors at batch 1."""
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair[:2]))
-    labels = np.asarray([pair[2] for pair in pairs])
-    first, second = (np.asarray([texts.index(pair[side]) for pair in pairs]) for side in (0, 1))
-    exact = embed(reference, texts, preprocessor, facts)
-    for row in [reference, *rows]:
+    rows: Sequence[Contender], reference: Contender, items: Sequence[Item], preprocessor: Preprocessor, subject: Subject
+) -> Iterator[Contender]:
+    """Score each contender by the task's metrics, and yield it; the reference comes first."""
+    facts = subject.facts
+    exact = predict(reference, preprocessor, facts.pipeline, items)
+    reference.scores = subject.task.scores(exact, items, exact, facts)
+    yield reference
+    for row in rows:
         if row.runner is None:
             continue
-        vectors = exact if row is reference else embed(row, texts, preprocessor, facts)
-        fidelity = (vectors * exact).sum(axis=1)
-        alike = (vectors[first] * vectors[second]).sum(axis=1)
-        row.accuracy = {
-            "cosine_mean": float(fidelity.mean()),
-            "cosine_min": float(fidelity.min()),
-            "stsb_spearman": float(spearmanr(alike, labels).statistic),
-            "pair_similarities": [round(float(value), 6) for value in alike],
-        }
-        base = reference.accuracy["stsb_spearman"]
-        row.accuracy["stsb_points_from_fp32"] = 100 * (row.accuracy["stsb_spearman"] - base)
-        print(f"{row.name}: cosine {row.accuracy['cosine_mean']:.4f}", file=sys.stderr)
-
-
-def embed(row: Contender, texts: Sequence[str], preprocessor: Preprocessor, facts: CheckpointFacts) -> np.ndarray:
-    """Normalised sentence vectors float32 [texts, width], one text at a time as it would be served."""
-    how = facts.pipeline.get("pooling", "mean")
-    batches = (preprocessor.encode([text]) for text in texts)
-    return np.concatenate([edge.pool(row.hidden(batch.inputs), batch.mask, how, True) for batch in batches])
+        try:
+            predictions = predict(row, preprocessor, facts.pipeline, items)
+            row.scores = subject.task.scores(predictions, items, exact, facts)
+        except Exception as error:  # wrong shapes, no numbers: a failure is a row of the table
+            row.fail("is timed but cannot be scored", error)
+        print(f"{row.name}: {row.error or wording.score(value_of(primary(row)))}", file=sys.stderr)
+        yield row
 
 
 def report(
-    rows: Sequence[Contender], asked: argparse.Namespace, warnings: list[str], facts: CheckpointFacts
-) -> dict[str, Any]:
+    rows: Sequence[Contender], reference: Contender, asked: argparse.Namespace, warnings: list[str], subject: Subject,
+    items: int,
+) -> dict[str, Any]:  # fmt: skip
     """Everything a table reads, with raw samples."""
+    facts = subject.facts
     return {
         "what": "peers side by side",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command(),
-        "model": {"title": facts.source.title, "digest": facts.digest, "parameters": facts.parameters},
+        "command": published(shlex.join([".venv/bin/python", *sys.argv])),
+        "subject": subject.name,
+        "task": subject.task.name,
+        "model": {"title": subject.title, "digest": facts.digest, "parameters": facts.parameters},
         "threads": asked.threads,
         "batch": asked.batch,
         "length": asked.length,
         "seed": asked.seed,
-        "pairs": asked.pairs or "all",
+        "items": {"scored": items, "of": len(subject.judged(None))},
         "host": edge.host_fingerprint(),
         "versions": {name: edge.package_version(name) for name in PACKAGES},
         "warnings": warnings,
+    } | judged(rows, reference)
+
+
+def judged(rows: Sequence[Contender], reference: Contender) -> dict[str, Any]:
+    """The part of a report that grows while variants are scored."""
+    return {
+        "reference": {"name": reference.name, **scores_of(reference)},
         "rows": [
-            {"name": row.name, "error": row.error, "size_bytes": row.size_bytes, "full_precision": row.full_precision,
-             "made": row.meta, "accuracy": row.accuracy, "samples_ms": row.samples_ms}
+            {"name": row.name, "error": row.error and published(row.error), "size_bytes": row.size_bytes,
+             "full_precision": row.full_precision, "made": row.meta, **scores_of(row), "samples_ms": row.samples_ms}
             for row in rows
         ],
     }  # fmt: skip
 
 
-def command() -> str:
-    """This command without this machine's folders."""
-    home, here = str(Path.home()), os.getcwd()
-    words = shlex.join([".venv/bin/python", *sys.argv])
-    return words.replace(here + "/", "").replace(home, "~")
+def scores_of(row: Contender) -> dict[str, Any]:
+    """The primary metric item by item, and the values of the others."""
+    if not row.scores:
+        return {"scores": None, "others": {}}
+    main = primary(row)
+    values = [[round(value, 6) for value in item] for item in main.values]
+    others = {scores.name: value_of(scores) for scores in row.scores if scores is not main}
+    return {"scores": main.model_copy(update={"values": values}).model_dump(), "others": others}
 
 
-def write(document: dict[str, Any], folder: Path) -> str:
-    """peers-<date>-….json with everything, peers.md with the table; returns the table."""
+def primary(row: Contender) -> Scores:
+    """The metric it is judged by."""
+    return next(scores for scores in row.scores if scores.primary)
+
+
+def published(text: str) -> str:
+    """A text without this machine's folders."""
+    return text.replace(os.getcwd() + "/", "").replace(str(Path.home()), "~")
+
+
+def write(document: dict[str, Any], folder: Path) -> Path:
+    """peers-<subject>-<date>-….json with everything; its path. An older file of that name is replaced at once."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = f"b{document['batch']}-l{document['length']}-t{document['threads']}"
-    path = folder / f"peers-{document['date'][:10]}-{shape}.json"
-    path.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    page = table.markdown(document, path.name)
-    (folder / "peers.md").write_text(page, encoding="utf-8")
-    return page
+    path = folder / f"peers-{document['subject']}-{document['date'][:10]}-{shape}.json"
+    beside = path.with_suffix(".unfinished")
+    beside.write_text(json.dumps(document, allow_nan=True) + "\n", encoding="utf-8")
+    beside.replace(path)
+    return path
 
 
 if __name__ == "__main__":

@@ -1,94 +1,91 @@
-"""The table of a comparison, drawn from its JSON alone: `table.py RESULT.json` prints it again."""
+"""The Markdown table of a comparison, drawn from its JSON alone: `table.py RESULT.json` prints it again."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from comparison import ONNX_RUNTIME_FP32, Comparison, Row, read
 
-from fmopt import bootstrap
-from fmopt.results import Estimate, Latency
-
-ONNX_RUNTIME_FP32 = "optimum_onnx fp32"
-HEAD = (
-    "| variant | median ms (90 % interval) | p90 ms | × fastest full precision | × ONNX Runtime fp32 "
-    "| cosine mean (min) | STS-B ρ (pt to fp32) | MB | minutes | lines |\n|---|---|---|---|---|---|---|---|---|---|"
-)
+from fmopt import wording
+from fmopt.results import Estimate
 
 
-def markdown(document: dict[str, Any], raw: str) -> str:
-    """The whole page: circumstances, the table fastest first, and what failed with its message."""
-    rows = sorted((row for row in document["rows"] if row["samples_ms"]), key=median)
-    full = next((row for row in rows if row["full_precision"]), None)
-    common = next((row for row in rows if row["name"] == ONNX_RUNTIME_FP32), None)
-    lines = [*heading(document, raw), "", HEAD]
-    lines += [line_of(row, document, full, common) for row in rows]
-    if full is not None:
-        lines += ["", f"Fastest full precision: {full['name']}."]
-    failed = [row for row in document["rows"] if not row["samples_ms"]]
+def markdown(found: Comparison) -> str:
+    """Circumstances, the table fastest first, and what failed with its message."""
+    metric = f"{found.metric} (drop, pt)" if found.metric else "metric"
+    head = (
+        f"| variant | median ms (90 % interval) | p90 ms | × fastest full precision | × ONNX Runtime fp32 | {metric} "
+        "| MB | minutes | lines |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    lines = [*heading(found), "", head, *(line_of(row, found) for row in found.rows)]
+    if found.fastest_full:
+        lines += ["", f"Fastest full precision: {found.fastest_full}."]
+    failed = [(failure.name, failure.error) for failure in found.failures]
+    failed += [(row.name, row.error) for row in found.rows if row.error]
     if failed:
-        lines += ["", "Not measured:", "", *[f"- {row['name']}: {row['error']}" for row in failed]]
+        lines += ["", "What a peer could not do, with its own message:", "", *[f"- {name}: {e}" for name, e in failed]]
     return "\n".join(lines) + "\n"
 
 
-def heading(document: dict[str, Any], raw: str) -> list[str]:
+def heading(found: Comparison) -> list[str]:
     """Where, when and how."""
+    document = found.document
     host, versions = document["host"], document["versions"]
+    drops = f"drops against PyTorch fp32 ({wording.score(found.reference)})" if found.reference is not None else ""
+    scored = f"{found.items:,} of {found.items_of:,}" if found.items < found.items_of else f"all {found.items:,}"
     lines = [
-        "# Peers side by side",
+        f"## {found.title}: {found.task}",
         "",
-        f"{document['model']['title']}, batch {document['batch']}, {document['length']} real tokens, "
-        f"{document['threads']} thread(s); {document['date'][:10]}; {host['cpu']}, {', '.join(host['isa'])}; "
+        f"{wording.shape(document['batch'], document['length'], document['threads'])}; {scored} test items; {drops}; "
+        f"{document['date'][:10]}; {host['cpu']}, {', '.join(host['isa'])}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-        + f"; seed {document['seed']}. Raw samples: `{raw}`.",
+        + f"; seed {document['seed']}. Raw samples: `{found.file}`.",
         "",
         f"    {document['command']}",
     ]
     return lines + [f"\n**Warning:** {warning}." for warning in document["warnings"]]
 
 
-def line_of(row: dict[str, Any], document: dict[str, Any], full: dict | None, common: dict | None) -> str:
+def line_of(row: Row, found: Comparison) -> str:
     """One line of the table."""
-    mid = bootstrap.median_latency(latency(row, document))
-    accuracy, made = row["accuracy"], row["made"]
     cells = [
-        row["name"],
-        f"{mid.point:.2f} ({mid.low:.2f} – {mid.high:.2f})",
-        f"{np.percentile(row['samples_ms'], 90):.2f}",
-        faster(full, row, document),
-        faster(common, row, document),
-        f"{accuracy['cosine_mean']:.4f} ({accuracy['cosine_min']:.3f})" if accuracy else "–",
-        f"{100 * accuracy['stsb_spearman']:.2f} ({accuracy['stsb_points_from_fp32']:+.2f})" if accuracy else "–",
-        f"{row['size_bytes'] / 1e6:.1f}",
-        "–" if made.get("minutes") is None else f"{made['minutes']:.2f}",
-        "–" if made.get("lines") is None else str(made["lines"]),
+        row.name,
+        interval(row.median),
+        f"{row.p90:.2f}",
+        interval(row.speedup, itself=row.name == found.fastest_full),
+        interval(row.over_onnx_runtime, itself=row.name == ONNX_RUNTIME_FP32),
+        scored(row),
+        f"{row.size_bytes / 1e6:.1f}",
+        minutes(row),
+        wording.MISSING if row.lines is None else str(row.lines),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def faster(slow: dict[str, Any] | None, row: dict[str, Any], document: dict[str, Any]) -> str:
-    """How many times faster than `slow`, with its interval."""
-    if slow is None:
-        return "–"
-    if slow is row:
-        return "1"
-    got: Estimate = bootstrap.speedup(latency(slow, document), latency(row, document))
+def interval(got: Estimate | None, *, itself: bool = False) -> str:
+    """A ratio or a time with its bounds; 1 where it is compared with itself."""
+    if got is None:
+        return "1" if itself else wording.MISSING
     return f"{got.point:.2f} ({got.low:.2f} – {got.high:.2f})"
 
 
-def latency(row: dict[str, Any], document: dict[str, Any]) -> Latency:
-    """The samples of a row, with their circumstances."""
-    shape = {key: document[key] for key in ("batch", "length", "threads")}
-    return Latency(samples_ms=row["samples_ms"], **shape)
+def minutes(row: Row) -> str:
+    """To make it: of wall clock, or of the processor where others kept the machine busy."""
+    if row.minutes is None:
+        return wording.MISSING
+    return f"{row.minutes:.2f}" if row.cpu_minutes is None else f"{row.cpu_minutes:.2f} CPU"
 
 
-def median(row: dict[str, Any]) -> float:
-    """Milliseconds."""
-    return float(np.median(row["samples_ms"]))
+def scored(row: Row) -> str:
+    """The metric in percent, and the drop in points with its bounds where items were kept."""
+    if row.value is None or row.drop is None:
+        return wording.MISSING
+    drop = wording.points(row.drop.point)
+    if row.drop.low != row.drop.high:
+        drop += f"; {wording.points_interval(row.drop)}"
+    return f"{wording.score(row.value)} ({drop})"
 
 
 if __name__ == "__main__":
-    print(markdown(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[1]).name))
+    print(markdown(read(Path(sys.argv[1]))))
