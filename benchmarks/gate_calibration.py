@@ -40,6 +40,7 @@ RESAMPLES = (
     399  # for a bound at 95 % the 380th is exact (Davidson and MacKinnon 2000); `resamples` shows the same with more
 )
 CANDIDATES = 50
+DOCS = RESULTS.parents[1] / "docs" / "measuring.md"
 TOLERANCE = 0.02  # of a speedup: what is within is no difference
 BURN = "import os\nwhile os.getppid() == {parent}: sum(range(10_000))"  # ends with us, however we end
 
@@ -273,38 +274,44 @@ class Result:
 
 
 def table(_: argparse.Namespace) -> None:
-    """Markdown of what the results hold."""
-    for path in ("accuracy", "power", "winner", "latency", "latency-load"):
-        file = RESULTS / f"gate-calibration-{path}.json"
+    """Markdown of what the results hold, printed and put between the marks of docs/measuring.md."""
+    made = []
+    for name, draw in TABLES.items():
+        file = RESULTS / f"gate-calibration-{name}.json"
         if file.exists():
-            print(TABLES[path](json.loads(file.read_text())["cells"]), end="\n\n")
+            made.append(draw(json.loads(file.read_text())["cells"]))
+    text = "\n\n".join(made)
+    before, start, rest = DOCS.read_text().partition("<!-- gate_calibration.py table -->\n")
+    _, end, after = rest.partition("<!-- end of table -->")
+    DOCS.write_text(f"{before}{start}{text}\n{end}{after}")
+    print(text)
 
 
 def accuracy_table(cells: dict[str, Any]) -> str:
-    """Wrong passes at the boundary by n, the most over n at twice the limit, and passes without a drop by n."""
+    """Wrong passes exactly at the limit, over all n and at the worst, those at twice the limit, and passes without a drop."""
+    shown = (1000, 3000, 10_000)
     lines = [
-        "| passed when the true drop is … | " + " | ".join(f"n = {n:,}" for n in ITEMS) + " | all n |",
-        "|---|" + "---|" * 7,
+        "| evaluations of | passed exactly at the limit | at the worst n | passed at twice the limit | passed with no drop, n = "
+        + " / ".join(f"{n:,}" for n in shown)
+        + " |",
+        "|---|---|---|---|---|",
     ]
     for name in NAMES:
-        for share, words in (
-            (1.0, "exactly what is allowed"),
-            (2.0, "twice that"),
-            (0.5, "half of it"),
-            (0.0, "nothing"),
-        ):
-            found = [cells.get(f"{name} | {share:g} | {n}") for n in ITEMS]
-            if not all(found):
-                continue
-            counts = [Counter(cell["outcomes"]) for cell in found if cell]
-            pooled = (
-                rates(dict(sum(counts, Counter({"PASS": 0}))))["PASS"]
-                if any(c["PASS"] for c in counts)
-                else [0.0, 0.0, 0.0]
-            )
-            shown = [percent(cell["rates"]["PASS"]) for cell in found if cell]
-            lines.append(f"| {name}: {words} | " + " | ".join(shown) + f" | {percent(pooled)} |")
+        made = {(share, n): cells.get(f"{name} | {share:g} | {n}") for share in SHARES for n in ITEMS}
+        found = {key: cell for key, cell in made.items() if cell and cell["outcomes"]}
+        if len(found) < len(made):
+            continue
+        worst = max(ITEMS, key=lambda n: found[1.0, n]["rates"]["PASS"][0])
+        at, twice = (pooled([found[share, n]["outcomes"] for n in ITEMS]) for share in (1.0, 2.0))
+        passed = " / ".join(f"{found[0.0, n]['rates']['PASS'][0]:.0%}".replace("%", " %") for n in shown)
+        at_worst = f"{percent(found[1.0, worst]['rates']['PASS'])}, n = {worst:,}"
+        lines.append(f"| {name} | {percent(at)} | {at_worst} | {percent(twice)} | {passed} |")
     return "\n".join(lines)
+
+
+def pooled(outcomes: list[dict[str, int]]) -> list[float]:
+    """The share of passes over several cells, with its interval."""
+    return rates({kind: sum(each[kind] for each in outcomes) for kind in outcomes[0]})["PASS"]
 
 
 def power_table(cells: dict[str, Any]) -> str:
@@ -331,11 +338,11 @@ def winner_table(cells: dict[str, Any]) -> str:
 
 def latency_table(cells: dict[str, Any]) -> str:
     """What A/A runs said."""
-    counts = dict.fromkeys(("a difference", "no difference", "UNDECIDED"), 0) | Counter(
-        c["says"] for c in cells.values()
-    )
-    shown = ", ".join(f"{says} {percent(interval)}" for says, interval in rates(counts).items())
-    return f"{len(cells)} A/A runs: {shown}"
+    kinds = ("a difference", "no difference", "UNDECIDED")
+    counts = dict.fromkeys(kinds, 0) | Counter(cell["says"] for cell in cells.values())
+    shown = "; ".join(f"{says} {percent(interval)}" for says, interval in rates(counts).items())
+    warned = sum(bool(cell["warnings"]) for cell in cells.values())
+    return f"{len(cells)} A/A runs, {warned} with a warning about the machine: {shown}"
 
 
 def percent(interval: list[float]) -> str:
@@ -345,9 +352,12 @@ def percent(interval: list[float]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "accuracy": accuracy_table, "power": power_table, "winner": winner_table, "latency": latency_table,
-    "latency-load": latency_table,
-}  # fmt: skip
+    "accuracy": accuracy_table,
+    "power": power_table,
+    "winner": winner_table,
+    "latency": lambda cells: "A quiet machine: " + latency_table(cells),
+    "latency-load": lambda cells: "Beside a process that burns one core: " + latency_table(cells),
+}
 
 
 def main() -> None:

@@ -142,7 +142,8 @@ def judge(
     """Every limit of the budget against what was found.
 
     `drop` and `baseline_metric` are in units of the metric, over `n` items of which `items_changed` changed; `samples`
-    is how often each variant was timed. Where the device is not here, its latency is UNMEASURED even without a limit: nothing about its speed was shown.
+    is how often each variant was timed. Where the device is not here, its latency is UNMEASURED even without a limit:
+    nothing about its speed was shown.
     """
     checks = []
     if budget.max_drop is not None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmopt.bootstrap import block_length
+from fmopt.bootstrap import block_length, expanded_percentile
 from fmopt.errors import ConfigError, DataError, UnmeasuredError
 from fmopt.gate import (
     Budget,
@@ -303,6 +303,14 @@ def test_the_interval_of_a_speedup_holds_the_truth_as_often_as_it_says() -> None
         noise = [10 + np.convolve(rng.gamma(2, 0.5, 204), np.ones(5) / 5, "valid") for _ in range(2)]
         missed += speedup(latency(noise[0]), latency(noise[1]), resamples=300, seed=seed).low > 1.0
     assert missed <= 120 * 0.05 + 3 * math.sqrt(120 * 0.05 * 0.95)
+
+
+def test_few_blocks_reach_further_out_as_student_has_it() -> None:
+    even = np.linspace(-1, 1, 100_001)
+    many, few = (expanded_percentile(0.0, even, 0.95, blocks) for blocks in (1e6, 8.0))
+    assert (many.low, many.high) == pytest.approx((-0.9, 0.9), abs=1e-3)
+    # t(0.95, 7) · √(8/7) = 1.8946 · 1.0690 = 2.0254 normal deviations, of which 97.86 % lie below
+    assert (few.low, few.high) == pytest.approx((-0.9572, 0.9572), abs=1e-3)
 
 
 def test_few_samples_give_their_whole_range_and_none_give_an_error() -> None:
