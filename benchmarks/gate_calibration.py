@@ -372,7 +372,7 @@ def main() -> None:
         one.set_defaults(work=work)
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--size", type=int, default=size, help="simulated evaluations of a cell and batch")
-        one.add_argument("--batches", type=int, default=10, help="accuracy: how often each cell is gone on with")
+        one.add_argument("--batches", type=int, default=6, help="accuracy: how often each cell is gone on with")
         one.add_argument("--only", action="append", choices=NAMES, help="accuracy: only these populations")
         one.add_argument(
             "--pilots", type=int, nargs="+", default=[300, 1000], help="power: items of the first evaluation"
