@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from statistics import NormalDist
 from typing import Literal, Self
 
 from pydantic import Field
@@ -17,6 +18,7 @@ from fmopt.errors import ConfigError
 from fmopt.results import Check, Estimate, Frozen, Outcome, Verdict
 
 EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 3, Outcome.UNMEASURED: 4}
+POWER = 0.8  # how often the number of items or samples that is said to decide does, if the truth is as was seen
 ROUNDING = 1e-9  # a bound that exceeds its limit by less than this is on the limit; means of floats are not exact
 
 _DROP, _SPEEDUP = "accuracy drop", "speedup"
@@ -135,11 +137,13 @@ def judge(
     device_present: bool,
     items_changed: int,
     n: int,
+    samples: int = 0,
 ) -> Verdict:
     """Every limit of the budget against what was found.
 
-    `drop` and `baseline_metric` are in units of the metric, over `n` items of which `items_changed` changed. Where the
-    device is not here, its latency is UNMEASURED even without a limit: nothing about its speed was shown.
+    `drop` and `baseline_metric` are in units of the metric, over `n` items of which `items_changed` changed; `samples`
+    is how often each variant was timed. Where the device is not here, its latency is UNMEASURED even without a limit:
+    nothing about its speed was shown.
     """
     checks = []
     if budget.max_drop is not None:
@@ -147,9 +151,11 @@ def judge(
     absent = "" if device_present else "the device is not here; run the bundle's run.py bench on it"
     timed = (None, None, None) if absent else (speedup, latency_ms, memory_mb)
     if budget.min_speedup is not None:
-        checks.append(at_least(_SPEEDUP, timed[0], budget.min_speedup, unit="×", note=_why(timed[0], absent)))
+        check = at_least(_SPEEDUP, timed[0], budget.min_speedup, unit="×", note=_why(timed[0], absent))
+        checks.append(_with_samples_needed(check, samples, budget.confidence))
     if budget.max_latency_ms is not None:
-        checks.append(at_most("latency", timed[1], budget.max_latency_ms, unit="ms", note=_why(timed[1], absent)))
+        check = at_most("latency", timed[1], budget.max_latency_ms, unit="ms", note=_why(timed[1], absent))
+        checks.append(_with_samples_needed(check, samples, budget.confidence))
     elif absent:
         checks.append(Check(name="latency", outcome=Outcome.UNMEASURED, unit="ms", note=absent))
     if budget.max_size_mb is not None:
@@ -161,18 +167,31 @@ def judge(
 
 
 def items_needed(drop: Estimate, limit: float, n: int, *, confidence: float = 0.95) -> int | None:
-    """About how many items would decide, if further items behave like these `n`; None when the drop is at the limit.
+    """How many items would decide 4 times in 5 (`POWER`), if they behave like these `n`; None when none would.
 
-    The interval narrows with √n. A pass needs at least the ln(1/α)/limit items of the rule of three.
+    A pass needs its bound within the limit, not only on it: the standard error must shrink until z(confidence) +
+    z(power) of them fit between the drop and the limit (sample size of a non-inferiority test: Julious, Statistics in
+    Medicine 2004, section 4), and no fewer than the ln(1/α)/limit items of the rule of three. A drop below 0 is taken
+    as 0: a gain seen on few items is more often luck than the start of a larger one, and counting on it would promise
+    too much. None when the drop lies on the limit.
     """
-    if drop.point == limit:
-        return None
-    if drop.point < limit:
+    towards_pass = drop.point < limit
+    if towards_pass:
         fewest = math.log(1 / (1 - confidence)) / limit if limit > 0 else math.inf
-        wanted = max(n * ((drop.high - drop.point) / (limit - drop.point)) ** 2, fewest)
+        wanted = max(_enough(n, drop.high - drop.point, limit - max(drop.point, 0.0), confidence), fewest)
     else:
-        wanted = n * ((drop.point - drop.low) / (drop.point - limit)) ** 2
-    return None if not math.isfinite(wanted) else max(n + 1, math.ceil(wanted * (1 - ROUNDING)))
+        wanted = _enough(n, drop.point - drop.low, drop.point - limit, confidence)
+    return _whole_number(wanted, n)
+
+
+def samples_needed(got: Estimate, limit: float, n: int, *, confidence: float = 0.95) -> int | None:
+    """How many samples of each variant would decide 4 times in 5 (`POWER`), if they behave like these `n`.
+
+    As `items_needed`, for a speedup or a latency on either side of its limit. None when it lies on the limit, or when
+    there is no interval to shrink.
+    """
+    half = got.high - got.point if got.point < limit else got.point - got.low
+    return _whole_number(_enough(n, half, abs(limit - got.point), confidence), n)
 
 
 def settle(verdict: Verdict, *, accept_undecided: bool) -> Outcome:
@@ -198,13 +217,34 @@ def _accuracy(budget: Budget, drop: Estimate | None, limit: float, changed: int,
     if check.outcome is not Outcome.UNDECIDED:
         return check.model_copy(update={"note": share})
     needed = items_needed(drop, limit, n, confidence=budget.confidence)
-    towards = "a pass" if drop.point < limit else "a fail"
-    what = (
-        "it lies on the limit, so no number of items decides"
-        if needed is None
-        else f"about {needed:,} items would decide, towards {towards} if they behave like these"
-    )
-    return check.model_copy(update={"note": f"{share}; {what}"})
+    return check.model_copy(update={"note": f"{share}; {_would_decide('items', needed, n, drop.point < limit)}"})
+
+
+def _with_samples_needed(check: Check, n: int, confidence: float) -> Check:
+    """An undecided check of a time, with how many samples would decide it; others as they are."""
+    if check.outcome is not Outcome.UNDECIDED or check.got is None or check.limit is None or not n:
+        return check
+    needed = samples_needed(check.got, check.limit, n, confidence=confidence)
+    return check.model_copy(update={"note": _would_decide("samples", needed, n, _point_within(check))})
+
+
+def _would_decide(things: str, needed: int | None, n: int, passing: bool) -> str:
+    if needed is None:
+        return f"it lies on the limit, so no number of {things} decides"
+    towards = "a pass" if passing else "a fail"
+    return f"about {needed:,} {things} would decide ({needed - n:,} more), towards {towards} if they behave like these"
+
+
+def _enough(n: int, half_width: float, distance: float, confidence: float) -> float:
+    """How many of what gave `half_width` at `confidence` with `n` bring the bound within `distance` with `POWER`."""
+    sure = NormalDist().inv_cdf(confidence)
+    if distance <= 0 or sure <= 0:
+        return math.inf
+    return n * ((sure + NormalDist().inv_cdf(POWER)) * half_width / sure / distance) ** 2
+
+
+def _whole_number(wanted: float, n: int) -> int | None:
+    return None if not math.isfinite(wanted) else max(n + 1, math.ceil(wanted * (1 - ROUNDING)))
 
 
 def _why(got: Estimate | None, absent: str) -> str:
@@ -243,6 +283,7 @@ __all__ = [
     "parse_latency",
     "parse_megabytes",
     "parse_speedup",
+    "samples_needed",
     "settle",
     "speedup",
 ]

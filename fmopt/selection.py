@@ -99,7 +99,12 @@ def choose(run: Run, reference: str) -> str:
 def keeps_accuracy(run: Run, name: str, limit: float | None) -> bool:
     """Whether a scored candidate may be judged: its drop on validation is at most half of what is allowed."""
     drop = run.trials[name].drop
-    return drop is not None and (limit is None or drop.point <= limit / 2)
+    return drop is not None and (limit is None or within_reserve(drop, limit))
+
+
+def within_reserve(drop: Estimate, limit: float) -> bool:
+    """Whether a drop on validation leaves half of what is allowed in reserve for the judgement on test."""
+    return drop.point <= limit / 2
 
 
 def drop_limit(run: Run, reference: str) -> float | None:

@@ -196,6 +196,7 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
         device_present=present,
         items_changed=int(np.any(ours.array() != theirs.array(), axis=1).sum()),
         n=len(ours.values),
+        samples=len(trial.latency.samples_ms) if trial.latency else 0,
     )
 
 

@@ -254,7 +254,7 @@ def verdict(outcome: Outcome = Outcome.PASS) -> Verdict:
         Outcome.FAIL: (Estimate(point=0.021, low=0.014, high=0.029), "61 of 1800 items changed"),
         Outcome.UNDECIDED: (
             Estimate(point=0.006, low=0.001, high=0.013),
-            "54 of 1800 items changed; about 5,513 items would decide, towards a pass if they behave like these",
+            "54 of 1800 items changed; about 5,513 items would decide (3,713 more), towards a pass if they behave like these",
         ),
     }
     got, note = drops.get(outcome, (Estimate(point=0.001, low=-0.0018, high=0.0039), "22 of 1800 items changed"))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmopt.bootstrap import block_length
+from fmopt.bootstrap import block_length, expanded_percentile
 from fmopt.errors import ConfigError, DataError, UnmeasuredError
 from fmopt.gate import (
     Budget,
@@ -22,6 +22,7 @@ from fmopt.gate import (
     judge,
     median_latency,
     paired_drop,
+    samples_needed,
     settle,
     speedup,
 )
@@ -218,6 +219,45 @@ def test_more_of_a_distance_is_a_drop_too() -> None:
     assert 0 < drop.low < drop.point < drop.high
 
 
+def perplexities(nats: Any) -> Scores:
+    return scores(np.stack([np.asarray(nats, dtype=float), np.full(len(nats), 10.0)], axis=1), "perplexity")
+
+
+def test_perplexity_has_no_whole_to_lose() -> None:
+    """A drop in units of perplexity is no share of 1: what is unknown is bounded by as much as there is."""
+    nats = np.random.default_rng(0).gamma(40, 1.0, size=300)
+    base = float(np.exp(nats.mean() / 10))
+    same = paired_drop(perplexities(nats), perplexities(nats))
+    assert same.high == pytest.approx(base * (1 - 0.05 ** (1 / 300)))
+    worse = paired_drop(perplexities(nats), perplexities(nats * 1.01))
+    assert worse.point == pytest.approx(np.exp(1.01 * nats.mean() / 10) - base)
+    assert 0 < worse.low < worse.point < worse.high < 1.2 * worse.point
+    for ruined in (np.nan, 1e9):
+        broken = nats.copy()
+        broken[3] = ruined
+        drop = paired_drop(perplexities(nats), perplexities(broken))
+        assert drop.point == math.inf
+        assert at_most("accuracy drop", drop, 0.01 * base).outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(("metric", "columns"), [("mean", 1), ("micro_f1", 3)])
+def test_items_of_a_kind_are_resampled_as_if_each_stood_alone(metric: str, columns: int) -> None:
+    """Copies of few kinds of items and as many distinct items that differ by nothing worth mention bound alike."""
+    rng = np.random.default_rng(5)
+    base = rng.integers(0, 6, size=(20, columns)).astype(float)
+    candidate = base + rng.integers(0, 2, size=base.shape)
+    drawn = rng.integers(0, 20, size=600)
+    kinds = paired_drop(scores(base[drawn], metric), scores(candidate[drawn], metric), resamples=4000)
+    apart = 1e-10 * rng.random((600, 1))  # in both, so that every pair is one of its own
+    alone = paired_drop(
+        scores(base[drawn] + apart, metric), scores(candidate[drawn] + apart, metric), resamples=4000, seed=1
+    )
+    width = kinds.high - kinds.low
+    assert kinds.point == pytest.approx(alone.point, abs=1e-6)
+    assert kinds.high == pytest.approx(alone.high, abs=0.06 * width)
+    assert kinds.low == pytest.approx(alone.low, abs=0.06 * width)
+
+
 def test_scores_of_different_items_are_refused() -> None:
     with pytest.raises(DataError, match="score both on the same items"):
         paired_drop(scores(np.ones(5)), scores(np.ones(6)))
@@ -265,6 +305,14 @@ def test_the_interval_of_a_speedup_holds_the_truth_as_often_as_it_says() -> None
     assert missed <= 120 * 0.05 + 3 * math.sqrt(120 * 0.05 * 0.95)
 
 
+def test_few_blocks_reach_further_out_as_student_has_it() -> None:
+    even = np.linspace(-1, 1, 100_001)
+    many, few = (expanded_percentile(0.0, even, 0.95, blocks) for blocks in (1e6, 8.0))
+    assert (many.low, many.high) == pytest.approx((-0.9, 0.9), abs=1e-3)
+    # t(0.95, 7) · √(8/7) = 1.8946 · 1.0690 = 2.0254 normal deviations, of which 97.86 % lie below
+    assert (few.low, few.high) == pytest.approx((-0.9572, 0.9572), abs=1e-3)
+
+
 def test_few_samples_give_their_whole_range_and_none_give_an_error() -> None:
     assert speedup(latency([10, 12]), latency([5, 6, 7])) == Estimate(point=2.0, low=10 / 6, high=12 / 5)
     with pytest.raises(UnmeasuredError, match="no latency samples"):
@@ -298,7 +346,7 @@ def judged(budget: Budget, **found: Any) -> Verdict:
     facts: dict[str, Any] = {
         "drop": within(-0.001, 0.001, 0.004), "baseline_metric": 0.9, "speedup": within(2.4, 2.5, 2.6),
         "latency_ms": within(7.0, 7.1, 7.2), "size_mb": 23.0, "memory_mb": 120.0, "device_present": True,
-        "items_changed": 11, "n": 900,
+        "items_changed": 11, "n": 900, "samples": 200,
     }  # fmt: skip
     return judge(budget, **{**facts, **found})
 
@@ -320,8 +368,10 @@ def test_an_undecided_drop_says_how_many_items_would_decide() -> None:
     verdict = judged(Budget(), drop=within(-0.004, 0.005, 0.014))
     note = verdict.checks[0].note
     assert verdict.outcome is Outcome.UNDECIDED
-    # half width 0.009 must shrink to 0.005: (9/5)² = 3.24 times as many
-    assert note == "11 of 900 items changed; about 2,916 items would decide, towards a pass if they behave like these"
+    # half width 0.009 must shrink to 0.005 · 1.645/(1.645 + 0.842): (9/5 · 2.487/1.645)² = 7.404 times as many
+    assert note == (
+        "11 of 900 items changed; about 6,664 items would decide (5,764 more), towards a pass if they behave like these"
+    )
     assert exit_code(verdict) == 3
     assert exit_code(verdict, accept_undecided=True) == 0
     doubtful = judged(Budget(), drop=within(0.004, 0.013, 0.022))
@@ -336,6 +386,19 @@ def test_an_undecided_speedup_is_accepted_by_its_point_estimate() -> None:
     assert settle(verdict, accept_undecided=True) is Outcome.PASS
     assert settle(verdict, accept_undecided=False) is Outcome.UNDECIDED
     assert settle(judged(Budget.parse(min_speedup="2.55x")), accept_undecided=True) is Outcome.UNDECIDED
+
+
+def test_an_undecided_time_says_how_many_samples_would_decide() -> None:
+    # the nearer bound is 0.1 away and must come within 0.05: (2 · 2.487/1.645)² = 9.14 times as many
+    speed = judged(Budget.parse(min_speedup="2.45x")).checks[1]
+    assert speed.note == "about 1,829 samples would decide (1,629 more), towards a pass if they behave like these"
+    assert judged(Budget.parse(min_speedup="2.55x")).checks[1].note == speed.note.replace("a pass", "a fail")
+    late = judged(Budget.parse(max_latency="7.05ms")).checks[1]
+    assert (late.outcome, late.note) == (Outcome.UNDECIDED, speed.note.replace("a pass", "a fail"))
+    on_it = judged(Budget.parse(max_latency="7.1ms")).checks[1]
+    assert on_it.note == "it lies on the limit, so no number of samples decides"
+    assert judged(Budget.parse(min_speedup="2x")).checks[1].note == ""
+    assert judged(Budget.parse(min_speedup="2.45x"), samples=0).checks[1].note == ""
 
 
 def test_a_device_that_is_not_here_is_unmeasured_even_without_a_limit() -> None:
@@ -357,11 +420,36 @@ def test_accepting_the_undecided_accepts_no_failure() -> None:
 
 
 def test_items_needed_follow_the_root_of_n() -> None:
-    assert items_needed(within(-0.01, 0.0, 0.02), 0.01, 500) == 2000
+    more = ((1.6449 + 0.8416) / 1.6449) ** 2  # for the bound to lie within the limit 4 times in 5, not only on it
+    assert items_needed(within(-0.01, 0.0, 0.02), 0.01, 500) == pytest.approx(2000 * more, rel=1e-3)
     assert items_needed(within(0.01, 0.01, 0.01), 0.01, 500) is None
     # nothing lost is never enough by itself: the rule of three wants ln(20)/0.001 items
-    assert items_needed(within(-0.006, 0.0, 0.0011), 0.001, 500) == math.ceil(math.log(20) / 0.001)
+    assert items_needed(within(-0.0006, 0.0, 0.0011), 0.001, 500) == math.ceil(math.log(20) / 0.001)
     assert items_needed(within(0.0, 0.0, 0.01), 0.0, 500) is None
+    assert samples_needed(within(1.8, 2.0, 2.2), 1.9, 100) == pytest.approx(400 * more, rel=1e-2)
+
+
+def test_a_gain_on_few_items_promises_no_sooner_pass_than_no_drop() -> None:
+    lucky, even = within(-0.025, -0.005, 0.015), within(-0.02, 0.0, 0.02)
+    assert items_needed(lucky, 0.01, 500) == items_needed(even, 0.01, 500)
+
+
+def test_the_number_of_items_said_to_decide_does_four_times_in_five() -> None:
+    """A pilot too small to decide names n; a fresh evaluation with n items passes a candidate that lost nothing."""
+    rng = np.random.default_rng(11)
+
+    def evaluation(n: int) -> Estimate:
+        lost, won, _ = rng.multinomial(n, [0.03, 0.03, 0.94])
+        return paired_drop(*right_and_wrong(n, lost=lost, won=won), resamples=500)
+
+    passed = trials = 0
+    while trials < 60:
+        pilot = evaluation(400)
+        needed = items_needed(pilot, 0.01, 400)
+        if at_most("accuracy drop", pilot, 0.01).outcome is Outcome.UNDECIDED and needed is not None:
+            trials += 1
+            passed += evaluation(min(needed, 10_000)).high <= 0.01  # √(0.06/10,000) is 0.0024: more are not needed
+    assert passed >= 0.8 * trials
 
 
 @given(point=st.floats(0, 0.009), width=st.floats(0.0001, 0.05), n=st.integers(10, 5000))
