@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from fmopt.explain import group_of
-from fmopt.results import Frozen, OpTime
+from fmopt.findings import NOTABLE, QUANTIZE, SHRINK, group_of
+from fmopt.results import Finding, Frozen, OpTime
 from fmopt.target import Precision, Target
+
+AT_THE_ROOF = 0.6  # good kernels reach this much of a ceiling on Transformer shapes (see roofline.COMPUTE_EFFICIENCY)
+FAR_FROM_IT = 0.2  # below this, neither arithmetic nor memory explains the time
 
 
 class LayerPoint(Frozen):
     """The operators of one group in one layer, together: what they did, how long it took, how long it had to take."""
 
     layer: str  # the torch module, or the operator's name where the graph names no module
-    group: str  # "matrix products", "softmax", … (see explain.GROUPS)
+    group: str  # "matrix products", "softmax", … (see findings.GROUPS)
     precision: str  # what most of its time is computed in: "fp32", "int8", …; "" where the runtime does not say
     ms: float
     share: float  # of the whole profile's time
@@ -74,6 +77,53 @@ def layer_points(profile: Sequence[OpTime], target: Target, threads: int) -> lis
             together[op.layer or op.name, group_of(op.kind)].append(op)
     points = [_point(layer, group, ops, ceilings, total) for (layer, group), ops in together.items()]
     return sorted(points, key=lambda point: -point.ms)
+
+
+def roof_findings(points: Sequence[LayerPoint], ceilings: Roof | None, threads: int) -> list[Finding]:
+    """What the ceilings explain of the time: at arithmetic's, at memory's, or far from both."""
+    if ceilings is None:
+        return []
+    products = [point for point in points if point.group == "matrix products"]
+    full = [point for point in products if point.bound == "arithmetic" and point.of_roof >= AT_THE_ROOF]
+    found = []
+    if (share := _share(full)) > NOTABLE:
+        precision = max(full, key=lambda point: point.ms).precision
+        reached = _floor(full) / math.fsum(point.ms for point in full)
+        text = (
+            f"{len(full)} layers of products take {share:.0%} of the time at {reached:.0%} of what {threads} "
+            f"thread{'s' if threads != 1 else ''} can compute in {precision} ({ceilings.ceiling(precision):.0f} GOPS)"
+        )
+        faster = ceilings.ceiling("int8") / ceilings.ceiling(precision)
+        remedy = f"{QUANTIZE} (INT8's ceiling is {faster:.1f}× as high)" if faster > 1.2 else SHRINK
+        found.append(Finding(kind="arithmetic-bound", text=text, share=share, remedy=remedy))
+    waiting = [point for point in points if point.bound == "memory" and point.of_roof >= AT_THE_ROOF]
+    if (share := _share(waiting)) > NOTABLE:
+        weights = _share(point for point in waiting if point.group == "matrix products") > share / 2
+        text = (
+            f"{len(waiting)} layers wait for their bytes for {share:.0%} of the time (mostly {waiting[0].group}: "
+            f"{waiting[0].intensity:.1f} operations per byte, arithmetic is the limit only from "
+            f"{ceilings.ridge(waiting[0].precision):.0f} on)"
+        )
+        remedy = "fewer bytes of weights (quantize_dynamic), or more texts for each reading of them (--batch 8)"
+        found.append(Finding(kind="memory-bound", text=text, share=share, remedy=remedy if weights else SHRINK))
+    slow = [point for point in products if point.of_roof < FAR_FROM_IT]
+    if (share := _share(slow)) > NOTABLE:
+        lost = share * (1 - _floor(slow) / math.fsum(point.ms for point in slow))
+        text = (
+            f"{len(slow)} layers of products reach under {FAR_FROM_IT:.0%} of either ceiling, {share:.0%} of the time: "
+            f"fixed costs, small shapes, a kernel that does not suit them or a busy machine"
+        )
+        remedy = "several texts at once (--batch 8), or the other runtime; fmopt bench shows both"
+        found.append(Finding(kind="far-from-the-roof", text=text, share=lost, remedy=remedy))
+    return found
+
+
+def _share(points: Iterable[LayerPoint]) -> float:
+    return math.fsum(point.share for point in points)
+
+
+def _floor(points: Iterable[LayerPoint]) -> float:
+    return math.fsum(point.floor_ms for point in points)
 
 
 def _point(layer: str, group: str, ops: Sequence[OpTime], ceilings: Roof, total: float) -> LayerPoint:

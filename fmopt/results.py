@@ -129,6 +129,7 @@ class Finding(Frozen):
     text: str
     share: float | None = None
     remedy: str = ""
+    kind: str = ""  # a stable word for programs: "conversions", "threads", … (docs/explain.md lists them)
 
 
 class Circumstances(Frozen):

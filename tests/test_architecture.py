@@ -17,7 +17,7 @@ ROWS = (
     {"cli"},
     {"commands"},
     {"api", "present", "doctor"},
-    {"story", "selection", "latecomers", "report", "report_plots", "report_profile", "bundle"},
+    {"story", "diagnosis", "selection", "latecomers", "report", "report_plots", "report_profile", "bundle"},
     {
         "plan",
         "recipe",
@@ -57,7 +57,7 @@ ROWS = (
         "quantize_linears",
         "fake_quantize",
         "tables",
-        "explain",
+        "findings",
         "bootstrap",
         "tidy",
         "onnx_graph",
