@@ -19,7 +19,7 @@ from fmopt.progress import Progress, Silent
 from fmopt.results import Circumstances, Finding, Frozen, Latency, OpTime
 from fmopt.target import Target
 
-THREAD_SAMPLES = 60  # of each number of threads, in turn
+THREAD_SAMPLES = 40  # of each number of threads, in turn
 MAX_SECONDS = 30.0  # for timing, whatever the model
 
 
@@ -73,18 +73,15 @@ def diagnose(
     times = _thread_times(latency, threads, seed) if len(latency) > 1 else []
     profile = lookup.find("runtimes", artifact.runtime).profile(artifact, inputs, threads)
     points, ceilings = layer_points(profile, target, threads), roof(target, threads)
-    findings = [
-        *thread_findings(times, threads),
-        *why_not_faster(
-            profile, [], graph_path=artifact.path, target=target, threads=1, shape=(batch, length)
-        ),  # threads=1: whether they are too many has been measured
-        *roof_findings(points, ceilings, threads),
-    ]
+    shape = (batch, length)
+    # threads=1: whether they are too many has been measured, and is not judged from the number of cores
+    found = why_not_faster(profile, [], graph_path=artifact.path, target=target, threads=1, shape=shape)
+    found += roof_findings(points, ceilings, threads)
     return Diagnosis(
         model=model,
         runtime=artifact.runtime,
         p50_ms=float(np.median(samples[threads])),
-        findings=sorted(findings, key=lambda finding: -(finding.share or 0)),
+        findings=[*thread_findings(times, threads), *sorted(found, key=lambda finding: -(finding.share or 0))],
         kinds=kind_times(profile),
         layers=points,
         roof=ceilings if points else None,

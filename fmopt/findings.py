@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fmopt.results import Estimate, Finding, Frozen, OpTime
 from fmopt.target import Target
@@ -26,9 +27,9 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 CONVERSIONS = (
     ("conversions", ("=quantizelinear", "dequantizelinear", "fakequantize"), "going to 8 bits and back",
      "quantize only the inputs of matrix products, not every operator: a recipe with quantize_static"),
-    ("dynamic-quantization", ("dynamicquantizelinear",), "finding the range of inputs as they come",
+    ("dynamic-quantization", ("dynamicquantizelinear", "=whole number cast"), "quantizing inputs as they come",
      "ranges from calibration data instead: a recipe with quantize_static"),
-    ("casts", ("cast", "convert", "_to_copy"), "casting between number types",
+    ("casts", ("=cast", "convert", "_to_copy"), "casting between number types",
      "one precision throughout: a recipe without cast, or runtime openvino with precision f32 or bf16"),
     ("reformatting", ("reorder", "transpose", "concat", "split", "copy_", "clone"), "laying out data anew",
      "runtime openvino, whose attention takes its operands as they lie, with shape = [batch, tokens] in the recipe"),
@@ -176,15 +177,22 @@ def _conversions(profile: Sequence[OpTime], total: float, graph_path: Path) -> l
     """What changes numbers' form without computing with them: a line for each sort, for their remedies differ."""
     found = []
     for kind, words, what, remedy in CONVERSIONS:
-        taken = [op for op in profile if any(_is(_plain(op.kind), word) for word in words)]
+        taken = [op for op in profile if any(_is(_conversion(op), word) for word in words)]
         if (share := _share(taken, total)) <= NOTABLE:
             continue
         counts = ", ".join(f"{count} {name}" for name, count in Counter(_plain(op.kind) for op in taken).most_common(3))
         pairs = _pairs_in_file(graph_path) if kind == "conversions" else 0
         inserted = f" of {pairs} Q/DQ pairs in the graph are not fused" if pairs else ""
+        if kind == "casts" and (neighbours := _beside_casts(graph_path)):
+            inserted = f", in the graph beside {' and '.join(neighbours)}"
         text = f"{what} takes {share:.0%} of the time ({counts}{inserted})"
         found.append(Finding(kind=kind, text=text, share=share, remedy=remedy))
     return found
+
+
+def _conversion(op: OpTime) -> str:
+    """Its plain kind; a cast without a float among its inputs takes the sums of an integer product to floats."""
+    return "whole number cast" if _plain(op.kind) == "cast" and not op.precision else _plain(op.kind)
 
 
 def _missing_isa(profile: Sequence[OpTime], total: float, target: Target) -> list[Finding]:
@@ -196,7 +204,9 @@ def _missing_isa(profile: Sequence[OpTime], total: float, target: Target) -> lis
         remedy = f"a CPU with {wanted}, or {SHRINK}"
         found.append(Finding(kind="missing-isa", text=text, share=share, remedy=remedy))
     for precision in ("bf16", "fp16"):
-        share = _share((op for op in profile if op.precision == precision), total)
+        moving = ("quantization and casts", "layout", "lookups")  # need no arithmetic
+        computing = [op for op in profile if op.precision == precision and group_of(op.kind) not in moving]
+        share = _share(computing, total)
         if share > 0 and precision not in target.precisions:
             text = f"the device does not compute in {precision}; it is emulated"
             remedy = "precision f32 in the recipe, or quantize_static where the CPU has 8-bit dot products"
@@ -239,12 +249,27 @@ def _lookups(profile: Sequence[OpTime], total: float) -> list[Finding]:
 
 def _pairs_in_file(path: Path) -> int:
     """Q/DQ pairs written in an ONNX file; 0 for other files."""
+    return sum(node.op_type == "QuantizeLinear" for node in _nodes(path))
+
+
+def _beside_casts(path: Path) -> list[str]:
+    """The two kinds of operators of an ONNX file that most often give to casts between floats, or take from them."""
+    nodes = _nodes(path)
+    makers = {name: node.op_type for node in nodes for name in node.output}
+    casted = {name for node in nodes if node.op_type == "Cast" for name in node.output}
+    givers = [makers[name] for node in nodes if node.op_type == "Cast" for name in node.input if name in makers]
+    takers = [node.op_type for node in nodes for name in node.input if name in casted]
+    return [kind for kind, _ in Counter(kind for kind in (*givers, *takers) if kind != "Cast").most_common(2)]
+
+
+def _nodes(path: Path) -> Sequence[Any]:
+    """The nodes of an ONNX file; none of other files."""
     if path.suffix != ".onnx" or not path.is_file():
-        return 0
+        return ()
     import onnx
 
-    nodes = onnx.load(str(path), load_external_data=False).graph.node
-    return sum(node.op_type == "QuantizeLinear" for node in nodes)
+    nodes: Sequence[Any] = onnx.load(str(path), load_external_data=False).graph.node
+    return nodes
 
 
 def _plain(kind: str) -> str:

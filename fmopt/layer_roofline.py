@@ -17,6 +17,7 @@ from fmopt.results import Finding, Frozen, OpTime
 from fmopt.target import Precision, Target
 
 AT_THE_ROOF = 0.6  # good kernels reach this much of a ceiling on Transformer shapes (see roofline.COMPUTE_EFFICIENCY)
+OWN_FINDING = ("quantization and casts", "layout", "lookups")  # only move bytes, and findings.py has a word for each
 FAR_FROM_IT = 0.2  # below this, neither arithmetic nor memory explains the time
 
 
@@ -96,7 +97,11 @@ def roof_findings(points: Sequence[LayerPoint], ceilings: Roof | None, threads: 
         faster = ceilings.ceiling("int8") / ceilings.ceiling(precision)
         remedy = f"{QUANTIZE} (INT8's ceiling is {faster:.1f}× as high)" if faster > 1.2 else SHRINK
         found.append(Finding(kind="arithmetic-bound", text=text, share=share, remedy=remedy))
-    waiting = [point for point in points if point.bound == "memory" and point.of_roof >= AT_THE_ROOF]
+    waiting = [
+        point
+        for point in points
+        if point.bound == "memory" and point.of_roof >= AT_THE_ROOF and point.group not in OWN_FINDING
+    ]
     if (share := _share(waiting)) > NOTABLE:
         weights = _share(point for point in waiting if point.group == "matrix products") > share / 2
         text = (
