@@ -19,7 +19,7 @@ from fmopt.progress import Progress, Silent
 from fmopt.results import Circumstances, Finding, Frozen, Latency, OpTime
 from fmopt.target import Target
 
-THREAD_SAMPLES = 40  # of each number of threads, in turn
+SAMPLES = 40  # of each number of threads, in turn
 MAX_SECONDS = 30.0  # for timing, whatever the model
 
 
@@ -58,17 +58,18 @@ def diagnose(
     batch: int,
     length: int,
     threads: int,
+    samples: int = SAMPLES,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Diagnosis:
     """Run `artifact` on `inputs` ([batch, length] each) with `threads`, and say what takes the time.
 
-    More threads than one are timed in turn against fewer, so that what they gain is measured.
+    More threads than one are timed in turn against fewer, `samples` times each, so that what they gain is measured.
     """
     warnings = measure.quiet_machine()
-    samples = _time(artifact, inputs, threads, seed, progress or Silent())
     latency = {
-        count: Latency(samples_ms=ms, batch=batch, length=length, threads=count) for count, ms in samples.items()
+        count: Latency(samples_ms=ms, batch=batch, length=length, threads=count)
+        for count, ms in _time(artifact, inputs, threads, samples, seed, progress or Silent()).items()
     }
     times = _thread_times(latency, threads, seed) if len(latency) > 1 else []
     profile = lookup.find("runtimes", artifact.runtime).profile(artifact, inputs, threads)
@@ -80,7 +81,7 @@ def diagnose(
     return Diagnosis(
         model=model,
         runtime=artifact.runtime,
-        p50_ms=float(np.median(samples[threads])),
+        p50_ms=float(np.median(latency[threads].samples_ms)),
         findings=[*thread_findings(times, threads), *sorted(found, key=lambda finding: -(finding.share or 0))],
         kinds=kind_times(profile),
         layers=points,
@@ -146,7 +147,7 @@ def example_inputs(path: Path, batch: int, length: int, seed: int = 0) -> dict[s
 
 
 def _time(
-    artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int, seed: int, progress: Progress
+    artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int, samples: int, seed: int, progress: Progress
 ) -> dict[int, list[float]]:
     """Samples in milliseconds of the number of threads asked for and of fewer: one, and as many as there are cores."""
     runtime = lookup.find("runtimes", artifact.runtime)
@@ -155,16 +156,16 @@ def _time(
         runners = {count: runtime.open(artifact, count) for count in counts}
     except edge.EdgeError as error:
         raise BundleError(str(error)) from error
-    progress.start("timing", THREAD_SAMPLES)
+    progress.start("timing", samples)
     try:
         turns = {str(count): lambda r=runner: r.run(inputs) for count, runner in runners.items()}
-        samples = measure.time_in_turn(
-            turns, min_samples=THREAD_SAMPLES, max_seconds=MAX_SECONDS, seed=seed, progress=progress.step
+        times = measure.time_in_turn(
+            turns, min_samples=samples, max_seconds=MAX_SECONDS, seed=seed, progress=progress.step
         )
     finally:
         for runner in runners.values():
             runner.close()
-    return {int(count): ms for count, ms in samples.items()}
+    return {int(count): ms for count, ms in times.items()}
 
 
 def _thread_times(latency: Mapping[int, Latency], threads: int, seed: int) -> list[ThreadTime]:

@@ -157,6 +157,6 @@ def left_in_float(folder: Path) -> Path:
 def shared_products(folder: Path) -> Path:
     """Products, each just large enough to be shared among threads."""
     made, x = started()
-    for number in range(LAYERS):
+    for number in range(2 * LAYERS):
         x = made.node("Tanh", [made.linear(x, f"layer.{number}")], f"layer.{number}/Tanh")
     return made.save(folder)

@@ -66,7 +66,7 @@ def test_casts_around_float_norms_are_named_with_what_they_stand_beside(tmp_path
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_graph_that_mostly_looks_up_says_so(tmp_path, runtime):
-    got = found(tmp_path, "lookups", runtime, length=512)
+    got = found(tmp_path, "lookups", runtime, batch=4, length=512)
     lookups = next(finding for finding in got if finding.kind == "lookups")
     assert lookups.share > 0.4
     if runtime == "onnxruntime":
@@ -95,16 +95,8 @@ def test_a_clean_graph_gets_none_of_them(tmp_path, plant, runtime, expected):
 
 def test_too_many_threads_are_found_by_measuring(tmp_path):
     path = planted.shared_products(tmp_path)
-    crowd = 6 * probe.cores()
-    got = diagnose(
-        Artifact("onnxruntime", path, {}),
-        example_inputs(path, 1, 64),
-        VNNI,
-        model="m",
-        batch=1,
-        length=64,
-        threads=crowd,
-    )
+    artifact, inputs, crowd = Artifact("onnxruntime", path, {}), example_inputs(path, 1, 128), 8 * probe.cores()
+    got = diagnose(artifact, inputs, VNNI, model="m", batch=1, length=128, threads=crowd, samples=12)
     assert got.findings[0].kind == "threads"
     assert got.findings[0].share > 0.3
     fewer = int(got.findings[0].remedy.removeprefix("--threads "))
