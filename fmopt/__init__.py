@@ -28,7 +28,7 @@ from fmopt.errors import (
 
 if TYPE_CHECKING:
     from fmopt.adapters import merge
-    from fmopt.api import benchmark, evaluate, export, load_model, optimize
+    from fmopt.api import benchmark, evaluate, explain, export, load_model, optimize
     from fmopt.bundle import load
     from fmopt.gate import Budget
     from fmopt.plan import Training
@@ -53,6 +53,7 @@ __all__ = [
     "UnmeasuredError",
     "benchmark",
     "evaluate",
+    "explain",
     "export",
     "load",
     "load_model",
@@ -68,6 +69,7 @@ _HOMES = {
     "Training": "fmopt.plan",
     "benchmark": "fmopt.api",
     "evaluate": "fmopt.api",
+    "explain": "fmopt.api",
     "export": "fmopt.api",
     "load": "fmopt.bundle",
     "load_model": "fmopt.api",

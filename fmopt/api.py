@@ -12,6 +12,7 @@ from fmopt import bundle as bundles
 from fmopt import checkpoint, lookup, measure, probe
 from fmopt.build import Workshop
 from fmopt.data import load_data
+from fmopt.diagnosis import Diagnosis, diagnose, example_inputs
 from fmopt.edge import Preprocessor
 from fmopt.errors import CheckpointError, ConfigError, DataError
 from fmopt.evaluate import predict
@@ -316,6 +317,41 @@ def bench_variants(model: str, scratch: Path) -> list[tuple[str, Preprocessor, A
     ]
 
 
+def explain(
+    model: str | Path,
+    *,
+    batch: int = 1,
+    length: int = 128,
+    threads: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Why a bundle (or an ONNX file by itself) is not faster on this machine: where its time goes and what would change it.
+
+    It is run and timed here at `batch` × `length` tokens; findings come with the share of the time that they concern,
+    the largest first. ConfigError for anything else than a bundle or an ONNX file, or for more tokens than it reads.
+    """
+    path = Path(model)
+    for name, value in (("batch", batch), ("length", length), ("threads", threads)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if bundles.is_bundle(path):
+        artifact, most = bundles.bundle_artifact(path), int(bundles.bundle_facts(path).pipeline["max_length"])
+        if length > most:
+            raise ConfigError(f"length is {length}, but {path} reads at most {most} tokens")
+        _, preprocessor, _ = bench_variants(str(path), path)[0]
+        inputs = measure.latency_inputs(preprocessor, list(BENCH_TEXTS), batch=batch, length=length, seed=seed)[0]
+    elif path.suffix == ".onnx" and path.is_file():
+        artifact, inputs = Artifact("onnxruntime", path, {}), example_inputs(path, batch, length, seed)
+    else:
+        raise ConfigError(f"{path} is neither a bundle nor an ONNX file; make one: fmopt optimize, or fmopt export")
+    target = probe.load_target("host")
+    return diagnose(
+        artifact, inputs, target, model=str(model), batch=batch, length=length, threads=threads, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+
+
 def evaluate(
     model: str | Path,
     data: str | Path | None,
@@ -432,6 +468,7 @@ __all__ = [
     "CheckpointFacts",
     "benchmark",
     "evaluate",
+    "explain",
     "export",
     "load",
     "load_model",

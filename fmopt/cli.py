@@ -24,6 +24,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     making.trim,
     measuring.bench,
     measuring.evaluate,
+    measuring.explain,
     measuring.predict,
     measuring.verify,
     looking.compare,

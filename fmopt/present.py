@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from fmopt import wording
 from fmopt.compare import Comparison, render_text, trial_table, verdict_panel
+from fmopt.diagnosis import Diagnosis
 from fmopt.doctor import Line
 from fmopt.model import CheckpointFacts
 from fmopt.plan import Plan
@@ -23,6 +24,8 @@ from fmopt.record import Record
 from fmopt.results import Latency
 from fmopt.target import Target
 from fmopt.vocabulary import Trimmed
+
+SHOWN = 12  # rows of a table that --json gives in full
 
 # A file or a pipe has no width to fit into; a table cut at 80 columns would lose names there.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
@@ -137,6 +140,60 @@ def metrics(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(row["metric"], f"{row['value']:.4f}", str(row["items"]))
     out.print(table)
+
+
+def diagnosis(found: Diagnosis) -> None:
+    """Findings first, then the tables they come from: kinds of operators, layers under the roof, threads."""
+    at = found.circumstances
+    shape = wording.shape(at.batch, at.length, at.threads)
+    heading = f"{found.model}: {wording.milliseconds(found.p50_ms)} on {wording.runtime(found.runtime)}, {shape}"
+    out.print(heading, markup=False)
+    if found.findings:
+        table = Table(Column("of the time", justify="right"), "why it is not faster", "what would change it")
+        for finding in found.findings:
+            table.add_row(wording.percent(finding.share), finding.text, finding.remedy)
+        out.print(table)
+    else:
+        out.print("nothing to see: no sort of overhead takes a tenth of the time")
+    out.print(_kinds_table(found))
+    if found.layers and found.roof:
+        out.print(_layers_table(found))
+    for time in found.threads:
+        gained = f" ({wording.times(time.speedup)} as fast, {wording.times_interval(time.speedup)})"
+        out.print(
+            f"{time.threads} thread{'s' if time.threads != 1 else ''}: {wording.milliseconds(time.p50_ms)}"
+            f"{gained if time.threads != at.threads else ''}",
+            markup=False,
+        )
+    for warning in at.warnings:
+        out.print(f"note: {warning}", markup=False)
+
+
+def _kinds_table(found: Diagnosis) -> Table:
+    table = Table("operators", "of the sort", "in", *(Column(name, justify="right") for name in ("count", "ms", "share")),
+                  title="time by kind of operator", title_justify="left")  # fmt: skip
+    for kind in found.kinds[:SHOWN]:
+        precision = wording.precision(kind.precision) or wording.MISSING
+        numbers = (str(kind.operators), wording.number(kind.ms), wording.percent(kind.share))
+        table.add_row(kind.kind, kind.group, precision, *numbers)
+    return table
+
+
+def _layers_table(found: Diagnosis) -> Table:
+    assert found.roof is not None
+    ceilings = ", ".join(f"{name} {gops:.0f}" for name, gops in found.roof.gops.items())
+    title = f"layers under the roof: {ceilings} GOPS and {found.roof.bandwidth_gbs:.0f} GB/s, measured here"
+    right = (Column(name, justify="right") for name in ("share", "operations per byte", "GOPS", "of its ceiling"))
+    table = Table("layer", "operators", "in", *right, "bound by", title=title, title_justify="left")
+    for point in found.layers[:SHOWN]:
+        table.add_row(
+            point.layer, point.group, wording.precision(point.precision) or wording.MISSING,
+            wording.percent(point.share), wording.number(point.intensity), wording.number(point.gops),
+            wording.percent(point.of_roof) if point.of_roof <= 1 else "over (cached)", point.bound,
+        )  # fmt: skip
+    if len(found.layers) > SHOWN:
+        table.caption = f"the {SHOWN} longest of {len(found.layers)}; --json gives all"
+    return table
 
 
 def comparison(rows: Comparison) -> None:

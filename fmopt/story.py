@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import fmopt.bundle as bundles
-from fmopt import checkpoint, explain, gate, lookup, probe, trials
+from fmopt import checkpoint, findings, gate, lookup, probe, trials
 from fmopt.build import CHECKPOINT, Workshop
 from fmopt.data import load_data
 from fmopt.edge import Preprocessor
@@ -209,10 +209,10 @@ def explain_losers(run: Run, winner: str, reference: str) -> None:
     run.update(winner, profile=against)
     for name, artifact in run.artifacts.items():
         profile = trials.profile(run, name)
-        findings = explain.why_not_faster(
+        found = findings.why_not_faster(
             profile, against, graph_path=artifact.path, target=run.job.target, threads=run.job.request.threads
         )
-        run.update(name, findings=findings, profile=profile, layer_bytes=trials.layer_bytes(artifact))
+        run.update(name, findings=found, profile=profile, layer_bytes=trials.layer_bytes(artifact))
         if name != winner and not run.trials[name].reason:
             run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], limit))
 

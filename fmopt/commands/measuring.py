@@ -71,6 +71,22 @@ def evaluate(
     answer(rows, as_json, lambda: present.metrics(rows))
 
 
+def explain(
+    model: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or an .onnx file.")],
+    batch: Annotated[int, typer.Option("--batch")] = 1,
+    length: Annotated[int, typer.Option("--length", help="Tokens.")] = 128,
+    threads: Annotated[int, typer.Option("--threads", help="More than one are timed against fewer.")] = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Why a bundle is not faster here: where its time goes, and which option would change it."""
+    from fmopt import api, present
+
+    with present.live_progress() as progress:
+        found = api.explain(model, batch=batch, length=length, threads=threads, seed=seed, progress=progress)
+    answer(found.model_dump(mode="json"), as_json, lambda: present.diagnosis(found))
+
+
 def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair.")] = None,

@@ -7,7 +7,7 @@ import pytest
 
 from fmopt import lookup
 from fmopt.errors import PassError
-from fmopt.explain import group_of
+from fmopt.findings import group_of
 from fmopt.model import CheckpointFacts, Graph, ModelSource
 from fmopt.passes.quantize_dynamic import QuantizeDynamic
 from tests.passes.conftest import build_graph, items, target

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from fmopt.explain import group_of, why_not_faster
+from fmopt.findings import group_of, why_not_faster
 from fmopt.results import Finding, OpTime
 from tests.passes.conftest import target
 
@@ -53,10 +53,10 @@ def test_q_dq_on_every_operator(tmp_path):
         *[op("QuantizeLinear", 0.5, "int8") for _ in range(20)],
         *[op("DequantizeLinear", 0.5) for _ in range(20)],
     ]
-    found = find(profile, "conversions take", graph_path=path)
+    found = find(profile, "going to 8 bits and back", graph_path=path)
     assert found.share == pytest.approx(20 / 29.9)
-    assert found.text == "conversions take 67% of the time (20 quantizelinear, 20 dequantizelinear of 7 Q/DQ pairs in " \
-                         "the graph are not fused)"  # fmt: skip
+    assert found.text == "going to 8 bits and back takes 67% of the time (20 quantizelinear, 20 dequantizelinear of 7 " \
+                         "Q/DQ pairs in the graph are not fused)"  # fmt: skip
     assert texts(profile)[0].startswith("quantization and casts take 20.0 ms")
 
 
@@ -119,7 +119,9 @@ def test_missing_instructions(facts, wanted):
 
 
 def test_emulated_bf16():
-    assert find([op("MatMul", 3, "bf16")], "does not compute in bf16; it is emulated").remedy == "use fp32 or int8"
+    assert find([op("MatMul", 3, "bf16")], "does not compute in bf16; it is emulated").remedy.startswith(
+        "precision f32 in the recipe"
+    )
 
 
 def test_fallback_kernels():
