@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from fmopt.adapters import merge
     from fmopt.api import benchmark, evaluate, export, load_model, optimize
     from fmopt.bundle import load
+    from fmopt.comparison import compare
     from fmopt.gate import Budget
     from fmopt.plan import Training
     from fmopt.record import Record
     from fmopt.target import Target
+    from fmopt.timeline import history
     from fmopt.vocabulary import trim
 
 __all__ = [
@@ -52,8 +54,10 @@ __all__ = [
     "Training",
     "UnmeasuredError",
     "benchmark",
+    "compare",
     "evaluate",
     "export",
+    "history",
     "load",
     "load_model",
     "merge",
@@ -67,8 +71,10 @@ _HOMES = {
     "Target": "fmopt.target",
     "Training": "fmopt.plan",
     "benchmark": "fmopt.api",
+    "compare": "fmopt.comparison",
     "evaluate": "fmopt.api",
     "export": "fmopt.api",
+    "history": "fmopt.timeline",
     "load": "fmopt.bundle",
     "load_model": "fmopt.api",
     "merge": "fmopt.adapters",
