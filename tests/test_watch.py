@@ -67,7 +67,7 @@ def test_a_run_is_watched_to_its_death_and_then_to_its_end(begin, tmp_path: Path
     assert got["state"] == "died"
     assert f"process ({first.pid}) is gone" in got["said"]
     page = (out / "report.html").read_text("utf8")
-    assert "STOPPED" in page
+    assert "<title>STOPPED ·" in page
     assert 'http-equiv="refresh"' not in page
 
     second = begin()
@@ -81,7 +81,7 @@ def test_a_run_is_watched_to_its_death_and_then_to_its_end(begin, tmp_path: Path
     assert second.wait() == 0
     assert set(states[:-1]) == {"running"}
     assert states[-1] == "finished"
-    drawn = [text for text in pages if "RUNNING" in text]
+    drawn = [text for text in pages if "<title>RUNNING ·" in text]
     assert drawn
     assert all('http-equiv="refresh"' in text and "Nothing is judged yet." in text for text in drawn)
     assert 'http-equiv="refresh"' not in pages[-1]
