@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from fmopt.adapters import merge
     from fmopt.api import benchmark, evaluate, explain, export, load_model, optimize
     from fmopt.bundle import load
+    from fmopt.comparison import compare
     from fmopt.gate import Budget
     from fmopt.plan import Training
     from fmopt.record import Record
     from fmopt.target import Target
+    from fmopt.timeline import history
     from fmopt.vocabulary import trim
 
 __all__ = [
@@ -52,9 +54,11 @@ __all__ = [
     "Training",
     "UnmeasuredError",
     "benchmark",
+    "compare",
     "evaluate",
     "explain",
     "export",
+    "history",
     "load",
     "load_model",
     "merge",
@@ -68,9 +72,11 @@ _HOMES = {
     "Target": "fmopt.target",
     "Training": "fmopt.plan",
     "benchmark": "fmopt.api",
+    "compare": "fmopt.comparison",
     "evaluate": "fmopt.api",
     "explain": "fmopt.api",
     "export": "fmopt.api",
+    "history": "fmopt.timeline",
     "load": "fmopt.bundle",
     "load_model": "fmopt.api",
     "merge": "fmopt.adapters",

@@ -30,6 +30,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     looking.compare,
     looking.inspect,
     looking.report,
+    looking.history,
     looking.doctor,
 )
 TARGET_VERBS: tuple[Callable[..., None], ...] = (looking.targets_list, looking.targets_show, looking.targets_probe)

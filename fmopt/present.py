@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from fmopt import wording
-from fmopt.compare import Comparison, render_text, trial_table, verdict_panel
+from fmopt.comparison import Comparison
 from fmopt.diagnosis import Diagnosis
 from fmopt.doctor import Line
 from fmopt.model import CheckpointFacts
 from fmopt.plan import Plan
 from fmopt.record import Record
+from fmopt.record_tables import comparison_table, history_table, running_table, trial_table, verdict_panel
 from fmopt.results import Latency
 from fmopt.target import Target
+from fmopt.timeline import History
 from fmopt.vocabulary import Trimmed
+from fmopt.watch import Page, Seen
 
 SHOWN = 12  # rows of a table that --json gives in full
 
@@ -84,6 +89,20 @@ def record(found: Record, folder: Path) -> None:
     out.print(
         f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {folder / 'run.py'} verify", markup=False
     )
+
+
+def followed(looks: Iterable[Seen], page: Page, *, aside: bool) -> Seen:
+    """Draw a run again and again until it has ended; the last look. `aside`: on stderr, because stdout takes JSON."""
+    console = Console(stderr=True, highlight=False) if aside else out
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        for seen in looks:
+            page.draw(seen)
+            live.update(running_table(seen, time.time()), refresh=True)
+    if seen.record is not None and not aside:
+        record(seen.record, page.out)
+    elif seen.record is None:
+        console.print(running_table(seen, time.time()))
+    return seen
 
 
 def family(speedups: Sequence[float], records: Sequence[Record], folder: Path) -> None:
@@ -196,9 +215,19 @@ def _layers_table(found: Diagnosis) -> Table:
     return table
 
 
-def comparison(rows: Comparison) -> None:
+def comparison(found: Comparison) -> None:
     """Differences that matter first."""
-    out.print(render_text(rows), markup=False)
+    out.print(comparison_table(found))
+
+
+def history(found: History) -> None:
+    """Every group, the oldest record first, and what was skipped."""
+    for group in found.groups:
+        out.print(history_table(group))
+    for line in found.skipped:
+        out.print(f"skipped: {line}", markup=False)
+    marks = "▼ worse than an earlier record by more than noise; ▽ so too, but explained, which does not count"
+    out.print(marks, markup=False)
 
 
 def trimmed(found: Trimmed) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +26,7 @@ from fmopt.results import (
     Scores,
     Verdict,
 )
-from fmopt.store import disk_errors
+from fmopt.store import write_whole
 from fmopt.target import Target
 
 FILE = "record.json"
@@ -174,24 +173,19 @@ class Record(Frozen):
 
     def save(self, path: Path) -> Path:
         """Write as JSON; the file is whole or not there. A folder gets `record.json`. StoreError when it cannot."""
-        path = path / FILE if path.is_dir() else path
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        with disk_errors(path):
-            try:
-                beside.write_text(self.model_dump_json(), encoding="utf-8")
-                beside.replace(path)
-            finally:
-                beside.unlink(missing_ok=True)
-        return path
+        return write_whole(path / FILE if path.is_dir() else path, self.model_dump_json())
 
     @classmethod
-    def load(cls, path: Path) -> Record:
-        """Read a file, or the `record.json` of a folder; BundleError when it is absent or damaged."""
+    def load(cls, path: Path, *, lenient: bool = False) -> Record:
+        """Read a file, or the `record.json` of a folder; BundleError when it is absent or damaged.
+
+        With `lenient`, fields that this version does not know are passed over: another version's, or a script's own.
+        """
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
             raise BundleError(f"there is no record at {path}; name a folder that `fmopt optimize` wrote")
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(path.read_bytes(), extra="ignore" if lenient else None)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole file"

@@ -20,7 +20,7 @@ from fmopt.record import Record, Trial, ordered, percentile, value_of, verdict_w
 from fmopt.report_plots import lanes, role_of, scatter
 from fmopt.report_profile import Spent, spent_by_kind, spent_by_layer
 from fmopt.results import Estimate, Latency, Scores
-from fmopt.store import disk_errors
+from fmopt.store import write_whole
 
 _HERE = Path(__file__).parent
 TEXT_SHOWN = 400  # characters of a changed item's text
@@ -49,7 +49,15 @@ class Metric:
     against_baseline: bool
 
 
-def write_report(record: Record, path: Path) -> Path:
+@dataclass(frozen=True)
+class Unfinished:
+    """What the page of a record so far says in place of a verdict."""
+
+    word: str  # on the badge
+    refresh: int | None  # seconds after which a browser loads the page again
+
+
+def write_report(record: Record, path: Path, unfinished: Unfinished | None = None) -> Path:
     """Write the page; returns its path. One file, no network, no dependence on where it lies."""
     path = path / "report.html" if path.is_dir() else path
     script, style = (_HERE.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
@@ -58,15 +66,20 @@ def write_report(record: Record, path: Path) -> Path:
     page = (
         _environment(html=True)
         .get_template("report.html.j2")
-        .render(**view(record), script=Markup(script), script_digest=Markup(digest), style=Markup(style))
+        .render(
+            **(view(record) | _instead(unfinished)),
+            script=Markup(script),
+            script_digest=Markup(digest),
+            style=Markup(style),
+        )
     )
-    return _write(path, page)
+    return write_whole(path, page)
 
 
 def write_markdown(record: Record, path: Path) -> Path:
     """The same in Markdown, without plots; returns its path."""
     path = path / "report.md" if path.is_dir() else path
-    return _write(path, _environment(html=False).get_template("report.md.j2").render(**view(record)))
+    return write_whole(path, _environment(html=False).get_template("report.md.j2").render(**view(record)))
 
 
 def view(record: Record) -> dict[str, Any]:
@@ -203,6 +216,12 @@ def _environment(*, html: bool) -> Environment:
     return environment
 
 
+def _instead(unfinished: Unfinished | None) -> dict[str, Any]:
+    if unfinished is None:
+        return {"unfinished": None}
+    return {"unfinished": unfinished, "badge_word": unfinished.word, "badge_note": ""}
+
+
 def _was(reference: Trial | None, winner: Trial, what: str) -> str:
     before = getattr(reference, what) if reference is not None and reference is not winner else None
     if before is None:
@@ -257,17 +276,6 @@ def _facts_of(record: Record) -> dict[str, list[tuple[str, str]]]:
 
 def _top_of(spent: Sequence[Spent]) -> float:
     return max((max(s.before, s.after) for s in spent), default=0) or 1.0
-
-
-def _write(path: Path, text: str) -> Path:
-    beside = path.with_name(f".{path.name}.unfinished")
-    with disk_errors(path):
-        try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    return path
 
 
 def _scores(trial: Trial | None, split: str) -> Sequence[Scores]:

@@ -89,6 +89,18 @@ def disk_errors(where: Path) -> Iterator[None]:
         raise
 
 
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file that is whole or not there, whoever else writes it at the same time. StoreError when it cannot."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk_errors(path):
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    return path
+
+
 def _make(folder: Path) -> None:
     """A new folder, or StoreError where there can be none."""
     try:

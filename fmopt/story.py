@@ -10,8 +10,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +26,11 @@ from fmopt.model import CheckpointFacts
 from fmopt.plan import Training, make_plan
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, read_recipe
-from fmopt.record import Record, Refused, Rung, Trial, summary_sentence, value_of
+from fmopt.record import Record, Rung, Trial, summary_sentence, value_of
+from fmopt.recording import by_kind, known, so_far
 from fmopt.report import write_markdown, write_report
-from fmopt.results import Circumstances, Verdict
+from fmopt.results import Verdict
+from fmopt.running import noted
 from fmopt.selection import choose, drop_limit, fastest_baseline, score_candidates
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
@@ -84,8 +84,13 @@ def check_training(request: Request, facts: CheckpointFacts) -> None:
 def optimize(request: Request, progress: Progress | None = None) -> Record:
     """Find, prove and bundle the fastest variant that keeps its accuracy; resumes what `request.out` holds already."""
     job = prepare(request)
-    with own_folder(request.out, fresh=request.fresh), disk_errors(request.stages_folder):
-        run = start(job, progress or Silent())
+    with (
+        own_folder(request.out, fresh=request.fresh),
+        noted(request.out, progress or Silent(), job.plan.estimates.minutes) as notes,
+        disk_errors(request.stages_folder),
+    ):
+        run = start(job, notes)
+        run.on_change, notes.so_far = notes.changed, so_far(run)
         build_all(run, job.plan.baselines)
         build_all(run, job.plan.candidates)
         time_all(run)
@@ -240,57 +245,26 @@ def rungs(run: Run, winner: str, reference: str) -> list[Rung]:
 
 def make_record(run: Run, winner: str, reference: str, verdict: Verdict, steps: list[Rung]) -> Record:
     """Everything that was found, as the report reads it."""
-    request, facts, data = run.job.request, run.job.facts, run.job.data
     items = run.items("test")
     changed = changed_items(
         run.job.task,
         items,
         trials.predictions(run, reference, "test"),
         trials.predictions(run, winner, "test"),
-        facts,
+        run.job.facts,
         limit=CHANGED_SHOWN,
     )
-    full = {recipe.name for recipe in run.job.plan.baselines}
+    baselines, candidates = by_kind(run)
     return with_summary(
         Record(
-            fmopt=version("fmopt"),
-            command=request.command,
-            model={
-                "title": facts.source.title,
-                "model_type": facts.model_type,
-                "task": facts.task,
-                "parameters": facts.parameters,
-                "bytes": facts.weight_bytes,
-                "digest": facts.digest,
-                "licence": facts.source.licence,
-            },
-            data={
-                "name": data.name,
-                "digest": data.digest,
-                "rows": {name: len(rows) for name, rows in data.splits.items()},
-                "notes": list(data.notes),
-            },
-            target=run.job.target,
-            budget=request.budget.model_dump(mode="json"),
-            effort=request.effort,
+            **known(run),
             reference=reference,
             winner=winner,
-            baselines=[trial for name, trial in run.trials.items() if name in full],
-            trials=[trial for name, trial in run.trials.items() if name not in full],
-            refused=[Refused(recipe=refusal.recipe, reason=refusal.reason) for refusal in run.job.plan.refused],
+            baselines=baselines,
+            trials=candidates,
             verdict=verdict,
             changed=changed,
             waterfall=steps,
-            circumstances=Circumstances(
-                host=probe.host_fingerprint(),
-                versions=probe.versions(),
-                threads=request.threads,
-                batch=request.batch,
-                length=request.length,
-                seed=request.seed,
-                date=datetime.now(UTC).isoformat(timespec="seconds"),
-                warnings=run.warnings,
-            ),
             stages=run.seconds,
             summary="",
         )

@@ -96,6 +96,7 @@ class Run:
     recipes: dict[str, Recipe] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    on_change: Callable[[], object] = lambda: None  # called when a trial is new or another one now
 
     @property
     def store(self) -> Store:
@@ -106,9 +107,14 @@ class Run:
         """True when the user's time limit is used up."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
+    def put(self, trial: Trial) -> None:
+        """Take a trial in, in place of one of that name."""
+        self.trials[trial.name] = trial
+        self.on_change()
+
     def update(self, name: str, **changes: Any) -> None:
         """Replace fields of a trial."""
-        self.trials[name] = self.trials[name].model_copy(update=changes)
+        self.put(self.trials[name].model_copy(update=changes))
 
     def open(self, name: str, threads: int) -> Runner:
         """A variant opened as deployed."""
@@ -131,9 +137,7 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
     begun = time.monotonic()
     try:
         if run.out_of_time():
-            run.trials[recipe.name] = Trial(
-                recipe=line(run, recipe), status="stopped early", reason="the time limit was reached"
-            )
+            run.put(Trial(recipe=line(run, recipe), status="stopped early", reason="the time limit was reached"))
             return False
         shop = run.shop if network is None else run.shop.of_network(network)
         steps = recipe.steps if network is None else recipe.steps[plain_steps(recipe.steps) :]
@@ -142,15 +146,17 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
     except FmoptError as error:
         status: Literal["stopped early", "failed"] = "stopped early" if run.out_of_time() else "failed"
         run.progress.say(f"{recipe.name} {status}: {error}")
-        run.trials[recipe.name] = Trial(recipe=line(run, recipe), status=status, reason=str(error))
+        run.put(Trial(recipe=line(run, recipe), status=status, reason=str(error)))
         return False
     run.artifacts[recipe.name] = artifact
-    run.trials[recipe.name] = Trial(
-        recipe=line(run, recipe),
-        status="measured",
-        size_bytes=artifact.size_bytes,
-        parity=parity,
-        seconds={"build": round(time.monotonic() - begun, 3)},
+    run.put(
+        Trial(
+            recipe=line(run, recipe),
+            status="measured",
+            size_bytes=artifact.size_bytes,
+            parity=parity,
+            seconds={"build": round(time.monotonic() - begun, 3)},
+        )
     )
     return True
 

@@ -36,7 +36,13 @@ def waterfall(run: Run, winner: str, reference: str) -> list[Rung]:
 
 def aside(run: Run) -> Run:
     """A run that begins as `run` is: what is made in it is no candidate."""
-    return replace(run, trials=dict(run.trials), artifacts=dict(run.artifacts), recipes=dict(run.recipes))
+    return replace(
+        run,
+        trials=dict(run.trials),
+        artifacts=dict(run.artifacts),
+        recipes=dict(run.recipes),
+        on_change=lambda: None,
+    )
 
 
 def full_precision(run: Run, name: str) -> Recipe | None:

@@ -26,6 +26,7 @@ def test_help_lists_the_verbs():
         "explain",
         "predict",
         "compare",
+        "history",
         "inspect",
         "targets",
         "report",
@@ -54,6 +55,7 @@ def test_help_lists_the_verbs():
         (["verify", "no-such-bundle"], "no-such-bundle"),
         (["predict", "no-such-bundle", "text"], "no-such-bundle"),
         (["report", "no-such-out"], "no-such-out"),
+        (["report", "no-such-out", "--watch"], "there is no folder no-such-out"),
         (["targets", "show", "toaster"], "there is no target 'toaster'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +12,20 @@ from fmopt.commands.words import Json, Model, Pickle, Task, answer, record_path
 from fmopt.errors import ConfigError
 
 
-def compare(a: Path, b: Path, as_json: Json = False) -> None:
-    """Compare two records or bundles: the differences that matter first."""
+def compare(
+    records: Annotated[
+        list[Path], typer.Argument(help="Two or more records (JSON), folders of an optimization, or bundles.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Compare records or bundles with the first: the differences that matter come first."""
     from fmopt import present
-    from fmopt.compare import compare as compare_records
-    from fmopt.record import Record
+    from fmopt.comparison import compare as compare_records
 
-    rows = compare_records(Record.load(record_path(a)), Record.load(record_path(b)))
-    answer(rows.model_dump(mode="json"), as_json, lambda: present.comparison(rows))
+    if len(records) < 2:
+        raise ConfigError(f"only {records[0]} was named; compare takes two or more records or bundles")
+    found = compare_records(*records)
+    answer(found.model_dump(mode="json"), as_json, lambda: present.comparison(found))
 
 
 def inspect(model: Model, task: Task = None, allow_pickle: Pickle = False, as_json: Json = False) -> None:
@@ -31,16 +38,58 @@ def inspect(model: Model, task: Task = None, allow_pickle: Pickle = False, as_js
     answer(present.facts_data(facts), as_json, lambda: present.facts(facts))
 
 
-def report(output: Annotated[Path, typer.Argument(help="Folder of an optimization.")], as_json: Json = False) -> None:
-    """Draw the report again from its record."""
+def report(
+    output: Annotated[Path, typer.Argument(help="Folder of an optimization.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Follow a running optimization until it has ended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw the report again from its record; with --watch, of a run that is under way."""
     from fmopt.record import Record
     from fmopt.report import write_markdown, write_report
 
+    if watch:
+        return watched(output, as_json)
     record = Record.load(record_path(output))
     folder = output if output.is_dir() else output.parent
     write_markdown(record, folder / "report.md")
     page = write_report(record, folder / "report.html")
-    answer({"html": str(page), "markdown": str(folder / "report.md")}, as_json, lambda: print(page))
+    return answer({"html": str(page), "markdown": str(folder / "report.md")}, as_json, lambda: print(page))
+
+
+def watched(output: Path, as_json: bool) -> None:
+    """Follow a run; exit code 0 when it has ended well, 1 when it broke off, 130 when the user had seen enough."""
+    from fmopt import present
+    from fmopt import watch as watching
+
+    page = watching.Page(output)
+    watching.look(output)  # what is no run is said in one line, before anything is drawn
+    try:
+        seen = present.followed(watching.follow(output), page, aside=as_json)
+    except KeyboardInterrupt:
+        page.draw(watching.look(output))  # it may have ended since it was looked at
+        print("fmopt: no longer watching; the run itself goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    ended = {"state": seen.state, "said": watching.sentence(seen), "html": str(output / "report.html")}
+    if seen.record is not None:
+        ended |= {"record": str(output / "record.json"), "verdict": seen.record.verdict.outcome.value}
+    answer(ended, as_json, lambda: None)
+    raise typer.Exit(0 if seen.state == "finished" else 1)
+
+
+def history(
+    paths: Annotated[list[Path], typer.Argument(help="Folders that hold records (record.json), or records.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write a page (HTML).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Records of a model over time, marked where they got worse; exit code 1 when the newest one is worse."""
+    from fmopt import present, timeline
+    from fmopt.history_page import write_history
+
+    found = timeline.history(*paths)
+    if output is not None:
+        write_history(found, output)
+    answer(found.model_dump(mode="json"), as_json, lambda: present.history(found))
+    raise typer.Exit(int(found.regressed))
 
 
 def doctor(as_json: Json = False) -> None:
