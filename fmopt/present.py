@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 
 from fmopt import wording
+from fmopt.bench_record import Benchmark
+from fmopt.bench_report import view
 from fmopt.compare import Comparison, render_text, trial_table, verdict_panel
 from fmopt.doctor import Line
 from fmopt.model import CheckpointFacts
@@ -129,6 +131,28 @@ def bench(found: Sequence[tuple[str, Latency]]) -> None:
             str(len(latency.samples_ms)),
         )
     out.print(table)
+
+
+def matrix(found: Benchmark, folder: Path) -> None:
+    """One table per scenario and thread count, and where the page is."""
+    shown = view(found)
+    for drawn in shown["maps"]:
+        title = f"{drawn.scenario}, {drawn.threads} thread{'s' if drawn.threads != 1 else ''}"
+        table = Table("variant", title=title, title_justify="left")
+        for column in drawn.columns:
+            table.add_column(f"{column.place.batch} × {column.place.length}", justify="right")
+        for variant in found.variants:
+            shades = [column.shades.get(variant.name) for column in drawn.columns]
+            table.add_row(
+                variant.name, *(f"{s.ratio or wording.MISSING} {s.figure}" if s else wording.MISSING for s in shades)
+            )
+        out.print(table)
+    if shown["missing"]:
+        left = f"{shown['missing']} of {len(found.places)} cells are not measured: {found.stopped}"
+        out.print(f"{left}; the same command goes on", markup=False)
+    if shown["disturbed"]:
+        out.print(f"the machine was not quiet in {len(shown['disturbed'])} cells; the page says how", markup=False)
+    out.print(f"times are against {shown['against']}\npage    {folder / 'benchmark.html'}", markup=False)
 
 
 def metrics(rows: Sequence[dict[str, Any]]) -> None:
