@@ -101,8 +101,7 @@ def view(found: Benchmark) -> dict[str, Any]:
         "found": found,
         "maps": maps,
         "scenarios": [one for one in SCENARIOS if any(drawn.scenario == one for drawn in maps)],
-        "leads": LEADS,
-        "units": UNITS,
+        "leads": LEADS | {"server": " ".join([LEADS["server"], *_limits(found)])},
         "sentences": sentences(maps),
         "missing": len(found.places) - len(found.cells),
         "disturbed": [cell for cell in found.cells if cell.warnings],
@@ -116,17 +115,15 @@ def column(found: Benchmark, place: Place, cell: Cell | None) -> Column:
     if cell is None:
         return Column(place, "", {})
     reference = cell.reference(found.variants)
-    figures = {one.name: cell.figure(one.name) for one in found.variants}
-    best = _best(place.scenario, figures)
-    shades = {
-        one.name: shade(found, cell, one, figures[one.name], reference, best == one.name) for one in found.variants
-    }
+    best = cell.best(one.name for one in found.variants)
+    shades = {one.name: shade(found, cell, one, reference, best == one.name) for one in found.variants}
     limit = f"p99 ≤ {wording.milliseconds(cell.measured.limit_ms)}" if isinstance(cell.measured, Server) else ""
     return Column(place, limit, shades)
 
 
-def shade(found: Benchmark, cell: Cell, variant: Variant, figure: Estimate | None, reference: str, best: bool) -> Shade:
+def shade(found: Benchmark, cell: Cell, variant: Variant, reference: str, best: bool) -> Shade:
     """One variant at one place."""
+    figure = cell.figure(variant.name)
     ratio = cell.measured.ratio(variant.name, reference)
     told_apart = ratio is not None and variant.name != reference and not ratio.low <= 1 <= ratio.high
     heat = 0.0
@@ -180,11 +177,10 @@ def place_words(place: Place) -> str:
     return f"{place.scenario}, {wording.shape(place.batch, place.length, place.threads)}"
 
 
-def _best(scenario: Scenario, figures: dict[str, Estimate | None]) -> str | None:
-    there = {name: got.point for name, got in figures.items() if got is not None}
-    if not there:
-        return None
-    return (min if scenario == "single-stream" else max)(there, key=lambda name: there[name])
+def _limits(found: Benchmark) -> list[str]:
+    """Where the server's limits come from, in a sentence."""
+    said = sorted({cell.measured.limit_words for cell in found.cells if isinstance(cell.measured, Server)})
+    return [f"The limit is {' or '.join(said)}."] if said else []
 
 
 def _figure(scenario: Scenario, got: Estimate | None) -> str:

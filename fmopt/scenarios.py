@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -129,21 +130,22 @@ def serve(
     ready to see it. Ends early when so many are late that the 99th percentile is certain to miss the limit.
     """
     begun = clock.now()
-    total = len(arrivals)
+    due = arrivals.tolist()
+    total = len(due)
     may_be_late = total - math.ceil(SERVER_QUANTILE * total)
     latencies: list[float] = []
     busy = 0.0
     late = 0
     while len(latencies) < total and late <= may_be_late:
         first = len(latencies)
-        clock.wait_until(begun + float(arrivals[first]))
+        clock.wait_until(begun + due[first])
         started = clock.now()
-        waiting = int(np.searchsorted(arrivals, started - begun, side="right")) - first
+        waiting = bisect_right(due, started - begun, lo=first) - first
         count = max((size for size in sizes if size <= waiting), default=1)
         run(count)
         done = clock.now()
         busy += done - started
-        taken = [(done - begun - float(due)) * 1e3 for due in arrivals[first : first + count]]
+        taken = [(done - begun - moment) * 1e3 for moment in due[first : first + count]]
         late += sum(ms > limit_ms for ms in taken)
         latencies += taken
     return latencies, busy
