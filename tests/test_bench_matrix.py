@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fmopt import bench_matrix, measure
@@ -58,12 +59,11 @@ def test_all_scenarios_of_a_model_and_a_bundle(
     assert offline.kind == "offline"
     assert all(offline.calls[name] >= 1 and len(offline.bursts_ms[name]) == 40 for name in names)
     assert server.kind == "server"
-    assert all(set(server.service_ms[name]) == {1, 2} and server.loads[name] for name in names)
+    assert all(set(server.service_ms[name]) == {1, 2} for name in names)
+    within = [name for name in names if np.median(server.service_ms[name][1]) <= server.limit_ms]
+    assert str(bundle) in within or len(within) > 1
+    assert all(bool(server.loads[name]) == (name in within) for name in names)
     assert all(len(load.samples_ms) == 100 for loads in server.loads.values() for load in loads if load.met)
-    # every variant answers its queries one after the other, so no rate that kept up is above what it can do
-    for name in names:
-        fastest = 2e3 / min(server.service_ms[name][2] + server.service_ms[name][1])
-        assert all(load.rate < fastest for load in server.loads[name] if load.met)
     assert found.stopped == ""
     assert {path.name for path in out.iterdir()} >= {"benchmark.json", "benchmark.html", "benchmark.md"}
     assert Benchmark.load(out) == found
