@@ -44,13 +44,13 @@ def say(capsys: pytest.CaptureFixture[str], *argv: Any, code: int = 0) -> tuple[
 
 
 @pytest.mark.usefixtures("short")
-def test_all_scenarios_of_a_model_and_a_bundle(
-    bundle: Path, tiny_checkpoint: TinyCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_all_scenarios_of_a_model(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, model = tmp_path / "out", tiny_checkpoint("bert", "text-classification")
-    asked = ("bench", bundle, model, "--matrix", "--batch", "2", "--length", "16", "-o", out)
+    asked = ("bench", model, "--matrix", "--batch", "2", "--length", "16", "-o", out)
     found = Benchmark.model_validate_json(say(capsys, *asked, "--json")[0])
-    names = [str(bundle), *(f"tiny-bert {kind}-fp32" for kind in ("torch", "onnxruntime", "openvino"))]
+    names = [f"tiny-bert {kind}-fp32" for kind in ("torch", "onnxruntime", "openvino")]
     assert [one.name for one in found.variants] == names
     assert [cell.place.scenario for cell in found.cells] == ["single-stream", "offline", "server"]
     single, offline, server = (cell.measured for cell in found.cells)
@@ -61,7 +61,7 @@ def test_all_scenarios_of_a_model_and_a_bundle(
     assert server.kind == "server"
     assert all(set(server.service_ms[name]) == {1, 2} for name in names)
     within = [name for name in names if np.median(server.service_ms[name][1]) <= server.limit_ms]
-    assert str(bundle) in within or len(within) > 1
+    assert within  # the reference at least
     assert all(bool(server.loads[name]) == (name in within) for name in names)
     assert all(len(load.samples_ms) == 100 for loads in server.loads.values() for load in loads if load.met)
     assert found.stopped == ""
