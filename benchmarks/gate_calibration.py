@@ -194,22 +194,22 @@ def choices(
 
 def latency(asked: argparse.Namespace) -> None:
     """A/A: MiniLM in fp32 on ONNX Runtime opened twice, timed in turn and judged as a candidate is."""
-    from fmopt.api import BENCH_TEXTS, bench_variants, open_artifact
+    from fmopt.benchmarking import bench_facts, contestants, open_artifact
+    from fmopt.store import Store
 
     made = Result("latency-load" if asked.load else "latency", asked)
     burner = subprocess.Popen([sys.executable, "-c", BURN.format(parent=os.getpid())]) if asked.load else None
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            _, preprocessor, artifact = next(
-                variant for variant in bench_variants("minilm", Path(scratch)) if variant[2].runtime == "onnxruntime"
-            )
-            inputs = measure.latency_inputs(preprocessor, list(BENCH_TEXTS), batch=1, length=asked.length)
+            made_of = contestants("minilm", bench_facts("minilm"), Store(Path(scratch)))
+            one = next(one for one in made_of if one.artifact.runtime == "onnxruntime")
+            inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=1, length=asked.length)
             for run in range(asked.runs):
                 cell = made.cell(f"run {run}")
                 if "speedup" in cell:
                     continue
                 warnings = measure.quiet_machine()
-                runners = [open_artifact(artifact, 1) for _ in range(2)]
+                runners = [open_artifact(one.artifact, 1) for _ in range(2)]
                 calls = {name: replay(runner, inputs) for name, runner in zip("AB", runners, strict=True)}
                 samples = measure.time_in_turn(calls, seed=run)
                 for runner in runners:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fmopt import bootstrap, bundle, measure, probe
-from fmopt.api import BENCH_TEXTS, bench_variants, open_artifact
+from fmopt.bench_matrix import Contestant
+from fmopt.benchmarking import bench_facts, contestants, deployed, open_artifact
 from fmopt.results import Latency
+from fmopt.store import Store
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,10 +38,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        full = [v for v in bench_variants(asked.model, Path(scratch)) if v[2].runtime != "torch"]
-        variants = {v[2].runtime + " fp32": v for v in full} | {
-            "fmopt": bench_variants(str(asked.bundle), Path(scratch))[0]
-        }
+        made = contestants(asked.model, bench_facts(asked.model), Store(Path(scratch)))
+        variants = {f"{one.artifact.runtime} fp32": one for one in made if one.artifact.runtime != "torch"}
+        variants["fmopt"] = deployed(asked.bundle)
         shapes = [
             (b, n, t) for t in numbers(asked.threads) for b in numbers(asked.batch) for n in numbers(asked.length)
         ]
@@ -58,12 +59,12 @@ def main() -> None:
 
 
 def one_shape(
-    variants: dict[str, Any], batch: int, length: int, threads: int, asked: argparse.Namespace
+    variants: dict[str, Contestant], batch: int, length: int, threads: int, asked: argparse.Namespace
 ) -> dict[str, Any]:
     """Samples of all variants at one shape, and the bundle's speedup over the faster full-precision one."""
-    runners = {name: open_artifact(artifact, threads) for name, (_, _, artifact) in variants.items()}
-    preprocessor = next(iter(variants.values()))[1]
-    inputs = measure.latency_inputs(preprocessor, list(BENCH_TEXTS), batch=batch, length=length, seed=asked.seed)[0]
+    runners = {name: open_artifact(one.artifact, threads) for name, one in variants.items()}
+    first = next(iter(variants.values()))
+    inputs = measure.latency_inputs(first.preprocessor, first.raws, batch=batch, length=length, seed=asked.seed)[0]
     samples = measure.time_in_turn(
         {name: (lambda runner=runner: runner.run(inputs)) for name, runner in runners.items()},
         min_samples=asked.samples, min_seconds=asked.seconds, seed=asked.seed,

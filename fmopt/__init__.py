@@ -28,7 +28,8 @@ from fmopt.errors import (
 
 if TYPE_CHECKING:
     from fmopt.adapters import merge
-    from fmopt.api import benchmark, evaluate, explain, export, load_model, optimize
+    from fmopt.api import evaluate, explain, export, load_model, optimize
+    from fmopt.benchmarking import benchmark, benchmark_matrix
     from fmopt.bundle import load
     from fmopt.comparison import compare
     from fmopt.gate import Budget
@@ -54,6 +55,7 @@ __all__ = [
     "Training",
     "UnmeasuredError",
     "benchmark",
+    "benchmark_matrix",
     "compare",
     "evaluate",
     "explain",
@@ -71,7 +73,8 @@ _HOMES = {
     "Record": "fmopt.record",
     "Target": "fmopt.target",
     "Training": "fmopt.plan",
-    "benchmark": "fmopt.api",
+    "benchmark": "fmopt.benchmarking",
+    "benchmark_matrix": "fmopt.benchmarking",
     "compare": "fmopt.comparison",
     "evaluate": "fmopt.api",
     "explain": "fmopt.api",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt import bundle as bundles
 from fmopt import checkpoint, lookup, measure, probe
+from fmopt.benchmarking import deployed, open_artifact, plain_example
 from fmopt.build import Workshop
 from fmopt.data import load_data
 from fmopt.diagnosis import Diagnosis, diagnose, example_inputs
@@ -19,12 +19,11 @@ from fmopt.evaluate import predict
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact, CheckpointFacts
-from fmopt.plan import BASELINES, Effort, Plan, Training, refusal
+from fmopt.plan import Effort, Plan, Training, refusal
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step
 from fmopt.record import Record
-from fmopt.results import Latency, Scores
-from fmopt.runtimes.base import Runner
+from fmopt.results import Scores
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
 from fmopt.story import optimize as run_optimize
@@ -243,80 +242,6 @@ def load_model(model: str | Path, *, task: str | None = None) -> torch.nn.Module
     return checkpoint.load(checkpoint.inspect(resolve(str(model)), task)).net
 
 
-def benchmark(
-    models: Sequence[str | Path],
-    *,
-    batch: Sequence[int] = (1,),
-    length: Sequence[int] = (128,),
-    threads: Sequence[int] = (1,),
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> list[tuple[str, Latency]]:
-    """Latency of models and bundles, in turn in one process, at every combination of shape and threads.
-
-    A bundle runs as deployed; a checkpoint runs on each full-precision runtime. Raw samples are in milliseconds.
-    """
-    results: list[tuple[str, Latency]] = []
-    with tempfile.TemporaryDirectory(prefix="fmopt-bench-") as scratch:
-        variants = [
-            v for number, model in enumerate(models) for v in bench_variants(str(model), Path(scratch) / str(number))
-        ]
-        for count in threads:
-            runners = [(name, pre, open_artifact(artifact, count)) for name, pre, artifact in variants]
-            for size in batch:
-                for tokens in length:
-                    samples = bench_once(runners, size, tokens, seed, progress or Silent())
-                    results += [
-                        (name, Latency(samples_ms=ms, batch=size, length=tokens, threads=count))
-                        for name, ms in samples.items()
-                    ]
-            for _, _, runner in runners:
-                runner.close()
-    return results
-
-
-def bench_once(
-    runners: Sequence[tuple[str, Preprocessor, Runner]], batch: int, length: int, seed: int, progress: Progress
-) -> dict[str, list[float]]:
-    """One shape, all runners in turn."""
-    progress.start(f"batch {batch} × {length} tokens", measure.MIN_SAMPLES)
-    turns = {}
-    for name, preprocessor, runner in runners:
-        inputs = measure.latency_inputs(preprocessor, list(BENCH_TEXTS), batch=batch, length=length, seed=seed)
-        turns[name] = lambda r=runner, i=inputs[0]: r.run(i)
-    return measure.time_in_turn(turns, seed=seed, progress=progress.step)
-
-
-BENCH_TEXTS = (
-    "The quick brown fox jumps over the lazy dog while the river keeps its course to the sea.",
-    "A report is only as good as the measurements behind it, and a measurement only as good as its circumstances.",
-)
-
-
-def bench_variants(model: str, scratch: Path) -> list[tuple[str, Preprocessor, Artifact]]:
-    """A bundle as it is; a checkpoint on every full-precision runtime."""
-    if bundles.is_bundle(Path(model)):
-        facts = bundles.bundle_facts(Path(model))
-        return [
-            (
-                model,
-                Preprocessor(Path(model) / "tokenizer.json", dict(facts.pipeline)),
-                bundles.bundle_artifact(Path(model)),
-            )
-        ]
-    source = resolve(model)
-    facts = checkpoint.inspect(source, source.task)
-    preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
-    target = probe.load_target("host")
-    raws = [plain_example(facts.task)] * 4
-    shop = Workshop(facts, target, Store(scratch), preprocessor, raws, "bench", 0, 1 << 30, Silent())
-    return [
-        (f"{source.title} {recipe.name}", preprocessor, shop.artifact(recipe))
-        for recipe in BASELINES
-        if refusal(recipe, facts, target) is None
-    ]
-
-
 def explain(
     model: str | Path,
     *,
@@ -339,8 +264,8 @@ def explain(
         artifact, most = bundles.bundle_artifact(path), int(bundles.bundle_facts(path).pipeline["max_length"])
         if length > most:
             raise ConfigError(f"length is {length}, but {path} reads at most {most} tokens")
-        _, preprocessor, _ = bench_variants(str(path), path)[0]
-        inputs = measure.latency_inputs(preprocessor, list(BENCH_TEXTS), batch=batch, length=length, seed=seed)[0]
+        one = deployed(path)
+        inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=length, seed=seed)[0]
     elif path.suffix == ".onnx" and path.is_file():
         artifact, inputs = Artifact("onnxruntime", path, {}), example_inputs(path, batch, length, seed)
     else:
@@ -443,19 +368,6 @@ def finetune(
     return record
 
 
-def open_artifact(artifact: Artifact, threads: int) -> Runner:
-    """An artifact opened as deployed."""
-    return lookup.find("runtimes", artifact.runtime).open(artifact, threads)
-
-
-def plain_example(task: str) -> Any:
-    """A text in the shape that a task takes, where no data is needed: export and bench without data."""
-    text = BENCH_TEXTS[0]
-    if task == "question-answering":
-        return ("What does the fox jump over?", text)
-    return text.split() if task == "token-classification" else text
-
-
 def kind_items(raws: Sequence[Any]) -> list[Any]:
     """Items without labels, for golden predictions."""
     from fmopt.tasks.base import Item
@@ -466,7 +378,6 @@ def kind_items(raws: Sequence[Any]) -> list[Any]:
 __all__ = [
     "CheckpointError",
     "CheckpointFacts",
-    "benchmark",
     "evaluate",
     "explain",
     "export",

@@ -36,6 +36,11 @@ def parse_choice(name: str, value: str, allowed: tuple[str, ...]) -> Any:
     return value
 
 
+def parse_choices(name: str, text: str, allowed: tuple[str, ...]) -> Any:
+    """Some of a few words: `offline,server`, each once."""
+    return tuple(dict.fromkeys(parse_choice(name, part.strip(), allowed) for part in text.split(",")))
+
+
 def parse_count(name: str, text: str, word: str) -> Any:
     """A positive number, or the word that stands for one."""
     if text == word:

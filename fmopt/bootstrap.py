@@ -5,7 +5,7 @@ Every bound here is one-sided at `confidence`: with 0.95, `high` is the value th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
@@ -82,31 +82,48 @@ def speedup(
     """
     shared = min(len(reference.samples_ms), len(candidate.samples_ms))
     slow, fast = _samples(reference)[:shared], _samples(candidate)[:shared]
-    point = float(np.median(slow) / np.median(fast))
     if shared < FEW_SAMPLES:
+        point = float(np.median(slow) / np.median(fast))
         return Estimate(point=point, low=float(slow.min() / fast.max()), high=float(slow.max() / fast.min()))
-    block = max(block_length(slow), block_length(fast))
-    rng = np.random.default_rng(seed)
-    ratios = np.concatenate(
-        [
-            np.median(slow[rounds], axis=1) / np.median(fast[rounds], axis=1)
-            for rounds in _block_rounds(rng, shared, block, resamples)
-        ]
+    return of_rounds(
+        lambda slow, fast: np.median(slow, axis=-1) / np.median(fast, axis=-1),
+        [slow, fast],
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
     )
-    return expanded_percentile(point, ratios, confidence, shared / block)
 
 
 def median_latency(latency: Latency, confidence: float = 0.95, seed: int = 0, resamples: int = 2_000) -> Estimate:
     """The median in milliseconds with bounds by the same block bootstrap. UnmeasuredError without samples."""
     samples = _samples(latency)
-    point = float(np.median(samples))
     if len(samples) < FEW_SAMPLES:
-        return Estimate(point=point, low=float(samples.min()), high=float(samples.max()))
+        return Estimate(point=float(np.median(samples)), low=float(samples.min()), high=float(samples.max()))
+    return of_rounds(
+        lambda taken: np.median(taken, axis=-1), [samples], confidence=confidence, resamples=resamples, seed=seed
+    )
+
+
+def of_rounds(
+    statistic: Callable[..., np.ndarray],
+    series: Sequence[np.ndarray],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic of series whose i-th numbers were taken in the same round, with bounds by the circular block bootstrap.
+
+    `series` are arrays of the same length n; `statistic` takes as many arrays (…, n) and gives (…). UnmeasuredError
+    without numbers.
+    """
+    n = len(series[0])
+    if not n:
+        raise UnmeasuredError("there are no samples; time first")
+    block = max(map(block_length, series))
     rng = np.random.default_rng(seed)
-    block = block_length(samples)
-    rounds = _block_rounds(rng, len(samples), block, resamples)
-    medians = np.concatenate([np.median(samples[part], axis=1) for part in rounds])
-    return expanded_percentile(point, medians, confidence, len(samples) / block)
+    drawn = [statistic(*(one[rounds] for one in series)) for rounds in _block_rounds(rng, n, block, resamples)]
+    return expanded_percentile(float(statistic(*series)), np.concatenate(drawn), confidence, n / block)
 
 
 def block_length(samples: np.ndarray) -> int:
@@ -216,7 +233,9 @@ def _block_rounds(rng: np.random.Generator, n: int, block: int, resamples: int) 
 
 
 def expanded_percentile(point: float, resampled: np.ndarray, confidence: float, blocks: float) -> Estimate:
-    """The expanded percentile interval of a statistic of so many blocks."""
+    """The expanded percentile interval of a statistic of so many blocks; of one block nothing is known but its value."""
+    if blocks <= 1:
+        return Estimate(point=point, low=point, high=point)
     out = float(ndtr(np.sqrt(blocks / (blocks - 1)) * stdtrit(blocks - 1, confidence)))
     low, high = np.quantile(resampled, [1 - out, out])
     return Estimate(point=point, low=min(float(low), point), high=max(float(high), point))

@@ -117,6 +117,11 @@ def bundle_artifact(folder: Path) -> Artifact:
     return Artifact(manifest["runtime"], Path(folder) / manifest["model_file"], manifest["options"])
 
 
+def bundle_precision(folder: Path) -> str:
+    """The narrowest that a bundle computes in, by its recipe: "fp32", "bf16", "int8"."""
+    return str(_manifest(Path(folder))["recipe"].get("precision", "fp32"))
+
+
 def verify_bundle(folder: Path) -> list[str]:
     """What is wrong with a bundle, one line each; empty when files are whole and golden predictions are met."""
     folder = Path(folder)

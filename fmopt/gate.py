@@ -92,9 +92,9 @@ def parse_speedup(text: str) -> float:
     return _parse(text, {"x": 1.0, "×": 1.0, "": 1.0}, "min-speedup", "a factor like 2x or 1.5x")
 
 
-def parse_latency(text: str) -> float:
-    """`8ms`, `0.5s`, `500us` → milliseconds; ConfigError for anything else."""
-    return _parse(text, {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}, "max-latency", "a time like 8ms, 500us or 0.5s")
+def parse_latency(text: str, what: str = "max-latency") -> float:
+    """`8ms`, `0.5s`, `500us` → milliseconds; ConfigError names `what`."""
+    return _parse(text, {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}, what, "a time like 8ms, 500us or 0.5s")
 
 
 def parse_megabytes(text: str, what: str) -> float:

@@ -42,6 +42,7 @@ def time_in_turn(
     min_samples: int = MIN_SAMPLES,
     min_seconds: float = MIN_SECONDS,
     max_seconds: float | None = None,
+    warm_seconds: float | None = None,
     hopeless: Callable[[Mapping[str, list[float]]], set[str]] | None = None,
     on_drop: Callable[[str], object] = lambda name: None,
     progress: Callable[[], object] = lambda: None,
@@ -49,7 +50,8 @@ def time_in_turn(
 ) -> dict[str, list[float]]:
     """Milliseconds of every call, variant by variant; sample i of each was taken in round i, in randomised order.
 
-    All variants warm up together, round by round, until the median of each is stable. Then every round calls each
+    All variants warm up together, round by round, until the median of each is stable or each ran for `warm_seconds`
+    (None: WARM_SECONDS; 0 for what was warmed up before). Then every round calls each
     once, until each has `min_samples`, or `min_seconds` of its own time when it is slow, or until `max_seconds` of all.
     `hopeless` (see `certainly_slower`) is asked now and then which names need no further samples: those keep what they
     have and are told to `on_drop`. The garbage collector is off meanwhile. `progress` is called once a round.
@@ -57,8 +59,8 @@ def time_in_turn(
     order = random.Random(seed)  # its own, so that it does not hang on how long warming up took
     samples: dict[str, list[float]] = {name: [] for name in variants}
     active = list(variants)
-    with _no_collector():
-        _warm_up(variants, random.Random(seed))
+    with without_collector():
+        _warm_up(variants, random.Random(seed), WARM_SECONDS if warm_seconds is None else warm_seconds)
         begun = time.monotonic()
         rounds = 0
         while not all(_enough(samples[name], min_samples, min_seconds) for name in active):
@@ -157,7 +159,8 @@ def _call_ms(call: Callable[[], object]) -> float:
 
 
 @contextmanager
-def _no_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
+    """The garbage collector off, so that its pauses are not in a measurement."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -172,7 +175,7 @@ def _enough(ms: Sequence[float], min_samples: int, min_seconds: float) -> bool:
     return len(ms) >= min_samples or (len(ms) >= min(FEWEST, min_samples) and sum(ms) >= 1e3 * min_seconds)
 
 
-def _warm_up(variants: Mapping[str, Callable[[], object]], order: random.Random) -> None:
+def _warm_up(variants: Mapping[str, Callable[[], object]], order: random.Random, seconds: float) -> None:
     """Rounds of all variants until the last two windows of each agree. All get equally many calls, so that variants
     that replay a sequence of inputs stay in step."""
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -180,12 +183,12 @@ def _warm_up(variants: Mapping[str, Callable[[], object]], order: random.Random)
     while names:
         for name in order.sample(names, len(names)):
             times[name].append(_call_ms(variants[name]))
-        if all(_warm(ms) for ms in times.values()):
+        if all(_warm(ms, seconds) for ms in times.values()):
             return
 
 
-def _warm(ms: Sequence[float]) -> bool:
-    if sum(ms) > 1e3 * WARM_SECONDS:
+def _warm(ms: Sequence[float], seconds: float) -> bool:
+    if sum(ms) > 1e3 * seconds:
         return len(ms) >= 2
     if len(ms) < 2 * WARM_WINDOW:
         return False

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 
 from fmopt import wording
+from fmopt.bench_record import Benchmark
+from fmopt.bench_report import view
 from fmopt.comparison import Comparison
 from fmopt.diagnosis import Diagnosis
 from fmopt.doctor import Line
@@ -153,6 +155,28 @@ def bench(found: Sequence[tuple[str, Latency]]) -> None:
     out.print(table)
 
 
+def matrix(found: Benchmark, folder: Path) -> None:
+    """One table per scenario and thread count, and where the page is."""
+    shown = view(found)
+    for drawn in shown["maps"]:
+        title = f"{drawn.scenario}, {drawn.threads} thread{'s' if drawn.threads != 1 else ''}"
+        table = Table("variant", title=title, title_justify="left")
+        for column in drawn.columns:
+            table.add_column(f"{column.place.batch} × {column.place.length}", justify="right")
+        for variant in found.variants:
+            shades = [column.shades.get(variant.name) for column in drawn.columns]
+            table.add_row(
+                variant.name, *(f"{s.ratio or wording.MISSING} {s.figure}" if s else wording.MISSING for s in shades)
+            )
+        out.print(table)
+    if shown["missing"]:
+        left = f"{shown['missing']} of {len(found.places)} cells are not measured: {found.stopped}"
+        out.print(f"{left}; the same command goes on", markup=False)
+    if shown["disturbed"]:
+        out.print(f"the machine was not quiet in {len(shown['disturbed'])} cells; the page says how", markup=False)
+    out.print(f"times are against {shown['against']}\npage    {folder / 'benchmark.html'}", markup=False)
+
+
 def metrics(rows: Sequence[dict[str, Any]]) -> None:
     """One line per metric."""
     table = Table("metric", "value", "items")
@@ -177,11 +201,11 @@ def diagnosis(found: Diagnosis) -> None:
     out.print(_kinds_table(found))
     if found.layers and found.roof:
         out.print(_layers_table(found))
-    for time in found.threads:
-        gained = f" ({wording.times(time.speedup)} as fast, {wording.times_interval(time.speedup)})"
+    for timed in found.threads:
+        gained = f" ({wording.times(timed.speedup)} as fast, {wording.times_interval(timed.speedup)})"
         out.print(
-            f"{time.threads} thread{'s' if time.threads != 1 else ''}: {wording.milliseconds(time.p50_ms)}"
-            f"{gained if time.threads != at.threads else ''}",
+            f"{timed.threads} thread{'s' if timed.threads != 1 else ''}: {wording.milliseconds(timed.p50_ms)}"
+            f"{gained if timed.threads != at.threads else ''}",
             markup=False,
         )
     for warning in at.warnings:

@@ -60,26 +60,28 @@ class Unfinished:
 def write_report(record: Record, path: Path, unfinished: Unfinished | None = None) -> Path:
     """Write the page; returns its path. One file, no network, no dependence on where it lies."""
     path = path / "report.html" if path.is_dir() else path
-    script, style = (_HERE.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-    # the only script that may run is this one, whatever a text of the data set contains
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = (
-        _environment(html=True)
-        .get_template("report.html.j2")
-        .render(
-            **(view(record) | _instead(unfinished)),
-            script=Markup(script),
-            script_digest=Markup(digest),
-            style=Markup(style),
-        )
-    )
-    return write_whole(path, page)
+    return write_page("report.html.j2", view(record) | _instead(unfinished), path)
 
 
 def write_markdown(record: Record, path: Path) -> Path:
     """The same in Markdown, without plots; returns its path."""
     path = path / "report.md" if path.is_dir() else path
-    return write_whole(path, _environment(html=False).get_template("report.md.j2").render(**view(record)))
+    return write_text("report.md.j2", view(record), path)
+
+
+def write_page(template: str, shown: dict[str, Any], path: Path, styles: Sequence[str] = ("report.css",)) -> Path:
+    """Draw an HTML template with the house's style and script in it."""
+    script = _HERE.joinpath("report.js").read_text(encoding="utf-8")
+    style = "".join(_HERE.joinpath(name).read_text(encoding="utf-8") for name in styles)
+    # the only script that may run is this one, whatever a text of the data set contains
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = {"script": Markup(script), "script_digest": Markup(digest), "style": Markup(style)}
+    return write_whole(path, _environment(html=True).get_template(template).render(**shown, **parts))
+
+
+def write_text(template: str, shown: dict[str, Any], path: Path) -> Path:
+    """Draw a template of plain text."""
+    return write_whole(path, _environment(html=False).get_template(template).render(**shown))
 
 
 def view(record: Record) -> dict[str, Any]:

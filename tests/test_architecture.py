@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 ROWS = (
     {"cli"},
     {"commands"},
-    {"api", "present", "doctor"},
+    {"api", "benchmarking", "present", "doctor"},
     {
         "story",
         "diagnosis",
@@ -28,6 +28,8 @@ ROWS = (
         "bundle",
         "watch",
         "record_tables",
+        "bench_matrix",
+        "bench_report",
     },
     {
         "plan",
@@ -52,6 +54,7 @@ ROWS = (
         "vocabulary",
         "adapters",
         "waterfall",
+        "bench_record",
     },
     {
         "passes",
@@ -90,6 +93,7 @@ ROWS = (
         "fisher_masks",
         "choose_widths",
         "latency_table",
+        "scenarios",
     },
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
     {"errors", "lookup", "progress", "edge", "several", "arguments"},

@@ -39,21 +39,27 @@ def inspect(model: Model, task: Task = None, allow_pickle: Pickle = False, as_js
 
 
 def report(
-    output: Annotated[Path, typer.Argument(help="Folder of an optimization.")],
+    output: Annotated[Path, typer.Argument(help="Folder of an optimization or of a benchmark.")],
     watch: Annotated[bool, typer.Option("--watch", help="Follow a running optimization until it has ended.")] = False,
     as_json: Json = False,
 ) -> None:
     """Draw the report again from its record; with --watch, of a run that is under way."""
+    from fmopt import bench_record
+    from fmopt.bench_report import write_benchmark
     from fmopt.record import Record
     from fmopt.report import write_markdown, write_report
 
     if watch:
         return watched(output, as_json)
-    record = Record.load(record_path(output))
     folder = output if output.is_dir() else output.parent
-    write_markdown(record, folder / "report.md")
-    page = write_report(record, folder / "report.html")
-    return answer({"html": str(page), "markdown": str(folder / "report.md")}, as_json, lambda: print(page))
+    if output.name == bench_record.FILE or (output / bench_record.FILE).is_file():
+        page = write_benchmark(bench_record.Benchmark.load(output), folder)
+        markdown = page.with_suffix(".md")
+    else:
+        record = Record.load(record_path(output))
+        markdown = write_markdown(record, folder / "report.md")
+        page = write_report(record, folder / "report.html")
+    return answer({"html": str(page), "markdown": str(markdown)}, as_json, lambda: print(page))
 
 
 def watched(output: Path, as_json: bool) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fmopt.arguments import parse_columns, parse_counts, read_lines
+from fmopt.arguments import parse_choices, parse_columns, parse_counts, parse_seconds, read_lines
 from fmopt.commands.words import Columns, Data, Json, Seed, Task, answer
 from fmopt.errors import BundleError, ConfigError
 
@@ -18,26 +20,67 @@ def bench(
     batch: Annotated[str, typer.Option("--batch", help="1,8")] = "1",
     length: Annotated[str, typer.Option("--length", help="32,128")] = "128",
     threads: Annotated[str, typer.Option("--threads", help="1,2")] = "1",
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="MLPerf's scenarios over all shapes, with a page; resumes when run again.")
+    ] = False,
+    scenario: Annotated[
+        str | None, typer.Option("--scenario", help="--matrix: some of single-stream,offline,server.")
+    ] = None,
+    latency_limit: Annotated[
+        str | None,
+        typer.Option("--latency-limit", help="--matrix: of the server's p99, 50ms; else 10 medians of the reference."),
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option("--time-limit", help="--matrix: begin no further cell after 10m.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="--matrix: folder; fmopt-bench if left out.")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Time models and bundles in turn, in one process."""
-    from fmopt import api, present
+    from fmopt import benchmarking, present
+    from fmopt.gate import parse_latency
+    from fmopt.scenarios import SCENARIOS
 
+    shapes = {
+        "batch": parse_counts("batch", batch),
+        "length": parse_counts("length", length),
+        "threads": parse_counts("threads", threads),
+    }
+    if not matrix:
+        only = {
+            "--scenario": scenario,
+            "--latency-limit": latency_limit,
+            "--time-limit": time_limit,
+            "--output": output,
+        }
+        given = [name for name, value in only.items() if value is not None]
+        if given:
+            raise ConfigError(f"{given[0]} goes with --matrix; add it, or leave {given[0]} out")
+        with present.live_progress() as progress:
+            got = benchmarking.benchmark(models, **shapes, seed=seed, progress=progress)
+        rows = [{"model": name, **latency.model_dump(mode="json")} for name, latency in got]
+        answer(rows, as_json, lambda: present.bench(got))
+        return
+    scenarios = SCENARIOS if scenario is None else parse_choices("scenario", scenario, SCENARIOS)
+    limit_ms = None if latency_limit is None else parse_latency(latency_limit, "latency-limit")
+    time_limit_s = None if time_limit is None else parse_seconds(time_limit)
+    folder = output or Path("fmopt-bench")
     with present.live_progress() as progress:
-        got = api.benchmark(
+        found = benchmarking.benchmark_matrix(
             models,
-            batch=parse_counts("batch", batch),
-            length=parse_counts("length", length),
-            threads=parse_counts("threads", threads),
+            **shapes,
+            out=folder,
+            scenarios=scenarios,
+            latency_limit_ms=limit_ms,
+            time_limit_s=time_limit_s,
             seed=seed,
+            command=shlex.join(["fmopt", *sys.argv[1:]]),
             progress=progress,
         )
-    answer(
-        [{"model": name, **latency.model_dump(mode="json")} for name, latency in got],
-        as_json,
-        lambda: present.bench(got),
-    )
+    answer(found.model_dump(mode="json"), as_json, lambda: present.matrix(found, folder))
 
 
 def evaluate(
