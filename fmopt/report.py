@@ -16,14 +16,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fmopt import wording
-from fmopt.record import Record, Trial, ordered, percentile, value_of, verdict_words, why_not
-from fmopt.report_plots import lanes, role_of, scatter
-from fmopt.report_profile import Spent, spent_by_kind, spent_by_layer
+from fmopt.record import Record, Trial, ordered, percentile, role_of, value_of, verdict_words, why_not
+from fmopt.report_lanes import lanes
+from fmopt.report_layers import layer_table
+from fmopt.report_plots import on_front, scatter
+from fmopt.report_profile import Spent, spent_by_kind
+from fmopt.report_waterfall import falls
 from fmopt.results import Estimate, Latency, Scores
 from fmopt.store import disk_errors
 
 _HERE = Path(__file__).parent
 TEXT_SHOWN = 400  # characters of a changed item's text
+CHANGED_OPEN = 10  # changed items that are seen without a click
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Row:
     trial: Trial
     role: str
     why: str  # empty for the winner
+    front: bool  # no other is at once as fast, as accurate and as small
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def view(record: Record) -> dict[str, Any]:
     winner, reference = record.winning, record.fastest_full_precision
     pair = [t for t in (reference, winner) if t is not None]
     word, note = verdict_words(record)
+    fallen = falls(record)
     found = {
         "record": record,
         "rows": rows,
@@ -89,7 +95,10 @@ def view(record: Record) -> dict[str, Any]:
         "metrics": metrics(reference, winner),
         "tiles": tiles(record),
         "kinds": spent_by_kind(reference, winner),
-        "layers": spent_by_layer(reference, winner),
+        "layers": layer_table(record),
+        "changed_open": CHANGED_OPEN,
+        "falls": fallen,
+        "passes": list(zip(*(fall.bars for fall in fallen), strict=True)),
         "precisions": sorted({t.recipe.precision for t in trials}),
         "findings": [(t, t.findings) for t in trials if t.findings],
     }
@@ -98,7 +107,10 @@ def view(record: Record) -> dict[str, Any]:
 
 def numbered(record: Record) -> list[Row]:
     """The lines of the table of all variants."""
-    return [Row(i, t, role_of(record, t), why_not(record, t)) for i, t in enumerate(ordered(record), 1)]
+    front = on_front(record.everything)
+    return [
+        Row(i, t, role_of(record, t), why_not(record, t), t.name in front) for i, t in enumerate(ordered(record), 1)
+    ]
 
 
 def tiles(record: Record) -> list[tuple[str, str, str]]:
@@ -198,6 +210,8 @@ def _environment(*, html: bool) -> Environment:
         "cell": _cell,
         "signed": _signed,
         "facts": _facts,
+        "small": _small,
+        "of": _of,
     }
     environment.globals |= {"percentile": percentile, "shape": _shape, "top_of": _top_of, "nothing": wording.MISSING}
     return environment
@@ -219,13 +233,14 @@ def _sections(found: dict[str, Any]) -> list[tuple[str, str]]:
     record = found["record"]
     possible = [
         ("checks", "Checks", True),
-        ("plot", "Accuracy against latency", found["plots"][0][1]),
+        ("plot", "Accuracy, latency and size", found["plots"][0][1]),
         ("variants", "All variants", True),
         ("latency", "Latency", found["lanes"]),
-        ("passes", "What each pass gave", record.waterfall),
+        ("passes", "What each pass gave", found["falls"]),
         ("accuracy", "Accuracy", found["metrics"]),
         ("changed", "Changed items", record.changed and found["metrics"]),
         ("time", "Where the time goes", found["kinds"] or found["findings"]),
+        ("layers", "Layer by layer", found["layers"]),
         ("refused", "Refused", record.refused),
         ("circumstances", "Circumstances", True),
         ("reproduce", "Reproduce", True),
@@ -309,6 +324,16 @@ def _label(name: str) -> str:
 
 def _signed(estimate: Estimate | None) -> str:
     return wording.MISSING if estimate is None else wording.points(estimate.point)
+
+
+def _small(value: float | None) -> str:
+    """A figure that may be of any size: two digits that matter."""
+    return wording.MISSING if value is None else f"{value:.2g}".replace("-", "−")
+
+
+def _of(left: tuple[int, int] | None) -> str:
+    """`4 of 12`."""
+    return wording.MISSING if left is None else f"{left[0]:,} of {left[1]:,}"
 
 
 def _day(date: str) -> str:
