@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 # A protobuf message ends at 2 GiB; weights move to a file beside it well before.
 EXTERNAL_FROM_BYTES = 1_500_000_000
 _RENAMED = re.compile(r"^(SkipLayerNorm_AddBiasFusion_|SkipLayerNorm_|GemmFusion_|BiasGelu_)+")
+_FUSED = re.compile(r"(/+MatMul\w*Fusion)+/?$", re.IGNORECASE)
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -99,7 +100,7 @@ def io_names(model: onnx.ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def layer_of_name(name: str) -> str:
     """The torch module of a node named `<torch module>/<operator>`, also after a quantizer or fusion has renamed it."""
-    plain = _RENAMED.sub("", name)
+    plain = _FUSED.sub("", _RENAMED.sub("", name))
     return plain.rsplit("/", 1)[0].strip("/") if "/" in plain else ""
 
 

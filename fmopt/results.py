@@ -119,6 +119,8 @@ class OpTime(Frozen):
     ms: float
     precision: str = ""  # "int8", "fp32", … as far as the runtime says
     layer: str = ""  # the torch module it came from, where the graph says
+    operations: float | None = None  # a multiply-add is two; None where the runtime does not tell the shapes
+    bytes: float | None = None  # read and written, every operand and result once
 
 
 class Sensitivity(Frozen):

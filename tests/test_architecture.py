@@ -60,6 +60,8 @@ ROWS = (
         "measure",
         "probe",
         "roofline",
+        "layer_roofline",
+        "executed_work",
         "calibrate",
         "serve_once",
         "calibrators",

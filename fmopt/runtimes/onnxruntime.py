@@ -91,15 +91,18 @@ def _profile_events(
 
 
 def _op_times(events: Sequence[Mapping[str, Any]]) -> list[OpTime]:
+    from fmopt.executed_work import onnxruntime_work
     from fmopt.onnx_graph import layer_of_name, precision_of
 
     samples: dict[tuple[str, str], list[float]] = defaultdict(list)
     types: dict[str, list[str]] = {}
+    work: dict[str, tuple[float, float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             name, arguments = event["name"].removesuffix("_kernel_time"), event["args"]
             samples[name, arguments["op_name"]].append(event["dur"] / 1000)
             types[name] = [kind for shape in arguments.get("input_type_shape", ()) for kind in shape]
+            work[name] = onnxruntime_work(arguments)
     times = [
         OpTime(
             name=name,
@@ -107,6 +110,8 @@ def _op_times(events: Sequence[Mapping[str, Any]]) -> list[OpTime]:
             ms=median(taken[WARM_UP_RUNS:]),
             precision=precision_of(types[name]),
             layer=layer_of_name(name),
+            operations=work[name][0],
+            bytes=work[name][1],
         )
         for (name, kind), taken in samples.items()
         if len(taken) > WARM_UP_RUNS

@@ -78,6 +78,8 @@ class OpenVino:
         """Median milliseconds per executed node, slowest first; `kind` is operator/kernel."""
         import openvino
 
+        from fmopt.executed_work import openvino_work
+
         properties = {
             "PERF_COUNT": True,
             "PERFORMANCE_HINT": "LATENCY",
@@ -86,22 +88,30 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": str(artifact.options.get("precision", "f32")),
         }
         model = edge.read_openvino(artifact.path, artifact.options.get("shape"))
-        request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
+        compiled = openvino.Core().compile_model(model, "CPU", properties)
+        request = compiled.create_infer_request()
         feed = {port.any_name: inputs[port.any_name] for port in request.model_inputs}
         samples: dict[tuple[str, str, str], list[float]] = defaultdict(list)
         for turn in range(WARM_UP_RUNS + PROFILED_RUNS):
             request.infer(feed, share_inputs=True)
             for op in request.profiling_info if turn >= WARM_UP_RUNS else ():
                 samples[op.node_name, op.node_type, op.exec_type].append(op.real_time.total_seconds() * 1000)
-        times = [_op_time(*key, median(taken)) for key, taken in samples.items()]
+        # Only after a run does the compiled graph tell shapes in numbers.
+        model.reshape({port.any_name: list(feed[port.any_name].shape) for port in model.inputs})
+        work = openvino_work(compiled.get_runtime_model(), model)
+        times = [_op_time(*key, median(taken), work.get(key[0])) for key, taken in samples.items()]
         return sorted((op for op in times if op.ms > 0), key=lambda op: -op.ms)
 
 
-def _op_time(name: str, kind: str, kernel: str, ms: float) -> OpTime:
+def _op_time(name: str, kind: str, kernel: str, ms: float, work: tuple[float, float] | None) -> OpTime:
     implementation, _, element = kernel.rpartition("_")
     precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}.get(element.lower(), "")
     layer = name.rsplit("/", 1)[0] if "/" in name else ""
-    return OpTime(name=name, kind=f"{kind}/{implementation or kernel}", ms=ms, precision=precision, layer=layer)
+    operations, moved = work or (None, None)
+    return OpTime(
+        name=name, kind=f"{kind}/{implementation or kernel}", ms=ms, precision=precision, layer=layer,
+        operations=operations, bytes=moved,
+    )  # fmt: skip
 
 
 RUNTIME = OpenVino()
