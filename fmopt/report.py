@@ -20,13 +20,15 @@ from fmopt.record import Record, Trial, ordered, percentile, role_of, value_of, 
 from fmopt.report_lanes import lanes
 from fmopt.report_layers import layer_table
 from fmopt.report_plots import on_front, scatter
-from fmopt.report_profile import Spent, spent_by_kind
+from fmopt.report_profile import Spent, layer_of, spent_by_kind
+from fmopt.report_roofline import LISTED, points_of, roof_plot
 from fmopt.report_waterfall import falls
 from fmopt.results import Estimate, Latency, Scores
 from fmopt.store import disk_errors
 
 _HERE = Path(__file__).parent
 TEXT_SHOWN = 400  # characters of a changed item's text
+PLOT_SIZES = {"wide": (960, 440), "narrow": (380, 400)}  # px; a page shows the one that its width has room for
 CHANGED_OPEN = 10  # changed items that are seen without a click
 
 
@@ -81,7 +83,7 @@ def view(record: Record) -> dict[str, Any]:
     winner, reference = record.winning, record.fastest_full_precision
     pair = [t for t in (reference, winner) if t is not None]
     word, note = verdict_words(record)
-    fallen = falls(record)
+    fallen, points = falls(record), points_of(record)
     found = {
         "record": record,
         "rows": rows,
@@ -90,12 +92,15 @@ def view(record: Record) -> dict[str, Any]:
         "pair": pair[:1] if reference is winner else pair,
         "badge_word": word,
         "badge_note": note,
-        "plots": [("wide", scatter(record, trials, 960, 440)), ("narrow", scatter(record, trials, 380, 400))],
+        "plots": [(kind, scatter(record, trials, *size)) for kind, size in PLOT_SIZES.items()],
         "lanes": lanes(record, trials),
         "metrics": metrics(reference, winner),
         "tiles": tiles(record),
         "kinds": spent_by_kind(reference, winner),
-        "layers": layer_table(record),
+        "layers": layer_table(record, points),
+        "points": points,
+        "listed": LISTED,
+        "roofs": [(kind, plot) for kind, size in PLOT_SIZES.items() if (plot := roof_plot(record, points, *size))],
         "changed_open": CHANGED_OPEN,
         "falls": fallen,
         "passes": list(zip(*(fall.bars for fall in fallen), strict=True)),
@@ -211,6 +216,7 @@ def _environment(*, html: bool) -> Environment:
         "signed": _signed,
         "facts": _facts,
         "small": _small,
+        "layer_id": _layer_id,
         "of": _of,
     }
     environment.globals |= {"percentile": percentile, "shape": _shape, "top_of": _top_of, "nothing": wording.MISSING}
@@ -241,6 +247,7 @@ def _sections(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("changed", "Changed items", record.changed and found["metrics"]),
         ("time", "Where the time goes", found["kinds"] or found["findings"]),
         ("layers", "Layer by layer", found["layers"]),
+        ("roofline", "Roofline", found["roofs"]),
         ("refused", "Refused", record.refused),
         ("circumstances", "Circumstances", True),
         ("reproduce", "Reproduce", True),
@@ -329,6 +336,11 @@ def _signed(estimate: Estimate | None) -> str:
 def _small(value: float | None) -> str:
     """A figure that may be of any size: two digits that matter."""
     return wording.MISSING if value is None else f"{value:.2g}".replace("-", "−")
+
+
+def _layer_id(module: str) -> str:
+    """Of the line of a module in the table of layers."""
+    return "l-" + "-".join(layer_of(module).split())
 
 
 def _of(left: tuple[int, int] | None) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmopt import wording
+from fmopt.layer_roofline import LayerPoint
 from fmopt.record import Record, Trial
 from fmopt.report_profile import Spent, layer_of, spent_by_layer
+from fmopt.report_roofline import distance_by_layer
 from fmopt.results import Sensitivity
 
 WORTH_SAYING = 0.05  # share of a layer's time from which a precision is named
@@ -23,6 +25,7 @@ class LayerLine:
     sensitivity: float | None  # damage to the outputs of quantizing its products alone, its groups added up
     heads: tuple[int, int] | None  # left, of how many
     neurons: tuple[int, int] | None
+    distance: tuple[float, float] | None  # milliseconds of its floor, how many times that it takes
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class LayerTable:
         return max((line.sensitivity or 0.0 for line in self.lines), default=0.0) or 1e-30
 
 
-def layer_table(record: Record) -> LayerTable | None:
-    """The table; None where no profile says which layer an operator belongs to."""
+def layer_table(record: Record, points: Sequence[LayerPoint] = ()) -> LayerTable | None:
+    """The table, with distances to the roof by `points`; None where no profile says which layer an operator is of."""
     before, after = record.fastest_full_precision, record.winning
     layers = spent_by_layer(before, after)
     if not layers:
@@ -53,13 +56,14 @@ def layer_table(record: Record) -> LayerTable | None:
     source = sensitive_trial(record)
     damage = damages(source.layers.sensitivity) if source else {}
     widths = left_by_layer(record)
-    precisions = precision_by_layer(after)
+    precisions, distances = precision_by_layer(after), distance_by_layer(points)
     lines = [
         LayerLine(
             spent,
             precisions.get(spent.name, ""),
             damage.get(spent.name),
             *widths.get(spent.name, (None, None)),
+            distances.get(spent.name),
         )
         for spent in layers
     ]

@@ -27,6 +27,7 @@ ROWS = (
         "report_layers",
         "report_plots",
         "report_profile",
+        "report_roofline",
         "report_waterfall",
         "bundle",
     },
