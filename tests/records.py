@@ -65,11 +65,11 @@ def profile(total: float, int8: bool) -> list[OpTime]:
         "Add": 0.05,
         **({"DynamicQuantizeLinear": 0.05} if int8 else {}),
     }
-    # of 128 tokens, 384 features, 1536 neurons: a multiply-add is two operations
+    # of 32 tokens, 384 features, 1536 neurons: a multiply-add is two operations
     products, weights, moved = (
-        2.0 * 128 * (4 * 384**2 + 2 * 384 * 1536),
+        2.0 * 32 * (4 * 384**2 + 2 * 384 * 1536),
         1_774_000 * (1 if int8 else 4),
-        128 * 384 * 8.0,
+        32 * 384 * 8.0,
     )
     ops = [
         OpTime(
@@ -130,12 +130,15 @@ def trial(
     mb: float = 90.3,
     seed: int = 1,
     steps: tuple[str, ...] = (),
+    options: dict[str, Any] | None = None,
     **more: Any,
 ) -> Trial:
     ratio = REFERENCE_MS / ms
     return Trial(
         **{
-            "recipe": RecipeLine(name=name, runtime=runtime, precision=precision, steps=list(steps)),
+            "recipe": RecipeLine(
+                name=name, runtime=runtime, precision=precision, steps=list(steps), options=options or {}
+            ),
             "status": "measured",
             "size_bytes": int(mb * 1e6),
             "scores": scored(abs(drop[0]) * 10, seed),
@@ -191,6 +194,7 @@ def candidates() -> list[Trial]:
             ],
             layer_bytes=layer_bytes(1),
             layers=layer_facts(768),
+            options={"precision": "bf16"},
         ),
         trial(
             "onnxruntime-dynamic-int8",
