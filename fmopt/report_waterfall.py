@@ -48,7 +48,7 @@ def falls(record: Record) -> list[Fall]:
         _fall("Latency, median", rungs, [r.p50 for r in rungs], wording.milliseconds, _ratio),
         _fall("Size", rungs, [float(r.size_bytes) for r in rungs], wording.size, _bytes),
         _fall(
-            "Accuracy, change on validation", rungs, [-r.drop.point for r in rungs],
+            "Accuracy on validation", rungs, [-r.drop.point for r in rungs],
             lambda v: f"{wording.points(v, sign=True)} pt", _points, more_is_better=True,
             bounds=[(-r.drop.high, -r.drop.low) for r in rungs],
         ),
