@@ -57,16 +57,19 @@ def layer_table(record: Record, points: Sequence[LayerPoint] = ()) -> LayerTable
     damage = damages(source.layers.sensitivity) if source else {}
     widths = left_by_layer(record)
     precisions, distances = precision_by_layer(after), distance_by_layer(points)
-    lines = [
-        LayerLine(
-            spent,
-            precisions.get(spent.name, ""),
-            damage.get(spent.name),
-            *widths.get(spent.name, (None, None)),
-            distances.get(spent.name),
+    lines = []
+    for spent in layers:
+        heads, neurons = widths.get(spent.name, (None, None))
+        lines.append(
+            LayerLine(
+                spent,
+                precision=precisions.get(spent.name, ""),
+                sensitivity=damage.get(spent.name),
+                heads=heads,
+                neurons=neurons,
+                distance=distances.get(spent.name),
+            )
         )
-        for spent in layers
-    ]
     pruned = any(left[0] < left[1] for line in lines for left in (line.heads, line.neurons) if left)
     return LayerTable(lines, source.name if source else "", pruned)
 

@@ -184,7 +184,8 @@ def test_a_hundred_candidates_with_all_their_samples_stay_a_small_page(tmp_path:
     assert len(record.trials) == 100
     assert len(source.encode()) < 3_000_000
     assert len(re.findall(r'<tr id="v\d+"', source)) == 103
-    assert all(f"{trial.name} " in page.words for trial in record.trials)
+    words = page.words
+    assert all(f"{trial.name} " in words for trial in record.trials)
     markdown = write_markdown(record, tmp_path / "report.md").read_text(encoding="utf-8")
     variants = markdown.split("## All variants")[1].split("\n## ")[0]
     assert all(trial.name in variants for trial in record.trials)
