@@ -26,7 +26,7 @@ from fmopt.recipe import Recipe, Step
 from fmopt.results import Parity
 from fmopt.source import resolve
 from fmopt.store import Store
-from fmopt.structure import save_checkpoint
+from fmopt.structure import LayerFacts, left_of, save_checkpoint
 from fmopt.target import Target
 from fmopt.tasks.base import Raw
 
@@ -37,6 +37,7 @@ TOLERANCE = 1e-3
 COSINE_INT8 = 0.99
 PARITY_ITEMS = 8
 CHECKPOINT = "checkpoint"  # folder of the plain network, beside its exported graph
+LAYERS = "layers.json"  # what is known of its layers
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,12 @@ class Workshop:
         folder = self.exports.get(tuple(map(str, torch_steps))) or self._export_folder(torch_steps)
         return Parity.model_validate_json((folder / "parity.json").read_text())
 
+    def layer_facts(self, steps: Sequence[Step]) -> LayerFacts:
+        """What is known of the layers of the network that the torch passes in `steps` made; empty where an older run made it."""
+        torch_steps = [step for step in steps if step.build().stage == "torch"]
+        path = (self.exports.get(tuple(map(str, torch_steps))) or self._export_folder(torch_steps)) / LAYERS
+        return LayerFacts.model_validate_json(path.read_text()) if path.is_file() else LayerFacts()
+
     def _export_folder(self, steps: Sequence[Step], recipe: Recipe | None = None) -> Path:
         key: dict[str, Any] = {
             "model": self.facts.digest,
@@ -145,6 +152,8 @@ class Workshop:
             write_graph(graph, folder)
             parity = self._check_parity(graph, model, COSINE_INT8 if steps else None)
             (folder / "parity.json").write_text(parity.model_dump_json())
+            known = LayerFacts(structure=left_of(model), sensitivity=model.sensitivity)
+            (folder / LAYERS).write_text(known.model_dump_json())
 
         folder = self.store.folder("graph-" + (steps[-1].use if steps else "export"), key, make)
         self.exports[tuple(map(str, steps))] = folder

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt.errors import CheckpointError
+from fmopt.results import Sensitivity
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,7 @@ class TorchModel:
     facts: CheckpointFacts
     family: Family | None  # None: no known block structure; it still quantizes
     history: tuple[str, ...] = ()  # the passes it went through, in order
+    sensitivity: tuple[Sensitivity, ...] = ()  # of its groups of Linears, where a pass measured it
 
     def after(self, step: str) -> TorchModel:
         """The same model, remembering that `step` was done to it."""

@@ -27,6 +27,7 @@ from fmopt.results import (
     Verdict,
 )
 from fmopt.store import write_whole
+from fmopt.structure import LayerFacts
 from fmopt.target import Target
 
 FILE = "record.json"
@@ -69,6 +70,7 @@ class Trial(Frozen):
     speedup: Estimate | None = None  # 2.0 is twice as fast
     findings: list[Finding] = Field(default_factory=list)
     profile: list[OpTime] = Field(default_factory=list)
+    layers: LayerFacts = LayerFacts()
     layer_bytes: dict[str, int] = Field(default_factory=dict)  # torch module -> bytes of its weights as stored
     seconds: dict[str, float] = Field(default_factory=dict)  # stage -> seconds
     predicted_ms: float | None = None  # roofline, for a device that is not here: never a measurement
@@ -205,6 +207,15 @@ def percentile(latency: Latency | None, q: float) -> float | None:
 def latency_of(trial: Trial) -> float | None:
     """Its median, or the prediction where it could not be timed."""
     return trial.p50 if trial.p50 is not None else trial.predicted_ms
+
+
+def role_of(record: Record, trial: Trial) -> str:
+    """What a variant is in this record."""
+    if trial.name == record.winner:
+        return "winner"
+    if trial.name == record.reference:
+        return "reference"
+    return "baseline" if trial in record.baselines else "candidate"
 
 
 def ordered(record: Record) -> list[Trial]:

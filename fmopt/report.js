@@ -1,6 +1,12 @@
 // Comfort only: the page says everything without it. Tips for the plot's marks, sorting, copying, opening details to print.
 const tip = document.getElementById("tip");
+let shown = null;
+function hide() {
+  shown = null;
+  tip.hidden = true;
+}
 function show(mark) {
+  shown = mark;
   const box = mark.querySelector(".at").getBoundingClientRect();
   tip.textContent = mark.dataset.tip;
   tip.hidden = false;
@@ -12,9 +18,10 @@ function show(mark) {
 for (const mark of document.querySelectorAll("a[data-tip]")) {
   mark.querySelector("title")?.remove();
   for (const on of ["pointerenter", "focus"]) mark.addEventListener(on, () => show(mark));
-  for (const off of ["pointerleave", "blur"]) mark.addEventListener(off, () => { tip.hidden = true; });
+  for (const off of ["pointerleave", "blur"]) mark.addEventListener(off, hide);
 }
-addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+addEventListener("scroll", () => { if (shown) show(shown); }, { passive: true });  // a mark reached by key is scrolled to
+addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 
 for (const head of document.querySelectorAll("th[data-sort]")) {
   const button = document.createElement("button");
@@ -44,4 +51,9 @@ for (const button of document.querySelectorAll("button.copy")) {
     setTimeout(() => { button.textContent = "copy"; }, 1500);
   });
 }
-addEventListener("beforeprint", () => { for (const box of document.querySelectorAll("details")) box.open = true; });
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll("details:not([open])")];
+  for (const box of opened) box.open = true;
+});
+addEventListener("afterprint", () => { for (const box of opened) box.open = false; });

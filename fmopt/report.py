@@ -16,14 +16,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fmopt import wording
-from fmopt.record import Record, Trial, ordered, percentile, value_of, verdict_words, why_not
-from fmopt.report_plots import lanes, role_of, scatter
-from fmopt.report_profile import Spent, spent_by_kind, spent_by_layer
+from fmopt.record import Record, Trial, ordered, percentile, role_of, value_of, verdict_words, why_not
+from fmopt.report_lanes import lanes
+from fmopt.report_layers import layer_table
+from fmopt.report_plots import on_front, scatter
+from fmopt.report_profile import Spent, layer_of, spent_by_kind
+from fmopt.report_roofline import LISTED, points_of, roof_plot
+from fmopt.report_waterfall import falls
 from fmopt.results import Estimate, Latency, Scores
 from fmopt.store import write_whole
 
 _HERE = Path(__file__).parent
 TEXT_SHOWN = 400  # characters of a changed item's text
+PLOT_SIZES = {"wide": (960, 440), "narrow": (380, 400)}  # px; a page shows the one that its width has room for
+CHANGED_OPEN = 10  # changed items that are seen without a click
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Row:
     trial: Trial
     role: str
     why: str  # empty for the winner
+    front: bool  # no other is at once as fast, as accurate and as small
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ def view(record: Record) -> dict[str, Any]:
     winner, reference = record.winning, record.fastest_full_precision
     pair = [t for t in (reference, winner) if t is not None]
     word, note = verdict_words(record)
+    fallen, points = falls(record), points_of(record)
     found = {
         "record": record,
         "rows": rows,
@@ -99,12 +107,18 @@ def view(record: Record) -> dict[str, Any]:
         "pair": pair[:1] if reference is winner else pair,
         "badge_word": word,
         "badge_note": note,
-        "plots": [("wide", scatter(record, trials, 960, 440)), ("narrow", scatter(record, trials, 380, 400))],
+        "plots": [(kind, scatter(record, trials, *size)) for kind, size in PLOT_SIZES.items()],
         "lanes": lanes(record, trials),
         "metrics": metrics(reference, winner),
         "tiles": tiles(record),
         "kinds": spent_by_kind(reference, winner),
-        "layers": spent_by_layer(reference, winner),
+        "layers": layer_table(record, points),
+        "points": points,
+        "listed": LISTED,
+        "roofs": [(kind, plot) for kind, size in PLOT_SIZES.items() if (plot := roof_plot(record, points, *size))],
+        "changed_open": CHANGED_OPEN,
+        "falls": fallen,
+        "passes": list(zip(*(fall.bars for fall in fallen), strict=True)),
         "precisions": sorted({t.recipe.precision for t in trials}),
         "findings": [(t, t.findings) for t in trials if t.findings],
     }
@@ -113,7 +127,10 @@ def view(record: Record) -> dict[str, Any]:
 
 def numbered(record: Record) -> list[Row]:
     """The lines of the table of all variants."""
-    return [Row(i, t, role_of(record, t), why_not(record, t)) for i, t in enumerate(ordered(record), 1)]
+    front = on_front(record.everything)
+    return [
+        Row(i, t, role_of(record, t), why_not(record, t), t.name in front) for i, t in enumerate(ordered(record), 1)
+    ]
 
 
 def tiles(record: Record) -> list[tuple[str, str, str]]:
@@ -213,6 +230,9 @@ def _environment(*, html: bool) -> Environment:
         "cell": _cell,
         "signed": _signed,
         "facts": _facts,
+        "small": _small,
+        "layer_id": _layer_id,
+        "of": _of,
     }
     environment.globals |= {"percentile": percentile, "shape": _shape, "top_of": _top_of, "nothing": wording.MISSING}
     return environment
@@ -240,13 +260,15 @@ def _sections(found: dict[str, Any]) -> list[tuple[str, str]]:
     record = found["record"]
     possible = [
         ("checks", "Checks", True),
-        ("plot", "Accuracy against latency", found["plots"][0][1]),
+        ("plot", "Accuracy, latency and size", found["plots"][0][1]),
         ("variants", "All variants", True),
         ("latency", "Latency", found["lanes"]),
-        ("passes", "What each pass gave", record.waterfall),
+        ("passes", "What each pass gave", found["falls"]),
         ("accuracy", "Accuracy", found["metrics"]),
         ("changed", "Changed items", record.changed and found["metrics"]),
         ("time", "Where the time goes", found["kinds"] or found["findings"]),
+        ("layers", "Layer by layer", found["layers"]),
+        ("roofline", "Roofline", found["roofs"]),
         ("refused", "Refused", record.refused),
         ("circumstances", "Circumstances", True),
         ("reproduce", "Reproduce", True),
@@ -319,6 +341,21 @@ def _label(name: str) -> str:
 
 def _signed(estimate: Estimate | None) -> str:
     return wording.MISSING if estimate is None else wording.points(estimate.point)
+
+
+def _small(value: float | None) -> str:
+    """A figure that may be of any size: two digits that matter."""
+    return wording.MISSING if value is None else f"{value:.2g}".replace("-", "−")
+
+
+def _layer_id(module: str) -> str:
+    """Of the line of a module in the table of layers."""
+    return "l-" + "-".join(layer_of(module).split())
+
+
+def _of(left: tuple[int, int] | None) -> str:
+    """`4 of 12`."""
+    return wording.MISSING if left is None else f"{left[0]:,} of {left[1]:,}"
 
 
 def _day(date: str) -> str:

@@ -1,61 +1,31 @@
-"""The geometry of the report's plots: scales, ticks, marks, labels that do not collide. Drawing is the template's."""
+"""The report's plot of accuracy, latency and size: marks, their front, labels that do not collide. Drawing is the template's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fmopt import wording
-from fmopt.record import Record, Trial, latency_of, percentile
+from fmopt.record import Record, Trial, latency_of, role_of
+from fmopt.report_axes import CHARACTER, LOG_FROM, Scale, nice_below, tick
 
-LANES = 14  # variants whose distribution is drawn; all of them are in the table
-BINS = 160
-LOG_FROM = 8.0  # a wider spread than this factor is drawn on a logarithmic axis
-LABEL_PLACES = (  # px from a mark's middle, tried in this order
-    (15, 4, "start"),
-    (-15, 4, "end"),
-    (0, -15, "middle"),
-    (0, 24, "middle"),
-    (11, -9, "start"),
-    (11, 17, "start"),
-    (-11, -9, "end"),
-    (-11, 17, "end"),
-    (0, -30, "middle"),
-    (0, 38, "middle"),
+LARGEST = (4.5, 0.011)  # px, radius of the largest file's mark: this much, and this share of the plot's width
+SMALLEST = 3.5  # px, a mark that can still be seen and hit
+LABEL_PLACES = (  # from a mark's edge in px, and how many radii the edge is from its middle; tried in this order
+    (5, 4, 1, 0, "start"),
+    (-5, 4, -1, 0, "end"),
+    (0, -6, 0, -1, "middle"),
+    (0, 15, 0, 1, "middle"),
+    (3, -3, 0.7, -0.7, "start"),
+    (3, 11, 0.7, 0.7, "start"),
+    (-3, -3, -0.7, -0.7, "end"),
+    (-3, 11, -0.7, 0.7, "end"),
+    (0, -21, 0, -1, "middle"),
+    (0, 29, 0, 1, "middle"),
 )
-CHARACTER = 6.4  # px, width of an average character at the labels' 11 px
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Maps values of `low` … `high` to pixels `start` … `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def at(self, value: float) -> float:
-        """The pixel of a value; values outside are put on the edge."""
-        value = min(max(value, self.low), self.high)
-        if self.log:
-            share = math.log(value / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-    def ticks(self, about: int) -> list[float]:
-        """Round values, about `about` of them."""
-        if self.log:
-            return _log_ticks(self.low, self.high, about)
-        step = nice_step((self.high - self.low) / about)
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
-        return [round(i * step, 10) for i in range(first, last + 1)]
 
 
 @dataclass(frozen=True)
@@ -70,6 +40,7 @@ class Mark:
     x_high: float
     y_low: float
     y_high: float
+    radius: float  # its area is its size on disk
     below: bool  # its accuracy lies below the scale
     role: str  # "winner", "reference", "baseline", "candidate"
     label: str = ""
@@ -77,10 +48,20 @@ class Mark:
     label_y: float = 0.0
     anchor: str = "start"
 
+    @property
+    def ring(self) -> float:
+        """Radius of the ring around it."""
+        return self.radius + (5 if self.role in ("reference", "baseline") else 4)
+
+    @property
+    def side(self) -> float:
+        """Of a square of the same area."""
+        return round(self.radius * math.sqrt(math.pi), 1)
+
 
 @dataclass(frozen=True)
 class Scatter:
-    """Accuracy against latency, ready to draw."""
+    """Accuracy against latency, with sizes, ready to draw."""
 
     width: int
     height: int
@@ -93,6 +74,8 @@ class Scatter:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     marks: list[Mark]
+    front: str  # SVG path along the variants that none is both faster and more accurate than
+    sizes: list[tuple[float, str]]  # legend of the marks' areas: radius, bytes in words
     allowed: float | None  # pixel of the allowed drop
     allowed_text: str
     max_latency: float | None  # pixel of the latency limit
@@ -102,49 +85,18 @@ class Scatter:
     missing: int  # variants without an accuracy or a latency
 
 
-@dataclass(frozen=True)
-class Lane:
-    """The latency distribution of one variant."""
-
-    number: int
-    trial: Trial
-    role: str
-    path: str  # SVG path in a box of 1000 × 40
-    p50: float  # percent of the width
-    p90: float
-    p99: float
-    samples: int
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """Latency distributions over one common axis."""
-
-    lanes: list[Lane]
-    ticks: list[tuple[float, str]]  # percent of the width, text
-    log: bool
-    left_out: int
-
-
-def role_of(record: Record, trial: Trial) -> str:
-    """What a variant is in this record."""
-    if trial.name == record.winner:
-        return "winner"
-    if trial.name == record.reference:
-        return "reference"
-    return "baseline" if trial in record.baselines else "candidate"
-
-
 def scatter(record: Record, rows: Sequence[Trial], width: int, height: int) -> Scatter | None:
     """The plot of accuracy against latency of `rows`, numbered from 1; None when nothing has both figures."""
     placed = [(i, t, ms) for i, t in enumerate(rows, 1) if (ms := latency_of(t)) is not None and t.drop is not None]
     if not placed:
         return None
     left, right, top, bottom = 60, width - 18, 18, height - 48
-    x = _latency_scale([ms for _, _, ms in placed], left + 8, right - 8)
+    x = _latency_scale([ms for _, _, ms in placed], left + 12, right - 12)
     limit = _limit(record, "drop")
     y = _drop_scale([t for _, t, _ in placed], limit, bottom, top)
-    marks = [_mark(record, number, trial, ms, x, y) for number, trial, ms in placed]
+    largest = LARGEST[0] + LARGEST[1] * width
+    radii = _radii([t for _, t, _ in placed], largest)
+    marks = [_mark(record, number, trial, ms, x, y, radii) for number, trial, ms in placed]
     latency_limit = _limit(record, "latency")
     if latency_limit is not None and not x.low < latency_limit < x.high:
         latency_limit = None
@@ -157,9 +109,11 @@ def scatter(record: Record, rows: Sequence[Trial], width: int, height: int) -> S
         bottom,
         x,
         y,
-        [(x.at(v), _tick(v)) for v in x.ticks(max(3, width // 110))],
-        [(y.at(v), _tick(v, sign=True)) for v in y.ticks(6)],
+        [(x.at(v), tick(v)) for v in x.ticks(max(3, width // 110))],
+        [(y.at(v), tick(v, sign=True)) for v in y.ticks(6)],
         _labelled(marks, left, right, top, bottom),
+        _front_path(marks, right),
+        _size_legend(radii, largest),
         None if limit is None else y.at(-100 * limit),
         "" if limit is None else f"allowed drop {wording.points(limit)} pt",
         None if latency_limit is None else x.at(latency_limit),
@@ -170,43 +124,17 @@ def scatter(record: Record, rows: Sequence[Trial], width: int, height: int) -> S
     )
 
 
-def lanes(record: Record, rows: Sequence[Trial]) -> Lanes | None:
-    """Distributions of the winner, the baselines and the fastest others; None when nothing was timed."""
-    timed = [(i, t) for i, t in enumerate(rows, 1) if t.p50 is not None]
-    if not timed:
-        return None
-    first = [pair for pair in timed if role_of(record, pair[1]) != "candidate"]
-    others = [pair for pair in timed if pair not in first]
-    shown = sorted([*first, *others[: max(0, LANES - len(first))]], key=lambda pair: pair[1].p50 or 0)
-    high = max(percentile(t.latency, 99) or 0 for _, t in shown) * 1.02
-    low = min(percentile(t.latency, 0) or 0 for _, t in shown)
-    log = high / low > LOG_FROM
-    scale = Scale(low * 0.96, high, 0, 100, log=True) if log else Scale(min(0.0, low), high, 0, 100)
-    return Lanes(
-        [_lane(record, number, trial, scale) for number, trial in shown],
-        [(scale.at(v), _tick(v)) for v in scale.ticks(5)],
-        log,
-        len(timed) - len(shown),
-    )
+def on_front(trials: Sequence[Trial]) -> set[str]:
+    """Names of those that no other is at least as good as in latency, accuracy and size, and better in one of them.
 
-
-def nice_step(rough: float) -> float:
-    """The round number (1, 2 or 5 times a power of ten) next above `rough`."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
-
-
-def _tick(value: float, *, sign: bool = False) -> str:
-    return f"{value:{'+' if sign and value else ''},g}".replace("-", "−")
-
-
-def _log_ticks(low: float, high: float, about: int) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        ticks = [d * 10.0**e for e in decades for d in digits if low <= d * 10.0**e <= high]
-        if len(ticks) <= about + 1:
-            return ticks
-    return ticks
+    By the measured values; their intervals may overlap. What lacks one of the three figures is not on the front.
+    """
+    known = {t.name: (ms, t.drop.point, t.size_bytes) for t in trials
+             if (ms := latency_of(t)) is not None and t.drop is not None and t.size_bytes is not None}  # fmt: skip
+    return {
+        name for name, ours in known.items()
+        if not any(theirs != ours and all(a <= b for a, b in zip(theirs, ours, strict=True)) for theirs in known.values())
+    }  # fmt: skip
 
 
 def _latency_scale(values: Sequence[float], start: float, end: float) -> Scale:
@@ -228,7 +156,21 @@ def _drop_scale(trials: Sequence[Trial], limit: float | None, start: float, end:
     return Scale(low - room, high + room, start, end)
 
 
-def _mark(record: Record, number: int, trial: Trial, ms: float, x: Scale, y: Scale) -> Mark:
+def _radii(trials: Sequence[Trial], largest: float) -> dict[int, float]:
+    """Radius by bytes: areas are in the ratio of the sizes."""
+    sizes = {t.size_bytes for t in trials if t.size_bytes}
+    most = max(sizes, default=1)
+    return {size: round(max(SMALLEST, largest * math.sqrt(size / most)), 1) for size in sizes}
+
+
+def _size_legend(radii: Mapping[int, float], largest: float) -> list[tuple[float, str]]:
+    """Three round sizes, none above the largest file."""
+    most = max(radii, default=0)
+    sizes = sorted({nice_below(most / times) for times in (1, 3, 9)}) if most else []
+    return [(round(max(SMALLEST, largest * math.sqrt(size / most)), 1), wording.size(size)) for size in sizes]
+
+
+def _mark(record: Record, number: int, trial: Trial, ms: float, x: Scale, y: Scale, radii: Mapping[int, float]) -> Mark:
     assert trial.drop is not None
     low, high = ms, ms
     reference = record.fastest_full_precision
@@ -244,9 +186,20 @@ def _mark(record: Record, number: int, trial: Trial, ms: float, x: Scale, y: Sca
         x.at(high),
         y.at(-100 * trial.drop.high),
         y.at(-100 * trial.drop.low),
+        radii.get(trial.size_bytes or 0, SMALLEST),
         change < y.low,
         role_of(record, trial),
     )
+
+
+def _front_path(marks: Sequence[Mark], right: int) -> str:
+    """A staircase through the marks that none is both faster and more accurate than: the best that a latency allows."""
+    path, best = "", float("inf")
+    for mark in sorted((m for m in marks if not m.below), key=lambda m: (m.x, m.y)):
+        if mark.y < best:  # pixels grow downwards
+            path += f" H{mark.x} V{mark.y}" if path else f"M{mark.x},{mark.y}"
+            best = mark.y
+    return f"{path} H{right}" if path else ""
 
 
 def _limit(record: Record, word: str) -> float | None:
@@ -255,58 +208,24 @@ def _limit(record: Record, word: str) -> float | None:
 
 def _labelled(marks: Sequence[Mark], left: int, right: int, top: int, bottom: int) -> list[Mark]:
     """Names for the winner and the reference, row numbers for the others, where there is room."""
-    taken = [(m.x - 7, m.y - 7, m.x + 7, m.y + 7) for m in marks]
+    taken = [(m.x - m.radius - 1, m.y - m.radius - 1, m.x + m.radius + 1, m.y + m.radius + 1) for m in marks]
     order = sorted(marks, key=lambda m: ("winner", "reference", "baseline", "candidate").index(m.role))
-    done = {}
+    done: dict[int, Mark] = {}
     for mark in order:
         text = mark.trial.name if mark.role in ("winner", "reference") else str(mark.number)
+        edge = mark.ring if mark.role in ("winner", "reference") else mark.radius + 2
         wide = len(text) * CHARACTER
-        for dx, dy, anchor in LABEL_PLACES:
-            x = mark.x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-            box = (x - 1, mark.y + dy - 10, x + wide + 1, mark.y + dy + 3)
+        for dx, dy, ux, uy, anchor in LABEL_PLACES:
+            at_x, at_y = round(mark.x + dx + ux * edge, 1), round(mark.y + dy + uy * edge, 1)
+            x = at_x - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+            box = (x - 1, at_y - 10, x + wide + 1, at_y + 3)
             inside = left < box[0] and box[2] < right and top < box[1] and box[3] < bottom
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                done[mark.number] = (text, mark.x + dx, mark.y + dy, anchor)
+                done[mark.number] = replace(mark, label=text, label_x=at_x, label_y=at_y, anchor=anchor)
                 break
-    return [
-        Mark(
-            **{
-                **m.__dict__,
-                **dict(
-                    zip(("label", "label_x", "label_y", "anchor"), done.get(m.number, ("", 0, 0, "start")), strict=True)
-                ),
-            }
-        )
-        for m in marks
-    ]
+    return [done.get(mark.number, mark) for mark in marks]
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _lane(record: Record, number: int, trial: Trial, scale: Scale) -> Lane:
-    """A smoothed histogram as a closed path, as high as its own peak."""
-    assert trial.latency is not None
-    places = np.asarray([scale.at(ms) for ms in trial.latency.samples_ms if ms <= scale.high])
-    counts, _ = np.histogram(places, bins=BINS, range=(0, 100))
-    kernel = np.exp(-0.5 * (np.arange(-4, 5) / 1.2) ** 2)
-    smooth = np.convolve(counts, kernel / kernel.sum(), mode="same")
-    # square root: the tail is what users feel, and it would vanish under the body
-    height = 38 * np.sqrt(smooth / max(smooth.max(), 1e-9))
-    used = np.flatnonzero(height > 0.4)
-    first, last = (max(0, used[0] - 1), min(BINS - 1, used[-1] + 1)) if len(used) else (0, 0)
-    points = " ".join(f"{1000 * (i + 0.5) / BINS:.0f},{40 - height[i]:.1f}" for i in range(first, last + 1))
-    begin, end = 1000 * (first + 0.5) / BINS, 1000 * (last + 0.5) / BINS
-    p50, p90, p99 = (scale.at(percentile(trial.latency, q) or 0) for q in (50, 90, 99))
-    return Lane(
-        number,
-        trial,
-        role_of(record, trial),
-        f"M{begin:.0f},40 L{points} L{end:.0f},40 Z",
-        p50,
-        p90,
-        p99,
-        len(trial.latency.samples_ms),
-    )

@@ -10,6 +10,11 @@ from fmopt.record import Trial
 from fmopt.results import OpTime
 
 KINDS_SHOWN = 12
+SAY_NOTHING = (
+    "dense",
+    "activation",
+    "out_proj",
+)  # of a layer outside of the stack, where the module around it says more
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,14 @@ def spent_by_layer(before: Trial | None, after: Trial | None) -> list[Spent]:
 
 def layer_of(module: str) -> str:
     """The Transformer layer of a module: `encoder.layer.3.output` -> `layer 3`; else the part that says most."""
-    parts = [part for part in module.split(".") if part]
+    parts = [part for part in module.split("/")[0].split(".") if part]
     for part in parts:
         if part.isdigit():
             return f"layer {part}"
     if not parts:
         return "elsewhere"
+    if len(parts) > 1 and parts[-1] in SAY_NOTHING:
+        parts.pop()
     return next((part for part in parts if "embed" in part), parts[-1])
 
 

@@ -123,6 +123,14 @@ class OpTime(Frozen):
     bytes: float | None = None  # read and written, every operand and result once
 
 
+class Sensitivity(Frozen):
+    """What one group of Linears costs in accuracy when it is quantized, and in speed when it is not."""
+
+    group: tuple[str, ...]  # Linears that read one tensor
+    damage: float  # distance of the outputs to the float network's with only this group quantized
+    cost: float  # its share of the multiplications of all groups
+
+
 class Finding(Frozen):
     """One reason why a variant is not faster, with its share of the time and what would change it."""
 

@@ -20,7 +20,7 @@ from fmopt import model as models
 from fmopt.errors import CheckpointError
 from fmopt.families.base import Family, find_family
 from fmopt.model import CheckpointFacts, TorchModel
-from fmopt.results import Frozen
+from fmopt.results import Frozen, Sensitivity
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,13 @@ class Structure(Frozen):
     layers: tuple[LayerWidths, ...]
 
 
+class LayerFacts(Frozen):
+    """What is known of the layers of a network that was exported."""
+
+    structure: Structure | None = None  # None: the family is not known
+    sensitivity: tuple[Sensitivity, ...] = ()  # empty: no pass measured it
+
+
 def structure_of(net: torch.nn.Module, family: Family) -> Structure:
     """The record of a network."""
     from fmopt.cutting import kept_heads
@@ -53,6 +60,13 @@ def structure_of(net: torch.nn.Module, family: Family) -> Structure:
             LayerWidths(heads=kept_heads(net, layer.attention), ffn=layer.ffn.width) for layer in family.layers(net)
         )
     )
+
+
+def left_of(model: TorchModel) -> Structure | None:
+    """The record of a model as it is now; None where the family's layers are not known, or are one module for all."""
+    if model.family is None or model.family.uncuttable:
+        return None
+    return structure_of(model.net, model.family)
 
 
 def apply_structure(net: torch.nn.Module, structure: Structure) -> None:
@@ -111,8 +125,9 @@ def save_checkpoint(model: TorchModel, out: Path) -> Path:
     net: Any = model.net
     with models.quiet(transformers.utils.logging):
         net.save_pretrained(out)
-    if model.family is not None and not model.family.uncuttable:
-        (out / STRUCTURE).write_text(structure_of(net, model.family).model_dump_json(indent=1))
+    left = left_of(model)
+    if left is not None:
+        (out / STRUCTURE).write_text(left.model_dump_json(indent=1))
     for path in sorted(model.facts.folder.iterdir()):
         text = path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
         if path.is_file() and text and path.name not in OURS:

@@ -29,6 +29,7 @@ from fmopt.record import RecipeLine, Trial
 from fmopt.results import Estimate, Footprint, Frozen, Latency, OpTime, Scores
 from fmopt.runtimes.base import Runner
 from fmopt.store import Store
+from fmopt.structure import LayerFacts
 from fmopt.target import Target
 from fmopt.tasks.base import Item, Task
 
@@ -143,6 +144,7 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
         steps = recipe.steps if network is None else recipe.steps[plain_steps(recipe.steps) :]
         artifact = shop.artifact(recipe.model_copy(update={"steps": steps}))
         parity = None if recipe.runtime == "torch" else shop.parity(steps)
+        layers = LayerFacts() if recipe.runtime == "torch" else shop.layer_facts(steps)
     except FmoptError as error:
         status: Literal["stopped early", "failed"] = "stopped early" if run.out_of_time() else "failed"
         run.progress.say(f"{recipe.name} {status}: {error}")
@@ -155,6 +157,7 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
             status="measured",
             size_bytes=artifact.size_bytes,
             parity=parity,
+            layers=layers,
             seconds={"build": round(time.monotonic() - begun, 3)},
         )
     )

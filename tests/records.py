@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.record import Changed, RecipeLine, Record, Trial, summary_sentence
+from fmopt.record import Changed, RecipeLine, Record, Rung, Trial, summary_sentence
 from fmopt.results import (
     Check,
     Circumstances,
@@ -18,8 +18,10 @@ from fmopt.results import (
     Outcome,
     Parity,
     Scores,
+    Sensitivity,
     Verdict,
 )
+from fmopt.structure import LayerFacts, LayerWidths, Structure
 from fmopt.target import Target
 
 ITEMS = 1800
@@ -63,8 +65,22 @@ def profile(total: float, int8: bool) -> list[OpTime]:
         "Add": 0.05,
         **({"DynamicQuantizeLinear": 0.05} if int8 else {}),
     }
+    # of 32 tokens, 384 features, 1536 neurons: a multiply-add is two operations
+    products, weights, moved = (
+        2.0 * 32 * (4 * 384**2 + 2 * 384 * 1536),
+        1_774_000 * (1 if int8 else 4),
+        32 * 384 * 8.0,
+    )
     ops = [
-        OpTime(name="embeddings", kind="Gather", ms=0.02 * total, precision="fp32", layer="embeddings.word_embeddings")
+        OpTime(
+            name="embeddings",
+            kind="Gather",
+            ms=0.02 * total,
+            precision="fp32",
+            layer="embeddings.word_embeddings",
+            operations=0.0,
+            bytes=moved,
+        )
     ]
     for layer in range(6):
         where = {"Softmax": "attention.self", "Gelu": "intermediate.intermediate_act_fn"}
@@ -75,10 +91,25 @@ def profile(total: float, int8: bool) -> list[OpTime]:
                 ms=0.98 * total / 6 * share,
                 precision="int8" if kind.startswith("MatMulInteger") else "fp32",
                 layer=f"encoder.layer.{layer}.{where.get(kind, 'output.dense')}",
+                operations=products if "MatMul" in kind else moved / 8,
+                bytes=weights + moved if "MatMul" in kind else moved,
             )
             for kind, share in kinds.items()
         ]
     return ops
+
+
+def layer_facts(neurons: int = 1536, damage: float | None = None) -> LayerFacts:
+    """Six layers of 12 heads, two of them without their last heads and with `neurons` left where that is fewer than all."""
+    pruned = neurons < 1536
+    widths = [
+        LayerWidths(heads=tuple(range(9 if pruned and i < 2 else 12)), ffn=neurons if i < 2 else 1536) for i in range(6)
+    ]
+    groups = [] if damage is None else [
+        Sensitivity(group=(f"encoder.layer.{i}.{part}",), damage=damage * (i + 1), cost=1 / 12)
+        for i in range(6) for part in ("attention.self.query", "output.dense")
+    ]  # fmt: skip
+    return LayerFacts(structure=Structure(layers=tuple(widths)), sensitivity=tuple(groups))
 
 
 def layer_bytes(each: int) -> dict[str, int]:
@@ -99,12 +130,15 @@ def trial(
     mb: float = 90.3,
     seed: int = 1,
     steps: tuple[str, ...] = (),
+    options: dict[str, Any] | None = None,
     **more: Any,
 ) -> Trial:
     ratio = REFERENCE_MS / ms
     return Trial(
         **{
-            "recipe": RecipeLine(name=name, runtime=runtime, precision=precision, steps=list(steps)),
+            "recipe": RecipeLine(
+                name=name, runtime=runtime, precision=precision, steps=list(steps), options=options or {}
+            ),
             "status": "measured",
             "size_bytes": int(mb * 1e6),
             "scores": scored(abs(drop[0]) * 10, seed),
@@ -129,6 +163,7 @@ def baselines() -> list[Trial]:
             "fp32",
             REFERENCE_MS,
             layer_bytes=layer_bytes(4),
+            layers=layer_facts(),
             seed=4,
             test_scores=scored(0, 4),
             end_to_end=Latency(samples_ms=samples(12.2, seed=5), batch=1, length=None, threads=1, end_to_end=True),
@@ -158,6 +193,8 @@ def candidates() -> list[Trial]:
                 )
             ],
             layer_bytes=layer_bytes(1),
+            layers=layer_facts(768),
+            options={"precision": "bf16"},
         ),
         trial(
             "onnxruntime-dynamic-int8",
@@ -186,6 +223,7 @@ def candidates() -> list[Trial]:
             mb=23.1,
             seed=15,
             steps=("quantize_nncf",),
+            layers=layer_facts(damage=0.0004),
             reason="1.02× as long as openvino-static-int8",
         ),
         trial(
@@ -327,6 +365,24 @@ def realistic(outcome: Outcome = Outcome.PASS, **changes: Any) -> Record:
             ),
             Changed(
                 row=2071, text="Test whether a path is absolute", label="isabs", baseline="isfile", candidate="isabs"
+            ),
+        ],
+        "waterfall": [
+            Rung(
+                name="fp32 on OpenVINO", p50=33.0, size_bytes=90_300_000, drop=Estimate(point=0, low=-0.001, high=0.001)
+            ),
+            Rung(
+                name="prune_structured",
+                p50=24.0,
+                size_bytes=71_000_000,
+                drop=Estimate(point=0.012, low=0.008, high=0.017),
+            ),
+            Rung(name="distill", p50=24.0, size_bytes=71_000_000, drop=Estimate(point=0.0005, low=-0.002, high=0.003)),
+            Rung(
+                name="quantize_static",
+                p50=14.6,
+                size_bytes=23_400_000,
+                drop=Estimate(point=0.0011, low=-0.0009, high=0.0036),
             ),
         ],
         "circumstances": Circumstances(

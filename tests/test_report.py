@@ -1,3 +1,5 @@
+import itertools
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -6,9 +8,13 @@ import pytest
 
 from fmopt.record import Changed, RecipeLine, Record, Trial
 from fmopt.report import budget_words, write_markdown, write_report
-from fmopt.report_plots import Scale, nice_step, scatter
+from fmopt.report_axes import Scale, nice_step
+from fmopt.report_layers import layer_table
+from fmopt.report_plots import on_front, scatter
 from fmopt.report_profile import layer_of, spent_by_kind, spent_by_layer
-from fmopt.results import Circumstances, Estimate, OpTime, Outcome
+from fmopt.report_roofline import distance_by_layer, points_of, roof_plot
+from fmopt.report_waterfall import falls
+from fmopt.results import Circumstances, Estimate, Latency, OpTime, Outcome
 from tests import records
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -164,10 +170,25 @@ def test_only_the_one_script_may_run(tmp_path: Path) -> None:
     assert f"script-src 'sha256-{digest}'" in source
 
 
-def test_a_hundred_candidates_stay_a_small_page(tmp_path: Path) -> None:
-    _, source = drawn(records.many(100), tmp_path)
-    assert len(source.encode()) < 1_000_000
+def test_a_hundred_candidates_with_all_their_samples_stay_a_small_page(tmp_path: Path) -> None:
+    record = records.many(100)
+    raw = Latency(samples_ms=records.samples(20.0, n=2000, seed=9), batch=1, length=128, threads=1)
+    changed = [Changed(row=i, text="ä" * 5000, label="l" * 500, baseline="b", candidate="c") for i in range(40)]
+    record = record.model_copy(
+        update={
+            "trials": [t.model_copy(update={"latency": t.latency and raw}) for t in record.trials],
+            "changed": changed,
+        }
+    )
+    page, source = drawn(record, tmp_path)
+    assert len(record.trials) == 100
+    assert len(source.encode()) < 3_000_000
     assert len(re.findall(r'<tr id="v\d+"', source)) == 103
+    words = page.words
+    assert all(f"{trial.name} " in words for trial in record.trials)
+    markdown = write_markdown(record, tmp_path / "report.md").read_text(encoding="utf-8")
+    variants = markdown.split("## All variants")[1].split("\n## ")[0]
+    assert all(trial.name in variants for trial in record.trials)
 
 
 def test_every_mark_leads_to_its_row_and_has_words_for_those_who_cannot_see_it(tmp_path: Path) -> None:
@@ -175,9 +196,18 @@ def test_every_mark_leads_to_its_row_and_has_words_for_those_who_cannot_see_it(t
     ids = {value for _, name, value in page.attributes if name == "id"}
     links = [value[1:] for _, name, value in page.attributes if name == "href"]
     assert set(links) <= ids
-    labels = [value for tag, name, value in page.attributes if tag == "a" and name == "aria-label"]
-    assert len(labels) == 2 * 9
-    assert any("openvino-nncf-int8" in label and "drop 0.42 pt (0.11 to 0.74)" in label for label in labels)
+    labels = [value.splitlines() for tag, name, value in page.attributes if tag == "a" and name == "aria-label"]
+    variants = [label for label in labels if label[-1].startswith("size ")]
+    assert len(variants) == 2 * 9
+    assert [
+        "1 · openvino-static-int8",
+        "INT8 on OpenVINO",
+        "1. quantize_static(calibrator=mse, smooth=search)",
+        "runtime options: precision: bf16",
+        "median 14.6 ms, 2.15× (2.12–2.19)",
+        "drop 0.11 pt (−0.09 to 0.36)",
+        "size 23.4 MB",
+    ] in variants
 
 
 def test_a_record_with_next_to_nothing_still_has_a_page(tmp_path: Path) -> None:
@@ -209,11 +239,12 @@ def test_markdown_holds_the_same_figures(tmp_path: Path) -> None:
     assert text.startswith("# PASS · all-MiniLM-L6-v2 on AMD EPYC")
     rows = [line for line in text.splitlines() if line.startswith("| 1 |")]
     assert rows == [
-        "| 1 | **openvino-static-int8**, shipped | 14.6 ms | 15.2 ms | 19.9 ms | 2.15× (2.12–2.19) "
+        "| 1 | **openvino-static-int8**, shipped, front | quantize\\_static(calibrator=mse, smooth=search), precision: bf16 "
+        "| 14.6 ms | 15.2 ms | 19.9 ms | 2.15× (2.12–2.19) "
         "| 0.11 (−0.09 to 0.36) | 23.4 MB | 157 MB | 107 ms |  |"
     ]
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables if "ms" in line and "MB" in line} == {12}
+    variants = text.split("## All variants")[1].split("## ")[0]
+    assert {line.count("|") for line in variants.splitlines() if line.startswith("|")} == {13}
 
 
 def test_one_ruined_variant_does_not_flatten_the_others() -> None:
@@ -226,6 +257,91 @@ def test_one_ruined_variant_does_not_flatten_the_others() -> None:
     assert ruined.y == plot.bottom
     assert by_name["openvino-static-int8-minmax"].y - by_name["openvino-static-int8"].y > 100
     assert plot.missing == 1
+
+
+def test_areas_are_in_the_ratio_of_the_sizes_and_the_legend_keeps_to_it() -> None:
+    record = records.realistic()
+    plot = scatter(record, record.everything, 960, 440)
+    assert plot is not None
+    per_byte = {mark.trial.name: mark.radius**2 / (mark.trial.size_bytes or 1) for mark in plot.marks}
+    assert max(per_byte.values()) == pytest.approx(min(per_byte.values()), rel=0.05)
+    assert [text for _, text in plot.sizes] == ["10.0 MB", "20.0 MB", "50.0 MB"]
+    assert plot.sizes[-1][0] ** 2 / 50e6 == pytest.approx(per_byte["torch-fp32"], rel=0.05)
+
+
+def test_the_front_steps_through_what_none_is_both_faster_and_more_accurate_than() -> None:
+    made = [
+        records.trial(name, "openvino", "int8", ms, drop=(drop, drop, drop), mb=mb)
+        for name, ms, drop, mb in (
+            ("fast", 10, 0.01, 20), ("beaten", 12, 0.012, 20), ("small", 13, 0.011, 10), ("exact", 20, 0.0, 90),
+            ("slow", 25, 0.0, 90),
+        )
+    ]  # fmt: skip
+    assert on_front(made) == {"fast", "small", "exact"}
+    plot = scatter(records.realistic(baselines=[], trials=made, winner="fast"), made, 960, 440)
+    assert plot is not None
+    at = {mark.trial.name: mark for mark in plot.marks}
+    assert plot.front == (f"M{at['fast'].x},{at['fast'].y} H{at['exact'].x} V{at['exact'].y} H{plot.right}")
+
+
+def test_the_waterfall_goes_on_where_the_bar_before_ended() -> None:
+    latency, size, accuracy = falls(records.realistic())
+    for fall in (latency, size, accuracy):
+        assert [bar.kind == "total" for bar in fall.bars] == [True, False, False, False, True]
+        for before, bar in itertools.pairwise(fall.bars[:-1]):
+            ends = (before.start, before.start + before.width)
+            assert any(bar.came_from == pytest.approx(end, abs=0.02) for end in ends)
+    assert [bar.kind for bar in latency.bars] == ["total", "better", "same", "better", "total"]
+    assert [bar.kind for bar in accuracy.bars] == ["total", "worse", "better", "worse", "total"]
+    assert [bar.change for bar in latency.bars] == ["", "1.38× as fast", "1.00× as fast", "1.64× as fast", ""]
+    assert [bar.change for bar in size.bars] == ["", "−19.3 MB", "no change", "−47.6 MB", ""]
+    assert (accuracy.bars[1].value, accuracy.bars[1].interval) == ("−1.20 pt", "−1.70 pt to −0.80 pt")
+    assert latency.bars[0].width == 100
+    assert latency.bars[-1].width == pytest.approx(100 * 14.6 / 33, abs=0.02)
+
+
+def test_a_layer_has_its_precision_sensitivity_and_what_pruning_left() -> None:
+    record = records.realistic()
+    table = layer_table(record, points_of(record))
+    assert table is not None
+    assert (table.measured_on, table.pruned) == ("openvino-nncf-int8", True)
+    lines = {line.spent.name: line for line in table.lines}
+    assert lines["layer 1"].heads == (9, 12)
+    assert lines["layer 1"].neurons == (768, 1536)
+    assert lines["layer 2"].neurons == (1536, 1536)
+    assert lines["layer 1"].precision == "INT8 55 %, fp32 45 %"
+    assert lines["layer 1"].sensitivity == pytest.approx(2 * 2 * 0.0004)  # two groups
+    assert lines["embeddings"].sensitivity is None
+    assert lines["embeddings"].heads is None
+
+
+def test_layers_sit_under_the_ceilings_that_were_measured() -> None:
+    record = records.realistic()
+    points = points_of(record)
+    plot = roof_plot(record, points, 960, 440)
+    assert plot is not None
+    assert {line.precision for line in plot.roofs} == {"fp32", "int8"}
+    assert len(plot.dots) == len([point for point in points if point.operations])
+    for dot in plot.dots:
+        assert plot.left <= dot.x <= plot.right
+        assert plot.top <= dot.y <= plot.bottom
+        assert (dot.y > dot.floor_y) is (dot.point.of_roof < 1)  # pixels grow downwards
+    floor, times = distance_by_layer(points)["layer 3"]
+    inside = [point for point in points if ".layer.3." in point.layer]
+    assert floor * times == pytest.approx(sum(point.ms for point in inside))
+    assert roof_plot(record, [], 960, 440) is None
+
+
+def test_a_record_from_before_there_were_points_has_no_roofline(tmp_path: Path) -> None:
+    old = json.loads(records.realistic().model_dump_json())
+    for trial in old["baselines"] + old["trials"]:
+        del trial["layers"]
+        for op in trial["profile"]:
+            del op["operations"], op["bytes"]
+    page, _ = drawn(Record.model_validate(old), tmp_path)
+    assert "Roofline" not in page.words
+    assert "Layer by layer" in page.words
+    assert "FFN neurons" not in page.words
 
 
 @pytest.mark.parametrize("width", [380, 960])

@@ -20,6 +20,7 @@ from fmopt.plan import Training
 from fmopt.record import Record
 from fmopt.results import Outcome
 from fmopt.story import optimize
+from fmopt.structure import read_structure
 from fmopt.trials import Request
 from tests.conftest import LABELS, SENTENCES, tiny_config, write_tokenizer
 
@@ -138,6 +139,21 @@ def test_an_impossible_budget_fails_and_still_writes_the_best(tiny_checkpoint, l
     assert "FAIL" in (tmp_path / "out" / "report.html").read_text("utf8")
 
 
+def test_a_record_keeps_what_was_found_out_about_layers(tiny_checkpoint, labelled, tmp_path):
+    recipe = tmp_path / "mixed.toml"
+    recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "mixed_precision"\n')
+    record = optimize(
+        request(tiny_checkpoint("bert", "text-classification"), labelled, tmp_path / "out", recipe=recipe)
+    )
+    layers = record.find("mixed").layers
+    assert layers.structure == record.find("onnxruntime-fp32").layers.structure
+    assert len(layers.structure.layers) == 2
+    assert len(layers.sensitivity) == 8
+    assert all(entry.damage > 0 for entry in layers.sensitivity)
+    assert record.find("onnxruntime-fp32").layers.sensitivity == ()
+    assert "measured while making mixed" in (tmp_path / "out" / "report.html").read_text("utf8")
+
+
 def test_a_device_that_is_not_here_is_unmeasured(tiny_checkpoint, labelled, tmp_path):
     asked = request(
         tiny_checkpoint("bert", "text-classification"),
@@ -217,6 +233,10 @@ def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider,
     assert pruned[0].parity.passed
     assert pruned[0].size_bytes < record.find("dynamic").size_bytes
     assert verify_bundle(tmp_path / "out") == []
+    before, after = (record.find(name).layers.structure for name in ("onnxruntime-fp32", record.winner))
+    assert [(len(layer.heads), layer.ffn) for layer in before.layers] == [(3, 768), (3, 768)]
+    assert sum(layer.ffn for layer in after.layers) < 2 * 768 or sum(len(layer.heads) for layer in after.layers) < 6
+    assert after == read_structure(tmp_path / "out" / "checkpoint")
     rungs = record.waterfall
     assert [rung.name for rung in rungs] == ["fp32 on ONNX Runtime", "prune_structured", "quantize_dynamic"]
     assert rungs[0].size_bytes > rungs[1].size_bytes > rungs[2].size_bytes == pruned[0].size_bytes

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fmopt.calibrators import Calibrator
 from fmopt.errors import ConfigError, PassError
 from fmopt.model import CheckpointFacts, TorchModel
 from fmopt.passes.base import Context
 from fmopt.passes.quantize_static import QuantizeStatic
+from fmopt.results import Sensitivity
 from fmopt.target import Target
 
 if TYPE_CHECKING:
     from fmopt.calibrate import Statistics
 
 JUDGED_ITEMS = 16  # calibration items that a group's damage is measured on
-
-
-class Sensitivity(NamedTuple):
-    """What one group of Linears costs in accuracy when it is quantized, and in speed when it is not."""
-
-    group: tuple[str, ...]  # Linears that read one tensor
-    damage: float  # distance of the outputs to the float network's with only this group quantized
-    cost: float  # its share of the multiplications of all groups
+_VERSION = 2  # of what is saved
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class MixedPrecision:
             )
         kept = tuple(name for entry in ranked[: self.groups] for name in entry.group)
         ctx.progress(f"kept in float: {', '.join(kept)}")
-        return self.quantize(kept).with_statistics(model, found, ctx)
+        return replace(self.quantize(kept).with_statistics(model, found, ctx), sensitivity=tuple(ranked))
 
 
 PASS = MixedPrecision
@@ -89,15 +83,17 @@ def sensitivity(model: TorchModel, quantize: QuantizeStatic, ctx: Context) -> li
 def _ranked(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ctx: Context) -> list[Sensitivity]:
     path = None
     if ctx.scratch is not None:
-        known = repr((model.facts.digest, model.history, quantize, ctx.target.int8_dot, found.items, found.digest))
+        known = repr(
+            (_VERSION, model.facts.digest, model.history, quantize, ctx.target.int8_dot, found.items, found.digest)
+        )
         path = ctx.scratch / f"sensitivity-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
         if path.is_file():
-            return [Sensitivity(tuple(group), damage, cost) for group, damage, cost in json.loads(path.read_text())]
+            return [Sensitivity(**entry) for entry in json.loads(path.read_text())]
     measured = _measured(model, quantize, found, ctx)
     ranked = sorted(measured, key=lambda entry: (-entry.damage / entry.cost, entry.group))
     if path is not None:
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(ranked))
+        part.write_text(json.dumps([entry.model_dump() for entry in ranked]))
         part.replace(path)
     return ranked
 
@@ -120,5 +116,5 @@ def _measured(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ct
         finally:
             for name, module in before.items():
                 replace_module(model.net, name, module)
-        result.append(Sensitivity(tuple(group), damage, product / sum(products)))
+        result.append(Sensitivity(group=tuple(group), damage=damage, cost=product / sum(products)))
     return result

@@ -46,6 +46,7 @@ def test_k_groups_stay_in_float_and_the_ranking_is_shared(tiny_checkpoint: TinyC
         model = fragile(tiny_checkpoint("bert"))
         made = MixedPrecision(groups=groups, smooth=None).apply(model, context_of(model, tmp_path))
         assert isinstance(made.net.get_submodule(FRAGILE), torch.nn.Linear)
+        assert made.sensitivity[0].group == (FRAGILE,)
         left.append({n for n, m in made.net.named_modules() if isinstance(m, torch.nn.Linear)})
     assert left[0] < left[1] < left[2]
     assert len(list(tmp_path.glob("sensitivity-*.json"))) == 1
