@@ -98,7 +98,7 @@ def power(asked: argparse.Namespace) -> None:
         for pilot in asked.pilots:
             cell = made.cell(f"{name} | pilot {pilot}", population=one.facts(), outcomes={}, needed=[])
             rng = np.random.default_rng([asked.seed, NAMES.index(name), pilot])
-            if cell.get("batches"):
+            if "pilots" in cell:
                 continue
             got, undecided = [], 0
             for seed in range(asked.size):
@@ -113,6 +113,9 @@ def power(asked: argparse.Namespace) -> None:
                 cell["needed"].append(needed)
                 got.append(judged(one, one.evaluation(rng, min(needed, asked.most_items)), seed).outcome.value)
             cell.update(pilots=asked.size, pilots_undecided=undecided)
+            if not got:  # every pilot decided: there was nothing to name
+                made.save()
+                continue
             made.count(cell, got, 0)
             print(name, pilot, cell["rates"], int(np.median(cell["needed"] or [0])), flush=True)
 
@@ -319,6 +322,8 @@ def power_table(cells: dict[str, Any]) -> str:
     lines = ["| population, true drop 0 | pilot | n said, median | passed with that n |", "|---|---|---|---|"]
     for key, cell in cells.items():
         name, pilot = key.split(" | pilot ")
+        if not cell["needed"]:
+            continue
         lines.append(
             f"| {name} | {int(pilot):,} | {int(np.median(cell['needed'])):,} | {percent(cell['rates']['PASS'])} |"
         )
@@ -375,7 +380,7 @@ def main() -> None:
         one.add_argument("--batches", type=int, default=6, help="accuracy: how often each cell is gone on with")
         one.add_argument("--only", action="append", choices=NAMES, help="accuracy: only these populations")
         one.add_argument(
-            "--pilots", type=int, nargs="+", default=[300, 1000], help="power: items of the first evaluation"
+            "--pilots", type=int, nargs="+", default=[100, 300, 1000], help="power: items of the first evaluation"
         )
         one.add_argument("--most-items", type=int, default=20_000, help="power: evaluations are not larger than this")
         one.add_argument("--runs", type=int, default=100, help="latency: A/A runs")
