@@ -17,6 +17,7 @@ RESAMPLES = 10_000
 CHUNK_NUMBERS = 4_000_000  # numbers of one chunk of resamples: 32 MB as float64
 FEW_CHANGED = 30  # below this the worst that a changed item can do has not been seen yet
 LOSS_ITEMS = 2_000  # leave-one-out is asked of at most so many items, those whose values changed most
+DRAWS_PER_COUNT = 8  # drawing one item costs about an eighth of drawing how often a kind of item comes up
 FEW_SAMPLES = 8  # below this latency samples give their range, not a bootstrap
 
 
@@ -26,7 +27,8 @@ def paired_drop(
     """How much worse the candidate is than the baseline on the same items, in units of the metric (0.01 is one point).
 
     Items are resampled in pairs (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; for models
-    Koehn, EMNLP 2004) as counts per item, so that a resample is one row of weights.
+    Koehn, EMNLP 2004) as counts per item, so that a resample is one row of weights. Items with the same values before
+    and after are one kind of item with copies: the distribution is the same and 20,000 right-or-wrong items are four.
 
     A plain percentile bound is too sure of itself when few items changed: it knows no other losses than those it has
     seen (two of 500 seen lost give an upper bound of five, the exact one is 6.3). So one more item with the worst loss
@@ -35,24 +37,28 @@ def paired_drop(
     for k. `low` is the mirror image. When no item changed at all the bound is exact: 1 − α^(1/n), the rule of three
     (Hanley and Lippman-Hand, JAMA 1983), for the share of changed items, each taken as wholly lost.
 
-    A candidate whose values are not all numbers, or leave the metric undefined, has lost it whole (a drop of 1).
-    DataError when the two are not the same metric on the same items, or when the baseline's own metric is undefined.
+    A candidate whose values are not all numbers, or leave the metric undefined, has lost it whole: a drop of 1, or
+    without end where the metric has none (perplexity). DataError when the two are not the same metric on the same items, or when the baseline's own metric is undefined.
     """
-    ours, theirs = _same_items(base, candidate)
-    n = len(ours)
+    ours, theirs, copies = _kinds(*_same_items(base, candidate))
+    n = int(copies.sum())
+    all_of_it = 1.0 if METRICS[base.metric].bounded else np.inf
+    lost = Estimate(point=all_of_it, low=all_of_it, high=all_of_it)
     if np.isfinite(ours).all() and not np.isfinite(theirs).all():
-        return Estimate(point=1.0, low=1.0, high=1.0)
-    changed = np.flatnonzero((ours != theirs).any(axis=1))
-    if not changed.size:
-        bound = float(1 - (1 - confidence) ** (1 / n))
+        return lost
+    whole = _whole_loss(base.metric, ours, copies)
+    if (ours == theirs).all():
+        bound = whole * float(1 - (1 - confidence) ** (1 / n))
         return Estimate(point=0.0, low=-bound, high=bound)
-    drop = _drop_of(base.metric, ours, theirs)
-    point = float(drop(None))
+    drop = _drop_of(base.metric, ours, theirs, all_of_it)
+    point = float(drop(copies[None])[0])
+    if point == np.inf:
+        return lost
     if not np.isfinite(point):
         raise DataError(f"{base.name} of the baseline is undefined on these {n} items (are all labels the same?)")
-    loss, gain = _extremes(drop, point, ours, theirs, changed)
+    loss, gain = _extremes(drop, point, ours, theirs, copies, whole)
     rng = np.random.default_rng(seed)
-    seen = np.concatenate([drop(counts) for counts in _item_counts(rng, n, resamples)])
+    seen = np.concatenate([drop(counts) for counts in _item_counts(rng, copies, resamples)])
     unseen = rng.binomial(n, 1 / n, size=resamples) / n
     usable = np.isfinite(seen)
     high = np.quantile((seen + loss * unseen)[usable], confidence, method="higher")
@@ -123,52 +129,73 @@ def _same_items(base: Scores, candidate: Scores) -> tuple[np.ndarray, np.ndarray
     )
 
 
-def _drop_of(metric: str, ours: np.ndarray, theirs: np.ndarray) -> Callable[[np.ndarray | None], np.ndarray]:
-    """Counts per item (B, n), or None, → drops (B,), or one number."""
+def _kinds(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct pairs of rows (k, c), (k, c), and how many items have each (k,)."""
+    rows, copies = np.unique(np.concatenate([ours, theirs], axis=1), axis=0, return_counts=True)
+    return rows[:, : ours.shape[1]], rows[:, ours.shape[1] :], copies.astype(np.float64)
+
+
+def _drop_of(
+    metric: str, ours: np.ndarray, theirs: np.ndarray, all_of_it: float
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Counts per kind of item (B, k) → drops (B,); `all_of_it` where the candidate's metric is undefined."""
     formula = METRICS[metric]
     sign = 1.0 if formula.higher_is_better else -1.0
 
-    def drop(counts: np.ndarray | None) -> np.ndarray:
-        before, after = np.asarray(formula.of(ours, counts)), np.asarray(formula.of(theirs, counts))
-        return np.where(np.isnan(after) & np.isfinite(before), 1.0, sign * (before - after))
+    def drop(counts: np.ndarray) -> np.ndarray:
+        before, after = formula.of(ours, counts), formula.of(theirs, counts)
+        return np.where(np.isnan(after) & np.isfinite(before), all_of_it, sign * (before - after))
 
     return drop
 
 
+def _whole_loss(metric: str, ours: np.ndarray, copies: np.ndarray) -> float:
+    """What one item can take with it, n times: the whole of a share; where there is no whole, as much as there is."""
+    formula = METRICS[metric]
+    return 1.0 if formula.bounded else abs(float(formula.of(ours, copies[None])[0]))
+
+
 def _extremes(
-    drop: Callable[[np.ndarray | None], np.ndarray],
+    drop: Callable[[np.ndarray], np.ndarray],
     point: float,
     ours: np.ndarray,
     theirs: np.ndarray,
-    changed: np.ndarray,
+    copies: np.ndarray,
+    whole: float,
 ) -> tuple[float, float]:
     """The worst loss and the best gain of one item, by leaving it out (jackknife), in units of the metric."""
-    n = len(ours)
+    n = copies.sum()
     if n < 2:
-        return 1.0, 1.0
+        return whole, whole
+    changed = np.flatnonzero((ours != theirs).any(axis=1))
     moved = np.nan_to_num(np.abs(ours[changed] - theirs[changed]).sum(axis=1), nan=np.inf)
     most = changed[np.argsort(-moved, kind="stable")[:LOSS_ITEMS]]
     losses = []
-    for start in range(0, len(most), _rows(n)):
-        part = most[start : start + _rows(n)]
-        without = np.ones((len(part), n))
-        without[np.arange(len(part)), part] = 0
+    for start in range(0, len(most), _rows(len(ours))):
+        part = most[start : start + _rows(len(ours))]
+        without = np.tile(copies, (len(part), 1))
+        without[np.arange(len(part)), part] -= 1
         losses.append(n * point - (n - 1) * drop(without))
-    loss = np.nan_to_num(np.concatenate(losses), nan=1.0)
-    whole = 1.0 if changed.size < FEW_CHANGED else 0.0
-    return max(float(loss.max()), whole), max(float(-loss.min()), whole)
+    loss = np.nan_to_num(np.concatenate(losses), nan=whole)
+    least = whole if copies[changed].sum() < FEW_CHANGED else 0.0
+    return max(float(loss.max()), least), max(float(-loss.min()), least)
 
 
 def _rows(n: int) -> int:
     return max(1, CHUNK_NUMBERS // n)
 
 
-def _item_counts(rng: np.random.Generator, n: int, resamples: int) -> Iterator[np.ndarray]:
-    """Chunks of multinomial counts, shape (B, n): how often each item was drawn."""
+def _item_counts(rng: np.random.Generator, copies: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
+    """Chunks of multinomial counts, shape (B, k): how often an item of each kind was drawn in n draws."""
+    n, kinds = int(copies.sum()), len(copies)
+    kind_of = np.repeat(np.arange(kinds), copies.astype(np.int64))
     for start in range(0, resamples, _rows(n)):
         rows = min(_rows(n), resamples - start)
-        drawn = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+        if kinds * DRAWS_PER_COUNT <= n:
+            yield rng.multinomial(n, copies / n, size=rows).astype(np.float64)
+            continue
+        drawn = kind_of[rng.integers(0, n, size=(rows, n))] + kinds * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * kinds).reshape(rows, kinds).astype(np.float64)
 
 
 def _block_rounds(rng: np.random.Generator, n: int, block: int, resamples: int) -> Iterator[np.ndarray]:

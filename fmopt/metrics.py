@@ -21,12 +21,16 @@ CHUNK_NUMBERS = 4_000_000  # counts handled at a time: 32 MB, and a few temporar
 
 @dataclass(frozen=True)
 class Metric:
-    """A formula with its name and the columns it reads. Where it is undefined (0 items, no spread) it gives NaN."""
+    """A formula with its name and the columns it reads. Where it is undefined (0 items, no spread) it gives NaN.
+
+    `bounded`: it lies within [0, 1] (or −1 and 1), so that 1 is what there is to lose; perplexity has no such end.
+    """
 
     name: str
     columns: tuple[str, ...]
     formula: Formula
     higher_is_better: bool = True
+    bounded: bool = True
 
     def of(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """The metric of `values` (n, k): one number, or one for each row of counts in `weights` (B, n).
@@ -64,6 +68,12 @@ def _macro_f1(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     f1 = np.nan_to_num(_ratio(2 * hits, wanted + got))
     present = (wanted + got > 0).sum(axis=1)  # a class that a resample lost does not count
     return _ratio(f1.sum(axis=1), present)
+
+
+def _perplexity(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    nats, tokens = (counts @ values).T
+    with np.errstate(over="ignore"):
+        return np.exp(_ratio(nats, tokens))  # of all tokens together, so that long texts weigh more
 
 
 def _spearman(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -105,5 +115,6 @@ METRICS: Mapping[str, Metric] = {
         Metric("micro_f1", ("tp", "fp", "fn"), _micro_f1),
         Metric("macro_f1", ("true", "predicted"), _macro_f1),
         Metric("spearman", ("predicted", "true"), _spearman),
+        Metric("perplexity", ("nats", "tokens"), _perplexity, higher_is_better=False, bounded=False),
     )
 }

@@ -36,7 +36,7 @@ class Estimate(Frozen):
 class Scores(Frozen):
     """One metric on one split: a row of numbers for every item, from which the metric is computed (see metrics.py).
 
-    `metric` is the name of a formula in `metrics.METRICS` ("mean", "micro_f1", "macro_f1", "spearman"); `name` is what
+    `metric` is the name of a formula in `metrics.METRICS` ("mean", "micro_f1", "spearman", "perplexity", …); `name` is what
     people call it ("accuracy", "MRR@10"). `values` is n items × k columns.
     """
 

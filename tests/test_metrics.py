@@ -82,8 +82,19 @@ def test_many_resamples_come_in_chunks_with_the_same_result(name, monkeypatch):
     assert whole.shape == (200,)
 
 
-def test_only_distances_are_better_when_lower():
-    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"lower_mean"}
+@SMALL
+@given(st.lists(st.tuples(st.floats(0, 400), st.integers(1, 90)), min_size=1, max_size=30), st.integers(0, 99))
+def test_perplexity_is_that_of_all_tokens_together(rows, seed):
+    values, counts = np.array(rows), resamples(seed, len(rows))
+    for row, got in zip(counts, METRICS["perplexity"].of(values, counts), strict=True):
+        # torch's definition: exp of the mean cross-entropy over tokens, whatever text they stand in
+        each = [nats / tokens for nats, tokens in written_out(values, row) for _ in range(int(tokens))]
+        assert got == pytest.approx(np.exp(np.mean(each)), rel=1e-9)
+
+
+def test_distances_and_perplexity_are_better_when_lower():
+    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"lower_mean", "perplexity"}
+    assert {name for name, metric in METRICS.items() if not metric.bounded} == {"perplexity"}
 
 
 @pytest.mark.parametrize("values", [np.zeros((0, 2)), np.zeros((4, 3)), np.zeros(0)])
