@@ -172,7 +172,7 @@ def export(
     if spec is None:
         if precision == "int8":
             raise DataError("INT8 is calibrated on real texts: give some with --data")
-        raws: list[Any] = [plain_example(facts.task), plain_example(facts.task)]
+        raws: list[Any] = [plain_example(facts.pipeline)] * 2
         digest = "none"
     else:
         dataset = load_data(spec, kind, facts, columns=columns, seed=seed)
@@ -307,7 +307,7 @@ def bench_variants(model: str, scratch: Path) -> list[tuple[str, Preprocessor, A
     facts = checkpoint.inspect(source, source.task)
     preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
     target = probe.load_target("host")
-    raws = [plain_example(facts.task)] * 4
+    raws = [plain_example(facts.pipeline)] * 4
     shop = Workshop(facts, target, Store(scratch), preprocessor, raws, "bench", 0, 1 << 30, Silent())
     return [
         (f"{source.title} {recipe.name}", preprocessor, shop.artifact(recipe))
@@ -412,9 +412,11 @@ def open_artifact(artifact: Artifact, threads: int) -> Runner:
     return lookup.find("runtimes", artifact.runtime).open(artifact, threads)
 
 
-def plain_example(task: str) -> Any:
-    """A text in the shape that a task takes, where no data is needed: export and bench without data."""
-    text = BENCH_TEXTS[0]
+def plain_example(pipeline: Mapping[str, Any]) -> Any:
+    """A text in the shape that the pipeline's task takes, where no data is needed: export and bench without data."""
+    text, task = BENCH_TEXTS[0], pipeline["task"]
+    if task == "fill-mask":
+        return text.replace("fox", pipeline["mask"]["token"])
     if task == "question-answering":
         return ("What does the fox jump over?", text)
     return text.split() if task == "token-classification" else text

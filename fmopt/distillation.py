@@ -29,7 +29,7 @@ from fmopt import distillation_losses as losses
 from fmopt import several
 from fmopt.edge import Preprocessor
 from fmopt.errors import PassError
-from fmopt.examples import Example, unlabelled_examples
+from fmopt.examples import IGNORED, Example, unlabelled_examples
 from fmopt.families.base import Family
 from fmopt.model import CheckpointFacts, TorchModel, quiet
 from fmopt.passes.base import Context
@@ -357,6 +357,10 @@ class _Lesson:
             ours, theirs = (self._vectors(seen["outputs"][0], mask) for seen in (got, wanted))
             return losses.similarity_loss(ours, theirs)
         answers, wished = (self._answers(seen["outputs"], mask) for seen in (got, wanted))
+        if self.pipeline["task"] == "fill-mask":  # elsewhere the token can be read, and there is nothing to learn
+            hidden = labels["labels"] != IGNORED
+            answers, wished = ([logits[hidden] for logits in part] for part in (answers, wished))
+            labels = {"labels": labels["labels"][hidden]}
         if name == "task":
             return losses.task_loss(answers, labels)
         if self.pipeline["task"] == "token-classification":
