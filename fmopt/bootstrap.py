@@ -135,9 +135,7 @@ def _kinds(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return rows[:, : ours.shape[1]], rows[:, ours.shape[1] :], copies.astype(np.float64)
 
 
-def _drop_of(
-    metric: str, ours: np.ndarray, theirs: np.ndarray, all_of_it: float
-) -> Callable[[np.ndarray], np.ndarray]:
+def _drop_of(metric: str, ours: np.ndarray, theirs: np.ndarray, all_of_it: float) -> Callable[[np.ndarray], np.ndarray]:
     """Counts per kind of item (B, k) → drops (B,); `all_of_it` where the candidate's metric is undefined."""
     formula = METRICS[metric]
     sign = 1.0 if formula.higher_is_better else -1.0

@@ -437,8 +437,8 @@ def _present_fills(scores: np.ndarray, raw: Raw, preprocessor: Preprocessor) -> 
 
     def fill(place: int, token: int, score: float) -> dict[str, Any]:
         filled = [*ids[:place].tolist(), token, *ids[place + 1 :].tolist()]
-        text = decode(filled, skip_special_tokens=single)
-        return {"score": score, "token": token, "token_str": decode([token]), "sequence": text}
+        word, text = decode([token], skip_special_tokens=False), decode(filled, skip_special_tokens=single)
+        return {"score": score, "token": token, "token_str": word, "sequence": text}
 
     found = []
     for place, row in zip(places, scores, strict=True):

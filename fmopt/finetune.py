@@ -34,7 +34,7 @@ from fmopt.store import disk_errors, own_folder
 from fmopt.structure import STRUCTURE, load_network
 from fmopt.tasks.base import Item, Task
 from fmopt.tokenizer import copy_tokenizer
-from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, memory_kept
+from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, memory_kept, only_to_find
 
 RECORD, TRAINING = "finetune.json", ".training"
 EVAL_BATCH = 32
@@ -122,6 +122,7 @@ def _train(job: _Job) -> _Trainer:
     net = _network(job)
     rows = job.data.splits["train"]
     examples = training_examples(job.preprocessor, job.facts, job.task.items(rows, job.facts), rows)
+    masking = Masking.of(job.preprocessor) if job.task.name == "fill-mask" else None
     cuda = torch.cuda.is_available()
     arguments = transformers.TrainingArguments(
         output_dir=str(job.work), num_train_epochs=settings["epochs"], learning_rate=settings["learning_rate"],
@@ -135,12 +136,10 @@ def _train(job: _Job) -> _Trainer:
     )  # fmt: skip
     trainer = _Trainer(
         model=net, args=arguments, train_dataset=examples, eval_dataset=examples[:1],
-        data_collator=Collator(
-            dict(job.facts.pipeline["padding"]),
-            Masking.of(job.preprocessor) if job.task.name == "fill-mask" else None,
-        ),
+        data_collator=Collator(dict(job.facts.pipeline["padding"]), masking),
         callbacks=[transformers.EarlyStoppingCallback(settings["patience"]), _Watch(job)],
     )  # fmt: skip
+    trainer.masks = masking is not None
     trainer.remove_callback(transformers.PrinterCallback)
     rows = job.data.splits["validation"]
     trainer.judge = _Judge(job, job.task.items(rows, job.facts))
@@ -170,6 +169,14 @@ class _Trainer(transformers.Trainer):
     """A Trainer whose evaluation is the task's own metric on predictions made as in production."""
 
     judge: _Judge
+    masks = False  # whether the labels are masked tokens
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The network's own loss; the signature is the Trainer's."""
+        if not self.masks:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with only_to_find(self.accelerator.unwrap_model(model), inputs) as fewer:
+            return super().compute_loss(model, fewer, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The validation metric as "eval_metric", and as "eval_value" so that more is better; the signature is the Trainer's."""
