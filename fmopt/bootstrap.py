@@ -38,7 +38,8 @@ def paired_drop(
     (Hanley and Lippman-Hand, JAMA 1983), for the share of changed items, each taken as wholly lost.
 
     A candidate whose values are not all numbers, or leave the metric undefined, has lost it whole: a drop of 1, or
-    without end where the metric has none (perplexity). DataError when the two are not the same metric on the same items, or when the baseline's own metric is undefined.
+    without end where the metric has none (perplexity). DataError when the two are not the same metric on the same
+    items, or when the baseline's own metric is undefined.
     """
     ours, theirs, copies = _kinds(*_same_items(base, candidate))
     n = int(copies.sum())

@@ -9,6 +9,7 @@ import transformers
 from scipy.special import log_softmax, rel_entr
 
 from fmopt import checkpoint, edge
+from fmopt.data import load_data
 from fmopt.errors import DataError
 from fmopt.metrics import METRICS
 from fmopt.source import resolve
@@ -120,3 +121,18 @@ def test_changes_name_the_words_and_their_harm(tiny_checkpoint):
     assert (change.item, change.before, change.after) == (0, "the", "and")
     assert change.label == tokenizer.decode([label]).strip()
     assert change.harm == pytest.approx(0.3, abs=1e-4)
+
+
+@pytest.mark.real
+def test_nearly_every_passage_of_a_book_has_a_word_to_mask(shared_data, minilm):
+    facts = checkpoint.inspect(resolve(str(minilm)), "fill-mask", fresh_head=True)
+    data = load_data(str(shared_data / "war_and_peace"), TASK, facts)
+    items = TASK.items(data.split("test"), facts)
+    assert len(data.split("test")) == len(items) > 300
+    assert len({item.label for item in items}) > 100
+    preprocessor = edge.Preprocessor(checkpoint.tokenizer_file(facts), facts.pipeline)
+    for item in items:
+        ids = preprocessor.encode([item.raw]).inputs["input_ids"][0]
+        whole = preprocessor.encode([data.split("test")[item.row]["text"]]).inputs["input_ids"][0]
+        assert np.flatnonzero(ids != whole).tolist() == np.flatnonzero(ids == facts.pipeline["mask"]["id"]).tolist()
+        assert whole[ids != whole] == [item.label]
