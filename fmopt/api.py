@@ -172,7 +172,7 @@ def export(
     if spec is None:
         if precision == "int8":
             raise DataError("INT8 is calibrated on real texts: give some with --data")
-        raws: list[Any] = [plain_example(facts.task), plain_example(facts.task)]
+        raws: list[Any] = [plain_example(facts.pipeline)] * 2
         digest = "none"
     else:
         dataset = load_data(spec, kind, facts, columns=columns, seed=seed)

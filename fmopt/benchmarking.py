@@ -15,7 +15,7 @@ from fmopt.bench_matrix import Contestant, Matrix, places
 from fmopt.bench_record import Benchmark
 from fmopt.bench_report import write_benchmark
 from fmopt.build import Workshop
-from fmopt.edge import Preprocessor
+from fmopt.edge import Pipeline, Preprocessor
 from fmopt.errors import ConfigError
 from fmopt.model import Artifact, CheckpointFacts
 from fmopt.plan import BASELINES, refusal
@@ -168,7 +168,7 @@ def deployed(bundle: Path) -> Contestant:
 
 def bench_raws(facts: CheckpointFacts) -> list[Any]:
     """Texts in the shape of the task, where no data is at hand."""
-    return [plain_example(facts.task, text) for text in BENCH_TEXTS]
+    return [plain_example(facts.pipeline, text) for text in BENCH_TEXTS]
 
 
 def contestants(model: str, facts: CheckpointFacts, store: Store) -> list[Contestant]:
@@ -193,8 +193,12 @@ def open_artifact(artifact: Artifact, threads: int) -> Runner:
     return lookup.find("runtimes", artifact.runtime).open(artifact, threads)
 
 
-def plain_example(task: str, text: str = BENCH_TEXTS[0]) -> Any:
-    """A text in the shape that a task takes, where no data is needed: export and bench without data."""
+def plain_example(pipeline: Pipeline, text: str = BENCH_TEXTS[0]) -> Any:
+    """A text in the shape that the pipeline's task takes, where no data is needed: export and bench without data."""
+    task = pipeline["task"]
+    if task == "fill-mask":
+        first, _, rest = text.partition(" ")
+        return f"{first} {pipeline['mask']['token']} {rest.partition(' ')[2]}"
     if task == "question-answering":
         return ("What does the fox jump over?", text)
     return text.split() if task == "token-classification" else text

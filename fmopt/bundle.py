@@ -294,11 +294,13 @@ USAGE = {
     "text-regression": ('"a text"', "its score"),
     "token-classification": ('"a text"', "the entities in it"),
     "question-answering": ('"a question" "a context"', "the answer in the context"),
+    "fill-mask": ('"a [MASK] in a text"', "the likeliest tokens there"),
 }
 
 
 def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
     texts, result = USAGE[facts.task]
+    texts = texts.replace("[MASK]", facts.pipeline.get("mask", {}).get("token", ""))
     alone = artifact.runtime in edge.RUNNERS
     needs = (
         f"It needs no fmopt: `pip install numpy tokenizers {artifact.runtime}`."

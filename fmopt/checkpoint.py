@@ -29,10 +29,11 @@ from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_
 
 log = logging.getLogger(__name__)
 
-EMBEDDING = "sentence-embedding"
+EMBEDDING, FILL_MASK = "sentence-embedding", "fill-mask"
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
+HEADS = ("classifier.", "qa_outputs.", "score.", "cls.predictions.", "lm_head.")  # of checkpoints that name no class
 OUTPUTS = {EMBEDDING: ["last_hidden_state"], "question-answering": ["start_logits", "end_logits"]}
 
 
@@ -186,7 +187,8 @@ def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
                 "tokens; say --task text-classification or --task token-classification"
             )
         return EMBEDDING
-    shown = _shown_by(head)
+    # A pretrained encoder is asked for its vectors far more often than for words: `--task fill-mask` says otherwise.
+    shown = tuple(name for name in _shown_by(head) if name != FILL_MASK)
     plain = head.architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining"))
     if not shown and (plain or (home / "modules.json").is_file()):
         return EMBEDDING
@@ -200,7 +202,7 @@ def _refuse_misfit(task: str, head: _Head, source: ModelSource) -> None:
     """CheckpointError when the checkpoint's head is not one of `task`. Its encoder alone always gives embeddings."""
     if task == EMBEDDING or task in _shown_by(head):
         return
-    if not head.architecture and any(head.has(prefix) for prefix in ("classifier.", "qa_outputs.", "score.")):
+    if not head.architecture and any(head.has(prefix) for prefix in HEADS):
         return
     if {task, *_shown_by(head)} == {"text-classification", "text-regression"}:
         outputs = "one output, a number" if head.regression else f"{head.outputs} outputs, which are classes"
@@ -242,6 +244,10 @@ def _pipeline(
         pipeline |= {"pooling": pooling, "normalize": normalize}
     if task in ("text-classification", "token-classification"):
         pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
+    if task == FILL_MASK:
+        if tokenizer.mask is None:
+            raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {FILL_MASK} does not fit it")
+        pipeline["mask"] = dict(zip(("id", "token"), tokenizer.mask, strict=True))
     if task == "question-answering":
         # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
         pipeline |= {"stride": min(128, length // 4), "no_answer": bool(raw.get("no_answer", False))}

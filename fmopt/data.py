@@ -19,7 +19,7 @@ from fmopt.errors import DataError
 from fmopt.lookup import did_you_mean
 from fmopt.model import CheckpointFacts
 from fmopt.pydoc import pydoc_splits
-from fmopt.tables import READERS, Row, Table, label_names, read_file, read_folder, read_hub
+from fmopt.tables import Row, Table, label_names, read_file, read_folder, read_hub, suffix
 from fmopt.tasks.base import Task, name_key
 
 BUILTIN = "builtin:pydoc"
@@ -97,11 +97,11 @@ def _read(spec: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
     if path.is_file():
         return {"": read_file(path)}, {}
     # A name with a slash may be a mistyped path; what begins in a folder that is here, or ends like a file, is one.
-    if HUB_NAME.fullmatch(spec) and path.suffix not in READERS and not Path(path.parts[0]).is_dir():
+    if HUB_NAME.fullmatch(spec) and not suffix(path) and not Path(path.parts[0]).is_dir():
         return read_hub(spec), {}
     raise DataError(
-        f"there is no file or folder {spec}; give a csv, tsv, json, jsonl or parquet file, a folder with one file per "
-        f"split, a hub data set (owner/name), or {BUILTIN}"
+        f"there is no file or folder {spec}; give a csv, tsv, json, jsonl, parquet or txt file, a folder with one "
+        f"file per split, a hub data set (owner/name), or {BUILTIN}"
     )
 
 

@@ -29,7 +29,7 @@ from fmopt import distillation_losses as losses
 from fmopt import several
 from fmopt.edge import Preprocessor
 from fmopt.errors import PassError
-from fmopt.examples import Example, unlabelled_examples
+from fmopt.examples import IGNORED, Example, unlabelled_examples
 from fmopt.fake_quantize import load_rounding, save_rounding
 from fmopt.families.base import Family
 from fmopt.model import CheckpointFacts, TorchModel, quiet
@@ -219,7 +219,7 @@ def _kept_outputs(
 ) -> TeacherOutputs | None:  # fmt: skip
     """What the teacher says of every example, on disk beside `work`; None where it is asked in every epoch."""
     lesson, device = trainer.lesson, trainer.args.device
-    if not lesson.kinds:
+    if not lesson.kinds or teacher.task == "fill-mask":  # a whole vocabulary for every token is never cheaper to read
         return None
     inputs = [name for name in examples[0] if name not in LABELS]
     about = {"kinds": lesson.kinds, "layers": lesson.teacher.layers, "related": lesson.teacher.related,
@@ -433,9 +433,14 @@ class _Lesson:
         if name == "similarity":  # of the student's own vectors, unprojected: those are compared with one another later
             return losses.similarity_loss(self._vectors(got["outputs"][0], mask), wanted["vectors"][0])
         answers = self._answers(got["outputs"], mask)
+        hidden = labels["labels"] != IGNORED if self.pipeline["task"] == "fill-mask" else None
+        if hidden is not None:  # elsewhere the token can be read, and there is nothing to learn
+            answers, labels = [logits[hidden] for logits in answers], {"labels": labels["labels"][hidden]}
         if name == "task":
             return losses.task_loss(answers, labels)
         wished = self._answers(wanted["outputs"], mask)
+        if hidden is not None:
+            wished = [logits[hidden] for logits in wished]
         if self.pipeline["task"] == "token-classification":
             answers, wished = ([logits[mask] for logits in part] for part in (answers, wished))
         return losses.logit_loss(answers, wished, self.temperature, self.kind)

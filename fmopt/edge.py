@@ -9,13 +9,15 @@ or that computes something else on this machine than where it was judged. It kno
 
 Words used here. A *raw* is what the user has: a text, a pair of texts, or a list of words. A *prediction* is what is
 judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict of JSON values:
-    task         sentence-embedding, text-classification, text-regression, token-classification or question-answering
+    task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
+                 or fill-mask
     max_length   tokens; longer texts are cut, or read in windows where the task allows
     inputs       names the network takes: input_ids, attention_mask, token_type_ids
     outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
     padding      {"id", "type_id", "token", "side"}
     pooling, normalize (embedding); labels, multi_label (classification); stride (windows: tokens shared by neighbours);
-    no_answer (question answering: True when the model may answer "nothing"); add_prefix_space (byte-level tokenizers)
+    no_answer (question answering: True when the model may answer "nothing"); add_prefix_space (byte-level tokenizers);
+    mask {"id", "token"} (fill-mask)
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ UNLISTED = frozenset(
 # CPU features that sum 8-bit products in 32 bits; a graph that needs one is served by any of them.
 INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
 ANSWER_TOKENS = 30  # longest answer looked for, as in the SQuAD evaluation of the BERT paper (2018)
+FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 
 
 class EdgeError(Exception):
@@ -233,7 +236,8 @@ def postprocess(pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Ba
 
     sentence-embedding: float32 (dim,); text-classification: logits float32 (classes,); text-regression: float32 (1,);
     token-classification: logits float32 (words, classes) of each word's first sub-token; question-answering:
-    {"text", "start", "end", "score"} with character offsets in the context.
+    {"text", "start", "end", "score"} with character offsets in the context; fill-mask: log-probabilities float32 (masks,
+    vocabulary). EdgeError for a text without any mask.
     """
     arrays = [_named(outputs, name, len(pipeline["outputs"])) for name in pipeline["outputs"]]
     task = pipeline["task"]
@@ -247,6 +251,8 @@ def postprocess(pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Ba
         return _word_logits(arrays[0], batch, raws, pipeline)
     if task == "question-answering":
         return _answers(arrays[0], arrays[1], batch, raws, bool(pipeline.get("no_answer")))
+    if task == "fill-mask":
+        return [_fills(*row, pipeline) for row in zip(arrays[0], batch.inputs["input_ids"], raws, strict=True)]
     raise EdgeError(f"there is no task {task!r}")
 
 
@@ -345,14 +351,29 @@ def _share(total: float, sides: Sequence[np.ndarray]) -> float:
     return float(np.exp(total - sum(np.logaddexp.reduce(side.astype(np.float64)) for side in sides)))
 
 
+def _fills(logits: np.ndarray, ids: np.ndarray, raw: Raw, pipeline: Pipeline) -> np.ndarray:
+    """Log-probabilities (masks, vocabulary) at the masks of one row of ids."""
+    mask = pipeline["mask"]
+    at = ids == mask["id"]
+    if not at.any():
+        raise EdgeError(
+            f"{_shorten(raw)!r} has no {mask['token']} among the {pipeline['max_length']} tokens that are read; write "
+            f"{mask['token']} where a word is wanted"
+        )
+    shifted = logits[at] - logits[at].max(axis=-1, keepdims=True)
+    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
+    return np.asarray(shifted - np.log(total), dtype=np.float32)
+
+
 # -------------------------------------------------------------------------------- predictions → people
 
 
-def present(pipeline: Pipeline, prediction: Any, raw: Raw) -> Any:
-    """A prediction as JSON for people.
+def present(pipeline: Pipeline, prediction: Any, raw: Raw, preprocessor: Preprocessor | None = None) -> Any:
+    """A prediction as JSON for people; that of a fill-mask model is spelled by the `preprocessor` that encoded the raw.
 
     A vector as a list; {"label", "score", "scores"} (with "labels" above one half when several may hold); a number; a
-    list of {"entity", "text", "start", "end", "score"}; an answer dict.
+    list of {"entity", "text", "start", "end", "score"}; an answer dict; a list of {"score", "token", "token_str",
+    "sequence"}, or one such list for each of several masks, as transformers' fill-mask pipeline gives.
     """
     task = pipeline["task"]
     if task == "sentence-embedding":
@@ -363,6 +384,8 @@ def present(pipeline: Pipeline, prediction: Any, raw: Raw) -> Any:
         return _present_class(prediction, pipeline)
     if task == "token-classification":
         return _present_spans(prediction, raw, list(pipeline["labels"]))
+    if task == "fill-mask" and preprocessor is not None:
+        return _present_fills(prediction, raw, preprocessor)
     return dict(prediction)
 
 
@@ -405,6 +428,23 @@ def _present_spans(logits: np.ndarray, raw: Raw, labels: list[str]) -> list[dict
         }
         for span in spans
     ]
+
+
+def _present_fills(scores: np.ndarray, raw: Raw, preprocessor: Preprocessor) -> list[Any]:
+    ids = preprocessor.encode([raw]).inputs["input_ids"][0]
+    places = np.flatnonzero(ids == preprocessor.pipeline["mask"]["id"])
+    decode, single = preprocessor.tokenizer.decode, len(places) == 1  # other masks stay to be seen
+
+    def fill(place: int, token: int, score: float) -> dict[str, Any]:
+        filled = [*ids[:place].tolist(), token, *ids[place + 1 :].tolist()]
+        word, text = decode([token], skip_special_tokens=False), decode(filled, skip_special_tokens=single)
+        return {"score": score, "token": token, "token_str": word, "sequence": text}
+
+    found = []
+    for place, row in zip(places, scores, strict=True):
+        best = np.argsort(-row, kind="stable")[:FILLS]
+        found.append([fill(int(place), int(token), float(np.exp(row[token]))) for token in best])
+    return found[0] if single else found
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -556,7 +596,8 @@ class Model:
     def __call__(self, raw: Any) -> Any:
         """What people read, for one raw or, given a list, for each of its raws (so a list of words goes in a list)."""
         raws = list(raw) if isinstance(raw, list) else [raw]
-        shown = [present(self.pipeline, *pair) for pair in zip(self.predict(raws), raws, strict=True)] if raws else []
+        made = zip(self.predict(raws), raws, strict=True) if raws else []
+        shown = [present(self.pipeline, *pair, self.preprocessor) for pair in made]
         return shown if isinstance(raw, list) else shown[0]
 
     def close(self) -> None:

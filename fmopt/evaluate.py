@@ -16,6 +16,7 @@ from fmopt.runtimes.base import Runner
 from fmopt.tasks.base import Item, Raw, Task
 
 SHOWN_CHARACTERS = 400  # of a text in a report
+WIDE = 4096  # columns; a row this long is a vocabulary's
 
 
 def predict(
@@ -53,14 +54,18 @@ def predict(
 
 
 def save_predictions(path: Path, predictions: Sequence[Any]) -> None:
-    """Arrays as npz, answers as JSON; never pickle. The same predictions give the same bytes."""
+    """Arrays as npz, answers as JSON; never pickle. The same predictions give the same bytes.
+
+    Log-probabilities over a vocabulary are kept in 16 bits, exact to 1 part in 2,048: a thousand of BERT's take 61 MB.
+    """
     if not predictions or isinstance(predictions[0], dict):
         path.with_suffix(".json").write_text(json.dumps(list(predictions)), encoding="utf-8")
         return
     arrays = [np.asarray(prediction) for prediction in predictions]  # (dim,), (classes,), (1,) or (words, classes)
+    kind = np.float16 if arrays[0].ndim == 2 and arrays[0].shape[1] >= WIDE else arrays[0].dtype
     np.savez(
         path.with_suffix(".npz"),
-        flat=np.concatenate([array.ravel() for array in arrays]),
+        flat=np.concatenate([array.ravel().astype(kind, copy=False) for array in arrays]),
         shapes=np.array([array.shape for array in arrays], dtype=np.int64),
     )
 
@@ -72,7 +77,8 @@ def load_predictions(path: Path) -> list[Any]:
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
         flat, shapes = stored["flat"], stored["shapes"]
     parts = np.split(flat, np.cumsum(shapes.prod(axis=1))[:-1])
-    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    kind = np.float32 if flat.dtype == np.float16 else flat.dtype
+    return [part.reshape(shape).astype(kind, copy=False) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def changed_items(

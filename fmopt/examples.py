@@ -1,8 +1,10 @@
-"""Rows of labelled data → training examples: token ids with what the loss compares them to."""
+"""Rows of data → training examples: token ids with what the loss compares them to."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,9 @@ from fmopt.model import CheckpointFacts
 from fmopt.tasks.base import Item, Raw
 
 IGNORED = -100  # torch's cross entropy skips this label
+# BERT's masked-token prediction (Devlin et al., 2018): the share of tokens to find, and of these the shares that are masked
+# and that are another token by chance; the rest stay as they are.
+TO_FIND, MASKED, SWAPPED = 0.15, 0.8, 0.1
 
 Example = dict[str, Any]  # input name → int64 (tokens,); labels → scalar or (tokens,); start/end_positions → scalar
 
@@ -41,12 +46,16 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def training_examples(
     preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
 ) -> list[Example]:
-    """Unpadded examples of items made from `rows`; long texts of taggers and readers give one per window."""
+    """Unpadded examples of items made from `rows`; long texts of taggers and readers give one per window.
+
+    Those for fill-mask are whole texts without labels: `Masking` makes both, anew for every batch.
+    """
     makers = {
         "text-classification": _class_example,
         "text-regression": _number_example,
         "token-classification": _tag_examples,
         "question-answering": _answer_examples,
+        "fill-mask": _whole_text,
     }
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
@@ -57,7 +66,7 @@ def training_examples(
     for item in items:
         if item.label is None and facts.task != "question-answering":
             raise DataError(f"train row {item.row + 1} has no label; fine-tuning needs one in every row")
-        batch = preprocessor.encode([item.raw])
+        batch = preprocessor.encode([rows[item.row]["text"] if facts.task == "fill-mask" else item.raw])
         for window, example in enumerate(_inputs(batch)):
             found.append(example | make(batch, window, item, rows[item.row]))
     return found
@@ -67,6 +76,8 @@ def known_examples(
     preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
 ) -> list[Example]:
     """Unpadded examples of items made from `rows`, labelled where they can be, each text without a label once."""
+    if facts.task == "fill-mask":
+        return unlabelled_examples(preprocessor, facts, [rows[item.row]["text"] for item in items])
     told = [
         item for item in items
         if facts.task != "sentence-embedding" and (item.label is not None or facts.task == "question-answering")
@@ -78,9 +89,50 @@ def known_examples(
 
 
 def unlabelled_examples(preprocessor: Preprocessor, facts: CheckpointFacts, raws: Sequence[Raw]) -> list[Example]:
-    """Unpadded examples of texts without labels: where labels would be is IGNORED, or NaN where they are numbers."""
+    """Unpadded examples of texts without labels: where labels would be is IGNORED, or NaN where they are numbers.
+
+    For fill-mask a text is its own label: tokens are masked by a draw that depends on the text alone.
+    """
     inputs = (example for raw in raws for example in _inputs(preprocessor.encode([raw])))
+    if facts.task == "fill-mask":
+        masking = Masking.of(preprocessor)
+        return [
+            masking.masked(example, np.random.default_rng(zlib.crc32(example["input_ids"].tobytes())))
+            for example in inputs
+        ]
     return [example | _no_label(facts, len(example["input_ids"])) for example in inputs]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What masked-token prediction needs to know of a tokenizer."""
+
+    mask: int  # id of the mask token
+    special: tuple[int, ...]  # ids that are never to be found
+    ordinary: tuple[int, ...]  # all others, to swap in
+
+    @classmethod
+    def of(cls, preprocessor: Preprocessor) -> Masking:
+        """That of a pipeline's tokenizer."""
+        tokenizer = preprocessor.tokenizer
+        special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        ordinary = sorted(set(tokenizer.get_vocab().values()) - special)
+        return cls(int(preprocessor.pipeline["mask"]["id"]), tuple(sorted(special)), tuple(ordinary))
+
+    def masked(self, example: Example, draw: np.random.Generator) -> Example:
+        """The example with tokens masked, and as labels int64 (tokens,) what they were; at least one, if there is any."""
+        ids = example["input_ids"]
+        open_places = np.flatnonzero(~np.isin(ids, self.special))
+        chosen = open_places[draw.random(len(open_places)) < TO_FIND]
+        if not len(chosen) and len(open_places):
+            chosen = draw.choice(open_places, 1)
+        fate = draw.random(len(chosen))
+        hidden, labels = ids.copy(), np.full(len(ids), IGNORED, dtype=np.int64)
+        labels[chosen] = ids[chosen]
+        hidden[chosen[fate < MASKED]] = self.mask
+        swapped = chosen[fate >= 1 - SWAPPED]
+        hidden[swapped] = draw.choice(self.ordinary, len(swapped))
+        return {**example, "input_ids": hidden, "labels": labels}
 
 
 def _no_label(facts: CheckpointFacts, tokens: int) -> Example:
@@ -105,6 +157,10 @@ def _inputs(batch: Batch) -> list[Example]:
     """The rows of a batch without their padding."""
     used = batch.mask.astype(bool)
     return [{name: value[row][used[row]] for name, value in batch.inputs.items()} for row in range(len(used))]
+
+
+def _whole_text(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    return {}
 
 
 def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:

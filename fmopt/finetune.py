@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from fmopt.data import Dataset
 from fmopt.edge import Preprocessor
 from fmopt.errors import DataError
 from fmopt.evaluate import predict
-from fmopt.examples import label_names, training_examples
+from fmopt.examples import Masking, label_names, training_examples
 from fmopt.metrics import METRICS
 from fmopt.model import CheckpointFacts, quiet
 from fmopt.progress import Progress, Silent
@@ -33,7 +34,7 @@ from fmopt.store import disk_errors, own_folder
 from fmopt.structure import STRUCTURE, load_network
 from fmopt.tasks.base import Item, Task
 from fmopt.tokenizer import copy_tokenizer
-from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, memory_kept
+from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, memory_kept, only_to_find
 
 RECORD, TRAINING = "finetune.json", ".training"
 EVAL_BATCH = 32
@@ -121,6 +122,7 @@ def _train(job: _Job) -> _Trainer:
     net = _network(job)
     rows = job.data.splits["train"]
     examples = training_examples(job.preprocessor, job.facts, job.task.items(rows, job.facts), rows)
+    masking = Masking.of(job.preprocessor) if job.task.name == "fill-mask" else None
     cuda = torch.cuda.is_available()
     arguments = transformers.TrainingArguments(
         output_dir=str(job.work), num_train_epochs=settings["epochs"], learning_rate=settings["learning_rate"],
@@ -134,9 +136,10 @@ def _train(job: _Job) -> _Trainer:
     )  # fmt: skip
     trainer = _Trainer(
         model=net, args=arguments, train_dataset=examples, eval_dataset=examples[:1],
-        data_collator=Collator(dict(job.facts.pipeline["padding"])),
+        data_collator=Collator(dict(job.facts.pipeline["padding"]), masking),
         callbacks=[transformers.EarlyStoppingCallback(settings["patience"]), _Watch(job)],
     )  # fmt: skip
+    trainer.masks = masking is not None
     trainer.remove_callback(transformers.PrinterCallback)
     rows = job.data.splits["validation"]
     trainer.judge = _Judge(job, job.task.items(rows, job.facts))
@@ -166,23 +169,36 @@ class _Trainer(transformers.Trainer):
     """A Trainer whose evaluation is the task's own metric on predictions made as in production."""
 
     judge: _Judge
+    masks = False  # whether the labels are masked tokens
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The network's own loss; the signature is the Trainer's."""
+        if not self.masks:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with only_to_find(self.accelerator.unwrap_model(model), inputs) as fewer:
+            return super().compute_loss(model, fewer, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The validation metric as "eval_value"; the signature is the Trainer's."""
+        """The validation metric as "eval_metric", and as "eval_value" so that more is better; the signature is the Trainer's."""
         assert isinstance(self.model, torch.nn.Module)
-        metrics = {"eval_value": self.judge(self.model)}
+        value, better = self.judge(self.model)
+        metrics = {"eval_value": better, "eval_metric": value}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
 class _Judge:
-    """The primary metric of a network in training on the validation items; remembers what the metric is called."""
+    """The primary metric of a network in training on the validation items; remembers what the metric is called.
+
+    Gives its value, and a number that is larger where the metric is better; one that makes no sense yet (the rank of a
+    constant prediction) is the worst.
+    """
 
     def __init__(self, job: _Job, items: Sequence[Item]) -> None:
         self.job, self.items, self.preprocessor, self.name = job, items, job.preprocessor, ""
 
-    def __call__(self, net: torch.nn.Module) -> float:
+    def __call__(self, net: torch.nn.Module) -> tuple[float, float]:
         training, pipeline = net.training, dict(self.job.facts.pipeline)
         runner = _NetRunner(net.eval(), pipeline["outputs"])
         got = predict(runner, self.preprocessor, pipeline, self.items, batch=EVAL_BATCH)
@@ -191,9 +207,9 @@ class _Judge:
         self.name = score.name
         metric = METRICS[score.metric]
         value = float(metric.of(score.array()))
-        # The Trainer keeps the largest; a metric that makes no sense yet (a constant prediction's rank) is the worst.
-        value = value if metric.higher_is_better else -value
-        return -1.0 if math.isnan(value) else value
+        if math.isnan(value):
+            return value, -sys.float_info.max
+        return value, value if metric.higher_is_better else -value
 
 
 @dataclass(frozen=True)
@@ -230,7 +246,7 @@ class _Watch(transformers.TrainerCallback):
             self.out_of_time = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.job.progress.say(f"epoch {state.epoch:.2f}: {kwargs['metrics']['eval_value']:.4f} on validation")
+        self.job.progress.say(f"epoch {state.epoch:.2f}: {kwargs['metrics']['eval_metric']:.4f} on validation")
 
 
 def _publish(job: _Job, trainer: _Trainer, out: Path) -> None:
@@ -243,11 +259,13 @@ def _publish(job: _Job, trainer: _Trainer, out: Path) -> None:
     copy_tokenizer(job.facts.folder, final)
     if (job.facts.folder / STRUCTURE).is_file():
         shutil.copy(job.facts.folder / STRUCTURE, final / STRUCTURE)
-    told = [(entry["epoch"], entry["eval_value"]) for entry in trainer.state.log_history if "eval_value" in entry]
+    judged = [entry for entry in trainer.state.log_history if "eval_value" in entry]
+    told = [(entry["epoch"], None if math.isnan(entry["eval_metric"]) else entry["eval_metric"]) for entry in judged]
+    best = max(range(len(judged)), key=lambda number: judged[number]["eval_value"])
     losses = {entry["epoch"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     watch = next(entry for entry in trainer.callback_handler.callbacks if isinstance(entry, _Watch))
     record = {
-        "metric": trainer.judge.name, "value": trainer.state.best_metric,
+        "metric": trainer.judge.name, "value": told[best][1],
         "epochs": [{"epoch": epoch, "value": value, "loss": losses.get(epoch)} for epoch, value in told],
         "stopped": "time limit" if watch.out_of_time else "", "settings": job.settings,
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")},

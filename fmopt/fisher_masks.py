@@ -8,7 +8,7 @@ To second order, taking a unit out costs half of its entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,13 +35,20 @@ def mask_fisher(
             inputs = {name: torch.from_numpy(np.asarray(value)) for name, value in item.items()}
             found = model.net(**inputs)
             outputs = [getattr(found, name).float() for name in names]
-            surprise = _surprise(outputs, inputs["attention_mask"].bool(), dict(model.facts.pipeline), draw)
+            surprise = _surprise(outputs, _answered(inputs, model.facts.pipeline), dict(model.facts.pipeline), draw)
             for total, gradient in zip(totals, torch.autograd.grad(surprise, masks), strict=True):
                 total += gradient.double().square()
             count += 1
     if not all(bool(torch.isfinite(total).all()) for total in totals):
         raise PassError("scoring: gradients of the model are not finite; it overflows in fp32")
     return [total / max(count, 1) for total in totals]
+
+
+def _answered(inputs: Mapping[str, torch.Tensor], pipeline: Mapping[str, Any]) -> torch.Tensor:
+    """Bool [B, tokens], True where the network has something to say: on the masks, or on all that is no padding."""
+    if pipeline["task"] == "fill-mask":
+        return inputs["input_ids"] == pipeline["mask"]["id"]
+    return inputs["attention_mask"].bool()
 
 
 def _surprise(
@@ -57,7 +64,7 @@ def _surprise(
     if pipeline.get("multi_label"):
         chances = outputs[0].detach().sigmoid()
         return F.binary_cross_entropy_with_logits(outputs[0], torch.bernoulli(chances, generator=draw), reduction="sum")
-    if task == "token-classification":
+    if task in ("token-classification", "fill-mask"):
         outputs = [logits[mask] for logits in outputs]
     elif task == "question-answering":
         outputs = [logits.masked_fill(~mask, -torch.inf) for logits in outputs]

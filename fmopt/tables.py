@@ -1,4 +1,5 @@
-"""Files of data → tables of rows: csv, tsv, JSON, JSON Lines, parquet, folders with one file per split, hub data sets.
+"""Files of data → tables of rows: csv, tsv, JSON, JSON Lines, parquet, plain text, folders with one file per split, hub
+data sets.
 
 Knows formats and nothing of tasks. What cannot be read is a DataError that names the file and the place in it.
 """
@@ -6,8 +7,10 @@ Knows formats and nothing of tasks. What cannot be read is a DataError that name
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +27,8 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 MISSING = frozenset({"", "nan", "NaN"})  # how csv writers say that there is no value
+SENTENCE_END = re.compile(r"(?<=[.!?…]['\"’”)])\s+|(?<=[.!?…])\s+")
+PASSAGE_WORDS = 64  # fewest of a passage of plain text: some 90 tokens, so that most fit a network of 128
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class Table:
 
 
 def read_file(path: Path) -> Table:
-    """The rows of a csv, tsv, JSON, JSON Lines or parquet file."""
-    reader = READERS.get(path.suffix.lower())
+    """The rows of a csv, tsv, JSON, JSON Lines or parquet file; the passages of a plain text, also a gzipped one."""
+    reader = READERS.get(suffix(path))
     if reader is None:
         raise DataError(f"{path} is no data file by its name: give one that ends in {', '.join(READERS)}")
     try:
@@ -58,6 +63,11 @@ def read_file(path: Path) -> Table:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def suffix(path: Path) -> str:
+    """The ending that says how a file is read, such as ".csv" or ".txt.gz"; "" when it is none of READERS."""
+    return next((ending for ending in READERS if path.name.lower().endswith(ending)), "")
+
+
 def read_folder(folder: Path) -> dict[str, Table]:
     """Tables by split: train, validation and test, of each what there is; parts of one split are put together."""
     found = {}
@@ -65,9 +75,9 @@ def read_folder(folder: Path) -> dict[str, Table]:
         part = re.compile(rf"(?:{'|'.join(stems)})(?:-\d+-of-\d+)?")
         files = [
             path for path in sorted(folder.iterdir())
-            if path.suffix.lower() in READERS and part.fullmatch(path.stem.lower())
+            if suffix(path) and part.fullmatch(path.name.lower().removesuffix(suffix(path)))
         ]  # fmt: skip
-        if len({path.suffix for path in files}) > 1 or (len(files) > 1 and any("-of-" not in p.stem for p in files)):
+        if len({suffix(path) for path in files}) > 1 or (len(files) > 1 and any("-of-" not in p.name for p in files)):
             raise DataError(f"{folder} has several files for {split}: {_listed(files)}; keep one")
         if files:
             tables = [read_file(path) for path in files]
@@ -223,6 +233,36 @@ def _read_parquet(path: Path) -> Table:
     return Table(str(path), table.to_pylist(), _class_names(written.get("info", {}).get("features") or {}))
 
 
+def _read_text(path: Path) -> Table:
+    """Passages of plain text: paragraphs (parted by empty lines) joined, or cut at ends of sentences, to PASSAGE_WORDS words
+    or a little more. Lines within a paragraph are joined: books wrap them."""
+    content = path.read_bytes()
+    if path.name.lower().endswith(".gz"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} cannot be unpacked: {error}; get the file again") from error
+    parts: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", content.decode("utf-8-sig").replace("\r\n", "\n")):
+        flat = " ".join(paragraph.split())
+        parts += SENTENCE_END.split(flat) if len(flat.split()) > 2 * PASSAGE_WORDS else [flat]
+    rows: list[Row] = []
+    held: list[str] = []
+    for part in parts:
+        held += part.split()
+        while len(held) > 2 * PASSAGE_WORDS:  # a sentence without end, or a text without sentences
+            rows.append({"text": " ".join(held[:PASSAGE_WORDS])})
+            del held[:PASSAGE_WORDS]
+        if len(held) >= PASSAGE_WORDS:
+            rows.append({"text": " ".join(held)})
+            held = []
+    if held:
+        rows.append({"text": " ".join(held)})
+    if not rows:
+        raise DataError(f"{path} is empty; give a text of some thousand words")
+    return Table(str(path), rows)
+
+
 def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Columns whose ids have names in a `datasets` schema, alone or in lists."""
     found = {}
@@ -249,4 +289,6 @@ READERS: Mapping[str, Callable[[Path], Table]] = {
     ".jsonl": _read_json_lines,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    ".txt": _read_text,
+    ".txt.gz": _read_text,
 }

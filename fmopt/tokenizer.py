@@ -13,6 +13,7 @@ from fmopt.errors import CheckpointError
 TOKENIZER = "tokenizer.json"
 SLOW_FILES = ("vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *SLOW_FILES)
+MASKS = ("[MASK]", "<mask>")  # what BERT's and RoBERTa's kin call it when the configuration does not say
 NO_LIMIT = 1_000_000  # transformers writes 1e30 where a tokenizer knows no limit
 
 
@@ -27,6 +28,7 @@ class TokenizerFacts:
     type_ids: bool  # tells the second text of a pair apart, and the network listens
     byte_level: bool
     add_prefix_space: bool
+    mask: tuple[int, str] | None  # id and text of the mask token, where there is one
 
 
 def has_slow_tokenizer(folder: Path) -> bool:
@@ -66,6 +68,7 @@ def read_tokenizer(folder: Path, config: Any) -> TokenizerFacts:
         type_ids=getattr(config, "type_vocab_size", 0) > 1 and max(tokenizer.encode("a", "b").type_ids, default=0) > 0,
         byte_level="ByteLevel" in str(json.loads(tokenizer.to_str()).get("pre_tokenizer")),
         add_prefix_space=bool(told.get("add_prefix_space")),
+        mask=_mask(tokenizer, _content(told.get("mask_token"))),
     )  # fmt: skip
 
 
@@ -95,6 +98,15 @@ def _settings(folder: Path) -> dict[str, Any]:
             except (ValueError, TypeError) as error:
                 raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
     return found
+
+
+def _mask(tokenizer: Any, told: str | None) -> tuple[int, str] | None:
+    """The mask token that the configuration names, else one of the usual names that is in the vocabulary."""
+    for token in [told] if told else MASKS:
+        number = tokenizer.token_to_id(token)
+        if number is not None:
+            return number, token
+    return None
 
 
 def _content(token: Any) -> str | None:

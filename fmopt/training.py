@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from fmopt.edge import isa_features
-from fmopt.examples import IGNORED, Example
+from fmopt.examples import IGNORED, Example, Masking
 
 # mallopt's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX; then as glibc has them by itself
 KEEPING = ((-1, 2**31 - 1), (-2, 256 << 20), (-4, 0))
@@ -29,9 +30,14 @@ class Collator:
     """Examples → one padded batch; what the loss must not see is IGNORED."""
 
     padding: dict[str, Any]
+    masking: Masking | None = None  # for examples that are whole texts
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Tensors of [B] or [B, tokens] by name."""
+        if self.masking is not None:
+            # torch's generator, because the Trainer saves and restores it: a resumed run masks as an undisturbed one
+            draw = np.random.default_rng(int(torch.randint(2**31, (1,))))
+            examples = [self.masking.masked(example, draw) for example in examples]
         fills = {"input_ids": self.padding["id"], "token_type_ids": self.padding["type_id"], "attention_mask": 0,
                  "labels": IGNORED}  # fmt: skip
         columns = {name: [torch.as_tensor(example[name]) for example in examples] for name in examples[0]}
@@ -41,6 +47,18 @@ class Collator:
             else pad_sequence(parts, batch_first=True, padding_value=fills[name], padding_side=side)
             for name, parts in columns.items()
         }  # fmt: skip
+
+
+@contextmanager
+def only_to_find(net: Any, inputs: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """While entered, a masked language model makes logits [K, V] only for the K tokens that `inputs` label; yields the inputs
+    with labels [K]. The loss is the same, and its largest product and its memory a seventh."""
+    wanted = inputs["labels"] != IGNORED
+    handle = net.get_output_embeddings().register_forward_pre_hook(lambda module, given: (given[0][wanted],))
+    try:
+        yield {**inputs, "labels": inputs["labels"][wanted]}
+    finally:
+        handle.remove()
 
 
 def has_bf16() -> bool:

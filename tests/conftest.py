@@ -20,6 +20,7 @@ LABELS = {
 HEADS = {
     "sentence-embedding": "AutoModel",
     "masked-lm": "AutoModelForMaskedLM",
+    "fill-mask": "AutoModelForMaskedLM",
     "text-classification": "AutoModelForSequenceClassification",
     "text-regression": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",

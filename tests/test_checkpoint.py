@@ -86,7 +86,9 @@ def test_type_ids_are_an_input_where_they_matter(tiny_checkpoint, family):
     assert ("token_type_ids" in facts_of(tiny_checkpoint(family, "masked-lm")).pipeline["inputs"]) is wanted
 
 
-@pytest.mark.parametrize("task", [task for task in HEADS if task not in ("sentence-embedding", "masked-lm")])
+@pytest.mark.parametrize(
+    "task", [task for task in HEADS if task not in ("sentence-embedding", "masked-lm", "fill-mask")]
+)
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_task_and_labels_are_found(tiny_checkpoint, family, task):
     facts = facts_of(tiny_checkpoint(family, task))
@@ -101,6 +103,28 @@ def test_masked_lm_becomes_an_embedding_without_pooler(tiny_checkpoint):
     facts = facts_of(tiny_checkpoint("roberta", "masked-lm"))
     assert (facts.task, facts.pipeline["pooling"], facts.pipeline["normalize"]) == ("sentence-embedding", "mean", False)
     assert checkpoint.load(facts).net.pooler is None
+
+
+@pytest.mark.parametrize(("family", "mask"), [("bert", "[MASK]"), ("roberta", "<mask>"), ("distilbert", "[MASK]")])
+def test_masked_lm_fills_masks_when_asked(tiny_checkpoint, copy_of, family, mask):
+    facts = facts_of(tiny_checkpoint(family, "masked-lm"), "fill-mask")
+    assert (facts.task, facts.pipeline["outputs"], facts.pipeline["mask"]["token"]) == ("fill-mask", ["logits"], mask)
+    assert checkpoint.load(facts).net.config.architectures[0].endswith("ForMaskedLM")
+    untold = copy_of(family, "masked-lm")  # as older checkpoints, whose class knows what its mask is called
+    edit(untold / "tokenizer_config.json", mask_token=None)
+    assert facts_of(untold, "fill-mask").pipeline["mask"] == facts.pipeline["mask"]
+
+
+def test_what_cannot_fill_masks_is_told_the_way(tiny_checkpoint, copy_of):
+    with pytest.raises(
+        CheckpointError, match=r"BertModel has no head for it; train one: fmopt finetune .* --task fill-mask"
+    ):
+        facts_of(tiny_checkpoint("bert", "sentence-embedding"), "fill-mask")
+    maskless = copy_of("bert", "masked-lm")
+    edit(maskless / "tokenizer_config.json", mask_token="[NONE]")
+    with pytest.raises(CheckpointError, match="its tokenizer has no mask token"):
+        facts_of(maskless, "fill-mask")
+    assert facts_of(maskless).task == "sentence-embedding"
 
 
 def test_multi_label_and_no_answer_are_read_from_the_config(copy_of):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,38 @@ def test_a_vocabulary_is_trimmed_to_texts(walk: Walk, tiny_checkpoint: TinyCheck
     assert walk.json("inspect", walk.folder / "small")["parameters"] < walk.json("inspect", model)["parameters"]
     assert "same tokens" in walk.say("trim", model, "--texts", texts, "-o", walk.folder / "again")
     assert walk.say("trim", model, "--texts", walk.folder / "none.txt", "-o", walk.folder / "third", code=2) == ""
+
+
+def test_a_masked_language_model_all_the_way(walk: Walk, tiny_checkpoint: TinyCheckpoint):
+    model, data = tiny_checkpoint("roberta", "sentence-embedding"), walk.folder / "text.txt"
+    lines = [f"{one} {two}. " * 2 for one in SENTENCES for two in SENTENCES]
+    data.write_text("\n\n".join(lines))
+    ckpt, out = walk.folder / "ckpt", walk.folder / "out"
+    trained = walk.json("finetune", model, "--task", "fill-mask", "--data", data, "-o", ckpt, "--epochs", 2,
+                        "--learning-rate", "1e-3")  # fmt: skip
+    assert trained["metric"] == "pseudo-perplexity"
+    record = walk.json("optimize", ckpt, "--task", "fill-mask", "--data", data, "--recipe", walk.folder / "mine.toml",
+                       "--max-drop", "50%", "--length", 16, "-o", out)  # fmt: skip
+    assert record["verdict"]["outcome"] == "PASS"
+    assert walk.json("verify", out)["problems"] == []
+    (fills,) = walk.json("predict", out, "the cat <mask> on the mat")
+    assert len(fills) == 5
+    assert fills[0]["score"] >= fills[1]["score"] > 0
+    assert "the cat" in fills[0]["sequence"]
+    run = subprocess.run(
+        [sys.executable, out / "run.py", "predict", "--json", "<mask> is <mask>"],
+        capture_output=True, text=True, check=True, env={},
+    )  # fmt: skip
+    assert [len(mask) for mask in json.loads(run.stdout)[0]] == [5, 5]
+    assert main(["predict", str(out), "no mask here"]) == 2
+    error = walk.capsys.readouterr().err.strip()
+    assert "has no <mask>" in error
+    assert error.count("\n") == 0
+    scores = {row["metric"]: row["value"] for row in walk.json("eval", out, "--data", data)}
+    assert 1 < scores["pseudo-perplexity"] < 400
+    assert 0 <= scores["accuracy@1"] <= 1
+    assert walk.json("export", ckpt, "--task", "fill-mask", "-o", walk.folder / "plain")["model_file"] == "model.onnx"
+    assert walk.json("inspect", ckpt)["task"] == "sentence-embedding"  # unless one asks for words
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,45 @@ def test_words_of_a_text_keep_names_and_abbreviations() -> None:
     assert words == ["@ann_b's", "U.S", ".", "e-mail", ":", "don't", "(", "#go", ")", "!"]
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_masks_are_filled_as_by_transformers(tiny_checkpoint: Any, family: str) -> None:
+    import torch
+    import transformers
+
+    folder = tiny_checkpoint(family, "fill-mask")
+    theirs = transformers.pipeline("fill-mask", model=str(folder), device="cpu")
+    token = theirs.tokenizer.mask_token
+    asked = {"mask": {"id": theirs.tokenizer.mask_token_id, "token": token}, "max_length": 64}
+    ours, _ = of(folder, "fill-mask", **asked)
+    raws = [f"the cat {token} on the mat.", f"{token} is a large city, and {token} is a larger one", token]
+    batch = ours.encode(raws)
+    with torch.inference_mode():
+        tensors = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
+        logits = theirs.model(**tensors).logits.numpy()
+    got = edge.postprocess(ours.pipeline, {"logits": logits}, batch, raws)
+    assert [(one.shape, one.dtype) for one in got] == [((n, logits.shape[-1]), np.float32) for n in (1, 2, 1)]
+    np.testing.assert_allclose(np.exp(np.concatenate(got)).sum(axis=1), 1, atol=1e-5)
+    for raw, prediction in zip(raws, got, strict=True):
+        shown, wanted = edge.present(ours.pipeline, prediction, raw, ours), theirs(raw)
+        for mine, other in zip(np.ravel(shown), np.ravel(wanted), strict=True):
+            assert {**mine, "score": 0} == {**other, "score": 0}
+            assert mine["score"] == pytest.approx(other["score"], rel=1e-4)
+        assert isinstance(shown[0], list) == (raw.count(token) > 1)
+
+
+def test_a_text_without_a_mask_is_refused_in_one_line(tiny_checkpoint: Any) -> None:
+    asked = {"mask": {"id": 4, "token": "[MASK]"}}
+    ours, theirs = of(tiny_checkpoint("bert", "fill-mask"), "fill-mask", **asked)
+    assert theirs.mask_token_id == 4
+    for text in ("the cat sat", "the cat " * 30 + "[MASK]"):  # none, and one beyond what is read
+        batch = ours.encode([text])
+        with pytest.raises(
+            edge.EdgeError, match=r"has no \[MASK\] among the 24 tokens .*; write \[MASK\] where"
+        ) as got:
+            edge.postprocess(ours.pipeline, {"logits": np.zeros((1, batch.mask.shape[1], 200))}, batch, [text])
+        assert "\n" not in str(got.value)
+
+
 # ---- answers
 
 

@@ -22,6 +22,7 @@ RAWS = {
     "text-regression": [*SENTENCES],
     "token-classification": [sentence.split() for sentence in SENTENCES],
     "question-answering": [("where?", sentence) for sentence in SENTENCES],
+    "fill-mask": [sentence.replace(" a ", " [MASK] ") + " [MASK]" for sentence in SENTENCES],
 }
 
 
@@ -92,6 +93,16 @@ def test_a_repeated_text_is_run_once_and_batches_hold_like_lengths(opened):
     assert runner.shapes[0][1] < runner.shapes[1][1]
     np.testing.assert_array_equal(got[1], got[4])
     assert not np.allclose(got[1], got[2])
+
+
+def test_rows_over_a_vocabulary_are_kept_in_half_the_bytes(tmp_path):
+    told = [np.log(np.random.default_rng(n).dirichlet(np.full(5000, 0.5), n)).astype(np.float32) for n in (1, 2)]
+    told = [np.maximum(array, -60) for array in told]
+    save_predictions(tmp_path / "p", told)
+    assert (tmp_path / "p.npz").stat().st_size < 3 * 5000 * 2 + 1000
+    for array, read in zip(told, load_predictions(tmp_path / "p"), strict=True):
+        assert (read.dtype, read.shape) == (np.float32, array.shape)
+        np.testing.assert_allclose(read, array, rtol=2**-11)
 
 
 def test_texts_without_words_keep_their_shape(tmp_path):

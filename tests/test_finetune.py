@@ -15,12 +15,16 @@ from fmopt.cutting import cut_layer
 from fmopt.data import Dataset
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, DataError, StoreError
-from fmopt.examples import IGNORED, label_names, training_examples
+from fmopt.evaluate import predict
+from fmopt.examples import IGNORED, Masking, label_names, training_examples, unlabelled_examples
 from fmopt.finetune import finetune
+from fmopt.metrics import METRICS
+from fmopt.model import Artifact
 from fmopt.progress import Silent
 from fmopt.source import resolve
 from fmopt.structure import save_checkpoint, structure_of
-from tests.conftest import SENTENCES
+from fmopt.training import Collator, only_to_find
+from tests.conftest import FAMILIES, SENTENCES
 from tests.torch_models import model_of
 
 UNLABELLED = {"text": "a", "label": None}
@@ -72,8 +76,14 @@ def answer_rows(count: int, seed: int) -> list[dict]:
     return rows
 
 
+def passage_rows(count: int, seed: int) -> list[dict]:
+    """Texts of four words, so that a masked one is one of four."""
+    rng = np.random.default_rng(seed)
+    return [{"text": " ".join(rng.choice(["cat", "dog", "rain", "sea"], 12))} for _ in range(count)]
+
+
 ROWS = {"text-classification": class_rows, "text-regression": number_rows, "token-classification": tag_rows,
-        "question-answering": answer_rows}  # fmt: skip
+        "question-answering": answer_rows, "fill-mask": passage_rows}  # fmt: skip
 
 
 def dataset(task: str, train: int = 48) -> Dataset:
@@ -106,6 +116,67 @@ def test_every_task_learns(tiny_checkpoint, tmp_path, family, task):
     assert not (out / ".training").exists()
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_masked_words_are_learned_and_a_lower_perplexity_is_the_better(tiny_checkpoint, tmp_path, family):
+    record = train(tiny_checkpoint(family, "sentence-embedding"), "fill-mask", tmp_path / "ckpt")
+    values = [epoch["value"] for epoch in record["epochs"]]
+    assert record["metric"] == "pseudo-perplexity"
+    assert record["value"] == min(values) < 8 < 0.5 * values[0] + 8  # one of four, and what is not learned yet
+    facts = checkpoint.inspect(resolve(str(tmp_path / "ckpt")), "fill-mask")
+    assert facts.architecture.endswith("ForMaskedLM")
+    task = lookup.find("tasks", "fill-mask")
+    items = task.items(passage_rows(16, 1), facts)
+    runner = lookup.find("runtimes", "torch").open(
+        Artifact("torch", facts.folder, {"auto_class": task.auto_class}), threads=1
+    )
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
+    got = predict(runner, preprocessor, facts.pipeline, items)
+    score = task.scores(got, items, None, facts)[0]
+    assert float(METRICS[score.metric].of(score.array())) == pytest.approx(record["value"], rel=1e-3)
+
+
+def test_a_rising_perplexity_ends_it_and_the_lowest_is_kept(tiny_checkpoint, tmp_path):
+    others = [{"text": f"city film whale {word} captain"} for word in ("river", "money", "stars", "hours")]
+    data = Dataset("toy", "others", {"train": passage_rows(48, 0), "validation": others})
+    record = train(tiny_checkpoint("bert", "masked-lm"), "fill-mask", tmp_path / "ckpt", data, patience=2)
+    first, *later = (epoch["value"] for epoch in record["epochs"])
+    assert record["value"] == first < min(later)
+    assert len(later) == 2
+
+
+def test_tokens_are_masked_as_in_bert(tiny_checkpoint):
+    facts = checkpoint.inspect(resolve(str(tiny_checkpoint("bert", "masked-lm"))), "fill-mask")
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
+    masking, draw = Masking.of(preprocessor), np.random.default_rng(0)
+    ids = preprocessor.encode([" ".join(SENTENCES)]).inputs["input_ids"][0]
+    made = [masking.masked({"input_ids": ids}, draw) for _ in range(2000)]
+    hidden, labels = (np.stack([example[name] for example in made]) for name in ("input_ids", "labels"))
+    chosen = labels != IGNORED
+    assert (labels[chosen] == np.broadcast_to(ids, labels.shape)[chosen]).all()
+    assert (hidden[~chosen] == np.broadcast_to(ids, labels.shape)[~chosen]).all()
+    special = np.isin(ids, masking.special)
+    assert special.sum() == 2
+    assert not chosen[:, special].any()
+    assert chosen[:, ~special].mean() == pytest.approx(0.15, abs=0.005)
+    assert (hidden[chosen] == facts.pipeline["mask"]["id"]).mean() == pytest.approx(0.8, abs=0.01)
+    assert (hidden[chosen] == labels[chosen]).mean() == pytest.approx(0.1, abs=0.01)  # and 1 of 200 by chance
+    one = masking.masked({"input_ids": ids[[0, 1, -1]]}, draw)
+    assert (one["labels"] != IGNORED).tolist() == [False, True, False]  # never nothing to find
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_of_the_tokens_to_be_found_is_that_of_all(tiny_checkpoint, family):
+    model = model_of(tiny_checkpoint(family, "masked-lm"), "fill-mask")
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(model.facts), dict(model.facts.pipeline))
+    batch = Collator(preprocessor.pipeline["padding"])(unlabelled_examples(preprocessor, model.facts, SENTENCES))
+    with torch.inference_mode():
+        whole = model.net(**batch)
+        with only_to_find(model.net, batch) as fewer:
+            part = model.net(**fewer)
+    torch.testing.assert_close(part.loss, whole.loss)
+    assert part.logits.shape == (int((batch["labels"] != IGNORED).sum()), whole.logits.shape[-1])
+
+
 class Interrupt(Silent):
     """Stops the training as Ctrl-C does, after a number of steps."""
 
@@ -118,8 +189,9 @@ class Interrupt(Silent):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(tiny_checkpoint, tmp_path):
-    base, task = tiny_checkpoint("bert", "masked-lm"), "text-classification"
+@pytest.mark.parametrize("task", ["text-classification", "fill-mask"])
+def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(tiny_checkpoint, tmp_path, task):
+    base = tiny_checkpoint("bert", "masked-lm")
     whole = train(base, task, tmp_path / "whole", epochs=4)
     with pytest.raises(KeyboardInterrupt):
         train(base, task, tmp_path / "cut", epochs=4, progress=Interrupt(after=14))  # in the third epoch of 6 steps

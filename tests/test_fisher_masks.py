@@ -11,7 +11,8 @@ from fmopt.optimal_brain import by_importance, sublayers
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.torch_models import items_of, model_of, outputs_of
 
-TASKS = ("sentence-embedding", "text-classification", "text-regression", "token-classification", "question-answering")
+TASKS = ("sentence-embedding", "text-classification", "text-regression", "token-classification", "question-answering",
+         "fill-mask")  # fmt: skip
 
 
 def test_entries_are_the_expected_squared_gradients(tiny_checkpoint: TinyCheckpoint):
@@ -35,8 +36,10 @@ def test_entries_are_the_expected_squared_gradients(tiny_checkpoint: TinyCheckpo
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_unit_without_effect_goes_first(tiny_checkpoint: TinyCheckpoint, task: str):
-    model = model_of(tiny_checkpoint("bert", task))
+    model = model_of(tiny_checkpoint("bert", task), task)
     texts = tuple((text, text) for text in SENTENCES) if task == "question-answering" else SENTENCES
+    if task == "fill-mask":
+        texts = tuple(f"[MASK] {text}" for text in SENTENCES)
     parts, items = sublayers(model.net, model.family), items_of(model, texts)
     before = outputs_of(model, items[0])
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -96,13 +97,39 @@ def test_quotes_in_tab_separated_texts(tmp_path):
         ("a.json", '{"text": ["a"], "label": []}', "a.json has columns of different length"),
         ("a.json", "[{", "a.json, line 1: not JSON"),
         ("a.parquet", "PAR1 but not really", "a.parquet cannot be read as parquet"),
-        ("a.xlsx", "text", r"a.xlsx is no data file by its name: give one that ends in \.csv, \.tsv, \.jsonl, \.json, \.parquet"),
+        ("a.txt", " \n\n", "a.txt is empty; give a text of some thousand words"),
+        ("a.txt.gz", gzip.compress(b""), "a.txt.gz is empty; give a text"),
+        ("a.txt.gz", gzip.compress("für".encode("latin-1")), "a.txt.gz is not UTF-8: byte 1 is 0xfc; convert it"),
+        ("a.txt.gz", b"no gzip", "a.txt.gz cannot be unpacked: Not a gzipped file"),
+        ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], "a.txt.gz cannot be unpacked: Compressed file ended"),
+        ("a.xlsx", "text", r"a.xlsx is no data file by its name: give one that ends in \.csv, .*, \.txt, \.txt\.gz"),
     ],
 )  # fmt: skip
 def test_faults_have_a_place(name, content, message, tmp_path):
     with pytest.raises(DataError, match=message) as caught:
         read_file(write(tmp_path / name, content))
     assert "\n" not in str(caught.value)
+
+
+def test_a_plain_text_is_read_in_passages(tmp_path):
+    short = [f"Paragraph {n} is short,\r\nand wrapped." for n in range(20)]
+    long = " ".join(f"Sentence {n} has exactly six words." for n in range(60))
+    endless = " ".join(f"w{n}" for n in range(300))
+    content = "\ufeff" + "\r\n\r\n".join([*short, long, endless]) + "\r\n"
+    rows = read_file(write(tmp_path / "a.txt", content)).rows
+    assert [set(row) for row in rows] == [{"text"}] * len(rows)
+    texts = [row["text"] for row in rows]
+    assert " ".join(texts).split() == content.removeprefix("\ufeff").split()  # nothing is lost or told twice
+    assert texts[0].startswith("Paragraph 0 is short, and wrapped. Paragraph 1")
+    counts = [len(text.split()) for text in texts]
+    assert all(64 <= count <= 128 for count in counts[:-1])
+    assert all(text.endswith(".") for text in texts[:6])  # cut where a paragraph or a sentence ends
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "train.TXT.gz", gzip.compress(content.encode()))
+    write(tmp_path / "folder" / "valid.txt", "a few words")
+    found = read_folder(tmp_path / "folder")
+    assert found["train"].rows == rows
+    assert found["validation"].rows == [{"text": "a few words"}]
 
 
 def test_a_folder_has_a_file_for_each_split(tmp_path):

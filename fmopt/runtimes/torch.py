@@ -31,6 +31,7 @@ AUTO_CLASSES = {
     "text-regression": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
 }
 
 

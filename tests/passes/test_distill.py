@@ -18,6 +18,7 @@ from fmopt import checkpoint, lookup, teacher_outputs
 from fmopt.build import Workshop
 from fmopt.edge import Preprocessor, pool
 from fmopt.errors import ConfigError, PassError
+from fmopt.examples import IGNORED
 from fmopt.model import TorchModel
 from fmopt.passes.base import Context
 from fmopt.passes.distill import Distill
@@ -74,9 +75,9 @@ def teacher_of(make: Any, family: str, task: str, tmp_path: Path) -> Path:
     return folder
 
 
-def damaged(folder: Path) -> TorchModel:
+def damaged(folder: Path, task: str | None = None) -> TorchModel:
     """A student: the network of `folder` with every FFN silenced."""
-    model = model_of(folder)
+    model = model_of(folder, task)
     with torch.no_grad():
         for layer in model.family.layers(model.net):
             narrow = model.net.get_submodule(layer.ffn.narrow)
@@ -100,6 +101,8 @@ def distance(model: TorchModel, teacher: TorchModel, tmp_path: Path) -> float:
         return float((1 - (got * wanted).sum(axis=1)).mean())
     if model.facts.task == "text-regression":
         return float(np.abs(got - wanted).mean() / wanted.std())
+    if model.facts.task == "fill-mask":  # where a token is to be found
+        mask = batch["labels"].numpy() != IGNORED
     if model.facts.task == "question-answering":
         got, wanted = (np.where(mask, logits, -1e4) for logits in (got, wanted))
     shares = [softmax(logits, axis=-1) for logits in (got, wanted)]
@@ -110,12 +113,12 @@ def distance(model: TorchModel, teacher: TorchModel, tmp_path: Path) -> float:
 @pytest.mark.parametrize(
     ("family", "task"),
     [("bert", "text-classification"), ("distilbert", "text-regression"), ("roberta", "token-classification"),
-     ("modernbert", "question-answering"), ("mpnet", "sentence-embedding")],
+     ("modernbert", "question-answering"), ("mpnet", "sentence-embedding"), ("bert", "fill-mask")],
 )  # fmt: skip
 def test_a_student_comes_nearer_to_its_teacher(tiny_checkpoint, tmp_path, family, task):
     folder = teacher_of(tiny_checkpoint, family, task, tmp_path)
-    teacher = model_of(folder)
-    student = damaged(folder)
+    teacher = model_of(folder, task)
+    student = damaged(folder, task)
     before = distance(student, teacher, tmp_path)
     done = Distill(**FAST, weights=AGREE.get(task, {"task": 0.0})).apply(student, context(student, tmp_path / "work"))
     record = json.loads(next((tmp_path / "work").glob("distill-*/distill.json")).read_text())
