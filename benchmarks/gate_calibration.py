@@ -133,12 +133,12 @@ def winner(asked: argparse.Namespace) -> None:
         "from once to twice the limit": np.linspace(1, 2, CANDIDATES),
         "45 at the limit, 5 without a drop": np.repeat([1.0, 0.0], [45, 5]),
     }
-    for world, shares in worlds.items():
+    for number, (world, shares) in enumerate(worlds.items()):
         for n in (1000, 3000):
             cell = made.cell(f"{world} | {n}", candidates=CANDIDATES, validation=600, population=one.facts(), ways={})
             if cell["ways"]:
                 continue
-            rng = np.random.default_rng([asked.seed, n])
+            rng = np.random.default_rng([asked.seed, number, n])
             ways: dict[str, Counter[str]] = {}
             for seed in range(asked.size):
                 shuffled = rng.permutation(shares)  # in order of speed
