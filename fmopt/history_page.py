@@ -6,16 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from fmopt import wording
+from fmopt.report import write_page
 from fmopt.report_plots import Scale
 from fmopt.results import Estimate
-from fmopt.store import write_whole
 from fmopt.timeline import Entry, Group, History, day, place
 
-_HERE = Path(__file__).parent
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 540, 210, 58, 524, 14, 176
 DATES_SHOWN = 6
 
@@ -78,24 +74,11 @@ FIGURES = (
 
 def write_history(found: History, path: Path) -> Path:
     """Write the page; returns its path. StoreError when it cannot be written."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "ms": wording.milliseconds,
-        "bytes": wording.size,
-        "score": wording.score,
-        "times": wording.times,
-        "times_interval": wording.times_interval,
-        "day": day,
-    }
-    page = environment.get_template("history.html.j2").render(
-        history=found,
-        groups=[(group, place(group), panels(group)) for group in found.groups],
-        style=Markup(_HERE.joinpath("report.css").read_text(encoding="utf-8")),
-        width=WIDTH, height=HEIGHT, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM,
-    )  # fmt: skip
-    return write_whole(path, page)
+    shown = {
+        "history": found, "groups": [(group, place(group), panels(group)) for group in found.groups],
+        "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM,
+    }  # fmt: skip
+    return write_page("history.html.j2", shown, path)
 
 
 def panels(group: Group) -> list[Panel]:

@@ -30,6 +30,7 @@ ROWS = (
         "report_profile",
         "report_roofline",
         "report_waterfall",
+        "history_page",
         "bundle",
         "watch",
         "record_tables",

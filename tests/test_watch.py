@@ -105,13 +105,16 @@ def test_an_interrupt_ends_the_watching_and_not_the_run(tmp_path: Path):
         notes.so_far = lambda: so_far(records.realistic())
         notes.start("timing 9 variants in turn", 200)
         command = [sys.executable, "-m", "fmopt.cli", "report", str(tmp_path), "--watch"]
-        watching = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        watching = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        )  # fmt: skip
         while not (tmp_path / "report.html").is_file():
             assert watching.poll() is None
             time.sleep(0.05)
         time.sleep(0.2)
         watching.send_signal(signal.SIGINT)
-        _, said = watching.communicate()
+        _, said = watching.communicate(timeout=120)
         assert watching.returncode == 130
         assert said == "fmopt: no longer watching; the run itself goes on\n"
         assert look(tmp_path).state == "running"

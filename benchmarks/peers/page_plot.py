@@ -11,6 +11,7 @@ from fmopt import wording
 from fmopt.report_plots import CHARACTER, LABEL_PLACES, LOG_FROM, Scale
 
 FLOOR, CEILING = -3.0, 2.5  # points; what lies lower is drawn on the edge and says so
+EDGE = 10  # px from a mark's middle to its edge
 BOLD = 1.15  # how much wider our name is than others
 LEAST = 0.6  # points on either side of no change
 
@@ -114,14 +115,15 @@ def _free(
     """Where a label meets no other and stays inside, which is taken then; None when there is no such place."""
     (x, y), (left, right, top, bottom) = mark, frame
     wide = len(text) * CHARACTER * wider
-    for dx, dy, anchor in LABEL_PLACES:
-        start = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-        box = (start - 1, y + dy - 10, start + wide + 1, y + dy + 3)
+    for dx, dy, ux, uy, anchor in LABEL_PLACES:
+        at_x, at_y = x + dx + ux * EDGE, y + dy + uy * EDGE
+        start = at_x - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        box = (start - 1, at_y - 10, start + wide + 1, at_y + 3)
         inside = left < box[0] and box[2] < right and top < box[1] and box[3] < bottom
         clear = all(box[2] <= b[0] or b[2] <= box[0] or box[3] <= b[1] or b[3] <= box[1] for b in taken)
         if inside and clear:
             taken.append(box)
-            return x + dx, y + dy, anchor
+            return at_x, at_y, anchor
     return None
 
 
