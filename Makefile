@@ -27,7 +27,7 @@ types: setup
 	$(BIN)/mypy
 
 test: setup lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache

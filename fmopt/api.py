@@ -15,11 +15,11 @@ from fmopt.data import load_data
 from fmopt.diagnosis import Diagnosis, diagnose, example_inputs
 from fmopt.edge import Preprocessor
 from fmopt.errors import CheckpointError, ConfigError, DataError
-from fmopt.evaluate import predict
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact, CheckpointFacts
 from fmopt.plan import Effort, Plan, Training, refusal
+from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step
 from fmopt.record import Record

@@ -25,10 +25,10 @@ from fmopt import checkpoint, several
 from fmopt.data import Dataset
 from fmopt.edge import Preprocessor
 from fmopt.errors import DataError
-from fmopt.evaluate import predict
 from fmopt.examples import Masking, label_names, training_examples
 from fmopt.metrics import METRICS
 from fmopt.model import CheckpointFacts, quiet
+from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
 from fmopt.store import disk_errors, own_folder
 from fmopt.structure import STRUCTURE, load_network

@@ -20,10 +20,10 @@ from fmopt.build import CHECKPOINT, Workshop
 from fmopt.data import load_data
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, PlanError
-from fmopt.evaluate import changed_items
 from fmopt.latecomers import rescue, shrink
 from fmopt.model import CheckpointFacts
 from fmopt.plan import Training, make_plan
+from fmopt.predictions import changed_items
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, read_recipe
 from fmopt.record import Record, Rung, Trial, summary_sentence, value_of

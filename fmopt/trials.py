@@ -19,10 +19,10 @@ from fmopt.build import Workshop, plain_steps, tool_versions
 from fmopt.data import Dataset
 from fmopt.edge import postprocess
 from fmopt.errors import FmoptError
-from fmopt.evaluate import load_predictions, predict, save_predictions
 from fmopt.gate import Budget
 from fmopt.model import Artifact, CheckpointFacts
 from fmopt.plan import Effort, Plan, Training
+from fmopt.predictions import load_predictions, predict, save_predictions
 from fmopt.progress import Progress
 from fmopt.recipe import Recipe
 from fmopt.record import RecipeLine, Trial

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import fmopt
+
 PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 
 # top row first; a module may import from its own row or a lower one, never from a higher one
@@ -68,7 +70,7 @@ ROWS = (
         "tasks",
         "runtimes",
         "exporting",
-        "evaluate",
+        "predictions",
         "measure",
         "probe",
         "roofline",
@@ -194,3 +196,8 @@ def test_loading_a_bundle_never_imports_torch():
     code = "from fmopt import load; import sys; print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert got.stdout.strip() == "[]"
+
+
+def test_no_module_hides_a_public_name():
+    """Importing fmopt.x puts the module x on the package, in place of the function that users call fmopt.x."""
+    assert not {name for name in fmopt.__all__ if (PACKAGE / f"{name}.py").exists()}

@@ -15,11 +15,11 @@ from fmopt.cutting import cut_layer
 from fmopt.data import Dataset
 from fmopt.edge import Preprocessor
 from fmopt.errors import ConfigError, DataError, StoreError
-from fmopt.evaluate import predict
 from fmopt.examples import IGNORED, Masking, label_names, training_examples, unlabelled_examples
 from fmopt.finetune import finetune
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact
+from fmopt.predictions import predict
 from fmopt.progress import Silent
 from fmopt.source import resolve
 from fmopt.structure import save_checkpoint, structure_of

@@ -45,7 +45,7 @@ def capacity(limit_ms: float) -> float:
 
 @pytest.mark.parametrize("limit_ms", [3.0, 6.0])
 def test_the_search_finds_the_capacity_of_a_constant_service_time(limit_ms: float) -> None:
-    found = search(lambda rate: simulated(rate, 10_000, {1: [1.0]}, limit_ms, seed=3), guess=150.0)
+    found = search(lambda rate: simulated(rate, 20_000, {1: [1.0]}, limit_ms, seed=3), guess=150.0)
     assert found.missed <= found.met * 1.03
     assert found.met == pytest.approx(capacity(limit_ms), rel=0.05)
 

@@ -33,7 +33,7 @@ from subjects import Subject
 
 from fmopt import checkpoint, edge, measure, wording
 from fmopt.edge import Preprocessor
-from fmopt.evaluate import predict
+from fmopt.predictions import predict
 from fmopt.record import value_of
 from fmopt.results import Scores
 from fmopt.tasks.base import Item

@@ -11,8 +11,8 @@ import torch
 from fmopt import checkpoint, lookup
 from fmopt.edge import Preprocessor
 from fmopt.errors import DataError
-from fmopt.evaluate import changed_items, load_predictions, predict, save_predictions
 from fmopt.model import ModelSource
+from fmopt.predictions import changed_items, load_predictions, predict, save_predictions
 from fmopt.tasks.base import Item
 from tests.conftest import SENTENCES
 
