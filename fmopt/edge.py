@@ -48,7 +48,17 @@ FORMAT = "fmopt-bundle-1"
 MANIFEST, GOLDEN, UNFINISHED = "fmopt.json", "golden.json", ".fmopt-writing"
 # What may lie beside the files of a manifest: written after it, or by a run of ours.
 UNLISTED = frozenset(
-    {MANIFEST, "record.json", "report.html", "report.md", "stages", "checkpoint", "bundle.tmp", "__pycache__"}
+    {
+        MANIFEST,
+        "record.json",
+        "report.html",
+        "report.md",
+        "stages",
+        "running",
+        "checkpoint",
+        "bundle.tmp",
+        "__pycache__",
+    }
 )
 # CPU features that sum 8-bit products in 32 bits; a graph that needs one is served by any of them.
 INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})

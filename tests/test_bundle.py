@@ -247,6 +247,7 @@ def test_what_the_run_leaves_beside_a_bundle_is_no_damage(write: Write, tmp_path
     for name in ("record.json", "report.html", "report.md", ".fmopt", ".fmopt.lock"):
         (out / name).write_text("x")
     (out / "stages").mkdir()
+    (out / "running").mkdir()  # of a run that broke off
     assert bundle.verify_bundle(out) == []
 
 
