@@ -98,10 +98,10 @@ def test_quotes_in_tab_separated_texts(tmp_path):
         ("a.json", "[{", "a.json, line 1: not JSON"),
         ("a.parquet", "PAR1 but not really", "a.parquet cannot be read as parquet"),
         ("a.txt", " \n\n", "a.txt is empty; give a text of some thousand words"),
-        ("a.txt.gz", gzip.compress(b""), "a.txt.gz is empty; give a text"),
-        ("a.txt.gz", gzip.compress("für".encode("latin-1")), "a.txt.gz is not UTF-8: byte 1 is 0xfc; convert it"),
+        ("a.txt.gz", gzip.compress(b"", mtime=0), "a.txt.gz is empty; give a text"),
+        ("a.txt.gz", gzip.compress("für".encode("latin-1"), mtime=0), "a.txt.gz is not UTF-8: byte 1 is 0xfc; convert it"),
         ("a.txt.gz", b"no gzip", "a.txt.gz cannot be unpacked: Not a gzipped file"),
-        ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], "a.txt.gz cannot be unpacked: Compressed file ended"),
+        ("a.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "a.txt.gz cannot be unpacked: Compressed file ended"),
         ("a.xlsx", "text", r"a.xlsx is no data file by its name: give one that ends in \.csv, .*, \.txt, \.txt\.gz"),
     ],
 )  # fmt: skip
