@@ -87,6 +87,8 @@ ROWS = (
         "bootstrap",
         "tidy",
         "onnx_graph",
+        "tensorrt_check",
+        "tensorrt_qdq",
         "openvino_graph",
         "tokenizer",
         "examples",
