@@ -89,6 +89,8 @@ ROWS = (
         "onnx_graph",
         "tensorrt_check",
         "tensorrt_qdq",
+        "half_precision",
+        "half_emulation",
         "openvino_graph",
         "tokenizer",
         "examples",
