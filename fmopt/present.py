@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from fmopt import wording
+from fmopt import edge_tensorrt, wording
 from fmopt.bench_record import Benchmark
 from fmopt.bench_report import view
 from fmopt.comparison import Comparison
@@ -89,9 +89,9 @@ def record(found: Record, folder: Path) -> None:
     """The verdict, the candidates, and where things are."""
     out.print(verdict_panel(found))
     out.print(trial_table(found))
-    out.print(
-        f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {folder / 'run.py'} verify", markup=False
-    )
+    of_its_own = folder / edge_tensorrt.IN_BUNDLE
+    script = of_its_own if of_its_own.is_file() else folder / "run.py"
+    out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {script} verify", markup=False)
 
 
 def followed(looks: Iterable[Seen], page: Page, *, aside: bool) -> Seen:

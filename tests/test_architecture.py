@@ -108,7 +108,7 @@ ROWS = (
         "scenarios",
     },
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge", "several", "arguments"},
+    {"errors", "lookup", "progress", "edge", "edge_tensorrt", "several", "arguments"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 
