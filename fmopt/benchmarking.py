@@ -16,7 +16,7 @@ from fmopt.bench_record import Benchmark
 from fmopt.bench_report import write_benchmark
 from fmopt.build import Workshop
 from fmopt.edge import Pipeline, open_preprocessor
-from fmopt.errors import ConfigError
+from fmopt.errors import ConfigError, UnmeasuredError
 from fmopt.model import Artifact, CheckpointFacts
 from fmopt.plan import BASELINES, refusal
 from fmopt.progress import Progress, Silent
@@ -159,7 +159,11 @@ def bench_facts(model: str) -> CheckpointFacts:
 
 
 def deployed(bundle: Path) -> Contestant:
-    """A bundle as it is."""
+    """A bundle as it is. UnmeasuredError for one whose device is not here: what stands in for it has another speed."""
+    runtime = lookup.find("runtimes", bundles.bundle_artifact(bundle).runtime)
+    reason = runtime.not_timed_here() if hasattr(runtime, "not_timed_here") else None
+    if reason is not None:
+        raise UnmeasuredError(f"{bundle} is for {runtime.name} and cannot be timed here: {reason}")
     facts = bundles.bundle_facts(bundle)
     preprocessor = open_preprocessor(bundle, dict(facts.pipeline))
     artifact, precision = bundles.bundle_artifact(bundle), bundles.bundle_precision(bundle)

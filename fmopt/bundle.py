@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fmopt import edge, lookup
+from fmopt import edge, edge_tensorrt, lookup
 from fmopt.edge import GOLDEN, MANIFEST, UNFINISHED, Raw
 from fmopt.errors import BundleError, DataError, StoreError
 from fmopt.model import Artifact, CheckpointFacts, ModelSource
@@ -69,6 +70,8 @@ def write_bundle(
             part = edge.part_of(facts.task)
             if part is not None:
                 shutil.copyfile(part.__file__, staging / Path(part.__file__).name)
+            if artifact.runtime == edge_tensorrt.NAME:
+                shutil.copyfile(edge_tensorrt.__file__, staging / edge_tensorrt.IN_BUNDLE)
             (staging / "README.md").write_text(_readme(facts, artifact, verdict), encoding="utf-8")
             for name, path in (record_files or {}).items():
                 shutil.copyfile(path, staging / name)
@@ -159,6 +162,8 @@ def _open(runtime: str, path: Path, options: Mapping[str, Any], threads: int) ->
     """Open a bundle's model, also by a runtime that run.py does without."""
     if runtime in edge.RUNNERS:
         return edge.open_runner(runtime, path, options, threads)
+    if runtime == edge_tensorrt.NAME and (reason := edge_tensorrt.absent()) is not None:
+        warnings.warn(f"computed by ONNX Runtime, rounded as TensorRT would: {reason}", stacklevel=4)
     return lookup.find("runtimes", runtime).open(Artifact(runtime, path, options), threads)
 
 
@@ -304,14 +309,18 @@ USAGE = {
 def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
     texts, result = USAGE[facts.task]
     texts = texts.replace("[MASK]", facts.pipeline.get("mask", {}).get("token", ""))
-    alone = artifact.runtime in edge.RUNNERS
+    on_tensorrt = artifact.runtime == edge_tensorrt.NAME
+    alone = artifact.runtime in edge.RUNNERS or on_tensorrt
+    packages = "tensorrt cuda-python" if on_tensorrt else artifact.runtime
     needs = (
-        f"It needs no fmopt: `pip install numpy tokenizers {artifact.runtime}`."
+        f"It needs no fmopt: `pip install numpy tokenizers {packages}`."
         if alone
         else "It is a PyTorch checkpoint and runs by fmopt: `pip install fmopt`."
     )
+    needs += edge_tensorrt.README if on_tensorrt else ""
+    script = edge_tensorrt.IN_BUNDLE if on_tensorrt else "run.py"
     predict, bench, verify = (
-        f"python run.py {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
+        f"python {script} {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
     )
     raw = texts if facts.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
     weights = {".onnx": "model.onnx", ".xml": "model.xml, model.bin"}.get(artifact.path.suffix, "*.safetensors")
@@ -326,7 +335,7 @@ Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 {verify}     # are the files whole, does it compute here what it should
 ```
 ```python
-{"from run import load     # in this folder; anywhere: from fmopt import load" if alone else "from fmopt import load"}
+{f"from {script[:-3]} import load     # in this folder; anywhere: from fmopt import load" if alone else "from fmopt import load"}
 model = load(".")
 model({raw})     # or a list of them
 ```

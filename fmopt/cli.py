@@ -31,10 +31,11 @@ VERBS: tuple[Callable[..., None], ...] = (
     looking.inspect,
     looking.report,
     looking.history,
+    looking.check_tensorrt,
     looking.doctor,
 )
 TARGET_VERBS: tuple[Callable[..., None], ...] = (looking.targets_list, looking.targets_show, looking.targets_probe)
-NAMES = {"evaluate": "eval"}  # a function may not be called like a builtin
+NAMES = {"evaluate": "eval", "check_tensorrt": "check-tensorrt"}  # what a function cannot be called
 
 app = typer.Typer(
     no_args_is_help=True,

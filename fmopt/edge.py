@@ -648,7 +648,12 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
     EdgeError for a runtime that only fmopt itself can open.
     """
     if runtime not in RUNNERS:
-        raise EdgeError(f"runtime {runtime!r} needs torch, which this file does without; use fmopt.load instead")
+        beside = Path(__file__).with_name(f"run_{runtime}.py")
+        raise EdgeError(
+            f"this bundle is for {runtime}: use {beside.name} instead of run.py"
+            if beside.is_file()
+            else f"runtime {runtime!r} needs torch, which this file does without; use fmopt.load instead"
+        )
     if not Path(path).is_file():
         raise EdgeError(f"{path} is missing")
     return RUNNERS[runtime](path, options, threads)

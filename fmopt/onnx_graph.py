@@ -60,6 +60,28 @@ def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     return {name: node for node in graph.node for name in node.output}
 
 
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Value name → element type (TensorProto.DataType) of everything in the main graph that inference knows.
+
+    Weights are not copied: they become inputs of the graph that is inferred.
+    """
+    bare = onnx.GraphProto()
+    bare.node.extend(model.graph.node)
+    bare.input.extend(model.graph.input)
+    bare.output.extend(model.graph.output)
+    bare.name = "types"
+    given = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name not in given:
+            bare.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=bare)
+    for domain in {node.domain for node in bare.node} - {"", "ai.onnx"}:
+        add_opset(copy, domain, 1)  # left out by some writers; without it inference refuses the whole graph
+    inferred = onnx.shape_inference.infer_shapes(copy, strict_mode=False, data_prop=False).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    return {value.name: kind for value in values if (kind := value.type.tensor_type.elem_type)}
+
+
 def constant(name: str, value: np.ndarray) -> onnx.TensorProto:
     """An initializer."""
     return numpy_helper.from_array(np.ascontiguousarray(value), name)
@@ -80,7 +102,7 @@ def drop_dead(model: onnx.ModelProto) -> None:
         if any(name in needed for name in node.output):
             kept.append(node)
             needed.update(name for name in node.input if name)
-            needed.update(_captured(node))
+            needed.update(captured(node))
     replace_nodes(model.graph, reversed(kept))
     tensors = [tensor for tensor in model.graph.initializer if tensor.name in needed]
     del model.graph.initializer[:]
@@ -137,13 +159,13 @@ def quiet_quantizer() -> Iterator[None]:
         logging.disable(before)
 
 
-def _captured(node: onnx.NodeProto) -> set[str]:
+def captured(node: onnx.NodeProto) -> set[str]:
     """Names that the bodies of If and Loop read from outside."""
     names: set[str] = set()
     for attribute in node.attribute:
         for body in (attribute.g, *attribute.graphs):
             for inner in body.node:
                 names.update(inner.input)
-                names.update(_captured(inner))
+                names.update(captured(inner))
             names.update(output.name for output in body.output)
     return names

@@ -53,6 +53,8 @@ BASELINES = (
     Recipe(name="onnxruntime-fp32", runtime="onnxruntime"),
     Recipe(name="openvino-fp32", runtime="openvino", options={"precision": "f32"}),
 )
+# On GPUs that TensorRT is for; TF32 stays off, as in PyTorch, so that this is full precision.
+TENSORRT_BASELINE = Recipe(name="tensorrt-fp32", runtime="tensorrt")
 
 
 QUANTIZERS = ("quantize_dynamic", "quantize_static", "quantize_static_ort", "quantize_nncf", "mixed_precision")
@@ -84,6 +86,34 @@ def quick_candidates(target: Target) -> tuple[Recipe, ...]:
     )
 
 
+def tensorrt_candidates() -> tuple[Recipe, ...]:
+    """What TensorRT can be given: precision stands in the graph, as types and as Q/DQ."""
+    minmax = Step(use="quantize_static", options={"calibrator": "minmax", "smooth": "search"})
+    fp16, bf16 = (Step(use="cast", options={"to": to}) for to in ("fp16", "bf16"))
+    return (
+        Recipe(name="tensorrt-fp16", runtime="tensorrt", precision="fp16", steps=(fp16,)),
+        Recipe(name="tensorrt-bf16", runtime="tensorrt", precision="bf16", steps=(bf16,)),
+        _int8("tensorrt-int8", "tensorrt", minmax, fp16),
+        Recipe(name="tensorrt-fp8", runtime="tensorrt", precision="fp8", steps=(Step(use="quantize_fp8"), fp16)),
+        Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
+    )
+
+
+def not_for_gpus(target: Target) -> tuple[Refusal, ...]:
+    """What is left out where TensorRT is, said once."""
+    return (
+        Refusal(
+            recipe="INT8 on ONNX Runtime",
+            reason=f"fmopt's INT8 graphs for it are made for CPU kernels; on {target.name} Q/DQ goes to TensorRT",
+        ),
+        Refusal(
+            recipe="2:4 sparsity",
+            reason="it is taken only for a measured gain, which needs the device: there, a recipe with the step "
+            "sparsify_2_4 and the option sparse = true",
+        ),
+    )
+
+
 def make_plan(
     facts: CheckpointFacts,
     target: Target,
@@ -103,15 +133,20 @@ def make_plan(
         raise PlanError(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
         )
-    asked = (recipe,) if recipe else quick_candidates(target)
+    on_tensorrt = "tensorrt" in target.runtimes
+    asked = (recipe,) if recipe else tensorrt_candidates() if on_tensorrt else quick_candidates(target)
     refused: list[Refusal] = []
-    baselines = _possible(compiled_for(shape, BASELINES), facts, target, refused)
+    full = (TENSORRT_BASELINE, *BASELINES) if on_tensorrt else BASELINES
+    most = int(facts.pipeline["max_length"])
+    baselines = _possible(compiled_for(shape, full, most), facts, target, refused)
     if not baselines:
         raise PlanError(
             f"no full-precision variant of {facts.source.title} can be built for {target.name}: "
             + "; ".join(f"{r.recipe}: {r.reason}" for r in refused)
         )
-    candidates = _possible(compiled_for(shape, asked), facts, target, refused)
+    candidates = _possible(compiled_for(shape, asked, most), facts, target, refused)
+    if on_tensorrt and not recipe:
+        refused += not_for_gpus(target)
     if recipe and not candidates:
         raise PlanError(f"recipe {recipe.name!r} cannot be used: {refused[-1].reason}")
     later = () if effort == "quick" else _later(facts, target, effort, refused)
@@ -140,16 +175,19 @@ def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list
             f"and 2.5× while accuracy holds{trained}",)  # fmt: skip
 
 
-def compiled_for(shape: tuple[int, int] | None, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
-    """The recipes, those on OpenVINO compiled for the judged shape: full precision and INT8 alike, so that it is fair."""
-    if shape is None:
-        return tuple(recipes)
-    return tuple(
-        recipe.model_copy(update={"options": {"shape": list(shape), **recipe.options}})
-        if recipe.runtime == "openvino"
-        else recipe
-        for recipe in recipes
-    )
+def compiled_for(shape: tuple[int, int] | None, recipes: Sequence[Recipe], most: int) -> tuple[Recipe, ...]:
+    """The recipes, those on runtimes that compile made for the judged shape: full precision and INT8 alike, so that it is
+    fair. TensorRT's engines take texts of up to `most` tokens too, in a profile of their own."""
+
+    def options(recipe: Recipe) -> dict[str, Any]:
+        if recipe.runtime == "openvino" and shape is not None:
+            return {"shape": list(shape)}
+        if recipe.runtime == "tensorrt":
+            batch, length = shape or (1, most)
+            return {"batch": [1, batch, batch], "lengths": sorted({min(length, most), most})}
+        return {}
+
+    return tuple(recipe.model_copy(update={"options": {**options(recipe), **recipe.options}}) for recipe in recipes)
 
 
 class Training(Frozen):

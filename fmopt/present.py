@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from fmopt import wording
+from fmopt import edge_tensorrt, wording
 from fmopt.bench_record import Benchmark
 from fmopt.bench_report import view
 from fmopt.comparison import Comparison
@@ -28,6 +28,7 @@ from fmopt.record import Record
 from fmopt.record_tables import comparison_table, history_table, running_table, trial_table, verdict_panel
 from fmopt.results import Latency
 from fmopt.target import Target
+from fmopt.tensorrt_check import Checked
 from fmopt.timeline import History
 from fmopt.vocabulary import Trimmed
 from fmopt.watch import Page, Seen
@@ -88,9 +89,9 @@ def record(found: Record, folder: Path) -> None:
     """The verdict, the candidates, and where things are."""
     out.print(verdict_panel(found))
     out.print(trial_table(found))
-    out.print(
-        f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {folder / 'run.py'} verify", markup=False
-    )
+    of_its_own = folder / edge_tensorrt.IN_BUNDLE
+    script = of_its_own if of_its_own.is_file() else folder / "run.py"
+    out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {script} verify", markup=False)
 
 
 def followed(looks: Iterable[Seen], page: Page, *, aside: bool) -> Seen:
@@ -316,6 +317,23 @@ def target(found: Target) -> None:
         if value not in (None, [], {}):
             table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
     out.print(table)
+
+
+def tensorrt_check(found: Checked) -> None:
+    """What TensorRT would not take of a graph, faults first; nodes that share one trouble share a line."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for one in found.findings:
+        alike.setdefault((one.level, one.operator, one.text), []).append(one.node)
+    for (level, operator, text), nodes in alike.items():
+        named = ", ".join(node for node in nodes[:SHOWN] if node)
+        more = f" and {len(nodes) - SHOWN} more" if len(nodes) > SHOWN else ""
+        out.print(f"{level}: {operator}: {text}" + (f": {named}{more}" if named else ""), markup=False)
+    faults, slow = len(found.faults), sum(one.level == "slow" for one in found.findings)
+    out.print(
+        f"{found.nodes} nodes against the support matrix of {found.matrix}, opsets of TensorRT {found.tensorrt}: "
+        f"{faults} fault{'' if faults == 1 else 's'}, {slow} slow; no engine was built",
+        markup=False,
+    )
 
 
 def doctor(lines: Sequence[Line]) -> None:

@@ -149,7 +149,13 @@ def start(job: Job, progress: Progress) -> Run:
         threads=request.threads,
         deadline=deadline,
     )
-    return Run(job, shop, progress, deadline)
+    run = Run(job, shop, progress, deadline)
+    if "tensorrt" in job.target.runtimes and not job.target.present:
+        run.warnings.append(
+            f"{job.target.title} is not here: accuracy is that of the graphs that TensorRT builds from, computed by ONNX "
+            "Runtime and rounded after every operator in half precision; no engine was built, and no speed measured"
+        )
+    return run
 
 
 def build_all(run: Run, recipes: Sequence[Recipe]) -> None:

@@ -296,10 +296,16 @@ def predict_latency(run: Run) -> None:
                 run.job.target,
                 request.batch,
                 request.length or 128,
-                run.recipes[name].precision,
+                float_precision(run.recipes[name]),
                 threads=request.threads,
             )
             run.update(name, predicted_ms=ms)
+
+
+def float_precision(recipe: Recipe) -> str:
+    """What a recipe's float products are computed in: what it casts to, where its INT8 or FP8 leaves off."""
+    casts = [step.options.get("to") for step in recipe.steps if step.use == "cast"]
+    return next((str(to) for to in casts if to in ("fp16", "bf16")), recipe.precision)
 
 
 def predictions(run: Run, name: str, split: str) -> list[Any]:

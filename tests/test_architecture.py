@@ -87,6 +87,10 @@ ROWS = (
         "bootstrap",
         "tidy",
         "onnx_graph",
+        "tensorrt_check",
+        "tensorrt_qdq",
+        "half_precision",
+        "half_emulation",
         "openvino_graph",
         "tokenizer",
         "examples",
@@ -104,7 +108,7 @@ ROWS = (
         "scenarios",
     },
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge", "several", "arguments"},
+    {"errors", "lookup", "progress", "edge", "edge_tensorrt", "several", "arguments"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 

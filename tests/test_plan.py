@@ -87,3 +87,25 @@ def test_effort_is_estimated_too(facts):
                for effort in ("quick", "standard", "max")]  # fmt: skip
     assert minutes == sorted(minutes)
     assert minutes[0] < minutes[1]
+
+
+def test_a_gpu_gets_what_its_tensor_cores_multiply(facts):
+    hopper = make_plan(facts, load_target("nvidia-h100"), effort="quick", shape=(4, 16))
+    names = {recipe.name for recipe in hopper.candidates}
+    assert {"tensorrt-fp16", "tensorrt-bf16", "tensorrt-int8", "tensorrt-fp8"} <= names
+    assert not any(recipe.runtime == "onnxruntime" for recipe in hopper.candidates)
+    assert hopper.baselines[0].name == "tensorrt-fp32"
+    built = {
+        (tuple(r.options["batch"]), tuple(r.options["lengths"])) for r in hopper.candidates if r.runtime == "tensorrt"
+    }
+    assert built == {((1, 4, 4), (16, 64))}  # the judged length, and up to what the model reads
+    reasons = {refusal.recipe: refusal.reason for refusal in hopper.refused}
+    assert "measured gain" in reasons["2:4 sparsity"]
+    assert "CPU kernels" in reasons["INT8 on ONNX Runtime"]
+    turing = make_plan(facts, load_target("nvidia-t4"), effort="quick")
+    assert not {"tensorrt-fp8", "tensorrt-bf16"} & {recipe.name for recipe in turing.candidates}
+    assert "sm_75" in next(refusal.reason for refusal in turing.refused if refusal.recipe == "tensorrt-fp8")
+    ampere = make_plan(facts, load_target("jetson-orin-nano"), effort="quick")
+    assert {"tensorrt-int8", "tensorrt-bf16"} <= {recipe.name for recipe in ampere.candidates}
+    host = make_plan(facts, load_target("x86-amx"), effort="quick")
+    assert not any("tensorrt" in refusal.recipe for refusal in host.refused)

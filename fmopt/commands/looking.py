@@ -98,6 +98,20 @@ def history(
     raise typer.Exit(int(found.regressed))
 
 
+def check_tensorrt(
+    graph: Annotated[Path, typer.Argument(help="An ONNX file, or a bundle that holds one.")],
+    version: Annotated[int, typer.Option("--tensorrt", help="Major version: 10 or 11.")] = 11,
+    as_json: Json = False,
+) -> None:
+    """Would TensorRT take this graph? Operators, types, opset and Q/DQ by its documentation; exit code 1 when not."""
+    from fmopt import present
+    from fmopt.tensorrt_check import check_file
+
+    found = check_file(graph / "model.onnx" if graph.is_dir() else graph, tensorrt=version)
+    answer(found.model_dump(mode="json"), as_json, lambda: present.tensorrt_check(found))
+    raise typer.Exit(int(bool(found.faults)))
+
+
 def doctor(as_json: Json = False) -> None:
     """What is installed and usable here, and what is missing."""
     from fmopt import present

@@ -23,13 +23,15 @@ class QuantizeStatic:
     `smooth`: None, a SmoothQuant alpha in (0, 1), or "search" (the alpha with the least error, for every tensor).
     `weight_bits`: 8, 7, or None for what the target sums without saturating. `keep_float`: names of modules, or of
     modules that contain them, to leave alone. `embeddings`: the lookup tables too, in int8 rows, for size.
+    `activations`: None is what the target's kernels multiply: int8 without a zero point on GPUs, where TensorRT takes
+    nothing else and fuses what follows into the product; uint8 on CPUs, which has a bit more for what is mostly positive.
     """
 
     stage: ClassVar[Literal["torch"]] = "torch"
 
     calibrator: Calibrator = "minmax"
     smooth: float | Literal["search"] | None = "search"
-    activations: Literal["uint8", "int8"] = "uint8"
+    activations: Literal["uint8", "int8"] | None = None
     weight_bits: Literal[7, 8] | None = None
     keep_float: tuple[str, ...] = ()
     embeddings: bool = False
@@ -43,7 +45,7 @@ class QuantizeStatic:
             raise ConfigError(f"QuantizeStatic.smooth is {self.smooth!r}; it is a number in (0, 1) or 'search'")
         if isinstance(self.smooth, int | float) and not 0 < self.smooth < 1:
             raise ConfigError(f"QuantizeStatic.smooth is {self.smooth}; an alpha lies in (0, 1)")
-        if self.activations not in ("uint8", "int8"):
+        if self.activations not in (None, "uint8", "int8"):
             raise ConfigError(f"QuantizeStatic.activations is {self.activations!r}; it is 'uint8' or 'int8'")
         if self.weight_bits not in (None, 7, 8):
             raise ConfigError(f"QuantizeStatic.weight_bits is {self.weight_bits}; it is 7 or 8")
@@ -63,7 +65,8 @@ class QuantizeStatic:
         from fmopt.quantize_linears import Scheme
 
         bits = self.weight_bits or (8 if target.int8_dot else 7)
-        return Scheme(self.calibrator, self.smooth, self.activations == "uint8", bits)
+        kind = self.activations or ("int8" if target.kind == "gpu" else "uint8")
+        return Scheme(self.calibrator, self.smooth, kind == "uint8", bits)
 
     def with_statistics(self, model: TorchModel, found: Statistics, ctx: Context) -> TorchModel:
         """`apply`, on statistics taken before."""

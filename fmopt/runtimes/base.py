@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from fmopt.model import Artifact, CheckpointFacts, Format, Graph
+from fmopt.model import Artifact, CheckpointFacts, Format, Graph, model_files
 from fmopt.results import OpTime
 from fmopt.target import Target
 
@@ -44,3 +45,12 @@ class Runtime(Protocol):
 
     def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
         """Median milliseconds per operator over several runs, from the runtime's own profiler."""
+
+
+def copy_model(path: Path, out: Path) -> Path:
+    """Copy model.onnx or model.xml with the weights beside it into `out`, unless it is there already; its new path."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in model_files(path):
+        if not (out / file.name).exists():
+            shutil.copyfile(file, out / file.name)
+    return out / path.name

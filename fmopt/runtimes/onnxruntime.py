@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,9 @@ import numpy as np
 from fmopt import edge
 from fmopt.errors import PassError
 from fmopt.lookup import did_you_mean
-from fmopt.model import Artifact, CheckpointFacts, Graph, model_files
+from fmopt.model import Artifact, CheckpointFacts, Graph
 from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner
+from fmopt.runtimes.base import Runner, copy_model
 from fmopt.target import Target
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
@@ -60,15 +59,6 @@ class OnnxRuntime:
         with tempfile.TemporaryDirectory() as folder:
             events = _profile_events(artifact, inputs, threads, Path(folder))
         return _op_times(events)
-
-
-def copy_model(path: Path, out: Path) -> Path:
-    """Copy model.onnx or model.xml with the weights beside it into `out`, unless it is there already; its new path."""
-    out.mkdir(parents=True, exist_ok=True)
-    for file in model_files(path):
-        if not (out / file.name).exists():
-            shutil.copyfile(file, out / file.name)
-    return out / path.name
 
 
 def _profile_events(
