@@ -89,6 +89,7 @@ ROWS = (
         "onnx_graph",
         "openvino_graph",
         "tokenizer",
+        "audio_processor",
         "examples",
         "training",
         "distillation",
@@ -104,7 +105,7 @@ ROWS = (
         "scenarios",
     },
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge", "several", "arguments"},
+    {"errors", "lookup", "progress", "edge", "several", "arguments", "edge_audio", "sounds"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 
