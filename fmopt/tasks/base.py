@@ -13,7 +13,7 @@ from fmopt.errors import DataError
 from fmopt.model import CheckpointFacts
 from fmopt.results import Scores
 
-Raw = str | tuple[str, str] | list[str]  # a text, a pair, or a list of words: what edge.Preprocessor encodes
+Raw = str | bytes | tuple[str, str] | list[str]  # a text, an image's or a sound's file, a pair, or a list of words
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Task(Protocol):
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
     ) -> list[Change]:
         """Items for which people would see another result than the baseline's."""
+
+
+def modality_of(task: Task) -> str:
+    """What the raws of a task are: "text" unless it says "image" or "audio" of itself."""
+    return str(getattr(task, "modality", "text"))
 
 
 def labelled(items: Sequence[Item]) -> bool:
