@@ -13,7 +13,7 @@ from fmopt.benchmarking import deployed, open_artifact, plain_example
 from fmopt.build import Workshop
 from fmopt.data import load_data
 from fmopt.diagnosis import Diagnosis, diagnose, example_inputs
-from fmopt.edge import Preprocessor
+from fmopt.edge import open_preprocessor
 from fmopt.errors import CheckpointError, ConfigError, DataError
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
@@ -183,7 +183,7 @@ def export(
             facts,
             target,
             Store(out / "stages"),
-            Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline)),
+            open_preprocessor(facts.folder, dict(facts.pipeline)),
             raws,
             digest,
             seed,
@@ -292,13 +292,13 @@ def evaluate(
     folder = Path(model)
     if bundles.is_bundle(folder):
         facts, artifact = bundles.bundle_facts(folder), bundles.bundle_artifact(folder)
-        tokenizer, default = folder / "tokenizer.json", None
+        default = None
     else:
         source = resolve(str(model))
         facts = checkpoint.inspect(source, task or source.task)
         runtime = lookup.find("runtimes", "torch")
         artifact = runtime.build(facts, {"dtype": "fp32"}, facts.folder)
-        tokenizer, default = checkpoint.tokenizer_file(facts), source.default_data
+        default = source.default_data
     kind = lookup.find("tasks", facts.task)
     spec = str(data) if data else default
     if spec is None:
@@ -310,7 +310,7 @@ def evaluate(
     try:
         got = predict(
             runner,
-            Preprocessor(tokenizer, dict(facts.pipeline)),
+            open_preprocessor(facts.folder, dict(facts.pipeline)),
             dict(facts.pipeline),
             items,
             batch=batch,

@@ -15,7 +15,7 @@ from fmopt.bench_matrix import Contestant, Matrix, places
 from fmopt.bench_record import Benchmark
 from fmopt.bench_report import write_benchmark
 from fmopt.build import Workshop
-from fmopt.edge import Pipeline, Preprocessor
+from fmopt.edge import Pipeline, open_preprocessor
 from fmopt.errors import ConfigError
 from fmopt.model import Artifact, CheckpointFacts
 from fmopt.plan import BASELINES, refusal
@@ -161,7 +161,7 @@ def bench_facts(model: str) -> CheckpointFacts:
 def deployed(bundle: Path) -> Contestant:
     """A bundle as it is."""
     facts = bundles.bundle_facts(bundle)
-    preprocessor = Preprocessor(bundle / "tokenizer.json", dict(facts.pipeline))
+    preprocessor = open_preprocessor(bundle, dict(facts.pipeline))
     artifact, precision = bundles.bundle_artifact(bundle), bundles.bundle_precision(bundle)
     return Contestant(str(bundle), preprocessor, artifact, bench_raws(facts), precision, deployed=True)
 
@@ -176,7 +176,7 @@ def contestants(model: str, facts: CheckpointFacts, store: Store) -> list[Contes
     if bundles.is_bundle(Path(model)):
         return [deployed(Path(model))]
     raws = bench_raws(facts)
-    preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
+    preprocessor = open_preprocessor(facts.folder, dict(facts.pipeline))
     target = probe.load_target("host")
     shop = Workshop(facts, target, store, preprocessor, raws * 2, "bench", 0, 1 << 30, Silent())
     return [

@@ -66,6 +66,9 @@ def write_bundle(
             _put_checkpoint_files(facts, artifact, staging)
             _put_golden(golden, tolerance, staging)
             shutil.copyfile(edge.__file__, staging / "run.py")
+            part = edge.part_of(facts.task)
+            if part is not None:
+                shutil.copyfile(part.__file__, staging / Path(part.__file__).name)
             (staging / "README.md").write_text(_readme(facts, artifact, verdict), encoding="utf-8")
             for name, path in (record_files or {}).items():
                 shutil.copyfile(path, staging / name)

@@ -27,7 +27,7 @@ from torch import nn
 
 from fmopt import distillation_losses as losses
 from fmopt import several
-from fmopt.edge import Preprocessor
+from fmopt.edge import Preprocessor, open_preprocessor
 from fmopt.errors import PassError
 from fmopt.examples import IGNORED, Example, unlabelled_examples
 from fmopt.fake_quantize import load_rounding, save_rounding
@@ -117,7 +117,7 @@ def _unlabelled(path: str | None, facts: CheckpointFacts) -> list[Example]:
         lines = [line.strip() for line in Path(path).read_text("utf8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise PassError(f"distill: the unlabelled texts {path} cannot be read ({error}); give UTF-8 text") from error
-    preprocessor = Preprocessor(facts.folder / TOKENIZER, dict(facts.pipeline))
+    preprocessor = open_preprocessor(facts.folder, dict(facts.pipeline))
     return unlabelled_examples(preprocessor, facts, [_raw(line, facts.task, path) for line in lines])
 
 

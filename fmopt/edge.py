@@ -6,9 +6,11 @@ This one file is fmopt's bottom layer and is copied into every bundle as `run.py
 
 It turns raw texts into arrays, runs the graph, turns outputs into predictions, and refuses a bundle that is damaged
 or that computes something else on this machine than where it was judged. It knows nothing of training or exporting.
+What other raws or answers need is in a *part*, a file beside this one (see `PARTS`).
 
-Words used here. A *raw* is what the user has: a text, a pair of texts, or a list of words. A *prediction* is what is
-judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict of JSON values:
+Words used here. A *raw* is what the user has: a text, a pair of texts, a list of words, or the bytes of an image or audio
+file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
+of JSON values; a part adds its own:
     task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
                  or fill-mask
     max_length   tokens; longer texts are cut, or read in windows where the task allows
@@ -23,6 +25,7 @@ judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* 
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import json
 import os
@@ -33,15 +36,19 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-Raw = str | tuple[str, str] | list[str]
+Raw = str | tuple[str, str] | list[str] | bytes
 Pipeline = Mapping[str, Any]
 
 FORMAT = "fmopt-bundle-1"
@@ -66,8 +73,55 @@ ANSWER_TOKENS = 30  # longest answer looked for, as in the SQuAD evaluation of t
 FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 
 
+# Tasks whose raws or answers are not plain text -> the file beside this one that knows them. Such a part imports numpy and
+# nothing of fmopt, raises ValueError with one line for a raw it cannot read, and has
+#     Preprocessor(folder, pipeline)   encode(raws, length=None) -> an object with inputs, mask (or None) and owner, as Batch
+#     postprocess, present             as the functions of that name here
+# and may have
+#     read_raw(text) -> raw            what an argument of `run.py predict` means; else the text itself
+#     run(runner, batch, most)         when one pass through the graph is not enough; else `run_rows`
+#     difference(written, got)         of a golden prediction; else `difference`
+PARTS: dict[str, str] = {}
+
+
 class EdgeError(Exception):
     """Something that can be explained in one line: what, where, and the way out."""
+
+
+def part_of(task: str) -> Any:
+    """The module for a task that is not plain text, None for one that is."""
+    return _part(PARTS[task]) if task in PARTS else None
+
+
+@cache
+def _part(name: str) -> Any:
+    if __package__:
+        return import_module(f"{__package__}.{name}")
+    path = Path(__file__).with_name(f"{name}.py")  # run.py of a bundle
+    if not path.is_file():
+        raise EdgeError(f"{path} is missing; copy the whole bundle")
+    loader = SourceFileLoader(f"{name}@{path.parent}", str(path))
+    module = ModuleType(loader.name)
+    sys.modules[loader.name] = module  # dataclasses look their module up
+    loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """A part's ValueError as an EdgeError."""
+    try:
+        yield
+    except ValueError as error:
+        raise EdgeError(str(error)) from error
+
+
+def open_preprocessor(folder: Path, pipeline: Pipeline) -> Any:
+    """What encodes raws for the model of a checkpoint or bundle folder: `Preprocessor`, or a part's with its interface."""
+    part = part_of(pipeline["task"])
+    if part is None:
+        return Preprocessor(Path(folder) / "tokenizer.json", pipeline)
+    return PartPreprocessor(part, Path(folder), pipeline)
 
 
 # -------------------------------------------------------------------------------- texts → arrays
@@ -126,7 +180,7 @@ class Preprocessor:
             raise EdgeError("there is no text to encode")
         return self._batch(rows, owner, length or max(len(row) for row in rows))
 
-    def _windows(self, raw: Raw, limit: int) -> list[Any]:
+    def _windows(self, raw: Any, limit: int) -> list[Any]:
         """The tokenizer's encodings of one raw: one, or several windows that overlap by `stride` tokens."""
         task = self.pipeline["task"]
         if task == "question-answering":
@@ -196,6 +250,20 @@ class Preprocessor:
         return batch
 
 
+class PartPreprocessor:
+    """A part's preprocessor; what it refuses is an EdgeError."""
+
+    def __init__(self, part: Any, folder: Path, pipeline: Pipeline):
+        self.pipeline = pipeline
+        with _explained():
+            self.own = part.Preprocessor(folder, pipeline)
+
+    def encode(self, raws: Sequence[Raw], length: int | None = None) -> Any:
+        """The part's batch of the raws; `length` means what the part says."""
+        with _explained():
+            return self.own.encode(raws, length)
+
+
 def split_words(raw: Raw) -> list[tuple[str, int, int]]:
     """Words with their character offsets: a list's own words joined by spaces, or a text split for a tagger.
 
@@ -247,8 +315,12 @@ def postprocess(pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Ba
     sentence-embedding: float32 (dim,); text-classification: logits float32 (classes,); text-regression: float32 (1,);
     token-classification: logits float32 (words, classes) of each word's first sub-token; question-answering:
     {"text", "start", "end", "score"} with character offsets in the context; fill-mask: log-probabilities float32 (masks,
-    vocabulary). EdgeError for a text without any mask.
+    vocabulary). EdgeError for a text without any mask. Other tasks: see their part.
     """
+    part = part_of(pipeline["task"])
+    if part is not None:
+        with _explained():
+            return list(part.postprocess(pipeline, outputs, batch, raws))
     arrays = [_named(outputs, name, len(pipeline["outputs"])) for name in pipeline["outputs"]]
     task = pipeline["task"]
     if task == "sentence-embedding":
@@ -378,7 +450,7 @@ def _fills(logits: np.ndarray, ids: np.ndarray, raw: Raw, pipeline: Pipeline) ->
 # -------------------------------------------------------------------------------- predictions → people
 
 
-def present(pipeline: Pipeline, prediction: Any, raw: Raw, preprocessor: Preprocessor | None = None) -> Any:
+def present(pipeline: Pipeline, prediction: Any, raw: Raw, preprocessor: Any = None) -> Any:
     """A prediction as JSON for people; that of a fill-mask model is spelled by the `preprocessor` that encoded the raw.
 
     A vector as a list; {"label", "score", "scores"} (with "labels" above one half when several may hold); a number; a
@@ -386,6 +458,9 @@ def present(pipeline: Pipeline, prediction: Any, raw: Raw, preprocessor: Preproc
     "sequence"}, or one such list for each of several masks, as transformers' fill-mask pipeline gives.
     """
     task = pipeline["task"]
+    part = part_of(task)
+    if part is not None:
+        return part.present(pipeline, prediction, raw, getattr(preprocessor, "own", None))
     if task == "sentence-embedding":
         return [float(value) for value in prediction]
     if task == "text-regression":
@@ -466,6 +541,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 # -------------------------------------------------------------------------------- graphs that run
 
 
+# element types of graph inputs, by ONNX's names and by OpenVINO's
+ONNX_KINDS = {"int64": np.int64, "int32": np.int32, "float": np.float32, "float16": np.float16, "bool": np.bool_}
+OPENVINO_KINDS = {"i64": np.int64, "i32": np.int32, "f32": np.float32, "f16": np.float16, "boolean": np.bool_}
+
+
 class OnnxRuntimeRunner:
     """An ONNX graph opened by ONNX Runtime. Option: "providers", by default the CPU's."""
 
@@ -485,7 +565,7 @@ class OnnxRuntimeRunner:
             )
         except Exception as error:  # pybind classes derive from Exception only
             raise EdgeError(f"ONNX Runtime {ort.__version__} cannot open {path}: {_line(error)}") from error
-        kinds = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+        kinds = {f"tensor({name})": kind for name, kind in ONNX_KINDS.items()}
         self.inputs = {port.name: kinds.get(port.type, np.int64) for port in self.session.get_inputs()}
         self.outputs = [port.name for port in self.session.get_outputs()]
 
@@ -522,9 +602,8 @@ class OpenVinoRunner:
             compiled = self._request(self.shape).get_compiled_model()
         except Exception as error:
             raise EdgeError(f"OpenVINO {openvino.__version__} cannot open {path}: {_line(error)}") from error
-        kinds = {"i64": np.int64, "i32": np.int32}
         self.inputs = {
-            port.any_name: kinds.get(port.element_type.get_type_name(), np.int64) for port in compiled.inputs
+            port.any_name: OPENVINO_KINDS.get(port.element_type.get_type_name(), np.int64) for port in compiled.inputs
         }
         self.outputs = [
             sorted(port.names)[0] if port.names else f"output_{i}" for i, port in enumerate(compiled.outputs)
@@ -586,9 +665,9 @@ def _feed(wanted: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[s
 
 
 class Model:
-    """An opened bundle: texts in, predictions out."""
+    """An opened bundle: raws in, predictions out."""
 
-    def __init__(self, facts: Mapping[str, Any], preprocessor: Preprocessor, runner: Any):
+    def __init__(self, facts: Mapping[str, Any], preprocessor: Any, runner: Any):
         self.facts = facts
         self.pipeline: Pipeline = facts["pipeline"]
         self.preprocessor = preprocessor
@@ -600,12 +679,16 @@ class Model:
         for start in range(0, len(raws), batch_size):
             part = raws[start : start + batch_size]
             batch = self.preprocessor.encode(part)
-            found += postprocess(self.pipeline, run_rows(self.runner, batch.inputs, batch_size), batch, part)
+            outputs = run_batch(self.pipeline, self.runner, batch, batch_size)
+            found += postprocess(self.pipeline, outputs, batch, part)
         return found
 
     def __call__(self, raw: Any) -> Any:
-        """What people read, for one raw or, given a list, for each of its raws (so a list of words goes in a list)."""
-        raws = list(raw) if isinstance(raw, list) else [raw]
+        """What people read, for one raw or, given a list, for each of its raws (so a list of words goes in a list).
+
+        A `pathlib.Path` stands for the bytes of that file.
+        """
+        raws = [_file_bytes(one) if isinstance(one, Path) else one for one in (raw if isinstance(raw, list) else [raw])]
         made = zip(self.predict(raws), raws, strict=True) if raws else []
         shown = [present(self.pipeline, *pair, self.preprocessor) for pair in made]
         return shown if isinstance(raw, list) else shown[0]
@@ -613,6 +696,22 @@ class Model:
     def close(self) -> None:
         """Give back memory and threads."""
         self.runner.close()
+
+
+def run_batch(pipeline: Pipeline, runner: Any, batch: Any, most: int) -> Mapping[str, Any]:
+    """The outputs `postprocess` reads, of at most `most` rows at once."""
+    run = getattr(part_of(pipeline["task"]), "run", None)
+    if run is None:
+        return run_rows(runner, batch.inputs, most)
+    with _explained():
+        return dict(run(runner, batch, most))
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EdgeError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
@@ -760,14 +859,18 @@ def _damage(folder: Path, facts: Mapping[str, Any]) -> list[str]:
 
 
 def raw_to_json(raw: Raw) -> dict[str, Any]:
-    """A raw as JSON that keeps a pair and a list of words apart."""
+    """A raw as JSON that keeps a pair, a list of words and bytes apart."""
     if isinstance(raw, str):
         return {"text": raw}
+    if isinstance(raw, bytes):
+        return {"bytes": base64.b64encode(raw).decode("ascii")}
     return {"pair": list(raw)} if isinstance(raw, tuple) else {"words": list(raw)}
 
 
 def raw_from_json(written: Mapping[str, Any]) -> Raw:
     """The inverse of `raw_to_json`."""
+    if "bytes" in written:
+        return base64.b64decode(written["bytes"])
     return tuple(written["pair"]) if "pair" in written else written.get("words", written.get("text"))
 
 
@@ -799,7 +902,8 @@ def self_test(folder: Path, model: Model) -> tuple[float, float]:
         written = [item["prediction"] for item in items]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EdgeError(f"{folder}: {GOLDEN} cannot be read: {_line(error)}") from error
-    worst = max(map(difference, written, model.predict(raws)), default=0.0)
+    gap = getattr(part_of(model.pipeline["task"]), "difference", difference)
+    worst = max(map(gap, written, model.predict(raws)), default=0.0)
     if not worst <= tolerance:
         raise EdgeError(
             f"{folder} computes something else here than where it was judged: golden predictions differ by up to "
@@ -835,7 +939,7 @@ def load(
 
 def open_model(folder: Path, facts: Mapping[str, Any], threads: int | None, opener: Callable[..., Any]) -> Model:
     """The model of a bundle, without any check."""
-    preprocessor = Preprocessor(folder / "tokenizer.json", facts["pipeline"])
+    preprocessor = open_preprocessor(folder, facts["pipeline"])
     runner = opener(facts["runtime"], folder / facts["model_file"], facts["options"], threads or available_cores())
     return Model(facts, preprocessor, runner)
 
@@ -924,7 +1028,7 @@ def bench(
         "model": _sampled(lambda: model.runner.run(inputs), seconds),
         "end_to_end": _sampled(lambda: model.predict(raws, batch), seconds),
         "batch": batch,
-        "tokens": int(encoded.mask.shape[1]),
+        "tokens": None if encoded.mask is None else int(encoded.mask.shape[1]),
         "threads": threads or available_cores(),
         "load_ms": load_ms,
         "peak_memory_mb": peak_memory_mb(),
@@ -935,6 +1039,8 @@ def bench(
 
 def _repeated(raw: Raw, length: int) -> Raw:
     """The raw with its (last) text repeated until it has at least `length` tokens, one for each word."""
+    if isinstance(raw, bytes):
+        return raw
     if isinstance(raw, list):
         return (raw or ["word"]) * (length // max(len(raw), 1) + 1)
     text = raw if isinstance(raw, str) else raw[1]
@@ -984,9 +1090,9 @@ def main(argv: Sequence[str] | None = None, folder: Path | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="run.py", description="Runs the model in this folder.")
     commands = parser.add_subparsers(required=True, metavar="predict|bench|verify", parser_class=_Parser)
-    predict = commands.add_parser("predict", help="what the model makes of texts")
-    predict.add_argument("texts", nargs="*", metavar="TEXT")
-    predict.add_argument("--file", type=Path, help="UTF-8, one text a line; of a pair, the two texts parted by a tab")
+    predict = commands.add_parser("predict", help="what the model makes of texts, or of image or audio files")
+    predict.add_argument("texts", nargs="*", metavar="TEXT|FILE")
+    predict.add_argument("--file", type=Path, help="UTF-8, one a line; of a pair, the two texts parted by a tab")
     predict.add_argument(
         "--pair", action="store_true", help="take the texts two by two (question context is always so)"
     )
@@ -1012,9 +1118,13 @@ def _count(text: str) -> int:
 
 def _predict(folder: Path, asked: argparse.Namespace) -> int:
     task = read_facts(folder)["pipeline"]["task"]
+    read_raw = getattr(part_of(task), "read_raw", None)
     raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
     if not raws:
-        raise EdgeError("nothing to predict; give texts, or --file with one text a line")
+        raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
+    if read_raw is not None:
+        with _explained():
+            raws = [read_raw(raw) for raw in raws]
     shown = load(folder, asked.threads)(raws)
     if asked.json:
         print(json.dumps(shown, ensure_ascii=False))
@@ -1048,10 +1158,9 @@ def _bench(folder: Path, asked: argparse.Namespace) -> int:
     if asked.json:
         print(json.dumps(got))
         return 0
-    print(
-        f"batch {got['batch']} × {got['tokens']} tokens, {got['threads']} threads, {' '.join(map(str, got['runtime']))}"
-    )
-    for name, title in (("model", "model alone"), ("end_to_end", "text to answer")):
+    size = f"batch {got['batch']}" + (f" × {got['tokens']} tokens" if got["tokens"] else "")
+    print(f"{size}, {got['threads']} threads, {' '.join(map(str, got['runtime']))}")
+    for name, title in (("model", "model alone"), ("end_to_end", "raw to answer")):
         row = got[name]
         print(
             f"{title:>14}  p50 {row['p50_ms']:.2f} ms  p90 {row['p90_ms']:.2f}  p99 {row['p99_ms']:.2f}  "

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 import transformers
 
-from fmopt import checkpoint, several
+from fmopt import several
 from fmopt.data import Dataset
-from fmopt.edge import Preprocessor
+from fmopt.edge import Preprocessor, open_preprocessor
 from fmopt.errors import DataError
 from fmopt.examples import Masking, label_names, training_examples
 from fmopt.metrics import METRICS
@@ -87,7 +87,7 @@ class _Job:
     @property
     def preprocessor(self) -> Preprocessor:
         """The tokenizer as served later."""
-        return Preprocessor(checkpoint.tokenizer_file(self.facts), dict(self.facts.pipeline))
+        return open_preprocessor(self.facts.folder, dict(self.facts.pipeline))
 
 
 def _facts_with_labels(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge import Pipeline, Preprocessor, postprocess
+from fmopt.edge import Pipeline, Preprocessor, postprocess, run_batch
 from fmopt.errors import DataError
 from fmopt.model import CheckpointFacts
 from fmopt.runtimes.base import Runner
@@ -44,7 +44,8 @@ def predict(
         part = same[start : start + batch]
         raws = [items[indices[0]].raw for indices in part]
         encoded = preprocessor.encode(raws)
-        made = postprocess(pipeline, runner.run(encoded.inputs), encoded, raws)
+        outputs = run_batch(pipeline, runner, encoded, len(encoded.owner))
+        made = postprocess(pipeline, outputs, encoded, raws)
         for indices, prediction in zip(part, made, strict=True):
             for index in indices:
                 found[index] = prediction
@@ -116,12 +117,14 @@ def changed_items(
 
 
 def _length(raw: Raw) -> int:
-    return len(raw) if isinstance(raw, str) else sum(map(len, raw))
+    return len(raw) if isinstance(raw, str | bytes) else sum(map(len, raw))
 
 
 def _text(raw: Raw) -> str:
     if isinstance(raw, str):
         return raw
+    if isinstance(raw, bytes):
+        return f"{len(raw):,} bytes"
     return (" | " if isinstance(raw, tuple) else " ").join(raw)
 
 

@@ -18,7 +18,7 @@ import fmopt.bundle as bundles
 from fmopt import checkpoint, findings, gate, lookup, probe, trials
 from fmopt.build import CHECKPOINT, Workshop
 from fmopt.data import load_data
-from fmopt.edge import Preprocessor
+from fmopt.edge import open_preprocessor
 from fmopt.errors import ConfigError, PlanError
 from fmopt.latecomers import rescue, shrink
 from fmopt.model import CheckpointFacts, static_shape, takes_length
@@ -139,7 +139,7 @@ def start(job: Job, progress: Progress) -> Run:
         facts=job.facts,
         target=job.target,
         store=Store(request.stages_folder),
-        preprocessor=Preprocessor(checkpoint.tokenizer_file(job.facts), dict(job.facts.pipeline)),
+        preprocessor=open_preprocessor(job.facts.folder, dict(job.facts.pipeline)),
         calibration=[item.raw for item in items],
         calibration_digest=f"{job.data.digest}:{len(items)}",
         seed=request.seed,

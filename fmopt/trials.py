@@ -17,7 +17,7 @@ import numpy as np
 from fmopt import gate, lookup, measure, probe, roofline
 from fmopt.build import Workshop, plain_steps, tool_versions
 from fmopt.data import Dataset
-from fmopt.edge import postprocess
+from fmopt.edge import postprocess, run_batch
 from fmopt.errors import FmoptError
 from fmopt.gate import Budget
 from fmopt.model import Artifact, CheckpointFacts
@@ -239,6 +239,7 @@ def time_end_to_end(run: Run, names: Sequence[str]) -> None:
         texts = [item.raw for item in run.items("validation")[:REPLAYED_ITEMS]]
         batches = [texts[i : i + request.batch] for i in range(0, len(texts), request.batch)]
         runners = {name: run.open(name, request.threads) for name in names}
+        pipeline = dict(run.job.facts.pipeline)
 
         def serve(runner: Runner) -> Callable[[], object]:
             turn = itertools.cycle(batches)
@@ -246,7 +247,7 @@ def time_end_to_end(run: Run, names: Sequence[str]) -> None:
             def once() -> object:
                 raws = next(turn)
                 batch = run.shop.preprocessor.encode(raws)
-                return postprocess(dict(run.job.facts.pipeline), runner.run(batch.inputs), batch, raws)
+                return postprocess(pipeline, run_batch(pipeline, runner, batch, len(batch.owner)), batch, raws)
 
             return once
 

@@ -440,7 +440,7 @@ def test_bad_input_to_run_py_is_one_line_and_exit_2(
     (tmp_path / "latin.txt").write_bytes(b"ok\ncaf\xe9\n")
     (tmp_path / "untabbed.txt").write_text("one\n")
     for arguments, told in (
-        (["predict"], "nothing to predict; give texts, or --file"),
+        (["predict"], "nothing to predict; give them as arguments, or --file"),
         (["predict", "--file", str(tmp_path / "latin.txt")], "latin.txt is not UTF-8: byte 6"),
         (["predict", "--file", str(tmp_path / "gone.txt")], "gone.txt cannot be read: No such file"),
         (["predict", "--pair", "one"], "texts come in pairs here"),

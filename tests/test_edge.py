@@ -491,7 +491,7 @@ def test_this_machine() -> None:
 
 
 def test_raws_survive_json() -> None:
-    for raw in ("text", ("a", "b"), ["a", "b"]):
+    for raw in ("text", ("a", "b"), ["a", "b"], b"\x89PNG\xff\x00"):
         assert edge.raw_from_json(json.loads(json.dumps(edge.raw_to_json(raw)))) == raw
 
 

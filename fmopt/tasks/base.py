@@ -9,11 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fmopt.edge import Raw
 from fmopt.errors import DataError
 from fmopt.model import CheckpointFacts
 from fmopt.results import Scores
-
-Raw = str | bytes | tuple[str, str] | list[str]  # a text, an image's or a sound's file, a pair, or a list of words
 
 
 @dataclass(frozen=True)

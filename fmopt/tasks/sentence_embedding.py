@@ -83,7 +83,7 @@ class SentenceEmbedding:
             return [
                 Change(
                     2 * i, f"cosine {old[i]:.3f}", f"cosine {new[i]:.3f}", float(abs(new[i] - old[i])),
-                    _told(items[2 * i]), f"{items[2 * i].raw} | {items[2 * i + 1].raw}",
+                    _told(items[2 * i]), f"{items[2 * i].raw!s} | {items[2 * i + 1].raw!s}",
                 )
                 for i in np.flatnonzero(~(np.abs(new - old) < SHOWN_COSINE)).tolist()  # NaN is a change
             ]  # fmt: skip
@@ -151,7 +151,7 @@ def _found_others(after: _Search, before: _Search, items: Sequence[Item]) -> lis
     for at, index in enumerate(after.queries):
         old, new = before.first[at], after.first[at]
         if old != new:
-            shown = [f"right one at {s.rank[at]}; first: {items[i].raw}" for i, s in ((old, before), (new, after))]
+            shown = [f"right one at {s.rank[at]}; first: {items[i].raw!s}" for i, s in ((old, before), (new, after))]
             harm = float(1 / before.rank[at] - 1 / after.rank[at])
             found.append(Change(index, shown[0], shown[1], harm, told[items[index].row]))
     return found
