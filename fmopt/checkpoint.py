@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from fmopt.adapters import is_adapter
 from fmopt.errors import CheckpointError
 from fmopt.image_processor import PROCESSOR, read_image_processor
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
-from fmopt.source import known_models
+from fmopt.source import cache_folder, known_models
 from fmopt.structure import STRUCTURE, load_facts, read_structure
 from fmopt.tasks.base import Task, modality_of
 from fmopt.tokenizer import TOKENIZER, convert_tokenizer, has_slow_tokenizer, read_tokenizer
@@ -328,13 +327,6 @@ def _pooling_mode(path: Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ its files
-
-
-def cache_folder() -> Path:
-    """Where converted checkpoints are kept: $FMOPT_CACHE, or fmopt in the user's cache folder."""
-    told = os.environ.get("FMOPT_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(told) if told else base / "fmopt"
 
 
 def _prepared(folder: Path, allow_pickle: bool) -> Path:

@@ -44,7 +44,7 @@ class Preprocessor:
             try:
                 pictures.append(pixel_values(open_image(raw), self.pipeline["image"]))
             except ValueError as error:
-                raise ValueError(f"item {index + 1}: {error}") from error
+                raise ValueError(f"item {index + 1}: {error}" if len(raws) > 1 else str(error)) from error
         return Batch({"pixel_values": np.stack(pictures)}, list(range(len(raws))))
 
 
@@ -70,7 +70,12 @@ def open_image(raw: Any) -> Any:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
         return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for bad files
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # what Pillow raises for bad files
         begins = bytes(raw[:8])
         raise ValueError(
             f"{len(raw)} bytes that begin with {begins!r} are no image that can be read; give a PNG or JPEG file"

@@ -32,6 +32,7 @@ class ModelSource:
     folder: Path  # local folder in Hugging Face format
     title: str  # a short name for tables
     task: str | None = None  # what an entry of `models/` knows about it
+    training: Mapping[str, Any] = field(default_factory=dict)  # options of `finetune` that an entry of `models/` names
     default_data: str | None = None
     licence: str | None = None
 
@@ -179,7 +180,9 @@ def load_network(
     if type(config) not in mapping:
         raise CheckpointError(f"{folder}: transformers has no {auto_class} for model_type {config.model_type!r}")
     # The pooler is left out by this class argument, which AutoModel passes on only when we name it.
-    kind: Any = mapping[type(config)]
+    kinds: Any = mapping[type(config)]
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    kind = next((kind for kind in kinds if kind.__name__ in (config.architectures or ())), kinds[0])
     known = inspect.signature(kind.__init__).parameters
     options = {"add_pooling_layer": False} if auto_class == "AutoModel" and "add_pooling_layer" in known else {}
     with quiet(transformers.utils.logging):

@@ -28,7 +28,8 @@ class OpenVino:
     """Runs IR made from ONNX graphs.
 
     Options: `precision` "f32" (default) or "bf16", what float operators compute in; `fp16_weights` stores them in half;
-    `shape`, of its inputs ([batch, tokens] for texts), is compiled for on its own, where element-wise chains fuse (MiniLM at 1 × 128: 6 % faster).
+    `shape`, of its inputs ([batch, tokens] for texts), is compiled for on its own, where element-wise chains fuse (MiniLM
+    at 1 × 128: 6 % faster).
     """
 
     name = "openvino"
