@@ -89,6 +89,7 @@ ROWS = (
         "onnx_graph",
         "openvino_graph",
         "tokenizer",
+        "image_processor",
         "audio_processor",
         "examples",
         "training",
@@ -104,8 +105,8 @@ ROWS = (
         "latency_table",
         "scenarios",
     },
-    {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge", "several", "arguments", "edge_audio", "sounds"},
+    {"model", "target", "results", "metrics", "wording", "weights", "ceilings", "pictures", "sounds"},
+    {"errors", "lookup", "progress", "edge", "edge_image", "edge_audio", "several", "arguments"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 
