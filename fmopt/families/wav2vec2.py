@@ -18,7 +18,7 @@ class Wav2Vec2:
     """
 
     name = "wav2vec2"
-    model_types: tuple[str, ...] = ("wav2vec2", "hubert", "unispeech", "unispeech-sat", "data2vec-audio")
+    model_types: tuple[str, ...] = ("wav2vec2", "hubert")
     uncuttable: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
