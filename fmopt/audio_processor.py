@@ -35,7 +35,10 @@ def read_audio_processor(folder: Path, config: Any) -> dict[str, Any]:
         return {"inputs": ["input_values"], "axes": {"input_values": ["batch", frames, mels]}, "audio": steps}
     if kind == "WhisperFeatureExtractor":
         mels, frames = int(told.feature_size), int(told.nb_max_frames)
-        _same_size(path, {"mels": mels}, {"mels": getattr(config, "num_mel_bins", mels)})
+        # One of its two convolutions halves the frames.
+        taken = 2 * config.max_source_positions if hasattr(config, "max_source_positions") else frames
+        _same_size(path, {"mels": mels, "frames": frames},
+                   {"mels": getattr(config, "num_mel_bins", mels), "frames": taken})  # fmt: skip
         steps = {"rate": int(told.sampling_rate), "features": "log-mel", "mels": mels, "frames": frames,
                  "window": int(told.n_fft), "hop": int(told.hop_length)}  # fmt: skip
         return {"inputs": ["input_features"], "axes": {"input_features": ["batch", mels, frames]}, "audio": steps}

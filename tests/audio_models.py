@@ -26,6 +26,24 @@ SIZES: dict[str, dict[str, Any]] = {
     "wav2vec2": ENCODER | SAMPLES | MASKED,
     "hubert": ENCODER | SAMPLES,  # a group norm over time, and no mask, as wav2vec2-base and hubert-base have it
     "audio-spectrogram-transformer": ENCODER | SPECTROGRAM,
+    "whisper": {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 64,
+        "num_mel_bins": 32,
+        "max_source_positions": 50,
+        "vocab_size": 60,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+        "classifier_proj_size": 16,
+        "init_std": 0.3,
+    },
 }
 
 
@@ -42,9 +60,13 @@ def write_audio(folder: Path, family: str, task: str, seed: int = 0) -> Path:
     loader.from_config(config).eval().save_pretrained(folder)
     if family in ("wav2vec2", "hubert"):
         told = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "return_attention_mask": family == "wav2vec2"}
+    elif family == "whisper":
+        told = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 32, "chunk_length": 1}
     else:
         told = {"feature_extractor_type": "ASTFeatureExtractor", "num_mel_bins": 32, "max_length": 32}
-    (folder / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": RATE, **told}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"sampling_rate": 16000 if family == "whisper" else RATE, **told})
+    )
     if task == RECOGNITION:
         (folder / "vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(LETTERS)}))
         told = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "<pad>", "word_delimiter_token": "|"}
