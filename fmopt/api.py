@@ -17,7 +17,7 @@ from fmopt.edge import open_preprocessor
 from fmopt.errors import CheckpointError, ConfigError, DataError
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
-from fmopt.model import Artifact, CheckpointFacts
+from fmopt.model import Artifact, CheckpointFacts, takes_length
 from fmopt.plan import Effort, Plan, Training, refusal
 from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
@@ -171,7 +171,7 @@ def export(
     spec = str(data) if data else source.default_data
     if spec is None:
         if precision == "int8":
-            raise DataError("INT8 is calibrated on real texts: give some with --data")
+            raise DataError("INT8 is calibrated on real items: give some with --data")
         raws: list[Any] = [plain_example(facts.pipeline)] * 2
         digest = "none"
     else:
@@ -261,18 +261,20 @@ def explain(
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     if bundles.is_bundle(path):
-        artifact, most = bundles.bundle_artifact(path), int(bundles.bundle_facts(path).pipeline["max_length"])
-        if length > most:
-            raise ConfigError(f"length is {length}, but {path} reads at most {most} tokens")
+        artifact, pipeline = bundles.bundle_artifact(path), bundles.bundle_facts(path).pipeline
+        tokens = length if takes_length(pipeline) else None
+        if tokens is not None and tokens > int(pipeline["max_length"]):
+            raise ConfigError(f"length is {length}, but {path} reads at most {pipeline['max_length']} tokens")
         one = deployed(path)
-        inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=length, seed=seed)[0]
+        inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=tokens, seed=seed)[0]
     elif path.suffix == ".onnx" and path.is_file():
         artifact, inputs = Artifact("onnxruntime", path, {}), example_inputs(path, batch, length, seed)
+        tokens = length
     else:
         raise ConfigError(f"{path} is neither a bundle nor an ONNX file; make one: fmopt optimize, or fmopt export")
     target = probe.load_target("host")
     return diagnose(
-        artifact, inputs, target, model=str(model), batch=batch, length=length, threads=threads, seed=seed,
+        artifact, inputs, target, model=str(model), batch=batch, length=tokens, threads=threads, seed=seed,
         progress=progress,
     )  # fmt: skip
 

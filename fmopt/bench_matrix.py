@@ -135,7 +135,9 @@ class Matrix:
             for runner in runners.values():
                 runner.close()
 
-    def _call(self, one: Contestant, runner: Runner, sizes: Sequence[int], length: int) -> Callable[[int], object]:
+    def _call(
+        self, one: Contestant, runner: Runner, sizes: Sequence[int], length: int | None
+    ) -> Callable[[int], object]:
         inputs = {
             size: itertools.cycle(
                 measure.latency_inputs(one.preprocessor, one.raws, batch=size, length=length, seed=self.seed)
@@ -146,7 +148,7 @@ class Matrix:
 
 
 def places(
-    scenarios: Sequence[Scenario], batch: Sequence[int], length: Sequence[int], threads: Sequence[int]
+    scenarios: Sequence[Scenario], batch: Sequence[int], length: Sequence[int | None], threads: Sequence[int]
 ) -> list[Place]:
     """All cells, in the order of measuring: whatever is cut off by a time limit, what is there is whole matrices first."""
     return [
@@ -155,7 +157,7 @@ def places(
         for scenario in SCENARIOS
         if scenario in scenarios
         for size in sorted(set(batch))
-        for tokens in sorted(set(length))
+        for tokens in sorted(set(length), key=lambda tokens: tokens or 0)
     ]
 
 

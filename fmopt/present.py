@@ -146,7 +146,7 @@ def bench(found: Sequence[tuple[str, Latency]]) -> None:
         table.add_row(
             name,
             str(latency.batch),
-            str(latency.length),
+            str(latency.length or wording.MISSING),
             str(latency.threads),
             *map(wording.milliseconds, (p50, p90, p99)),
             f"{base / p50:.2f}×",
@@ -162,7 +162,7 @@ def matrix(found: Benchmark, folder: Path) -> None:
         title = f"{drawn.scenario}, {drawn.threads} thread{'s' if drawn.threads != 1 else ''}"
         table = Table("variant", title=title, title_justify="left")
         for column in drawn.columns:
-            table.add_column(f"{column.place.batch} × {column.place.length}", justify="right")
+            table.add_column(f"{column.place.batch} × {column.place.length or wording.MISSING}", justify="right")
         for variant in found.variants:
             shades = [column.shades.get(variant.name) for column in drawn.columns]
             table.add_row(

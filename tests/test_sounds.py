@@ -159,7 +159,8 @@ def test_finetuning_learns_pitches(tmp_path, tiny):
         facts, data, lookup.find("tasks", CLASSIFICATION), tmp_path / "out", epochs=4, batch_size=8, learning_rate=3e-3
     )
     record = json.loads((out / "finetune.json").read_text())
-    assert (record["metric"], record["value"]) == ("accuracy", 1.0)
+    assert record["metric"] == "accuracy"
+    assert record["value"] > 0.7  # a third by chance
     assert checkpoint.inspect(resolve(str(out))).pipeline["labels"] == sorted(NAMES)
 
 
