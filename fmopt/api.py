@@ -333,20 +333,39 @@ def finetune(
     *,
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
-    epochs: float = 3.0,
-    batch: int = 32,
-    learning_rate: float = 5e-5,
-    patience: int = 2,
+    epochs: float | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    patience: int | None = None,
+    augment: Sequence[str] | None = None,
     time_limit_s: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record."""
+    """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record.
+
+    What is None is as the entry of `models/` says, else 3 epochs in batches of 32 at 5e-5, a patience of 2, and pictures
+    left as they are. `augment` names what is done to pictures: "shift", "mirror".
+    """
     from fmopt.finetune import finetune as train
+    from fmopt.training import AUGMENTATIONS
 
     source = resolve(str(model))
+    asked = {
+        "epochs": epochs,
+        "batch_size": batch,
+        "learning_rate": learning_rate,
+        "patience": patience,
+        "augment": augment,
+    }
+    settings = {**source.training, **{name: value for name, value in asked.items() if value is not None}}
+    unknown = [way for way in settings.get("augment", ()) if way not in AUGMENTATIONS]
+    if unknown:
+        raise ConfigError(
+            f"--augment {unknown[0]}: there is no such change{lookup.did_you_mean(unknown[0], AUGMENTATIONS)}"
+        )
     if task is None:
-        task = checkpoint.inspect(source).task
+        task = source.task or checkpoint.inspect(source).task
     facts = checkpoint.inspect(source, task, fresh_head=True)
     kind = lookup.find("tasks", task)
     dataset = load_data(str(data), kind, facts, columns=columns, seed=seed)
@@ -356,13 +375,10 @@ def finetune(
         kind,
         Path(out),
         labels=dataset.label_names or None,
-        epochs=epochs,
-        batch_size=batch,
-        learning_rate=learning_rate,
-        patience=patience,
         time_limit_s=time_limit_s,
         seed=seed,
         progress=progress,
+        **settings,
     )
     record: dict[str, Any] = json.loads((folder / "finetune.json").read_text())
     return record

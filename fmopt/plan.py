@@ -90,13 +90,13 @@ def make_plan(
     *,
     effort: Effort,
     recipe: Recipe | None = None,
-    shape: tuple[int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
     texts: int = 0,
     training: Training | None = None,
 ) -> Plan:
     """The plan for a model on a target; PlanError when not a single baseline can run.
 
-    `shape` is the batch and length that will be judged, None for the data's own lengths; `texts` says how many rows
+    `shape` is that of the inputs that will be judged, None for the data's own lengths; `texts` says how many rows
     there are to train on, `training` how they are used.
     """
     if effort == "max" and not texts:
@@ -140,7 +140,7 @@ def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list
             f"and 2.5× while accuracy holds{trained}",)  # fmt: skip
 
 
-def compiled_for(shape: tuple[int, int] | None, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
+def compiled_for(shape: tuple[int, ...] | None, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
     """The recipes, those on OpenVINO compiled for the judged shape: full precision and INT8 alike, so that it is fair."""
     if shape is None:
         return tuple(recipes)

@@ -89,6 +89,7 @@ ROWS = (
         "onnx_graph",
         "openvino_graph",
         "tokenizer",
+        "image_processor",
         "examples",
         "training",
         "distillation",
@@ -103,8 +104,8 @@ ROWS = (
         "latency_table",
         "scenarios",
     },
-    {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge", "several", "arguments"},
+    {"model", "target", "results", "metrics", "wording", "weights", "ceilings", "pictures"},
+    {"errors", "lookup", "progress", "edge", "edge_image", "several", "arguments"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 
