@@ -176,15 +176,14 @@ def _enough(ms: Sequence[float], min_samples: int, min_seconds: float) -> bool:
 
 
 def _warm_up(variants: Mapping[str, Callable[[], object]], order: random.Random, seconds: float) -> None:
-    """Rounds of all variants until the last two windows of each agree. All get equally many calls, so that variants
-    that replay a sequence of inputs stay in step."""
+    """Rounds of all variants until each has had two windows in a row that agree. All get equally many calls, so that
+    variants that replay a sequence of inputs stay in step."""
     times: dict[str, list[float]] = {name: [] for name in variants}
-    names = list(variants)
-    while names:
-        for name in order.sample(names, len(names)):
+    cold = set(variants)
+    while cold:
+        for name in order.sample(list(variants), len(variants)):
             times[name].append(_call_ms(variants[name]))
-        if all(_warm(ms, seconds) for ms in times.values()):
-            return
+        cold = {name for name in cold if not _warm(times[name], seconds)}
 
 
 def _warm(ms: Sequence[float], seconds: float) -> bool:
