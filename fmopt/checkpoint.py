@@ -366,7 +366,7 @@ def _prepared(folder: Path, allow_pickle: bool) -> Path:
 
 def _digest(folder: Path, home: Path, weights: tuple[Path, ...]) -> str:
     """sha256 over the files that decide what the checkpoint computes."""
-    names = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR)
+    names: tuple[str, ...] = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR)
     names += () if (folder / TOKENIZER).is_file() else (VOCABULARY,)
     sentence = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
     paths = [*(folder / name for name in names), *(home / name for name in sentence), *weights]

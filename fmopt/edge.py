@@ -1041,7 +1041,7 @@ def bench(
         "model": _sampled(lambda: model.runner.run(inputs), seconds),
         "end_to_end": _sampled(lambda: model.predict(raws, batch), seconds),
         "batch": batch,
-        "tokens": None if encoded.mask is None else int(encoded.mask.shape[1]),
+        "tokens": int(encoded.mask.shape[1]) if "max_length" in model.pipeline else None,  # what has none has no tokens
         "threads": threads or available_cores(),
         "load_ms": load_ms,
         "peak_memory_mb": peak_memory_mb(),

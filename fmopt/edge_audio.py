@@ -94,7 +94,7 @@ class Preprocessor:
         mask = np.zeros((len(rows), width), dtype=np.int64)
         for index, row in enumerate(rows):
             values[index, : len(row)], mask[index, : len(row)] = row, 1
-        made = {"input_values": values, "attention_mask": mask}
+        made: dict[str, np.ndarray] = {"input_values": values, "attention_mask": mask}
         frames = [frames_of(len(row), steps["kernels"]) for row in rows]
         return Batch({name: made[name] for name in self.pipeline["inputs"]}, owner, mask, frames, self.tokens)
 
@@ -128,7 +128,8 @@ def read_sound(raw: Any) -> tuple[np.ndarray, int]:
 def _read_wav(raw: bytes) -> tuple[np.ndarray, int]:
     """Samples float32 [n, channels] of a WAV file. The standard library's `wave` reads neither floats nor, before Python
     3.12, the form in which many programs write 24 bits."""
-    chunks, at = {}, 12
+    chunks: dict[bytes, bytes] = {}
+    at = 12
     while at + 8 <= len(raw) and raw[8:12] == b"WAVE":
         name, size = struct.unpack_from("<4sI", raw, at)
         chunks.setdefault(name, raw[at + 8 : at + 8 + size])  # what a writer that was killed promised may be missing

@@ -73,7 +73,7 @@ def training_examples(
 
     Those for fill-mask are whole texts without labels: `Masking` makes both, anew for every batch.
     """
-    makers = {
+    makers: dict[str, Callable[..., Example]] = {
         "text-classification": _class_example,
         "image-classification": _class_example,
         "audio-classification": _class_example,
@@ -85,14 +85,15 @@ def training_examples(
     }
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
-    make: Callable[..., Example] = makers[facts.task]
+    make = makers[facts.task]
     if _several(facts):
         make = partial(_classes_example, len(facts.pipeline["labels"]))
     bare = next((item for item in items if item.label is None), None)
     if bare is not None and facts.task != "question-answering":
         raise DataError(f"train row {bare.row + 1} has no label; fine-tuning needs one in every row")
     if facts.task == "automatic-speech-recognition":
-        tokens, delimiter = preprocessor.own.tokens, facts.pipeline["ctc"]["delimiter"]
+        encoder: Any = preprocessor
+        tokens, delimiter = encoder.own.tokens, facts.pipeline["ctc"]["delimiter"]
         make = partial(_spelled_example, {item.row: letter_ids(tokens, delimiter, item) for item in items})
     if facts.modality != "text":
         return FileExamples(preprocessor, items, make)

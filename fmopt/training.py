@@ -51,8 +51,10 @@ class Collator:
     def _joined(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:
         if all(part.shape == parts[0].shape for part in parts):
             return torch.stack(parts)
-        fills = {"input_ids": self.padding.get("id"), "token_type_ids": self.padding.get("type_id"), "attention_mask": 0,
-                 "labels": IGNORED, "input_values": 0.0}  # fmt: skip
+        fills: dict[str, Any] = {
+            "input_ids": self.padding.get("id"), "token_type_ids": self.padding.get("type_id"), "attention_mask": 0,
+            "labels": IGNORED, "input_values": 0.0,
+        }  # fmt: skip
         side = self.padding.get("side", "right")
         return pad_sequence(parts, batch_first=True, padding_value=fills[name], padding_side=side)
 

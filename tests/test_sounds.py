@@ -25,10 +25,11 @@ from tests.torch_models import model_of
 KINDS = [
     ("wav2vec2", RECOGNITION),
     ("hubert", RECOGNITION),
-    ("wav2vec2", CLASSIFICATION),
+    ("hubert", CLASSIFICATION),
     ("audio-spectrogram-transformer", CLASSIFICATION),
     ("whisper", CLASSIFICATION),  # its encoder alone
 ]
+INT8 = ("wav2vec2", "audio-spectrogram-transformer")  # quantized too
 SAID = {"low": "a low", "middle": "middle", "high": "high"}  # in letters of the vocabulary
 
 
@@ -80,7 +81,8 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family, task):
     heard = sound(7, 0.3)
     (tmp_path / "heard.wav").write_bytes(heard)
     (wanted,) = said(facts, checkpoint.load(facts).net, [heard])
-    for precision, tolerance in (("fp32", 1e-4), ("int8", 0.1)):
+    precisions = [("fp32", 1e-4), *([("int8", 0.1)] if family in INT8 else [])]
+    for precision, tolerance in precisions:
         made = api.export(folder, tmp_path / precision, precision=precision, data=data)
         code = "import sys; sys.modules['torch'] = None; import run; sys.exit(run.main(sys.argv[1:]))"
         got = subprocess.run(
@@ -96,8 +98,8 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family, task):
             assert list(answer["scores"]) == NAMES
             np.testing.assert_allclose(list(answer["scores"].values()), shares, atol=tolerance)
     assert fmopt.load(tmp_path / "fp32")(tmp_path / "heard.wav")["score"] == pytest.approx(answer["score"], abs=0.1)
-    sizes = [(tmp_path / precision / "model.onnx").stat().st_size for precision in ("int8", "fp32")]
-    assert sizes[0] < sizes[1]
+    sizes = [(tmp_path / precision / "model.onnx").stat().st_size for precision, _ in precisions]
+    assert sizes == sorted(set(sizes), reverse=True)
 
 
 def _site() -> str:
@@ -201,7 +203,7 @@ def test_arrays_side_by_side_are_sounds_and_classes_are_what_is_said(tmp_path, t
         )  # fmt: skip
     (tmp_path / "labels.json").write_text(json.dumps(NAMES))
     for task, role in ((CLASSIFICATION, "label"), (RECOGNITION, "transcript")):
-        facts = checkpoint.inspect(resolve(str(tiny("wav2vec2", task))))
+        facts = checkpoint.inspect(resolve(str(tiny("hubert", task))))
         data = load_data(str(tmp_path), lookup.find("tasks", task), facts)
         rows = data.split("train")
         assert [encoded(facts, [row["audio"]]).mask.sum() for row in rows] == lengths
@@ -223,8 +225,8 @@ def test_bad_checkpoints_and_data_are_told_in_one_line(tmp_path, tiny):
     with pytest.raises(CheckpointError, match="has no feature extractor"):
         checkpoint.inspect(resolve(str(folder)))
     with pytest.raises(CheckpointError, match="--task text-classification does not fit"):
-        checkpoint.inspect(resolve(str(tiny("wav2vec2", CLASSIFICATION))), "text-classification")
-    facts = checkpoint.inspect(resolve(str(tiny("wav2vec2", CLASSIFICATION))))
+        checkpoint.inspect(resolve(str(tiny("hubert", CLASSIFICATION))), "text-classification")
+    facts = checkpoint.inspect(resolve(str(tiny("hubert", CLASSIFICATION))))
     data = write_table(tmp_path / "data")
     (data / "train-3.wav").write_bytes(sound(seconds=0))
     with pytest.raises(DataError, match="row 4: audio cannot be used: the sound is empty"):
