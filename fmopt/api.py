@@ -17,7 +17,7 @@ from fmopt.edge import open_preprocessor
 from fmopt.errors import CheckpointError, ConfigError, DataError
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
-from fmopt.model import Artifact, CheckpointFacts
+from fmopt.model import Artifact, CheckpointFacts, takes_length
 from fmopt.plan import Effort, Plan, Training, refusal
 from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
@@ -171,7 +171,7 @@ def export(
     spec = str(data) if data else source.default_data
     if spec is None:
         if precision == "int8":
-            raise DataError("INT8 is calibrated on real texts: give some with --data")
+            raise DataError("INT8 is calibrated on real items: give some with --data")
         raws: list[Any] = [plain_example(facts.pipeline)] * 2
         digest = "none"
     else:
@@ -261,18 +261,20 @@ def explain(
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     if bundles.is_bundle(path):
-        artifact, most = bundles.bundle_artifact(path), int(bundles.bundle_facts(path).pipeline["max_length"])
-        if length > most:
-            raise ConfigError(f"length is {length}, but {path} reads at most {most} tokens")
+        artifact, pipeline = bundles.bundle_artifact(path), bundles.bundle_facts(path).pipeline
+        tokens = length if takes_length(pipeline) else None
+        if tokens is not None and tokens > int(pipeline["max_length"]):
+            raise ConfigError(f"length is {length}, but {path} reads at most {pipeline['max_length']} tokens")
         one = deployed(path)
-        inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=length, seed=seed)[0]
+        inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=tokens, seed=seed)[0]
     elif path.suffix == ".onnx" and path.is_file():
         artifact, inputs = Artifact("onnxruntime", path, {}), example_inputs(path, batch, length, seed)
+        tokens = length
     else:
         raise ConfigError(f"{path} is neither a bundle nor an ONNX file; make one: fmopt optimize, or fmopt export")
     target = probe.load_target("host")
     return diagnose(
-        artifact, inputs, target, model=str(model), batch=batch, length=length, threads=threads, seed=seed,
+        artifact, inputs, target, model=str(model), batch=batch, length=tokens, threads=threads, seed=seed,
         progress=progress,
     )  # fmt: skip
 
@@ -333,20 +335,39 @@ def finetune(
     *,
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
-    epochs: float = 3.0,
-    batch: int = 32,
-    learning_rate: float = 5e-5,
-    patience: int = 2,
+    epochs: float | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    patience: int | None = None,
+    augment: Sequence[str] | None = None,
     time_limit_s: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record."""
+    """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record.
+
+    What is None is as the entry of `models/` says, else 3 epochs in batches of 32 at 5e-5, a patience of 2, and pictures
+    left as they are. `augment` names what is done to pictures: "shift", "mirror".
+    """
     from fmopt.finetune import finetune as train
+    from fmopt.training import AUGMENTATIONS
 
     source = resolve(str(model))
+    asked = {
+        "epochs": epochs,
+        "batch_size": batch,
+        "learning_rate": learning_rate,
+        "patience": patience,
+        "augment": augment,
+    }
+    settings = {**source.training, **{name: value for name, value in asked.items() if value is not None}}
+    unknown = [way for way in settings.get("augment", ()) if way not in AUGMENTATIONS]
+    if unknown:
+        raise ConfigError(
+            f"--augment {unknown[0]}: there is no such change{lookup.did_you_mean(unknown[0], AUGMENTATIONS)}"
+        )
     if task is None:
-        task = checkpoint.inspect(source).task
+        task = source.task or checkpoint.inspect(source).task
     facts = checkpoint.inspect(source, task, fresh_head=True)
     kind = lookup.find("tasks", task)
     dataset = load_data(str(data), kind, facts, columns=columns, seed=seed)
@@ -356,13 +377,10 @@ def finetune(
         kind,
         Path(out),
         labels=dataset.label_names or None,
-        epochs=epochs,
-        batch_size=batch,
-        learning_rate=learning_rate,
-        patience=patience,
         time_limit_s=time_limit_s,
         seed=seed,
         progress=progress,
+        **settings,
     )
     record: dict[str, Any] = json.loads((folder / "finetune.json").read_text())
     return record

@@ -17,7 +17,7 @@ from fmopt import lookup, measure, probe, wording
 from fmopt.bench_record import Cell, Measured, Offline, Place, Server, SingleStream, Variant
 from fmopt.build import tool_versions
 from fmopt.edge import Preprocessor
-from fmopt.model import Artifact
+from fmopt.model import Artifact, static_shape
 from fmopt.progress import Progress
 from fmopt.runtimes.base import Runner
 from fmopt.scenarios import (
@@ -73,7 +73,8 @@ class Contestant:
         """A runner; full precision on OpenVINO is compiled for the shape, as a deployment of that shape would be."""
         artifact = self.artifact
         if artifact.runtime == "openvino" and not self.deployed:
-            artifact = replace(artifact, options={"shape": [place.batch, place.length], **artifact.options})
+            shape = static_shape(self.preprocessor.pipeline, place.batch, place.length)
+            artifact = replace(artifact, options={**({"shape": list(shape)} if shape else {}), **artifact.options})
         runner: Runner = lookup.find("runtimes", artifact.runtime).open(artifact, place.threads)
         return runner
 
@@ -134,7 +135,9 @@ class Matrix:
             for runner in runners.values():
                 runner.close()
 
-    def _call(self, one: Contestant, runner: Runner, sizes: Sequence[int], length: int) -> Callable[[int], object]:
+    def _call(
+        self, one: Contestant, runner: Runner, sizes: Sequence[int], length: int | None
+    ) -> Callable[[int], object]:
         inputs = {
             size: itertools.cycle(
                 measure.latency_inputs(one.preprocessor, one.raws, batch=size, length=length, seed=self.seed)
@@ -145,7 +148,7 @@ class Matrix:
 
 
 def places(
-    scenarios: Sequence[Scenario], batch: Sequence[int], length: Sequence[int], threads: Sequence[int]
+    scenarios: Sequence[Scenario], batch: Sequence[int], length: Sequence[int | None], threads: Sequence[int]
 ) -> list[Place]:
     """All cells, in the order of measuring: whatever is cut off by a time limit, what is there is whole matrices first."""
     return [
@@ -154,7 +157,7 @@ def places(
         for scenario in SCENARIOS
         if scenario in scenarios
         for size in sorted(set(batch))
-        for tokens in sorted(set(length))
+        for tokens in sorted(set(length), key=lambda tokens: tokens or 0)
     ]
 
 

@@ -39,7 +39,7 @@ class Place(Frozen):
 
     scenario: Scenario
     batch: int
-    length: int
+    length: int | None  # tokens; None: items as they are
     threads: int
 
 

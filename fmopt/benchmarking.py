@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fmopt import bundle as bundles
-from fmopt import checkpoint, lookup, measure, probe, wording
+from fmopt import checkpoint, lookup, measure, pictures, probe, sounds, wording
 from fmopt.bench_matrix import Contestant, Matrix, places
 from fmopt.bench_record import Benchmark
 from fmopt.bench_report import write_benchmark
 from fmopt.build import Workshop
 from fmopt.edge import Pipeline, open_preprocessor
 from fmopt.errors import ConfigError, UnmeasuredError
-from fmopt.model import Artifact, CheckpointFacts
+from fmopt.model import Artifact, CheckpointFacts, takes_length
 from fmopt.plan import BASELINES, refusal
 from fmopt.progress import Progress, Silent
 from fmopt.results import Latency
@@ -55,7 +55,7 @@ def benchmark(
         for count in threads:
             runners = [(one, open_artifact(one.artifact, count)) for one in variants]
             for size in batch:
-                for tokens in length:
+                for tokens in lengths([one.preprocessor.pipeline for one in variants], length):
                     samples = bench_once(runners, size, tokens, seed, progress or Silent())
                     results += [
                         (name, Latency(samples_ms=ms, batch=size, length=tokens, threads=count))
@@ -67,10 +67,10 @@ def benchmark(
 
 
 def bench_once(
-    runners: Sequence[tuple[Contestant, Runner]], batch: int, length: int, seed: int, progress: Progress
+    runners: Sequence[tuple[Contestant, Runner]], batch: int, length: int | None, seed: int, progress: Progress
 ) -> dict[str, list[float]]:
     """One shape, all runners in turn."""
-    progress.start(f"batch {batch} × {length} tokens", measure.MIN_SAMPLES)
+    progress.start(f"batch {batch} × {wording.tokens(length)}", measure.MIN_SAMPLES)
     turns = {}
     for one, runner in runners:
         inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=length, seed=seed)
@@ -99,10 +99,10 @@ def benchmark_matrix(
     benchmark.html and benchmark.md. ConfigError for a model named twice or a length that a model does not take.
     """
     begun, out, progress = time.monotonic(), Path(out), progress or Silent()
-    asked = places(scenarios, batch, length, threads)
     names = [str(model) for model in models]
     facts = {name: bench_facts(name) for name in names}
     check_matrix(names, facts, length)
+    asked = places(scenarios, batch, lengths([one.pipeline for one in facts.values()], length), threads)
     if any((out / name).exists() for name in ("record.json", "fmopt.json")):
         raise ConfigError(f"{out} holds what `fmopt optimize` or `export` made; choose another --output")
     with own_folder(out), disk_errors(out / "stages"):
@@ -145,9 +145,16 @@ def check_matrix(names: Sequence[str], facts: Mapping[str, CheckpointFacts], len
     if twice:
         raise ConfigError(f"{twice} is named twice; name every model once")
     for name in names:
+        if not takes_length(facts[name].pipeline):
+            continue
         most = int(facts[name].pipeline["max_length"])
         if max(length) > most:
             raise ConfigError(f"--length {max(length)} is more than the {most} tokens that {name} takes; leave it out")
+
+
+def lengths(pipelines: Sequence[Pipeline], asked: Sequence[int]) -> Sequence[int | None]:
+    """Numbers of tokens to bench at; only None where no model's items are made of tokens."""
+    return asked if any(map(takes_length, pipelines)) else (None,)
 
 
 def bench_facts(model: str) -> CheckpointFacts:
@@ -198,7 +205,12 @@ def open_artifact(artifact: Artifact, threads: int) -> Runner:
 
 
 def plain_example(pipeline: Pipeline, text: str = BENCH_TEXTS[0]) -> Any:
-    """A text in the shape that the pipeline's task takes, where no data is needed: export and bench without data."""
+    """A raw that the pipeline's task takes, where no data is needed: export and bench without data. A text, or a picture or
+    sound made of it."""
+    if pipeline.get("modality") == "image":
+        return pictures.plain_picture(text)
+    if pipeline.get("modality") == "audio":
+        return sounds.plain_sound(text)
     task = pipeline["task"]
     if task == "fill-mask":
         first, _, rest = text.partition(" ")

@@ -7,6 +7,7 @@ Exit codes: 0 all gates passed, 1 a gate failed, 2 bad input or usage, 3 undecid
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 
 import typer
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     if several.follows():
         several.follow()
         return 0
+    warnings.formatwarning = lambda message, *rest: f"warning: {message}\n"  # what is worth a warning is one line
     try:
         app(args=argv)
     except SystemExit as stop:

@@ -56,13 +56,13 @@ def diagnose(
     *,
     model: str,
     batch: int,
-    length: int,
+    length: int | None,
     threads: int,
     samples: int = SAMPLES,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Diagnosis:
-    """Run `artifact` on `inputs` ([batch, length] each) with `threads`, and say what takes the time.
+    """Run `artifact` on `inputs` (of texts [batch, length] each) with `threads`, and say what takes the time.
 
     More threads than one are timed in turn against fewer, `samples` times each, so that what they gain is measured.
     """
@@ -74,7 +74,7 @@ def diagnose(
     times = _thread_times(latency, threads, seed) if len(latency) > 1 else []
     profile = lookup.find("runtimes", artifact.runtime).profile(artifact, inputs, threads)
     points, ceilings = layer_points(profile, target, threads), roof(target, threads)
-    shape = (batch, length)
+    shape = (batch, length or 1)  # without tokens no axis is free but the batch
     # threads=1: whether they are too many has been measured, and is not judged from the number of cores
     found = why_not_faster(profile, [], graph_path=artifact.path, target=target, threads=1, shape=shape)
     found += roof_findings(points, ceilings, threads)

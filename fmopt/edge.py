@@ -81,7 +81,11 @@ FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 #     read_raw(text) -> raw            what an argument of `run.py predict` means; else the text itself
 #     run(runner, batch, most)         when one pass through the graph is not enough; else `run_rows`
 #     difference(written, got)         of a golden prediction; else `difference`
-PARTS: dict[str, str] = {}
+PARTS: dict[str, str] = {
+    "image-classification": "edge_image",
+    "audio-classification": "edge_audio",
+    "automatic-speech-recognition": "edge_audio",
+}
 
 
 class EdgeError(Exception):
@@ -114,6 +118,15 @@ def _explained() -> Iterator[None]:
         yield
     except ValueError as error:
         raise EdgeError(str(error)) from error
+
+
+def read_raw(task: str, told: Any) -> Any:
+    """The raw that one argument of a command means: itself, or what the task's part makes of it."""
+    read = getattr(part_of(task), "read_raw", None)
+    if read is None:
+        return told
+    with _explained():
+        return read(told)
 
 
 def open_preprocessor(folder: Path, pipeline: Pipeline) -> Any:
@@ -1033,7 +1046,7 @@ def bench(
         "model": _sampled(lambda: model.runner.run(inputs), seconds),
         "end_to_end": _sampled(lambda: model.predict(raws, batch), seconds),
         "batch": batch,
-        "tokens": None if encoded.mask is None else int(encoded.mask.shape[1]),
+        "tokens": int(encoded.mask.shape[1]) if "max_length" in model.pipeline else None,  # what has none has no tokens
         "threads": threads or available_cores(),
         "load_ms": load_ms,
         "peak_memory_mb": peak_memory_mb(),
@@ -1123,14 +1136,10 @@ def _count(text: str) -> int:
 
 def _predict(folder: Path, asked: argparse.Namespace) -> int:
     task = read_facts(folder)["pipeline"]["task"]
-    read_raw = getattr(part_of(task), "read_raw", None)
     raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
     if not raws:
         raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
-    if read_raw is not None:
-        with _explained():
-            raws = [read_raw(raw) for raw in raws]
-    shown = load(folder, asked.threads)(raws)
+    shown = load(folder, asked.threads)([read_raw(task, raw) for raw in raws])
     if asked.json:
         print(json.dumps(shown, ensure_ascii=False))
     else:

@@ -1,4 +1,4 @@
-"""Rows of data → training examples: token ids with what the loss compares them to."""
+"""Rows of data → training examples: what a network reads with what the loss compares its answer to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge import Batch, Preprocessor
+from fmopt.edge import Batch, EdgeError, Preprocessor
 from fmopt.errors import ConfigError, DataError
 from fmopt.model import CheckpointFacts
+from fmopt.tasks.automatic_speech_recognition import words_of
 from fmopt.tasks.base import Item, Raw
 
 IGNORED = -100  # torch's cross entropy skips this label
@@ -20,7 +21,8 @@ IGNORED = -100  # torch's cross entropy skips this label
 # and that are another token by chance; the rest stay as they are.
 TO_FIND, MASKED, SWAPPED = 0.15, 0.8, 0.1
 
-Example = dict[str, Any]  # input name → int64 (tokens,); labels → scalar or (tokens,); start/end_positions → scalar
+# input name → int64 (tokens,), pixel_values float32 (3, H, W); labels → scalar or (tokens,); start/end_positions → scalar
+Example = dict[str, Any]
 
 
 def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -28,9 +30,9 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
     Names in the data are sorted, "O" first among tags; ids become LABEL_0, LABEL_1, … as in transformers.
     """
-    if task not in ("text-classification", "token-classification"):
+    if not task.endswith("-classification"):
         return []
-    role = "label" if task == "text-classification" else "tags"
+    role = "tags" if task == "token-classification" else "label"
     told = [row[role] for row in rows] if role == "label" else [tag for row in rows for tag in row[role]]
     found = set(told)
     if len(found) < 2:
@@ -43,15 +45,39 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted((str(value) for value in found), key=lambda name: (name != "O", name))
 
 
+class FileExamples(Sequence[Example]):
+    """Examples of images or sounds, encoded when they are asked for: a whole data set, decoded, would not fit in memory."""
+
+    def __init__(self, preprocessor: Preprocessor, items: Sequence[Item], make: Callable[..., Example]) -> None:
+        self.preprocessor, self.items, self.make = preprocessor, items, make
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One example; a slice gives a list of them. DataError that names the row of a file that cannot be read."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        item = self.items[index]
+        try:
+            batch = self.preprocessor.encode([item.raw])
+        except EdgeError as error:
+            raise DataError(f"train row {item.row + 1}: {error}") from error
+        return _inputs(batch)[0] | self.make(batch, 0, item, {})
+
+
 def training_examples(
     preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
-) -> list[Example]:
+) -> Sequence[Example]:
     """Unpadded examples of items made from `rows`; long texts of taggers and readers give one per window.
 
     Those for fill-mask are whole texts without labels: `Masking` makes both, anew for every batch.
     """
-    makers = {
+    makers: dict[str, Callable[..., Example]] = {
         "text-classification": _class_example,
+        "image-classification": _class_example,
+        "audio-classification": _class_example,
+        "automatic-speech-recognition": _spelled_example,
         "text-regression": _number_example,
         "token-classification": _tag_examples,
         "question-answering": _answer_examples,
@@ -59,13 +85,20 @@ def training_examples(
     }
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
-    make: Callable[..., Example] = makers[facts.task]
+    make = makers[facts.task]
     if _several(facts):
         make = partial(_classes_example, len(facts.pipeline["labels"]))
+    bare = next((item for item in items if item.label is None), None)
+    if bare is not None and facts.task != "question-answering":
+        raise DataError(f"train row {bare.row + 1} has no label; fine-tuning needs one in every row")
+    if facts.task == "automatic-speech-recognition":
+        encoder: Any = preprocessor
+        tokens, delimiter = encoder.own.tokens, facts.pipeline["ctc"]["delimiter"]
+        make = partial(_spelled_example, {item.row: letter_ids(tokens, delimiter, item) for item in items})
+    if facts.modality != "text":
+        return FileExamples(preprocessor, items, make)
     found = []
     for item in items:
-        if item.label is None and facts.task != "question-answering":
-            raise DataError(f"train row {item.row + 1} has no label; fine-tuning needs one in every row")
         batch = preprocessor.encode([rows[item.row]["text"] if facts.task == "fill-mask" else item.raw])
         for window, example in enumerate(_inputs(batch)):
             found.append(example | make(batch, window, item, rows[item.row]))
@@ -84,7 +117,7 @@ def known_examples(
     ]  # fmt: skip
     seen = {id(item) for item in told}
     rest = {repr(item.raw): item.raw for item in items if id(item) not in seen}
-    labelled = training_examples(preprocessor, facts, told, rows) if told else []
+    labelled = list(training_examples(preprocessor, facts, told, rows)) if told else []
     return labelled + unlabelled_examples(preprocessor, facts, list(rest.values()))
 
 
@@ -100,7 +133,7 @@ def unlabelled_examples(preprocessor: Preprocessor, facts: CheckpointFacts, raws
             masking.masked(example, np.random.default_rng(zlib.crc32(example["input_ids"].tobytes())))
             for example in inputs
         ]
-    return [example | _no_label(facts, len(example["input_ids"])) for example in inputs]
+    return [example | _no_label(facts, len(example.get("input_ids", ()))) for example in inputs]
 
 
 @dataclass(frozen=True)
@@ -143,6 +176,8 @@ def _no_label(facts: CheckpointFacts, tokens: int) -> Example:
         return {"start_positions": np.int64(IGNORED), "end_positions": np.int64(IGNORED)}
     if facts.task == "token-classification":
         return {"labels": np.full(tokens, IGNORED, dtype=np.int64)}
+    if facts.task == "automatic-speech-recognition":
+        return {"labels": np.full(1, IGNORED, dtype=np.int64)}
     if _several(facts):
         return {"labels": np.full(len(facts.pipeline["labels"]), np.nan, dtype=np.float32)}
     return {"labels": np.float32(np.nan) if facts.task == "text-regression" else np.int64(IGNORED)}
@@ -150,11 +185,13 @@ def _no_label(facts: CheckpointFacts, tokens: int) -> Example:
 
 def _several(facts: CheckpointFacts) -> bool:
     """Whether a text can have any number of labels."""
-    return facts.task == "text-classification" and bool(facts.pipeline.get("multi_label"))
+    return facts.task.endswith("-classification") and bool(facts.pipeline.get("multi_label"))
 
 
 def _inputs(batch: Batch) -> list[Example]:
     """The rows of a batch without their padding."""
+    if batch.mask is None:
+        return [{name: value[row] for name, value in batch.inputs.items()} for row in range(len(batch.owner))]
     used = batch.mask.astype(bool)
     return [{name: value[row][used[row]] for name, value in batch.inputs.items()} for row in range(len(used))]
 
@@ -165,6 +202,31 @@ def _whole_text(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -
 
 def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     return {"labels": np.int64(item.label)}
+
+
+def letter_ids(tokens: Sequence[str], delimiter: str, item: Item) -> np.ndarray:
+    """The words of an item's transcript as ids int64 (letters,) of a vocabulary of letters, in the case that it has.
+
+    DataError for a letter that the vocabulary lacks.
+    """
+    ids = {token: number for number, token in enumerate(tokens)}
+    upper = "E" in ids and "e" not in ids
+    words = [word.upper() if upper else word for word in words_of(item.label)]
+    text = delimiter.join(words)
+    missing = sorted(set(text) - set(ids))
+    if missing:
+        raise DataError(
+            f"row {item.row + 1} has the transcript {item.label[:60]!r}, and the model's vocabulary has no "
+            f"{' '.join(missing)}; spell it otherwise, or add it to vocab.json"
+        )
+    return np.array([ids[letter] for letter in text], dtype=np.int64)
+
+
+def _spelled_example(
+    ids: Mapping[int, np.ndarray], batch: Batch, window: int, item: Item, row: Mapping[str, Any]
+) -> Example:
+    """The letters of what is said, by the item's row."""
+    return {"labels": ids[item.row]}
 
 
 def _classes_example(classes: int, batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:

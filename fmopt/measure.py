@@ -20,7 +20,7 @@ import psutil
 
 from fmopt.edge import Preprocessor
 from fmopt.errors import DataError, UnmeasuredError
-from fmopt.model import Artifact
+from fmopt.model import Artifact, takes_length
 from fmopt.results import Footprint
 from fmopt.tasks.base import Raw
 
@@ -95,15 +95,15 @@ def certainly_slower(
 def latency_inputs(
     preprocessor: Preprocessor, raws: Sequence[Raw], batch: int, length: int | None, seed: int = 0
 ) -> list[dict[str, np.ndarray]]:
-    """Inputs to time with, each array [batch, tokens] (windows of a long text add rows at the data's own lengths).
+    """Inputs to time with, each array [batch, tokens] for texts (windows of a long text add rows at its own length).
 
     With `length`, every row is filled with exactly that many tokens of real text, joined from several items, so that
-    nothing is padding. With None, a seeded sample of the items as they are, in an order that is the same every time.
-    DataError when the texts hold no tokens to fill with.
+    nothing is padding. With None, or for items that are not made of tokens, a seeded sample of the items as they are, in
+    an order that is the same every time. DataError when the texts hold no tokens to fill with.
     """
     if not raws:
-        raise DataError("there are no texts to time with")
-    if length is None:
+        raise DataError("there is nothing to time with")
+    if length is None or not takes_length(preprocessor.pipeline):
         chosen = random.Random(seed).choices(range(len(raws)), k=max(batch, REPLAYED_ITEMS // batch * batch))
         groups = [chosen[i : i + batch] for i in range(0, len(chosen), batch)]
         return [dict(preprocessor.encode([raws[i] for i in group]).inputs) for group in groups]

@@ -76,6 +76,11 @@ def _perplexity(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
         return np.exp(_ratio(nats, tokens))  # of all tokens together, so that long texts weigh more
 
 
+def _error_rate(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    edits, parts = (counts @ values).T
+    return _ratio(edits, parts)  # of all words together, as WER is defined
+
+
 def _spearman(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return _pearson(_ranks(values[:, 0], counts), _ranks(values[:, 1], counts), counts)
 
@@ -115,6 +120,8 @@ METRICS: Mapping[str, Metric] = {
         Metric("micro_f1", ("tp", "fp", "fn"), _micro_f1),
         Metric("macro_f1", ("true", "predicted"), _macro_f1),
         Metric("spearman", ("predicted", "true"), _spearman),
+        # Above 1 only where more is put in than was said: a recogniser that says nothing has lost all there is to lose.
+        Metric("error_rate", ("edits", "parts"), _error_rate, higher_is_better=False),
         Metric("perplexity", ("nats", "tokens"), _perplexity, higher_is_better=False, bounded=False),
     )
 }

@@ -120,13 +120,13 @@ def make_plan(
     *,
     effort: Effort,
     recipe: Recipe | None = None,
-    shape: tuple[int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
     texts: int = 0,
     training: Training | None = None,
 ) -> Plan:
     """The plan for a model on a target; PlanError when not a single baseline can run.
 
-    `shape` is the batch and length that will be judged, None for the data's own lengths; `texts` says how many rows
+    `shape` is that of the inputs that will be judged, None for the data's own lengths; `texts` says how many rows
     there are to train on, `training` how they are used.
     """
     if effort == "max" and not texts:
@@ -175,7 +175,7 @@ def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list
             f"and 2.5× while accuracy holds{trained}",)  # fmt: skip
 
 
-def compiled_for(shape: tuple[int, int] | None, recipes: Sequence[Recipe], most: int) -> tuple[Recipe, ...]:
+def compiled_for(shape: tuple[int, ...] | None, recipes: Sequence[Recipe], most: int) -> tuple[Recipe, ...]:
     """The recipes, those on runtimes that compile made for the judged shape: full precision and INT8 alike, so that it is
     fair. TensorRT's engines take texts of up to `most` tokens too, in a profile of their own."""
 
@@ -183,7 +183,7 @@ def compiled_for(shape: tuple[int, int] | None, recipes: Sequence[Recipe], most:
         if recipe.runtime == "openvino" and shape is not None:
             return {"shape": list(shape)}
         if recipe.runtime == "tensorrt":
-            batch, length = shape or (1, most)
+            batch, length = shape if shape is not None and len(shape) == 2 else (1, most)
             return {"batch": [1, batch, batch], "lengths": sorted({min(length, most), most})}
         return {}
 

@@ -113,6 +113,7 @@ class Changed(Frozen):
 
     row: int
     text: str
+    picture: str | None = Field(None, pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$")  # of an item that is no text
     label: str | None = None
     baseline: str
     candidate: str
@@ -329,13 +330,16 @@ def _accuracy(record: Record, winner: Trial) -> str:
     if drop is None or winner.name == record.reference:
         return ""
     name = scores.name if scores else "The metric"
+    # An error rate or a perplexity that gets worse rises.
+    falls = scores is None or METRICS[scores.metric].higher_is_better
+    worse, better = ("fell", "rose") if falls else ("rose", "fell")
     if drop.point > 0:
-        moved = f"fell by {wording.points(drop.point)} pt"
+        moved = f"{worse} by {wording.points(drop.point)} pt"
     elif drop.point < 0:
-        moved = f"rose by {wording.points(-drop.point)} pt"
+        moved = f"{better} by {wording.points(-drop.point)} pt"
     else:
         moved = "did not change"
-    bound = f"{'at most' if drop.point > 0 else 'and fell by at most'} {wording.points(max(drop.high, 0.0))} pt"
+    bound = f"{'at most' if drop.point > 0 else f'and {worse} by at most'} {wording.points(max(drop.high, 0.0))} pt"
     over = f" over {len(scores.values):,} items" if scores else ""
     split = "test" if winner.test_drop else "validation"
     judge = (

@@ -227,6 +227,7 @@ def _environment(*, html: bool) -> Environment:
         "shown": _shown,
         "cut": _cut,
         "day": _day,
+        "tokens": wording.tokens,
         "cell": _cell,
         "signed": _signed,
         "facts": _facts,

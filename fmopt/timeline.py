@@ -371,7 +371,7 @@ def day(date: str) -> str:
 
 def place(group: Group) -> str:
     """What a group has in common, in words."""
-    tokens = "the data's own lengths" if group.length is None else f"{group.length:,} tokens"
+    tokens = wording.tokens(group.length)
     return (
         f"{group.task} on {group.target}, batch {group.batch:,}, {tokens}, model {group.digest[:8] or wording.MISSING}"
     )

@@ -101,10 +101,14 @@ def precision(name: str) -> str:
     return name.upper() if name.startswith(("int", "fp8")) else name
 
 
+def tokens(length: int | None) -> str:
+    """`128 tokens`; `items as they are` for texts at their own lengths, and for what is not made of tokens."""
+    return "items as they are" if length is None else f"{length:,} tokens"
+
+
 def shape(batch: int, length: int | None, threads: int) -> str:
     """`batch 1, 128 tokens, 1 thread`."""
-    tokens = "the data's own lengths" if length is None else f"{length:,} tokens"
-    return f"batch {batch:,}, {tokens}, {threads:,} thread{'s' if threads != 1 else ''}"
+    return f"batch {batch:,}, {tokens(length)}, {threads:,} thread{'s' if threads != 1 else ''}"
 
 
 def quantity(value: float | None, check: Check) -> str:

@@ -93,6 +93,8 @@ ROWS = (
         "half_emulation",
         "openvino_graph",
         "tokenizer",
+        "image_processor",
+        "audio_processor",
         "examples",
         "training",
         "distillation",
@@ -107,8 +109,8 @@ ROWS = (
         "latency_table",
         "scenarios",
     },
-    {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge", "edge_tensorrt", "several", "arguments"},
+    {"model", "target", "results", "metrics", "wording", "weights", "ceilings", "pictures", "sounds"},
+    {"errors", "lookup", "progress", "edge", "edge_image", "edge_audio", "edge_tensorrt", "several", "arguments"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fmopt.errors import BundleError, StoreError
 from fmopt.record import RecipeLine, Record, Trial, ordered, summary_sentence, verdict_words, why_not
-from fmopt.results import Estimate, Latency, Outcome, Verdict
+from fmopt.results import Estimate, Latency, Outcome, Scores, Verdict
 from tests import records
 
 
@@ -109,6 +109,11 @@ def test_summary_says_which_way_the_metric_went(point: float, high: float, said:
     record = records.realistic()
     trials = [t.model_copy(update={"test_drop": Estimate(point=point, low=-0.01, high=high)}) for t in record.trials]
     assert f"MRR@10 {said} at 95 % confidence" in summary_sentence(record.model_copy(update={"trials": trials}))
+    errors = [[0.0, 1.0], [1.0, 1.0]]
+    rates = [Scores(name="WER", metric="error_rate", values=errors, primary=True)]
+    trials = [trial.model_copy(update={"scores": rates, "test_scores": rates}) for trial in trials]
+    other = said.replace("rose", "ROSE").replace("fell", "rose").replace("ROSE", "fell")
+    assert f"WER {other} at 95 % confidence" in summary_sentence(record.model_copy(update={"trials": trials}))
 
 
 def test_summary_says_when_there_were_no_labels() -> None:

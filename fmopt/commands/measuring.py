@@ -132,14 +132,16 @@ def explain(
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="One text per line.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair. Of pictures and sounds, files.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="One text, or one file's path, per line.")] = None,
     pair: Annotated[
         bool, typer.Option("--pair", help="The two texts are one pair (question and context, premise and hypothesis).")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """What a bundle makes of raw text."""
+    """What a bundle makes of texts, pictures or sounds."""
     from fmopt import bundle as bundles
 
     raws: list[Any] = list(texts or [])
@@ -150,8 +152,9 @@ def predict(
             raise ConfigError(f"--pair takes two texts; {len(raws)} were given")
         raws = [tuple(raws)]
     if not raws:
-        raise ConfigError("nothing to predict; give texts, or --file with one text per line")
-    got = bundles.load(bundle)(raws)
+        raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
+    model = bundles.load(bundle)
+    got = model([model.read(raw) for raw in raws])
     answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got])
 
 

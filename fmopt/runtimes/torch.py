@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmopt import lookup
 from fmopt.errors import PassError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
 DTYPES = ("fp32", "bf16")
 OPTIONS = ("auto_class", "dtype")
-AUTO_CLASSES = {
-    "sentence-embedding": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-    "text-regression": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "fill-mask": "AutoModelForMaskedLM",
-}
 
 
 class Torch:
@@ -62,7 +55,7 @@ class Torch:
         """The checkpoint's own folder; nothing is written."""
         if isinstance(source, Graph):
             raise PassError(f"{self.name} runs a checkpoint, not a graph; choose onnxruntime or openvino for passes")
-        facts = {"auto_class": AUTO_CLASSES[source.task], "dtype": "fp32", **options}
+        facts = {"auto_class": lookup.find("tasks", source.task).auto_class, "dtype": "fp32", **options}
         return Artifact(self.name, source.folder, facts)
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
@@ -107,6 +100,7 @@ class TorchRunner:
         import torch
 
         feed = {name: torch.from_numpy(np.asarray(inputs[name])) for name in inputs if name in self.names}
+        feed = {name: given.to(self.net.dtype) if given.is_floating_point() else given for name, given in feed.items()}
         with _threads(self.threads), torch.inference_mode():
             outputs = self.net(**feed, return_dict=True)
         return {name: value.float().numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}

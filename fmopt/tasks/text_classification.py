@@ -22,7 +22,7 @@ class TextClassification:
 
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
-    architectures = ("ForSequenceClassification",)
+    architectures: tuple[str, ...] = ("ForSequenceClassification",)
     columns: Mapping[str, tuple[str, ...]] = {
         "text": ("text", "sentence1", "premise", "question1", "question", "sentence", "content", "utterance", "review"),
         "text_pair": ("text_pair", "sentence2", "hypothesis", "question2", "sentence"),
@@ -33,7 +33,7 @@ class TextClassification:
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
         """One item a row; DataError on a label that the model does not have."""
         labels = facts.pipeline.get("labels") or []
-        read = _several if facts.pipeline.get("multi_label") else label_index
+        read = several_labels if facts.pipeline.get("multi_label") else label_index
         return [
             Item(number, text_or_pair(row), read(row.get("label"), labels, number)) for number, row in enumerate(rows)
         ]
@@ -115,7 +115,7 @@ def _divergence(before: np.ndarray, after: np.ndarray, several: bool) -> np.ndar
     return (old * (np.log(old) - np.log(new))).reshape(len(before), -1).sum(axis=1)
 
 
-def _several(value: Any, labels: Sequence[str], row: int) -> list[int] | None:
+def several_labels(value: Any, labels: Sequence[str], row: int) -> list[int] | None:
     """Class numbers of a list of labels, of a JSON list, or of names joined by commas."""
     if value is None:
         return None

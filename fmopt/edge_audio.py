@@ -1,0 +1,349 @@
+"""Sounds for edge.py: files → arrays, outputs → predictions, predictions → people. Needs numpy alone for WAV; else soundfile.
+
+A raw is the bytes of an audio file. A pipeline says under "audio" what becomes of it, after its channels are mixed:
+    rate       samples a second, to which every sound is brought
+    features   what the network reads, with settings of its own:
+      "waveform"  the samples (wav2vec 2.0, HuBERT): normalize, to mean 0 and variance 1; kernels, [[size, stride], …] of
+                  the convolutions that make frames of them
+      "fbank"     logarithms of energies in Kaldi's mel bands (AST): mels, frames (longer sounds are cut), mean and std, or None
+      "log-mel"   the same in Slaney's bands, as Whisper reads it: mels, frames, window and hop in samples
+For automatic-speech-recognition "ctc" says how a network spells: blank (an id), delimiter (the token between words), and
+lower (whether what it spells is made lower case); vocab.json beside the model has its tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Pipeline = Mapping[str, Any]
+
+PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # formats of samples in a WAV file
+SHORTEST_WINDOW = 400  # samples of a frame of "fbank", at any rate, as AST has it
+FBANK_HOP, FBANK_FFT, FBANK_LOWEST_HZ, PREEMPHASIS = 160, 512, 20, 0.97
+FBANK_FLOOR, LOG_MEL_FLOOR = 1.192092955078125e-07, 1e-10  # energies below count as this much
+SINC_LOBES, KAISER_BETA = 10, 5.0  # of the resampling filter, as scipy.signal.resample_poly has them
+READABLE = "give a WAV file (PCM or float)"
+
+
+@dataclass
+class Batch:
+    """Encoded sounds, one row each.
+
+    `inputs`: input_values float32 [sounds, samples] or [sounds, frames, mels], or input_features [sounds, mels, frames];
+    attention_mask int64 [sounds, samples] for a network that takes it. `mask`: which samples are no padding, None where
+    every sound is made equally long. `frames`: how many of a network's frames are of each sound.
+    """
+
+    inputs: dict[str, np.ndarray]
+    owner: list[int]  # row -> index of its raw
+    mask: np.ndarray | None = None
+    frames: list[int] | None = None
+    tokens: Sequence[str] = ()  # by id, for a network that spells
+
+
+class Preprocessor:
+    """Makes of audio files what the checkpoint's own Hugging Face feature extractor makes of their samples."""
+
+    def __init__(self, folder: Path, pipeline: Pipeline):
+        self.pipeline = pipeline
+        self.tokens = read_vocabulary(folder) if "ctc" in pipeline else ()
+        self._resampled: set[int] = set()  # rates about which the user knows
+
+    def encode(self, raws: Sequence[bytes], length: int | None = None) -> Batch:
+        """Arrays of the raws, padded to the longest; `length` means nothing here. ValueError on a raw that is no sound."""
+        sounds = []
+        for index, raw in enumerate(raws):
+            try:
+                sounds.append(self._sound(raw))
+            except ValueError as error:
+                raise ValueError(f"item {index + 1}: {error}") from error
+        steps = self.pipeline["audio"]
+        owner = list(range(len(sounds)))
+        if steps["features"] == "fbank":
+            return Batch({"input_values": np.stack([fbank(sound, steps) for sound in sounds])}, owner)
+        if steps["features"] == "log-mel":
+            return Batch({"input_features": np.stack([log_mel(sound, steps) for sound in sounds])}, owner)
+        return self._waveforms(sounds, owner)
+
+    def _sound(self, raw: bytes) -> np.ndarray:
+        samples, rate = read_sound(raw)
+        wanted = int(self.pipeline["audio"]["rate"])
+        if rate != wanted and rate not in self._resampled:
+            self._resampled.add(rate)
+            warnings.warn(f"a sound has {rate} samples a second and the model reads {wanted}: resampled", stacklevel=2)
+        return resample(samples, rate, wanted)
+
+    def _waveforms(self, sounds: list[np.ndarray], owner: list[int]) -> Batch:
+        steps = self.pipeline["audio"]
+        shortest = least_samples(steps["kernels"])
+        rows = [np.pad(sound, (0, max(0, shortest - len(sound)))) for sound in sounds]
+        if steps["normalize"]:
+            rows = [(row - row.mean()) / np.sqrt(row.var() + 1e-7) for row in rows]
+        width = max(map(len, rows))
+        values = np.zeros((len(rows), width), dtype=np.float32)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for index, row in enumerate(rows):
+            values[index, : len(row)], mask[index, : len(row)] = row, 1
+        made: dict[str, np.ndarray] = {"input_values": values, "attention_mask": mask}
+        frames = [frames_of(len(row), steps["kernels"]) for row in rows]
+        return Batch({name: made[name] for name in self.pipeline["inputs"]}, owner, mask, frames, self.tokens)
+
+
+def read_raw(text: str) -> bytes:
+    """The file that an argument of the command names."""
+    try:
+        return Path(text).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{text} cannot be read: {error.strerror or error}; give the path of a sound") from error
+
+
+# -------------------------------------------------------------------------------- files → samples
+
+
+def read_sound(raw: Any) -> tuple[np.ndarray, int]:
+    """Samples float32 (n,) in [-1, 1], channels mixed, and how many there are a second. ValueError when there are none."""
+    if not isinstance(raw, bytes | bytearray):
+        raise ValueError(f"{str(raw)[:60]!r} is not a sound; give the bytes of an audio file")
+    samples, rate = _read_wav(bytes(raw)) if raw[:4] in (b"RIFF", b"RF64") else _read_other(bytes(raw))
+    if not samples.size:
+        raise ValueError("the sound is empty: it has no samples; remove it, or record it again")
+    if rate < 1:
+        raise ValueError(f"the sound has {rate} samples a second; {READABLE}")
+    mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32) if samples.shape[1] > 1 else samples[:, 0]
+    if not np.isfinite(mono).all():
+        raise ValueError("the sound has samples that are no numbers (NaN or infinite); record it again")
+    return mono, rate
+
+
+def _read_wav(raw: bytes) -> tuple[np.ndarray, int]:
+    """Samples float32 [n, channels] of a WAV file. The standard library's `wave` reads neither floats nor, before Python
+    3.12, the form in which many programs write 24 bits."""
+    chunks: dict[bytes, bytes] = {}
+    at = 12
+    while at + 8 <= len(raw) and raw[8:12] == b"WAVE":
+        name, size = struct.unpack_from("<4sI", raw, at)
+        chunks.setdefault(name, raw[at + 8 : at + 8 + size])  # what a writer that was killed promised may be missing
+        at += 8 + size + size % 2
+    head = chunks.get(b"fmt ", b"")
+    if len(head) < 16 or b"data" not in chunks:
+        raise ValueError(f"{len(raw)} bytes begin like a WAV file and are none; {READABLE}")
+    kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head)
+    if kind == EXTENSIBLE and len(head) >= 26:
+        kind = struct.unpack_from("<H", head, 24)[0]
+    if (kind, bits) not in SAMPLES or not channels:
+        raise ValueError(
+            f"a WAV file of format {kind} with {bits} bits and {channels} channels is not read; {READABLE}"
+        )
+    data = chunks[b"data"]
+    samples = SAMPLES[kind, bits](data[: len(data) // (channels * bits // 8) * (channels * bits // 8)])
+    return samples.astype(np.float32).reshape(-1, channels), rate
+
+
+def _read_24_bits(data: bytes) -> np.ndarray:
+    parts = np.frombuffer(data, np.uint8).reshape(-1, 3)
+    wide = np.zeros((len(parts), 4), np.uint8)
+    wide[:, 1:] = parts  # the highest three of four bytes, so that the sign is right
+    return wide.view("<i4")[:, 0] / 2.0**31
+
+
+SAMPLES = {
+    (PCM, 8): lambda data: np.frombuffer(data, np.uint8) / 2.0**7 - 1,
+    (PCM, 16): lambda data: np.frombuffer(data, "<i2") / 2.0**15,
+    (PCM, 24): _read_24_bits,
+    (PCM, 32): lambda data: np.frombuffer(data, "<i4") / 2.0**31,
+    (FLOAT, 32): lambda data: np.frombuffer(data, "<f4"),
+    (FLOAT, 64): lambda data: np.frombuffer(data, "<f8"),
+}
+
+
+def _read_other(raw: bytes) -> tuple[np.ndarray, int]:
+    """Samples float32 [n, channels] of FLAC, Ogg, MP3, … by the package soundfile."""
+    begins = f"{len(raw)} bytes that begin with {raw[:8]!r}"
+    if not raw:
+        raise ValueError(f"the sound is empty: the file has no bytes; {READABLE}")
+    try:
+        import io
+
+        import soundfile
+    except ImportError as error:
+        raise ValueError(f"{begins} are no WAV file, and others need: pip install soundfile") from error
+    try:
+        samples, rate = soundfile.read(io.BytesIO(raw), dtype="float32", always_2d=True)
+    except (RuntimeError, TypeError, ValueError) as error:  # LibsndfileError is a RuntimeError
+        raise ValueError(f"{begins} are no sound that can be read; {READABLE}") from error
+    return samples, int(rate)
+
+
+def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """The sound at `wanted` samples a second: float32, filtered by a Kaiser-windowed sinc, as scipy.signal.resample_poly.
+
+    Sample i lies at i · down / up of the given ones, so `up` filters, each a slice of the whole one, serve in turn.
+    """
+    up, down = wanted // gcd(rate, wanted), rate // gcd(rate, wanted)
+    if up == down:
+        return np.asarray(samples, dtype=np.float32)
+    reach = SINC_LOBES * max(up, down)
+    count = -(-len(samples) * up // down)
+    taps = -(-(2 * reach + 1) // up)
+    kernel = np.zeros(taps * up)
+    times = np.arange(-reach, reach + 1)
+    kernel[: len(times)] = np.sinc(times / max(up, down)) * np.kaiser(2 * reach + 1, KAISER_BETA)
+    kernel *= up / kernel.sum()
+    found = np.zeros(count)
+    padded = np.concatenate([np.zeros(taps), samples, np.zeros(taps + down)]).astype(np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, taps)
+    for first in range(min(up, count)):
+        # Output i is at i · down in steps of 1 / up; the newest input within reach of it is floor((i · down + reach) / up).
+        place = first * down + reach
+        steps = len(range(first, count, up))
+        last = place // up + taps  # in `padded`, of the newest sample within reach
+        rows = windows[last - taps + 1 :: down][:steps]
+        found[first::up] = rows @ kernel[place % up :: up][::-1]
+    return found.astype(np.float32)
+
+
+# -------------------------------------------------------------------------------- samples → features
+
+
+def fbank(sound: np.ndarray, steps: Mapping[str, Any]) -> np.ndarray:
+    """Kaldi's log mel energies float32 [frames, mels] of a sound, cut or filled up with zeros, as AST reads them."""
+    sound = np.pad(sound, (0, max(0, SHORTEST_WINDOW - len(sound))))
+    rows = np.lib.stride_tricks.sliding_window_view(sound.astype(np.float64), SHORTEST_WINDOW)[::FBANK_HOP]
+    rows = rows[: steps["frames"]] - rows[: steps["frames"]].mean(axis=1, keepdims=True)
+    before = np.concatenate([rows[:, :1], rows[:, :-1]], axis=1)
+    rows = (rows - PREEMPHASIS * before) * np.hanning(SHORTEST_WINDOW)
+    power = np.abs(np.fft.rfft(rows, FBANK_FFT)) ** 2
+    energies = np.log(np.maximum(power @ kaldi_bands(steps["rate"], steps["mels"]), FBANK_FLOOR))
+    made = np.zeros((steps["frames"], steps["mels"]), dtype=np.float32)
+    made[: len(energies)] = energies
+    if steps["mean"] is not None:
+        made = (made - np.float32(steps["mean"])) / np.float32(2 * steps["std"])
+    return made
+
+
+def log_mel(sound: np.ndarray, steps: Mapping[str, Any]) -> np.ndarray:
+    """Whisper's log mel energies float32 [mels, frames] of a sound, cut or filled up with silence (Radford et al., 2022)."""
+    window, hop = steps["window"], steps["hop"]
+    wanted = steps["frames"] * hop
+    sound = np.pad(sound[:wanted].astype(np.float64), (0, max(0, wanted - len(sound))))
+    sound = np.pad(sound, window // 2, mode="reflect")
+    rows = np.lib.stride_tricks.sliding_window_view(sound, window)[::hop][: steps["frames"]]
+    power = np.abs(np.fft.rfft(rows * np.hanning(window + 1)[:-1])) ** 2
+    energies = power @ slaney_bands(steps["rate"], steps["mels"], window)
+    logs = np.log10(np.maximum(energies, LOG_MEL_FLOOR)).T
+    return np.ascontiguousarray((np.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0, dtype=np.float32)
+
+
+@lru_cache(maxsize=4)
+def kaldi_bands(rate: int, mels: int) -> np.ndarray:
+    """Weights [FBANK_FFT / 2 + 1, mels]: triangles of equal width on Kaldi's mel scale, from 20 Hz up."""
+    bins = _kaldi_mel(rate / FBANK_FFT * np.arange(FBANK_FFT // 2 + 1))
+    lowest, highest = _kaldi_mel(np.array([FBANK_LOWEST_HZ, rate // 2]))
+    return _triangles(bins, np.linspace(lowest, highest, mels + 2))
+
+
+@lru_cache(maxsize=4)
+def slaney_bands(rate: int, mels: int, window: int) -> np.ndarray:
+    """Weights [window / 2 + 1, mels]: triangles up to 8 kHz of equal area, linear below 1 kHz, then logarithmic."""
+    lowest, highest = 0.0, 15.0 + np.log(8.0) * 27.0 / np.log(6.4)
+    mel = np.linspace(lowest, highest, mels + 2)
+    corners = np.where(mel < 15.0, 200.0 * mel / 3.0, 1000.0 * np.exp(np.log(6.4) / 27.0 * (mel - 15.0)))
+    bands = _triangles(np.linspace(0, rate // 2, window // 2 + 1), corners)
+    return bands * (2.0 / (corners[2:] - corners[:-2]))
+
+
+def _kaldi_mel(hertz: np.ndarray) -> np.ndarray:
+    return np.asarray(1127.0 * np.log(1.0 + hertz / 700.0))
+
+
+def _triangles(bins: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Weights [bins, corners - 2]: each rises from one corner to the next and falls to the one after."""
+    gaps = np.diff(corners)
+    rising = (bins[:, None] - corners[None, :-2]) / gaps[:-1]
+    falling = (corners[None, 2:] - bins[:, None]) / gaps[1:]
+    return np.maximum(0.0, np.minimum(rising, falling))
+
+
+def frames_of(samples: int, kernels: Sequence[Sequence[int]]) -> int:
+    """How many frames convolutions without padding make of so many samples."""
+    for size, stride in kernels:
+        samples = (samples - size) // stride + 1
+    return samples
+
+
+def least_samples(kernels: Sequence[Sequence[int]]) -> int:
+    """The fewest samples that make one frame."""
+    samples = 1
+    for size, stride in reversed(kernels):
+        samples = (samples - 1) * stride + size
+    return samples
+
+
+# -------------------------------------------------------------------------------- outputs → predictions → people
+
+
+def postprocess(
+    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, raws: Sequence[bytes]
+) -> list[Any]:
+    """One prediction per raw: of audio-classification logits float32 (classes,); of automatic-speech-recognition
+    {"text", "score"}, the score the geometric mean of what the network gives its choice in every frame."""
+    logits = np.asarray(outputs["logits"], dtype=np.float32)
+    if "ctc" not in pipeline:
+        return list(logits)
+    counts = batch.frames or [logits.shape[1]] * len(logits)
+    return [_spelled(row[:count], batch.tokens, pipeline["ctc"]) for row, count in zip(logits, counts, strict=True)]
+
+
+def _spelled(logits: np.ndarray, tokens: Sequence[str], how: Mapping[str, Any]) -> dict[str, Any]:
+    """The likeliest path of frames [frames, tokens] as a text: repetitions are one, blanks are none (Graves et al., 2006)."""
+    path = logits.argmax(axis=1)
+    kept = path[np.concatenate([[True], path[1:] != path[:-1]])] if len(path) else path
+    text = "".join(tokens[number] for number in kept if number != how["blank"])
+    text = " ".join(text.replace(how["delimiter"] or " ", " ").split())
+    best = logits.max(axis=1, initial=-np.inf).astype(np.float64)
+    total = np.log(np.exp(logits.astype(np.float64) - best[:, None]).sum(axis=1))
+    return {"text": text.lower() if how["lower"] else text, "score": float(np.exp(-total.mean())) if len(path) else 0.0}
+
+
+def difference(written: Any, got: Any) -> float:
+    """How far two predictions are apart: another text counts 1, a NaN infinity."""
+    if isinstance(written, Mapping):
+        gap = abs(written["score"] - got["score"]) if written["text"] == got["text"] else 1.0
+        return gap if np.isfinite(gap) else float("inf")
+    before, now = np.asarray(written, dtype=np.float64), np.asarray(got, dtype=np.float64)
+    gap = float(np.abs(before - now).max(initial=0.0)) if before.shape == now.shape else float("inf")
+    return gap if np.isfinite(gap) else float("inf")
+
+
+def present(pipeline: Pipeline, prediction: Any, raw: bytes, preprocessor: Any = None) -> dict[str, Any]:
+    """A prediction as JSON for people: {"text", "score"}, or {"label", "score", "scores"}, with "labels" above one half
+    when several may hold."""
+    if isinstance(prediction, Mapping):
+        return dict(prediction)
+    logits, several = prediction.astype(np.float64), bool(pipeline.get("multi_label"))
+    shares = 1 / (1 + np.exp(-logits)) if several else np.exp(logits - np.logaddexp.reduce(logits))
+    scores = dict(zip(pipeline["labels"], shares.tolist(), strict=True))
+    best = max(scores, key=lambda label: scores[label])
+    above = {"labels": [label for label, share in scores.items() if share >= 0.5]} if several else {}
+    return {"label": best, "score": scores[best], "scores": scores} | above
+
+
+def read_vocabulary(folder: Path) -> list[str]:
+    """The tokens of a folder's vocab.json, by their ids."""
+    path = Path(folder) / "vocab.json"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        tokens = {int(number): str(token) for token, number in told.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is no vocabulary (token to id): {error}; copy the model's own") from error
+    return [tokens.get(number, "") for number in range(max(tokens, default=-1) + 1)]

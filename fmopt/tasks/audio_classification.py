@@ -1,0 +1,36 @@
+"""Audio classification: one label of several (or any number of them) for a sound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fmopt.model import CheckpointFacts
+from fmopt.tasks.base import Item, label_index
+from fmopt.tasks.text_classification import TextClassification, several_labels
+
+SEQUENCES = ("Wav2Vec2", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat", "Data2VecAudio", "SEW", "SEWD")
+
+
+class AudioClassification(TextClassification):
+    """Logits over labels, judged as those of a text are."""
+
+    name = "audio-classification"
+    modality = "audio"
+    auto_class = "AutoModelForAudioClassification"
+    # Networks that read samples call the head as those for texts do.
+    architectures = ("ForAudioClassification", *(f"{name}ForSequenceClassification" for name in SEQUENCES))
+    columns: Mapping[str, tuple[str, ...]] = {
+        "audio": ("audio", "sound", "speech", "wav", "file", "file_name", "path", "filename"),
+        "label": ("label", "labels", "target", "class", "category", "intent", "command", "keyword"),
+    }
+    needed = (("audio",),)
+
+    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+        """One item a row; DataError on a label that the model does not have."""
+        labels = facts.pipeline.get("labels") or []
+        read = several_labels if facts.pipeline.get("multi_label") else label_index
+        return [Item(number, row["audio"], read(row.get("label"), labels, number)) for number, row in enumerate(rows)]
+
+
+TASK = AudioClassification()
