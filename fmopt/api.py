@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt import bundle as bundles
-from fmopt import checkpoint, lookup, measure, probe
+from fmopt import checkpoint, lookup, measure, probe, untrained
 from fmopt.benchmarking import deployed, open_artifact, plain_example
 from fmopt.build import Workshop
-from fmopt.data import load_data
+from fmopt.data import load_data, training_texts
 from fmopt.diagnosis import Diagnosis, diagnose, example_inputs
-from fmopt.edge import open_preprocessor
+from fmopt.edge import open_preprocessor, timed_inputs
 from fmopt.errors import CheckpointError, ConfigError, DataError
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
@@ -265,7 +265,12 @@ def explain(
         if length > most:
             raise ConfigError(f"length is {length}, but {path} reads at most {most} tokens")
         one = deployed(path)
-        inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=length, seed=seed)[0]
+        rows = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=length, seed=seed)[0]
+        runner = open_artifact(artifact, threads)
+        try:
+            inputs = dict(timed_inputs(one.preprocessor.pipeline, runner, rows))
+        finally:
+            runner.close()
     elif path.suffix == ".onnx" and path.is_file():
         artifact, inputs = Artifact("onnxruntime", path, {}), example_inputs(path, batch, length, seed)
     else:
@@ -333,17 +338,31 @@ def finetune(
     *,
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
-    epochs: float = 3.0,
-    batch: int = 32,
-    learning_rate: float = 5e-5,
+    epochs: float | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
     patience: int = 2,
     time_limit_s: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record."""
+    """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record.
+
+    A `model` of `models/` that is only a configuration is trained from random weights, with a tokenizer made of the train
+    split, and brings its own `epochs`, `batch` and `learning_rate`; otherwise these are 3, 32 and 5e-5.
+    """
     from fmopt.finetune import finetune as train
 
+    entry = untrained.read_entry(str(model))
+    if entry is not None:
+        kind = lookup.find("tasks", task or entry["task"])
+        texts = training_texts(str(data), kind, columns=columns, seed=seed)
+        task = task or entry["task"]
+        cache = checkpoint.cache_folder()
+        model = untrained.write_untrained({**entry, "task": task}, texts, cache, str(model), seed)
+    recipe = {"epochs": 3.0, "batch": 32, "learning_rate": 5e-5, **(entry or {}).get("finetune", {})}
+    told = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate}
+    recipe |= {name: value for name, value in told.items() if value is not None}
     source = resolve(str(model))
     if task is None:
         task = checkpoint.inspect(source).task
@@ -356,9 +375,9 @@ def finetune(
         kind,
         Path(out),
         labels=dataset.label_names or None,
-        epochs=epochs,
-        batch_size=batch,
-        learning_rate=learning_rate,
+        epochs=float(recipe["epochs"]),
+        batch_size=int(recipe["batch"]),
+        learning_rate=float(recipe["learning_rate"]),
         patience=patience,
         time_limit_s=time_limit_s,
         seed=seed,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,20 @@ class Bundle(edge.Model):
         """Predictions as they are judged (see `edge.postprocess`); DataError on a raw the task cannot read."""
         try:
             return super().predict(raws, batch_size)
+        except edge.EdgeError as error:
+            raise DataError(str(error)) from error
+
+    def __call__(self, raw: Any, **wishes: Any) -> Any:
+        """What people read; DataError on a raw that the task cannot read."""
+        try:
+            return super().__call__(raw, **wishes)
+        except edge.EdgeError as error:
+            raise DataError(str(error)) from error
+
+    def stream(self, raw: Any, **wishes: Any) -> Iterator[Any]:
+        """The answer in pieces; DataError on a raw that the task cannot read, or a task that answers at once."""
+        try:
+            yield from super().stream(raw, **wishes)
         except edge.EdgeError as error:
             raise DataError(str(error)) from error
 
@@ -298,6 +312,10 @@ USAGE = {
     "token-classification": ('"a text"', "the entities in it"),
     "question-answering": ('"a question" "a context"', "the answer in the context"),
     "fill-mask": ('"a [MASK] in a text"', "the likeliest tokens there"),
+    "text-generation": (
+        '"a beginning"',
+        "how it goes on; --max-new-tokens, --temperature, --stream and more: see --help",
+    ),
 }
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from fmopt import lookup
 from fmopt.adapters import is_adapter
 from fmopt.errors import CheckpointError
+from fmopt.generation import generation_pipeline
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
 from fmopt.source import known_models
 from fmopt.structure import STRUCTURE, load_facts, read_structure
@@ -29,7 +30,7 @@ from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_
 
 log = logging.getLogger(__name__)
 
-EMBEDDING, FILL_MASK = "sentence-embedding", "fill-mask"
+EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-generation"
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
@@ -189,6 +190,8 @@ def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
         return EMBEDDING
     # A pretrained encoder is asked for its vectors far more often than for words: `--task fill-mask` says otherwise.
     shown = tuple(name for name in _shown_by(head) if name != FILL_MASK)
+    if GENERATION in shown:  # GPT2LMHeadModel ends like a plain encoder
+        return GENERATION
     plain = head.architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining"))
     if not shown and (plain or (home / "modules.json").is_file()):
         return EMBEDDING
@@ -248,6 +251,10 @@ def _pipeline(
         if tokenizer.mask is None:
             raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {FILL_MASK} does not fit it")
         pipeline["mask"] = dict(zip(("id", "token"), tokenizer.mask, strict=True))
+    if task == GENERATION:
+        pipeline |= generation_pipeline(folder, config)
+        # One text a row, so that the side is free, and no row begins with tokens that attend to nothing.
+        pipeline["padding"]["side"] = "right"
     if task == "question-answering":
         # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
         pipeline |= {"stride": min(128, length // 4), "no_answer": bool(raw.get("no_answer", False))}

@@ -20,6 +20,8 @@ IGNORED = -100  # torch's cross entropy skips this label
 # and that are another token by chance; the rest stay as they are.
 TO_FIND, MASKED, SWAPPED = 0.15, 0.8, 0.1
 
+LABEL_IS_OPTIONAL = ("question-answering", "text-generation")  # no answer; a text is its own label
+
 Example = dict[str, Any]  # input name → int64 (tokens,); labels → scalar or (tokens,); start/end_positions → scalar
 
 
@@ -56,6 +58,7 @@ def training_examples(
         "token-classification": _tag_examples,
         "question-answering": _answer_examples,
         "fill-mask": _whole_text,
+        "text-generation": _next_tokens,
     }
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
@@ -64,7 +67,7 @@ def training_examples(
         make = partial(_classes_example, len(facts.pipeline["labels"]))
     found = []
     for item in items:
-        if item.label is None and facts.task != "question-answering":
+        if item.label is None and facts.task not in LABEL_IS_OPTIONAL:
             raise DataError(f"train row {item.row + 1} has no label; fine-tuning needs one in every row")
         batch = preprocessor.encode([rows[item.row]["text"] if facts.task == "fill-mask" else item.raw])
         for window, example in enumerate(_inputs(batch)):
@@ -78,6 +81,8 @@ def known_examples(
     """Unpadded examples of items made from `rows`, labelled where they can be, each text without a label once."""
     if facts.task == "fill-mask":
         return unlabelled_examples(preprocessor, facts, [rows[item.row]["text"] for item in items])
+    if facts.task == "text-generation":
+        return training_examples(preprocessor, facts, items, rows)
     told = [
         item for item in items
         if facts.task != "sentence-embedding" and (item.label is not None or facts.task == "question-answering")
@@ -100,6 +105,8 @@ def unlabelled_examples(preprocessor: Preprocessor, facts: CheckpointFacts, raws
             masking.masked(example, np.random.default_rng(zlib.crc32(example["input_ids"].tobytes())))
             for example in inputs
         ]
+    if facts.task == "text-generation":
+        return [example | {"labels": example["input_ids"].copy()} for example in inputs]
     return [example | _no_label(facts, len(example["input_ids"])) for example in inputs]
 
 
@@ -161,6 +168,11 @@ def _inputs(batch: Batch) -> list[Example]:
 
 def _whole_text(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     return {}
+
+
+def _next_tokens(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The tokens themselves: the network's own loss compares each with what was said before it."""
+    return {"labels": batch.inputs["input_ids"][window][batch.mask[window].astype(bool)].copy()}
 
 
 def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:

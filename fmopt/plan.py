@@ -84,6 +84,29 @@ def quick_candidates(target: Target) -> tuple[Recipe, ...]:
     )
 
 
+def generation_candidates(target: Target) -> tuple[Recipe, ...]:
+    """For networks that make one token at a time, each time reading every weight: narrow weights first of all."""
+    tables, dynamic = Step(use="quantize_embeddings"), Step(use="quantize_dynamic")
+
+    def narrow(bits: int, block: int, method: str = "rtn") -> Recipe:
+        step = Step(use="quantize_weights", options={"bits": bits, "block": block, "method": method})
+        name = f"onnxruntime-weights-int{bits}-{method}-{block}"
+        return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, tables))
+
+    return (
+        _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic),
+        _int8("onnxruntime-dynamic-int8-embeddings", "onnxruntime", dynamic, tables),
+        narrow(8, 32),
+        narrow(8, 128),
+        narrow(4, 32),
+        narrow(4, 128),
+        narrow(4, 32, "hqq"),
+        narrow(4, 64, "hqq"),
+        Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
+        Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
+    )
+
+
 def make_plan(
     facts: CheckpointFacts,
     target: Target,
@@ -103,7 +126,10 @@ def make_plan(
         raise PlanError(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
         )
-    asked = (recipe,) if recipe else quick_candidates(target)
+    generates = facts.task == "text-generation"
+    if generates:  # no step of decoding has the shape of another
+        shape = None
+    asked = (recipe,) if recipe else generation_candidates(target) if generates else quick_candidates(target)
     refused: list[Refusal] = []
     baselines = _possible(compiled_for(shape, BASELINES), facts, target, refused)
     if not baselines:
@@ -250,7 +276,7 @@ def _possible(
 
 def _shrink(recipe: Recipe) -> float:
     # graph and artifact are both kept, so that a resumed run finds them
-    return {"int8": 1.0, "fp16": 1.2}.get(recipe.precision, 2.0)
+    return {"int4": 0.6, "int8": 1.0, "fp16": 1.2}.get(recipe.precision, 2.0)
 
 
 def _int8(name: str, runtime: str, *steps: Step, options: Mapping[str, Any] | None = None) -> Recipe:

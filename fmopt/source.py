@@ -49,6 +49,10 @@ def _from_entry(name: str, path: Path) -> ModelSource:
     with path.open("rb") as stream:
         facts = tomllib.load(stream)
     source = str(facts["source"])
+    if source == "config":
+        raise CheckpointError(
+            f"{name} is a network with random weights; train it first: fmopt finetune {name} --data DATA -o CKPT"
+        )
     if source.startswith("package:"):
         package, _, inside = source.removeprefix("package:").partition("/")
         found = importlib.util.find_spec(package)

@@ -39,7 +39,7 @@ class Collator:
             draw = np.random.default_rng(int(torch.randint(2**31, (1,))))
             examples = [self.masking.masked(example, draw) for example in examples]
         fills = {"input_ids": self.padding["id"], "token_type_ids": self.padding["type_id"], "attention_mask": 0,
-                 "labels": IGNORED}  # fmt: skip
+                 "position_ids": 0, "labels": IGNORED}  # fmt: skip
         columns = {name: [torch.as_tensor(example[name]) for example in examples] for name in examples[0]}
         side = self.padding["side"]
         return {

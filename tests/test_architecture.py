@@ -60,6 +60,7 @@ ROWS = (
         "trials",
         "finetune",
         "vocabulary",
+        "untrained",
         "adapters",
         "waterfall",
         "bench_record",
@@ -70,6 +71,7 @@ ROWS = (
         "tasks",
         "runtimes",
         "exporting",
+        "generation",
         "predictions",
         "measure",
         "probe",
@@ -104,7 +106,7 @@ ROWS = (
         "scenarios",
     },
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge", "several", "arguments"},
+    {"errors", "lookup", "progress", "edge", "edge_generation", "several", "arguments"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 

@@ -163,9 +163,9 @@ def finetune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
     task: Task = None,
     columns: Columns = None,
-    epochs: Annotated[float, typer.Option("--epochs")] = 3.0,
-    batch: Annotated[int, typer.Option("--batch")] = 32,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 5e-5,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="3, unless the model brings a recipe.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="32, likewise.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="5e-5, likewise.")] = None,
     patience: Annotated[
         int, typer.Option("--patience", help="Epochs without a better validation metric before it stops.")
     ] = 2,
