@@ -162,7 +162,7 @@ def export(
     out = Path(out)
     source = resolve(str(model))
     facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
-    recipe = export_recipe(format, precision)
+    recipe = export_recipe(format, precision, facts.task)
     target = probe.load_target("host")
     reason = refusal(recipe, facts, target)
     if reason:
@@ -209,10 +209,15 @@ def export(
     return out
 
 
-def export_recipe(format: str, precision: str) -> Recipe:
-    """The one recipe that a format and precision name."""
+def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
+    """The one recipe that a format and precision name, for a model of `task`."""
     name = f"{format}-{precision}"
     runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
+    if precision == "int8" and task == "text-generation":
+        if format == "openvino":
+            raise ConfigError("--precision int8 of a text generator is made for ONNX Runtime; use --format onnx")
+        narrow = Step(use="quantize_weights", options={"bits": 8, "block": 32})
+        return Recipe(name=name, runtime=runtime, precision="int8", steps=(narrow, Step(use="quantize_embeddings")))
     if precision == "int8":
         return Recipe(name=name, runtime=runtime, precision="int8", steps=(Step(use="quantize_static"),))
     if format == "onnx":
@@ -349,7 +354,7 @@ def finetune(
     """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record.
 
     A `model` of `models/` that is only a configuration is trained from random weights, with a tokenizer made of the train
-    split, and brings its own `epochs`, `batch` and `learning_rate`; otherwise these are 3, 32 and 5e-5.
+    split, and brings its own epochs, batch size and learning rate; otherwise these are 3, 32 and 5e-5.
     """
     from fmopt.finetune import finetune as train
 
@@ -360,8 +365,8 @@ def finetune(
         task = task or entry["task"]
         cache = checkpoint.cache_folder()
         model = untrained.write_untrained({**entry, "task": task}, texts, cache, str(model), seed)
-    recipe = {"epochs": 3.0, "batch": 32, "learning_rate": 5e-5, **(entry or {}).get("finetune", {})}
-    told = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate}
+    recipe = {"epochs": 3.0, "batch_size": 32, "learning_rate": 5e-5, **(entry or {}).get("finetune", {})}
+    told = {"epochs": epochs, "batch_size": batch, "learning_rate": learning_rate}
     recipe |= {name: value for name, value in told.items() if value is not None}
     source = resolve(str(model))
     if task is None:
@@ -376,7 +381,7 @@ def finetune(
         Path(out),
         labels=dataset.label_names or None,
         epochs=float(recipe["epochs"]),
-        batch_size=int(recipe["batch"]),
+        batch_size=int(recipe["batch_size"]),
         learning_rate=float(recipe["learning_rate"]),
         patience=patience,
         time_limit_s=time_limit_s,

@@ -22,7 +22,13 @@ from fmopt.store import MARKER, disk_errors
 
 # Protobuf ends at 2 GB; below this one file is handier than two.
 EXTERNAL_DATA_BYTES = 1_500_000_000
-TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+TOKENIZER_EXTRAS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers")
 
 

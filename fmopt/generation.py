@@ -59,6 +59,7 @@ def _stop_ids(folder: Path, config: Any) -> list[int]:
 def tracing_inputs(net: Any, names: list[str]) -> dict[str, Any]:
     """Tensors to trace a network by: two rows that go on from a past, one of them padded; the axes of all vary."""
     import torch
+    from transformers import DynamicCache
 
     rows, total = 2, TRACED_PAST + TRACED_TOKENS
     mask = torch.ones(rows, total, dtype=torch.long)
@@ -66,8 +67,11 @@ def tracing_inputs(net: Any, names: list[str]) -> dict[str, Any]:
     whole = {"input_ids": torch.arange(rows * total).reshape(rows, total) % 50, "attention_mask": mask,
              "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}  # fmt: skip
     before = {name: whole[name][:, :TRACED_PAST] for name in names}
+    cache = (
+        DynamicCache()
+    )  # a plain one: that of a sliding window forgets, by lengths that a trace would take for constants
     with torch.inference_mode():
-        cache = net(**before, use_cache=True).past_key_values
+        net(**before, past_key_values=cache, use_cache=True)
     new = {name: whole[name] if name == "attention_mask" else whole[name][:, TRACED_PAST:] for name in names}
     return {**new, "past_key_values": cache, "use_cache": True}
 
@@ -114,9 +118,10 @@ class TwoSteps:
 
 
 def cache_tensors(cache: Any) -> dict[str, np.ndarray]:
-    """Keys and values of a transformers cache as float32 arrays, by the names of the graph's outputs; none of None."""
+    """Keys and values of a transformers cache as float32 arrays, by the names of the graph's outputs; none of None,
+    or of the cache of an encoder and a decoder."""
     found = {}
-    for number, layer in enumerate([] if cache is None else cache.layers):
+    for number, layer in enumerate(getattr(cache, "layers", ())):
         found[f"{PRESENT}{number}.key"] = layer.keys.float().numpy()
         found[f"{PRESENT}{number}.value"] = layer.values.float().numpy()
     return found

@@ -1,5 +1,5 @@
-"""Networks with random weights, described by an entry of `models/` with source = "config": what `finetune` trains from the
-start where no pretrained checkpoint is at hand.
+"""Networks with random weights whose tokenizer is made of the data: an entry of `models/` with source = "config" and a
+[tokenizer], which `finetune` trains from the start where no pretrained checkpoint is at hand.
 
     source = "config"
     task = "text-generation"
@@ -32,13 +32,13 @@ END = "<|endoftext|>"  # begins every text, as in GPT-2, so that its first word 
 
 
 def read_entry(model: str) -> dict[str, Any] | None:
-    """The entry of `models/` called `model` when it describes an untrained network, else None."""
+    """The entry of `models/` called `model` when it describes an untrained network with a tokenizer to be made, else None."""
     path = lookup.data_folder("models") / f"{model}.toml"
     if Path(model).name != model or not path.is_file():
         return None
     with path.open("rb") as stream:
         entry = tomllib.load(stream)
-    return entry if entry.get("source") == "config" else None
+    return entry if entry.get("source") == "config" and "tokenizer" in entry else None
 
 
 def write_untrained(entry: Mapping[str, Any], texts: Sequence[str], cache: Path, name: str, seed: int = 0) -> Path:
@@ -53,7 +53,7 @@ def write_untrained(entry: Mapping[str, Any], texts: Sequence[str], cache: Path,
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
             out = Path(scratch) / name
             out.mkdir()
-            ids = _write_tokenizer(entry["tokenizer"], texts, out) if "tokenizer" in entry else {}
+            ids = _write_tokenizer(entry["tokenizer"], texts, out)
             _write_network(entry, ids, out, seed)
             if not place.is_dir():
                 shutil.move(out, place)
