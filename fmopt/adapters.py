@@ -16,7 +16,7 @@ from fmopt.model import quiet
 from fmopt.source import resolve
 from fmopt.store import whole_folder
 from fmopt.structure import STRUCTURE
-from fmopt.tokenizer import TOKENIZER, copy_tokenizer
+from fmopt.tokenizer import TOKENIZER, copy_encoders
 from fmopt.weights import read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -139,7 +139,7 @@ def _head_options(folder: Path, source: Path, kind: str | None) -> dict[str, Any
 
 def _copy_facts(places: tuple[Path, ...], out: Path) -> None:
     """The adapter's own tokenizer where it has one, else the base's; and what sentence-transformers reads of the base."""
-    copy_tokenizer(next((place for place in places if (place / TOKENIZER).is_file()), places[-1]), out)
+    copy_encoders(next((place for place in places if (place / TOKENIZER).is_file()), places[-1]), out)
     for name in SENTENCE_FILES:
         if (places[-1] / name).is_file():
             (out / name).parent.mkdir(exist_ok=True)

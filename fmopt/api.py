@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -346,17 +347,20 @@ def finetune(
     epochs: float | None = None,
     batch: int | None = None,
     learning_rate: float | None = None,
-    patience: int = 2,
+    patience: int | None = None,
+    augment: Sequence[str] | None = None,
     time_limit_s: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record.
 
-    A `model` of `models/` that is only a configuration is trained from random weights, with a tokenizer made of the train
-    split, and brings its own epochs, batch size and learning rate; otherwise these are 3, 32 and 5e-5.
+    What is None is as the entry of `models/` says, else 3 epochs in batches of 32 at 5e-5, a patience of 2, and pictures
+    left as they are. `augment` names what is done to pictures: "shift", "mirror". An entry with a tokenizer to be made has
+    it trained on the texts of the train split.
     """
     from fmopt.finetune import finetune as train
+    from fmopt.training import AUGMENTATIONS
 
     entry = untrained.read_entry(str(model))
     if entry is not None:
@@ -365,12 +369,24 @@ def finetune(
         task = task or entry["task"]
         cache = checkpoint.cache_folder()
         model = untrained.write_untrained({**entry, "task": task}, texts, cache, str(model), seed)
-    recipe = {"epochs": 3.0, "batch_size": 32, "learning_rate": 5e-5, **(entry or {}).get("finetune", {})}
-    told = {"epochs": epochs, "batch_size": batch, "learning_rate": learning_rate}
-    recipe |= {name: value for name, value in told.items() if value is not None}
     source = resolve(str(model))
+    if entry is not None:
+        source = dataclasses.replace(source, training=entry.get("finetune", {}))
+    asked = {
+        "epochs": epochs,
+        "batch_size": batch,
+        "learning_rate": learning_rate,
+        "patience": patience,
+        "augment": augment,
+    }
+    settings = {**source.training, **{name: value for name, value in asked.items() if value is not None}}
+    unknown = [way for way in settings.get("augment", ()) if way not in AUGMENTATIONS]
+    if unknown:
+        raise ConfigError(
+            f"--augment {unknown[0]}: there is no such change{lookup.did_you_mean(unknown[0], AUGMENTATIONS)}"
+        )
     if task is None:
-        task = checkpoint.inspect(source).task
+        task = source.task or checkpoint.inspect(source).task
     facts = checkpoint.inspect(source, task, fresh_head=True)
     kind = lookup.find("tasks", task)
     dataset = load_data(str(data), kind, facts, columns=columns, seed=seed)
@@ -380,13 +396,10 @@ def finetune(
         kind,
         Path(out),
         labels=dataset.label_names or None,
-        epochs=float(recipe["epochs"]),
-        batch_size=int(recipe["batch_size"]),
-        learning_rate=float(recipe["learning_rate"]),
-        patience=patience,
         time_limit_s=time_limit_s,
         seed=seed,
         progress=progress,
+        **settings,
     )
     record: dict[str, Any] = json.loads((folder / "finetune.json").read_text())
     return record

@@ -17,7 +17,7 @@ from fmopt import lookup, measure, probe, wording
 from fmopt.bench_record import Cell, Measured, Offline, Place, Server, SingleStream, Variant
 from fmopt.build import tool_versions
 from fmopt.edge import Preprocessor, timed_inputs
-from fmopt.model import Artifact
+from fmopt.model import Artifact, static_shape
 from fmopt.progress import Progress
 from fmopt.runtimes.base import Runner
 from fmopt.scenarios import (
@@ -73,7 +73,8 @@ class Contestant:
         """A runner; full precision on OpenVINO is compiled for the shape, as a deployment of that shape would be."""
         artifact = self.artifact
         if artifact.runtime == "openvino" and not self.deployed:
-            artifact = replace(artifact, options={"shape": [place.batch, place.length], **artifact.options})
+            shape = static_shape(self.preprocessor.pipeline, place.batch, place.length)
+            artifact = replace(artifact, options={**({"shape": list(shape)} if shape else {}), **artifact.options})
         runner: Runner = lookup.find("runtimes", artifact.runtime).open(artifact, place.threads)
         return runner
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmopt import bundle as bundles
-from fmopt import checkpoint, lookup, measure, probe, wording
+from fmopt import checkpoint, lookup, measure, pictures, probe, wording
 from fmopt.bench_matrix import Contestant, Matrix, places
 from fmopt.bench_record import Benchmark
 from fmopt.bench_report import write_benchmark
@@ -195,7 +195,10 @@ def open_artifact(artifact: Artifact, threads: int) -> Runner:
 
 
 def plain_example(pipeline: Pipeline, text: str = BENCH_TEXTS[0]) -> Any:
-    """A text in the shape that the pipeline's task takes, where no data is needed: export and bench without data."""
+    """A raw that the pipeline's task takes, where no data is needed: export and bench without data. A text, or a picture or
+    sound made of it."""
+    if pipeline.get("modality") == "image":
+        return pictures.plain_picture(text)
     task = pipeline["task"]
     if task == "fill-mask":
         first, _, rest = text.partition(" ")

@@ -221,7 +221,7 @@ class Workshop:
 
     def example(self) -> dict[str, np.ndarray]:
         """Two real items of different length: a padded batch, so that the mask is exported with its meaning."""
-        texts = sorted(self.calibration, key=lambda raw: len(str(raw)))
+        texts = sorted(self.calibration, key=lambda raw: len(raw if isinstance(raw, bytes) else str(raw)))
         return dict(self.preprocessor.encode([texts[0], texts[len(texts) // 2]]).inputs)
 
 

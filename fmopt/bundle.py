@@ -17,23 +17,27 @@ import numpy as np
 from fmopt import edge, lookup
 from fmopt.edge import GOLDEN, MANIFEST, UNFINISHED, Raw
 from fmopt.errors import BundleError, DataError, StoreError
-from fmopt.model import Artifact, CheckpointFacts, ModelSource
+from fmopt.model import Artifact, CheckpointFacts, ModelSource, takes_length
 from fmopt.store import MARKER, disk_errors
 
 # Protobuf ends at 2 GB; below this one file is handier than two.
 EXTERNAL_DATA_BYTES = 1_500_000_000
-TOKENIZER_EXTRAS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+PROCESSOR = "preprocessor_config.json"  # of images and sounds
+# What encodes raws: a bundle carries those that the checkpoint has.
+ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json")  # fmt: skip
 PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers")
 
 
 class Bundle(edge.Model):
     """An opened bundle: `bundle("a text")` or `bundle([raw, raw])`; raises FmoptErrors only."""
+
+    def read(self, told: Any) -> Any:
+        """The raw that an argument of the command means: a text itself, the bytes of a picture's or sound's file."""
+        try:
+            return edge.read_raw(self.pipeline["task"], told)
+        except edge.EdgeError as error:
+            raise DataError(str(error)) from error
 
     def predict(self, raws: Sequence[Raw], batch_size: int = 1) -> list[Any]:
         """Predictions as they are judged (see `edge.postprocess`); DataError on a raw the task cannot read."""
@@ -237,12 +241,11 @@ def _put_onnx(path: Path, target: Path) -> None:
 
 
 def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Path) -> None:
-    """Tokenizer and config.json under the names that transformers and optimum look for."""
-    tokenizer = facts.folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise BundleError(f"{tokenizer} is missing; a bundle carries the checkpoint's fast tokenizer")
-    shutil.copyfile(tokenizer, folder / "tokenizer.json")
-    for name in TOKENIZER_EXTRAS:
+    """What encodes raws, and config.json, under the names that transformers and optimum look for."""
+    needed = "tokenizer.json" if facts.modality == "text" else PROCESSOR
+    if not (facts.folder / needed).is_file():
+        raise BundleError(f"{facts.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
+    for name in ENCODERS:
         if (facts.folder / name).is_file():
             shutil.copyfile(facts.folder / name, folder / name)
     # A checkpoint that was changed brings its own configuration.
@@ -322,6 +325,7 @@ USAGE = {
         '"a beginning"',
         "how it goes on; --max-new-tokens, --temperature, --stream and more: see --help",
     ),
+    "image-classification": ("picture.png", "its label with scores"),
 }
 
 
@@ -329,23 +333,31 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
     texts, result = USAGE[facts.task]
     texts = texts.replace("[MASK]", facts.pipeline.get("mask", {}).get("token", ""))
     alone = artifact.runtime in edge.RUNNERS
+    reads = {"text": "tokenizers", "image": "pillow", "audio": "soundfile"}[facts.modality]
     needs = (
-        f"It needs no fmopt: `pip install numpy tokenizers {artifact.runtime}`."
+        f"It needs no fmopt: `pip install numpy {reads} {artifact.runtime}`."
         if alone
         else "It is a PyTorch checkpoint and runs by fmopt: `pip install fmopt`."
     )
     predict, bench, verify = (
         f"python run.py {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
     )
+    encoder = "tokenizer*.json" if facts.modality == "text" else PROCESSOR
     raw = texts if facts.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
+    if facts.modality != "text":
+        raw = f'open("{texts}", "rb").read()'
     weights = {".onnx": "model.onnx", ".xml": "model.xml, model.bin"}.get(artifact.path.suffix, "*.safetensors")
     windows = facts.task in ("question-answering", "token-classification")
+    long = (
+        f"Texts longer than {facts.pipeline['max_length']} tokens are {'read in overlapping windows' if windows else 'cut'}.\n"
+        if takes_length(facts.pipeline) else ""
+    )  # fmt: skip
     return f"""# {facts.source.title}: {facts.task}
 
 Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 
 ```
-{predict} {texts}     # {result}; also --file texts.txt, --json
+{predict} {texts}     # {result}; also --file list.txt, --json
 {bench}     # latency here
 {verify}     # are the files whole, does it compute here what it should
 ```
@@ -358,13 +370,12 @@ model({raw})     # or a list of them
 | file | what it is |
 |---|---|
 | `{weights}` | the model |
-| `tokenizer*.json`, `config.json` | of the checkpoint, as transformers and optimum read them |
+| `{encoder}`, `config.json` | of the checkpoint, as transformers and optimum read them |
 | `fmopt.json` | what it was made from and how, versions, host, sha256 of every file |
 | `golden.json` | inputs with the predictions that were judged; run on first load on a new machine |
 | `record.json`, `report.html` | every measurement, and the page drawn from it (where it was judged) |
 
-Texts longer than {facts.pipeline["max_length"]} tokens are {"read in overlapping windows" if windows else "cut"}.
-Licence of the original model: {facts.source.licence or "not stated; see its source"}.
+{long}Licence of the original model: {facts.source.licence or "not stated; see its source"}.
 """
 
 

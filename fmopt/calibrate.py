@@ -23,7 +23,7 @@ from torch import nn
 from fmopt.calibrators import BINS, Histogram
 from fmopt.errors import PassError
 from fmopt.model import TorchModel
-from fmopt.passes.base import Context, Inputs
+from fmopt.passes.base import Context, Inputs, token_mask
 
 MIN_ITEMS = 8
 ROWS = 512  # activation rows kept of every tensor, at most; fewer when memory is short
@@ -123,7 +123,7 @@ def collect(net: nn.Module, stream: Iterable[Inputs], *, memory_cap_bytes: int =
     with _hooked(net, recorders):
         for item in _chain(first, items):
             count += 1
-            mask = torch.from_numpy(np.asarray(item["attention_mask"], dtype=bool))
+            mask = token_mask(item)
             for recorder in recorders:
                 recorder.begin(mask)
             _run(net, item)
@@ -176,15 +176,16 @@ class _Recorder:
         self.keys = torch.empty(0)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def begin(self, mask: torch.Tensor) -> None:
-        self.mask = mask
+    def begin(self, mask: np.ndarray | None) -> None:
+        self.mask = None if mask is None else torch.from_numpy(mask)
         self.extremes = [float("inf"), float("-inf")]
 
     def see(self, tensor: torch.Tensor) -> None:
         """One call of the group's first Linear; padding tokens do not count."""
         tensor = tensor.detach().float()
-        inside = tensor.ndim == 3 and tensor.shape[:2] == self.mask.shape
-        values = tensor[self.mask] if inside else tensor.reshape(-1, tensor.shape[-1])
+        mask = self.mask
+        inside = mask is not None and tensor.ndim == 3 and tensor.shape[:2] == mask.shape
+        values = tensor[mask] if inside else tensor.reshape(-1, tensor.shape[-1])
         low, high = values.amin(0), values.amax(0)
         smallest, largest = float(low.min()), float(high.max())
         if not np.isfinite(smallest) or not np.isfinite(largest):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,10 +20,11 @@ from fmopt import lookup
 from fmopt.adapters import is_adapter
 from fmopt.errors import CheckpointError
 from fmopt.generation import generation_pipeline
+from fmopt.image_processor import PROCESSOR, read_image_processor
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
-from fmopt.source import known_models
+from fmopt.source import cache_folder, known_models
 from fmopt.structure import STRUCTURE, load_facts, read_structure
-from fmopt.tasks.base import Task
+from fmopt.tasks.base import Task, modality_of
 from fmopt.tokenizer import TOKENIZER, convert_tokenizer, has_slow_tokenizer, read_tokenizer
 from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_weights
 
@@ -35,6 +35,8 @@ EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-gene
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
 HEADS = ("classifier.", "qa_outputs.", "score.", "cls.predictions.", "lm_head.")  # of checkpoints that name no class
+WITH_CLASSES = ("-classification", "-detection", "-segmentation")  # ends of the names of tasks that have labels
+INPUTS = {"image": read_image_processor}  # what a pipeline says of raws that are not texts, by what they are
 OUTPUTS = {EMBEDDING: ["last_hidden_state"], "question-answering": ["start_logits", "end_logits"]}
 
 
@@ -64,13 +66,13 @@ def inspect(
     found = _known_task(task).name if task else _task_of(head, source, home)
     if task and not fresh_head:
         _refuse_misfit(found, head, source)
-    limit = _position_limit(config)
-    pipeline = _pipeline(found, source.folder, home, config, raw, limit, max_length)
+    width, depth = _width_and_depth(config, source.folder / "config.json")
+    pipeline = _pipeline(found, source.folder, home, config, raw, max_length)
     if fresh_head:
         pipeline["labels"] = []
     return CheckpointFacts(
         source=source, model_type=config.model_type, architecture=architecture, task=found, pipeline=pipeline,
-        hidden_size=config.hidden_size, layers=config.num_hidden_layers, parameters=weights.parameters,
+        hidden_size=width, layers=depth, parameters=weights.parameters,
         weight_bytes=weights.size_bytes, digest=_digest(source.folder, home, weights.files), config=raw,
     )  # fmt: skip
 
@@ -138,11 +140,25 @@ def _auto_config(folder: Path, raw: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"{folder / 'config.json'}: transformers does not know model_type {model_type!r}{near}")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        _ = config.hidden_size, config.num_hidden_layers  # every text encoder has them
     except Exception as error:  # transformers validates with whatever exception it likes
         first = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a text encoder: {first}") from error
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {first}") from error
     return config
+
+
+def _width_and_depth(config: Any, path: Path) -> tuple[int, int]:
+    """Features of a layer (of the widest, where they differ) and how many layers there are, by the families' own names."""
+    inner = (getattr(config, name, None) for name in ("vision_config", "text_config"))
+    for part in (config, *(one for one in inner if one is not None)):
+        widths = [getattr(part, name, None) for name in ("hidden_size", "d_model", "hidden_dim")]
+        widest = max(getattr(part, "hidden_sizes", None) or [0])
+        stacks = sum(getattr(part, name, None) or 0 for name in ("encoder_layers", "decoder_layers"))
+        # Networks in stages call their stages layers, and their layers depths.
+        depths = [sum(getattr(part, "depths", None) or ()), getattr(part, "num_hidden_layers", None), stacks]
+        width, depth = next((w for w in (*widths, widest) if w), None), next((d for d in depths if d), None)
+        if width and depth:
+            return int(width), int(depth)
+    raise CheckpointError(f"{path} does not say how wide and deep the network is (hidden_size, num_hidden_layers)")
 
 
 # ------------------------------------------------------------------------------------------------ its task
@@ -221,9 +237,30 @@ def _refuse_misfit(task: str, head: _Head, source: ModelSource) -> None:
 
 
 def _pipeline(
-    task: str, folder: Path, home: Path, config: Any, raw: Mapping[str, Any], limit: int | None, max_length: int | None
+    task: str, folder: Path, home: Path, config: Any, raw: Mapping[str, Any], max_length: int | None
 ) -> dict[str, Any]:
     """The dict that edge.py works by."""
+    modality = modality_of(_known_task(task))
+    pipeline: dict[str, Any] = {
+        "task": task,
+        "outputs": OUTPUTS.get(task, ["logits"]),
+        "labels": [],
+        "multi_label": raw.get("problem_type") == "multi_label_classification",
+    }
+    if modality == "text":
+        pipeline |= _text_pipeline(task, folder, home, config, raw, max_length)
+    else:
+        pipeline |= {"modality": modality, **INPUTS[modality](folder, config)}
+    if task.endswith(WITH_CLASSES):
+        pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
+    return pipeline
+
+
+def _text_pipeline(
+    task: str, folder: Path, home: Path, config: Any, raw: Mapping[str, Any], max_length: int | None
+) -> dict[str, Any]:
+    """What a pipeline says of texts."""
+    limit = _position_limit(config)
     tokenizer = read_tokenizer(folder, config)
     sentence = _read_json(home / "sentence_bert_config.json", dict) if task == EMBEDDING else None
     told = (tokenizer.model_max_length, limit, (sentence or {}).get("max_seq_length"))
@@ -232,21 +269,15 @@ def _pipeline(
         raise CheckpointError(f"{max_length} tokens are too many for {folder}: its position table ends at {limit}")
     length = max_length or longest
     pipeline: dict[str, Any] = {
-        "task": task,
         "max_length": length,
         "inputs": ["input_ids", "attention_mask", *(["token_type_ids"] if tokenizer.type_ids else [])],
         "padding": {"id": tokenizer.pad_id, "type_id": 0, "token": tokenizer.pad_token, "side": tokenizer.side},
-        "outputs": OUTPUTS.get(task, ["logits"]),
-        "labels": [],
-        "multi_label": raw.get("problem_type") == "multi_label_classification",
         # Byte-level tokenizers see words apart from their text, so each word brings its own space.
         "add_prefix_space": tokenizer.byte_level and (tokenizer.add_prefix_space or task == "token-classification"),
     }
     if task == EMBEDDING:
         pooling, normalize = _sentence_modules(home)
         pipeline |= {"pooling": pooling, "normalize": normalize}
-    if task in ("text-classification", "token-classification"):
-        pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
     if task == FILL_MASK:
         if tokenizer.mask is None:
             raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {FILL_MASK} does not fit it")
@@ -305,13 +336,6 @@ def _pooling_mode(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------ its files
 
 
-def cache_folder() -> Path:
-    """Where converted checkpoints are kept: $FMOPT_CACHE, or fmopt in the user's cache folder."""
-    told = os.environ.get("FMOPT_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(told) if told else base / "fmopt"
-
-
 def _prepared(folder: Path, allow_pickle: bool) -> Path:
     """`folder`, or a cached copy of it whose pickled weights or slow tokenizer were converted."""
     unpickle = allow_pickle and has_pickle(folder) and not any(folder.glob("model*.safetensors*"))
@@ -340,7 +364,7 @@ def _prepared(folder: Path, allow_pickle: bool) -> Path:
 
 def _digest(folder: Path, home: Path, weights: tuple[Path, ...]) -> str:
     """sha256 over the files that decide what the checkpoint computes."""
-    names = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json")
+    names = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR)
     sentence = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
     paths = [*(folder / name for name in names), *(home / name for name in sentence), *weights]
     total = hashlib.sha256()

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fmopt import pictures
 from fmopt.errors import DataError
 from fmopt.lookup import did_you_mean
 from fmopt.model import CheckpointFacts
@@ -26,6 +29,8 @@ BUILTIN = "builtin:pydoc"
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?::[\w.-]+)?")
 LABELS = frozenset({"label", "tags", "score", "answers", "answer_starts"})  # roles that judge; the others are read
 LISTS = frozenset({"tokens", "tags"})  # roles that hold a value per word
+# Roles that hold a file: how an array becomes one, and what is wrong with one that cannot be read.
+FILES = {"image": (pictures.png_file, pictures.problem)}
 CLASSES = {"label": ("", "label", "labels", "intents", "classes"), "tags": ("", "tags", "ner_tags", "labels")}
 
 CALIBRATION, VALIDATION = 0.25, 0.25  # shares of a table without splits; the rest judges
@@ -126,7 +131,10 @@ def _by_role(table: Table, task: Task, asked: Mapping[str, str]) -> Table:
     if not table.rows:
         raise DataError(f"{table.where} has no rows; give some hundred")
     roles = _roles(table, task, asked)
-    rows = [{role: _listed(role, row.get(column)) for role, column in roles.items()} for row in table.rows]
+    rows = [
+        {role: _value(role, row, column, f"{table.where}, row {number}") for role, column in roles.items()}
+        for number, row in enumerate(table.rows, 1)
+    ]
     empty = {role for role in roles if role in LABELS and all(_unlabelled(role, row[role]) for row in rows)}
     kept = [{role: value for role, value in row.items() if role not in empty} for row in rows]
     names = {role: table.names[column] for role, column in roles.items() if column in table.names}
@@ -171,6 +179,31 @@ def _match(roles: Iterable[str], task: Task, have: Sequence[str], asked: Mapping
     return found
 
 
+def _value(role: str, row: Row, column: str, where: str) -> Any:
+    """What a row holds for a role: lists read where a file format has none, and the bytes of files."""
+    value = row.get(column)
+    return _file(role, value, row, where) if role in FILES else _listed(role, value)
+
+
+def _file(role: str, value: Any, row: Row, where: str) -> Any:
+    """The bytes of a file that a table holds as bytes, as `datasets` writes them, as an array, or by its path."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, np.ndarray):
+        make, _ = FILES[role]
+        try:
+            return make(value, row)
+        except ValueError as error:
+            raise DataError(f"{where}: {role} {error}") from error
+    if not isinstance(value, str):
+        return value
+    beside = Path(where.rpartition(", row ")[0]).parent / value  # an absolute path stays as it is
+    try:
+        return beside.read_bytes()
+    except OSError as error:
+        raise DataError(f"{where}: {role} {value!r} cannot be read: {error.strerror or error}") from error
+
+
 def _listed(role: str, value: Any) -> Any:
     """A list that a csv wrote as text: JSON, Python's own form, or words with blanks between them."""
     if not isinstance(value, str) or role not in LISTS | {"answers", "answer_starts"}:
@@ -211,6 +244,8 @@ def _problem(role: str, value: Any) -> str | None:
         return "is missing while other rows have one; label every row, or drop the column" if _absent(value) else None
     if _absent(value):
         return "is missing (empty or NaN); remove or mend the row"
+    if role in FILES:
+        return FILES[role][1](value)
     if role == "tokens":
         words = isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
         return None if words else f"is {str(value)[:40]!r}, no list of words; remove or mend the row"
@@ -346,7 +381,11 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 
 def _content(row: Row) -> str:
     """What a model reads of a row, as far as two rows are told apart: without labels, case and blanks."""
-    parts = (" ".join(v) if isinstance(v, list) else str(v) for role, v in row.items() if role not in LABELS)
+    parts = (
+        " ".join(v) if isinstance(v, list) else _short(v) if isinstance(v, bytes) else str(v)
+        for role, v in row.items()
+        if role not in LABELS
+    )
     return "\n".join(" ".join(part.casefold().split()) for part in parts)
 
 
@@ -354,6 +393,10 @@ def _count(rows: int) -> str:
     return "one row" if rows == 1 else f"{rows} rows"
 
 
+def _short(value: Any) -> str:
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+
 def _digest(splits: Mapping[str, Sequence[Row]]) -> str:
-    written = json.dumps(splits, sort_keys=True, default=str)
+    written = json.dumps(splits, sort_keys=True, default=_short)
     return hashlib.sha256(written.encode()).hexdigest()

@@ -88,7 +88,7 @@ FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 #     soonest(model, raws)             the first piece of every answer, for its latency; else the predictions
 #     add_arguments(parser), wishes_of(arguments)   wishes on the command line
 #     difference(written, got)         of a golden prediction; else `difference`
-PARTS: dict[str, str] = {"text-generation": "edge_generation"}
+PARTS: dict[str, str] = {"image-classification": "edge_image", "text-generation": "edge_generation"}
 
 
 class EdgeError(Exception):
@@ -121,6 +121,15 @@ def _explained() -> Iterator[None]:
         yield
     except ValueError as error:
         raise EdgeError(str(error)) from error
+
+
+def read_raw(task: str, told: Any) -> Any:
+    """The raw that one argument of a command means: itself, or what the task's part makes of it."""
+    read = getattr(part_of(task), "read_raw", None)
+    if read is None:
+        return told
+    with _explained():
+        return read(told)
 
 
 def open_preprocessor(folder: Path, pipeline: Pipeline) -> Any:
@@ -1182,13 +1191,10 @@ def _count(text: str) -> int:
 
 def _predict(folder: Path, asked: argparse.Namespace) -> int:
     task = read_facts(folder)["pipeline"]["task"]
-    read_raw = getattr(part_of(task), "read_raw", None)
     raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
     if not raws:
         raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
-    if read_raw is not None:
-        with _explained():
-            raws = [read_raw(raw) for raw in raws]
+    raws = [read_raw(task, raw) for raw in raws]
     part = part_of(task)
     wishes = part.wishes_of(asked) if hasattr(part, "wishes_of") else {}
     model = load(folder, asked.threads)

@@ -1,4 +1,4 @@
-"""Rows of data → training examples: token ids with what the loss compares them to."""
+"""Rows of data → training examples: what a network reads with what the loss compares its answer to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge import Batch, Preprocessor
+from fmopt.edge import Batch, EdgeError, Preprocessor
 from fmopt.errors import ConfigError, DataError
 from fmopt.model import CheckpointFacts
 from fmopt.tasks.base import Item, Raw
@@ -22,7 +22,8 @@ TO_FIND, MASKED, SWAPPED = 0.15, 0.8, 0.1
 
 LABEL_IS_OPTIONAL = ("question-answering", "text-generation")  # no answer; a text is its own label
 
-Example = dict[str, Any]  # input name → int64 (tokens,); labels → scalar or (tokens,); start/end_positions → scalar
+# input name → int64 (tokens,), pixel_values float32 (3, H, W); labels → scalar or (tokens,); start/end_positions → scalar
+Example = dict[str, Any]
 
 
 def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -30,9 +31,9 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
     Names in the data are sorted, "O" first among tags; ids become LABEL_0, LABEL_1, … as in transformers.
     """
-    if task not in ("text-classification", "token-classification"):
+    if not task.endswith("-classification"):
         return []
-    role = "label" if task == "text-classification" else "tags"
+    role = "tags" if task == "token-classification" else "label"
     told = [row[role] for row in rows] if role == "label" else [tag for row in rows for tag in row[role]]
     found = set(told)
     if len(found) < 2:
@@ -45,15 +46,37 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted((str(value) for value in found), key=lambda name: (name != "O", name))
 
 
+class FileExamples(Sequence[Example]):
+    """Examples of images or sounds, encoded when they are asked for: a whole data set, decoded, would not fit in memory."""
+
+    def __init__(self, preprocessor: Preprocessor, items: Sequence[Item], make: Callable[..., Example]) -> None:
+        self.preprocessor, self.items, self.make = preprocessor, items, make
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One example; a slice gives a list of them. DataError that names the row of a file that cannot be read."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        item = self.items[index]
+        try:
+            batch = self.preprocessor.encode([item.raw])
+        except EdgeError as error:
+            raise DataError(f"train row {item.row + 1}: {error}") from error
+        return _inputs(batch)[0] | self.make(batch, 0, item, {})
+
+
 def training_examples(
     preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
-) -> list[Example]:
+) -> Sequence[Example]:
     """Unpadded examples of items made from `rows`; long texts of taggers and readers give one per window.
 
     Those for fill-mask are whole texts without labels: `Masking` makes both, anew for every batch.
     """
     makers = {
         "text-classification": _class_example,
+        "image-classification": _class_example,
         "text-regression": _number_example,
         "token-classification": _tag_examples,
         "question-answering": _answer_examples,
@@ -65,10 +88,13 @@ def training_examples(
     make: Callable[..., Example] = makers[facts.task]
     if _several(facts):
         make = partial(_classes_example, len(facts.pipeline["labels"]))
+    bare = next((item for item in items if item.label is None), None)
+    if bare is not None and facts.task not in LABEL_IS_OPTIONAL:
+        raise DataError(f"train row {bare.row + 1} has no label; fine-tuning needs one in every row")
+    if facts.modality != "text":
+        return FileExamples(preprocessor, items, make)
     found = []
     for item in items:
-        if item.label is None and facts.task not in LABEL_IS_OPTIONAL:
-            raise DataError(f"train row {item.row + 1} has no label; fine-tuning needs one in every row")
         batch = preprocessor.encode([rows[item.row]["text"] if facts.task == "fill-mask" else item.raw])
         for window, example in enumerate(_inputs(batch)):
             found.append(example | make(batch, window, item, rows[item.row]))
@@ -89,7 +115,7 @@ def known_examples(
     ]  # fmt: skip
     seen = {id(item) for item in told}
     rest = {repr(item.raw): item.raw for item in items if id(item) not in seen}
-    labelled = training_examples(preprocessor, facts, told, rows) if told else []
+    labelled = list(training_examples(preprocessor, facts, told, rows)) if told else []
     return labelled + unlabelled_examples(preprocessor, facts, list(rest.values()))
 
 
@@ -162,6 +188,8 @@ def _several(facts: CheckpointFacts) -> bool:
 
 def _inputs(batch: Batch) -> list[Example]:
     """The rows of a batch without their padding."""
+    if batch.mask is None:
+        return [{name: value[row] for name, value in batch.inputs.items()} for row in range(len(batch.owner))]
     used = batch.mask.astype(bool)
     return [{name: value[row][used[row]] for name, value in batch.inputs.items()} for row in range(len(used))]
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from fmopt import generation
 from fmopt.errors import ParityError
-from fmopt.model import Graph, TorchModel
-from fmopt.passes.base import Inputs
+from fmopt.model import Graph, TorchModel, axes_of
+from fmopt.passes.base import Inputs, token_mask
 from fmopt.results import Parity
 from fmopt.runtimes.base import Runner
 
@@ -24,9 +24,9 @@ EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB
 
 
 def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str = "model.onnx") -> Graph:
-    """Write `model` as ONNX into the folder `out`, batch and length dynamic; the same model gives the same bytes.
+    """Write `model` as ONNX into the folder `out`, its named axes dynamic; the same model gives the same bytes.
 
-    `example`: int64 arrays [batch, tokens] of real items, padded. Only the pipeline's outputs are kept. Nodes are named
+    `example`: arrays of real items, for text int64 [batch, tokens], padded. Only the pipeline's outputs are kept. Nodes are named
     `<torch module>/<operator>` (see `layer_of`). ParityError when the network lacks an output the pipeline names.
     """
     import onnx_ir
@@ -36,14 +36,10 @@ def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str
     outputs = tuple(model.facts.pipeline["outputs"])
     if model.facts.task == generation.TASK:
         program, outputs = _trace_with_cache(model)
-        shapes = {value.name: value.shape for value in program.graph.inputs}
-        tidy(program, outputs)
-        for value in program.graph.inputs:
-            value.shape = shapes[value.name]
-        generation.name_axes(program.graph)
+        axes = generation.port_axes(program.graph)
     else:
-        program = _trace(model, example)
-        tidy(program, outputs)
+        program, axes = _trace(model, example), axes_of(model.facts.pipeline)
+    tidy(program, outputs, axes)
     out.mkdir(parents=True, exist_ok=True)
     path = out / file_name
     weights = [value.const_value for value in program.graph.initializers.values()]
@@ -75,7 +71,8 @@ def check_parity(
     outputs: Sequence[str],
     min_cosine: float | None = None,
 ) -> Parity:
-    """Compare an opened graph with the torch network `net` on real batches, at the positions that are not padding.
+    """Compare an opened graph with the torch network `net` on real batches, at the positions that are not padding, where
+    the batch says which.
 
     Passed when no output is further off than `tolerance`, an absolute difference; `cosine` is the smallest of all.
     A Q/DQ graph rounds: a difference of 1e-7 moves a value that lies between two integers, and the next layers carry a
@@ -85,9 +82,11 @@ def check_parity(
     for batch in batches:
         expected = torch_outputs(net, batch, outputs)
         got = runner.run(batch)
+        mask = token_mask(batch)
         for name in outputs:
-            for index, mask in enumerate(batch["attention_mask"]):
-                ours, theirs = _attended(got[name][index], mask), _attended(expected[name][index], mask)
+            for index in range(len(expected[name])):
+                own = None if mask is None else mask[index]
+                ours, theirs = _attended(got[name][index], own), _attended(expected[name][index], own)
                 furthest = max(furthest, _distance(ours, theirs))
                 cosine = min(cosine, _cosine(ours, theirs))
     alike = min_cosine is not None and np.isfinite(furthest) and cosine >= min_cosine
@@ -128,7 +127,8 @@ def first_divergence(graph: Graph, model: TorchModel, inputs: Inputs, tolerance:
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     known = {value.name for value in session.get_inputs()}
     values = dict(zip(ends, session.run(list(ends), {n: v for n, v in inputs.items() if n in known}), strict=True))
-    mask = np.asarray(inputs["attention_mask"])[0]
+    every = token_mask(inputs)
+    mask = None if every is None else every[0]
     for label, layer, wanted in expected:
         candidates = [value for name, value in values.items() if _belongs(ends[name], layer, value, wanted)]
         gaps = [_distance(_attended(value[0], mask), _attended(wanted[0], mask)) for value in candidates]
@@ -152,12 +152,13 @@ def _trace(model: TorchModel, example: Inputs) -> Any:
     import torch
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    inputs: dict[str, Any] = {
-        name: torch.from_numpy(_traceable(example[name])) for name in model.facts.pipeline["inputs"]
-    }
+    axes = axes_of(model.facts.pipeline)
+    inputs: dict[str, Any] = {name: torch.from_numpy(_traceable(example[name], axes[name])) for name in axes}
     # Named Dims would need the family's largest length spelled out; inferred ones are named afterwards, in tidy.
     dynamic = torch.export.Dim.DYNAMIC
-    shapes = {name: {0: dynamic, 1: dynamic} for name in inputs}
+    shapes = {
+        name: {place: dynamic for place, size in enumerate(axes[name]) if isinstance(size, str)} for name in inputs
+    }
     with _plain_attention(model.net), quiet():
         config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
         net: Any = model.net
@@ -176,11 +177,12 @@ def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
     return program, tuple(str(value.name) for value in program.graph.outputs)
 
 
-def _traceable(array: np.ndarray) -> np.ndarray:
-    """At least 2 rows and 8 columns: an axis of length 1 would be taken for a constant. Values repeat."""
-    rows, tokens = max(2, array.shape[0]), max(8, array.shape[1])
-    tiled = np.tile(array, (-(-rows // array.shape[0]), -(-tokens // array.shape[1])))
-    return np.ascontiguousarray(tiled[:rows, :tokens], dtype=np.int64)
+def _traceable(array: np.ndarray, axes: Sequence[str | int]) -> np.ndarray:
+    """At least 2 rows, and 8 along other named axes: one of length 1 would be taken for a constant. Values repeat."""
+    least = {place: 2 if axis == "batch" else 8 for place, axis in enumerate(axes) if isinstance(axis, str)}
+    sizes = [max(size, least.get(place, 1)) for place, size in enumerate(array.shape)]
+    tiled = np.tile(array, [-(-wanted // size) for wanted, size in zip(sizes, array.shape, strict=True)])
+    return np.ascontiguousarray(tiled[tuple(map(slice, sizes))])
 
 
 @contextlib.contextmanager
@@ -276,10 +278,10 @@ def _belongs(owner: str, layer: str, value: np.ndarray, wanted: np.ndarray) -> b
     return owner == layer and value.dtype.kind == "f" and value.shape == wanted.shape
 
 
-def _attended(value: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Without the rows of padding tokens, where the first axis is tokens."""
+def _attended(value: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Without the rows of padding tokens, where there is a mask and the first axis is tokens."""
     value = np.asarray(value, dtype=np.float32)
-    return value[np.asarray(mask, dtype=bool)] if value.ndim and value.shape[0] == len(mask) else value
+    return value if mask is None or not value.ndim or value.shape[0] != len(mask) else value[mask]
 
 
 def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -33,7 +33,7 @@ from fmopt.progress import Progress, Silent
 from fmopt.store import disk_errors, own_folder
 from fmopt.structure import STRUCTURE, load_network
 from fmopt.tasks.base import Item, Task
-from fmopt.tokenizer import copy_tokenizer
+from fmopt.tokenizer import copy_encoders
 from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, memory_kept, only_to_find
 
 RECORD, TRAINING = "finetune.json", ".training"
@@ -43,16 +43,17 @@ EVAL_BATCH = 32
 def finetune(
     facts: CheckpointFacts, data: Dataset, task: Task, out: Path, *, labels: Sequence[str] | None = None,
     epochs: float = 3.0, batch_size: int = 32, learning_rate: float = 5e-5, seed: int = 0, bf16: bool | None = None,
-    patience: int = 2, time_limit_s: float | None = None, progress: Progress | None = None,
+    patience: int = 2, augment: Sequence[str] = (), time_limit_s: float | None = None, progress: Progress | None = None,
 ) -> Path:  # fmt: skip
     """Train `task` on data's train split and write the best epoch's checkpoint to `out`, which is returned.
 
     `facts` come from `checkpoint.inspect(source, task.name, fresh_head=True)`. `labels` names the classes in order;
     without it the names are those found in the train split. `bf16` None takes bfloat16 where the device multiplies it
-    natively. It stops after `patience` epochs without a better validation metric, or after `time_limit_s` with the
-    best so far. `out`/finetune.json records each epoch, seed, versions and the data's digest; with the same settings
-    again, a finished `out` stays as it is and a killed run goes on from its last epoch. Raises DataError for data that
-    cannot train the task, ConfigError for a task that this does not train, StoreError for an `out` that is not ours.
+    natively. `augment` names what is done to pictures (see `training.augmented`). It stops after `patience` epochs
+    without a better validation metric, or after `time_limit_s` with the best so far. `out`/finetune.json records each
+    epoch, seed, versions and the data's digest; with the same settings again, a finished `out` stays as it is and a
+    killed run goes on from its last epoch. Raises DataError for data that cannot train the task, ConfigError for a task
+    that this does not train, StoreError for an `out` that is not ours.
     """
     facts = _facts_with_labels(facts, data, task, labels)
     bf16 = has_bf16() if bf16 is None else bf16
@@ -60,6 +61,7 @@ def finetune(
         "base": facts.source.title, "base_digest": facts.digest, "task": task.name, "data": data.name,
         "data_digest": data.digest, "labels": list(facts.pipeline["labels"]), "epochs": epochs,
         "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "bf16": bf16, "patience": patience,
+        **({"augment": list(augment)} if facts.modality == "image" else {}),
     }  # fmt: skip
     with own_folder(out), disk_errors(out / TRAINING):
         if _written(out / RECORD).get("settings") == settings:
@@ -128,7 +130,7 @@ def _train(job: _Job) -> _Trainer:
         output_dir=str(job.work), num_train_epochs=settings["epochs"], learning_rate=settings["learning_rate"],
         per_device_train_batch_size=several.share_of(settings["batch_size"]), warmup_steps=WARMUP, weight_decay=WEIGHT_DECAY,
         seed=settings["seed"], bf16=settings["bf16"], use_cpu=not cuda, dataloader_pin_memory=cuda,
-        train_sampling_strategy="group_by_length", remove_unused_columns=False,
+        train_sampling_strategy="group_by_length" if job.facts.modality == "text" else "random", remove_unused_columns=False,
         eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1,
         load_best_model_at_end=True, metric_for_best_model="value", greater_is_better=True,
         restore_callback_states_from_checkpoint=True, disable_tqdm=True, report_to="none",
@@ -136,7 +138,7 @@ def _train(job: _Job) -> _Trainer:
     )  # fmt: skip
     trainer = _Trainer(
         model=net, args=arguments, train_dataset=examples, eval_dataset=examples[:1],
-        data_collator=Collator(dict(job.facts.pipeline["padding"]), masking),
+        data_collator=Collator(dict(job.facts.pipeline.get("padding", {})), masking, tuple(settings.get("augment", ()))),
         callbacks=[transformers.EarlyStoppingCallback(settings["patience"]), _Watch(job)],
     )  # fmt: skip
     trainer.masks = masking is not None
@@ -158,7 +160,7 @@ def _network(job: _Job) -> torch.nn.Module:
         options = {"num_labels": 1, "problem_type": "regression"}
     elif names:
         options = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        if job.task.name == "text-classification":
+        if job.task.name.endswith("-classification") and job.task.name != "token-classification":
             options["problem_type"] = "single_label_classification"
     if job.facts.pipeline.get("no_answer"):
         options["no_answer"] = True
@@ -256,7 +258,7 @@ def _publish(job: _Job, trainer: _Trainer, out: Path) -> None:
     assert isinstance(trainer.model, transformers.PreTrainedModel)
     with quiet(transformers.utils.logging):
         trainer.model.save_pretrained(final)
-    copy_tokenizer(job.facts.folder, final)
+    copy_encoders(job.facts.folder, final)
     if (job.facts.folder / STRUCTURE).is_file():
         shutil.copy(job.facts.folder / STRUCTURE, final / STRUCTURE)
     judged = [entry for entry in trainer.state.log_history if "eval_value" in entry]

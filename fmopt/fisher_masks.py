@@ -48,6 +48,8 @@ def _answered(inputs: Mapping[str, torch.Tensor], pipeline: Mapping[str, Any]) -
     """Bool [B, tokens], True where the network has something to say: on the masks, or on all that is no padding."""
     if pipeline["task"] == "fill-mask":
         return inputs["input_ids"] == pipeline["mask"]["id"]
+    if "attention_mask" not in inputs:  # one answer for all of an item
+        return torch.ones(len(next(iter(inputs.values()))), 1, dtype=torch.bool)
     return inputs["attention_mask"].bool()
 
 

@@ -43,7 +43,11 @@ def generation_pipeline(folder: Path, config: Any) -> dict[str, Any]:
         )
     takes = inspect.signature(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].forward).parameters
     positions = ["position_ids"] if "position_ids" in takes else []
-    return {"inputs": ["input_ids", "attention_mask", *positions], "stop_ids": _stop_ids(folder, config)}
+    return {
+        "inputs": ["input_ids", "attention_mask", *positions],
+        "axes": {"attention_mask": ["batch", "total"]},  # of tokens taken in now and before
+        "stop_ids": _stop_ids(folder, config),
+    }
 
 
 def _stop_ids(folder: Path, config: Any) -> list[int]:
@@ -85,21 +89,18 @@ def name_ports(graph: ir.Graph) -> None:
             value.name = f"{PAST if side == 'input' else PRESENT}{layer}.{kind}"
 
 
-def name_axes(graph: ir.Graph) -> None:
-    """Axes of inputs and outputs by name, in place; heads and their size stay numbers, so that a runner can make an empty
+def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
+    """Axes of every input of a graph with named ports; heads and their size are numbers, so that a runner can make an empty
     past of them."""
-    import onnx_ir
-
-    new, total = ("batch", "tokens"), ("batch", "total")
-    for value in (*graph.inputs, *graph.outputs):
+    axes: dict[str, tuple[str | int, ...]] = {}
+    for value in graph.inputs:
         name = str(value.name)
-        if name.startswith((PAST, PRESENT)):
-            _, heads, _, size = (int(str(axis)) if str(axis).isdigit() else None for axis in value.shape or ())
-            value.shape = onnx_ir.Shape(["batch", heads, "past" if name.startswith(PAST) else "total", size])
-        elif name == "logits":
-            value.shape = onnx_ir.Shape([*new, *(value.shape or ())[2:]])
+        if name.startswith(PAST):
+            _, heads, _, size = (str(axis) for axis in value.shape or ())
+            axes[name] = ("batch", int(heads), "past", int(size))
         else:
-            value.shape = onnx_ir.Shape(total if name == "attention_mask" else new)
+            axes[name] = ("batch", "total" if name == "attention_mask" else "tokens")
+    return axes
 
 
 @dataclass(frozen=True)

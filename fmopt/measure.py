@@ -20,7 +20,7 @@ import psutil
 
 from fmopt.edge import Preprocessor
 from fmopt.errors import DataError, UnmeasuredError
-from fmopt.model import Artifact
+from fmopt.model import Artifact, takes_length
 from fmopt.results import Footprint
 from fmopt.tasks.base import Raw
 
@@ -95,15 +95,15 @@ def certainly_slower(
 def latency_inputs(
     preprocessor: Preprocessor, raws: Sequence[Raw], batch: int, length: int | None, seed: int = 0
 ) -> list[dict[str, np.ndarray]]:
-    """Inputs to time with, each array [batch, tokens] (windows of a long text add rows at the data's own lengths).
+    """Inputs to time with, each array [batch, tokens] for texts (windows of a long text add rows at its own length).
 
     With `length`, every row is filled with exactly that many tokens of real text, joined from several items, so that
-    nothing is padding. With None, a seeded sample of the items as they are, in an order that is the same every time.
-    DataError when the texts hold no tokens to fill with.
+    nothing is padding. With None, or for items that are not made of tokens, a seeded sample of the items as they are, in
+    an order that is the same every time. DataError when the texts hold no tokens to fill with.
     """
     if not raws:
-        raise DataError("there are no texts to time with")
-    if length is None:
+        raise DataError("there is nothing to time with")
+    if length is None or not takes_length(preprocessor.pipeline):
         chosen = random.Random(seed).choices(range(len(raws)), k=max(batch, REPLAYED_ITEMS // batch * batch))
         groups = [chosen[i : i + batch] for i in range(0, len(chosen), batch)]
         return [dict(preprocessor.encode([raws[i] for i in group]).inputs) for group in groups]
@@ -176,15 +176,14 @@ def _enough(ms: Sequence[float], min_samples: int, min_seconds: float) -> bool:
 
 
 def _warm_up(variants: Mapping[str, Callable[[], object]], order: random.Random, seconds: float) -> None:
-    """Rounds of all variants until the last two windows of each agree. All get equally many calls, so that variants
-    that replay a sequence of inputs stay in step."""
+    """Rounds of all variants until each has had two windows in a row that agree. All get equally many calls, so that
+    variants that replay a sequence of inputs stay in step."""
     times: dict[str, list[float]] = {name: [] for name in variants}
-    names = list(variants)
-    while names:
-        for name in order.sample(names, len(names)):
+    cold = set(variants)
+    while cold:
+        for name in order.sample(list(variants), len(variants)):
             times[name].append(_call_ms(variants[name]))
-        if all(_warm(ms, seconds) for ms in times.values()):
-            return
+        cold = {name for name in cold if not _warm(times[name], seconds)}
 
 
 def _warm(ms: Sequence[float], seconds: float) -> bool:

@@ -32,6 +32,7 @@ class ModelSource:
     folder: Path  # local folder in Hugging Face format
     title: str  # a short name for tables
     task: str | None = None  # what an entry of `models/` knows about it
+    training: Mapping[str, Any] = field(default_factory=dict)  # options of `finetune` that an entry of `models/` names
     default_data: str | None = None
     licence: str | None = None
 
@@ -60,6 +61,33 @@ class CheckpointFacts:
     def folder(self) -> Path:
         """The checkpoint's folder."""
         return self.source.folder
+
+    @property
+    def modality(self) -> str:
+        """What raws are: "text", "image" or "audio"."""
+        return str(self.pipeline.get("modality", "text"))
+
+
+def axes_of(pipeline: Mapping[str, Any]) -> dict[str, tuple[str | int, ...]]:
+    """Axes of every input: a name ("batch", "tokens") where its length varies, a number where it never does.
+
+    A pipeline says so under "axes"; without it every input is [batch, tokens].
+    """
+    told = pipeline.get("axes") or {}
+    return {name: tuple(told.get(name, ("batch", "tokens"))) for name in pipeline["inputs"]}
+
+
+def takes_length(pipeline: Mapping[str, Any]) -> bool:
+    """Whether items have a number of tokens, so that a latency is one of some length."""
+    return any("tokens" in axes for axes in axes_of(pipeline).values())
+
+
+def static_shape(pipeline: Mapping[str, Any], batch: int, length: int | None) -> tuple[int, ...] | None:
+    """The one shape that all inputs have at `batch` × `length`; None where lengths vary, or inputs differ in shape."""
+    sizes = {"batch": batch, "tokens": length}
+    shapes = {tuple(sizes.get(a) if isinstance(a, str) else a for a in axes) for axes in axes_of(pipeline).values()}
+    shape = shapes.pop() if len(shapes) == 1 else (None,)
+    return None if None in shape else tuple(int(size) for size in shape if size is not None)
 
 
 @dataclass
@@ -152,7 +180,9 @@ def load_network(
     if type(config) not in mapping:
         raise CheckpointError(f"{folder}: transformers has no {auto_class} for model_type {config.model_type!r}")
     # The pooler is left out by this class argument, which AutoModel passes on only when we name it.
-    kind: Any = mapping[type(config)]
+    kinds: Any = mapping[type(config)]
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    kind = next((kind for kind in kinds if kind.__name__ in (config.architectures or ())), kinds[0])
     known = inspect.signature(kind.__init__).parameters
     options = {"add_pooling_layer": False} if auto_class == "AutoModel" and "add_pooling_layer" in known else {}
     with quiet(transformers.utils.logging):

@@ -25,7 +25,7 @@ from torch import nn
 
 from fmopt.errors import PassError
 from fmopt.families.base import Family
-from fmopt.passes.base import Inputs
+from fmopt.passes.base import Inputs, token_mask
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: calibration sees a part of all inputs
 COMPACT = 8  # rebuild the matrices without what is gone once an eighth of them is
@@ -143,17 +143,16 @@ def collect(
     """
     widths = [part.units * part.size for part in parts]
     squares, sums = [torch.zeros(width, width) for width in widths], [torch.zeros(width) for width in widths]
-    tokens = 0
-    with _watched(net, parts, squares, sums) as begin, torch.inference_mode():
+    counts = [0] * len(parts)
+    with _watched(net, parts, squares, sums, counts) as begin, torch.inference_mode():
         for item in stream:
-            mask = torch.from_numpy(np.asarray(item["attention_mask"], dtype=bool))
-            tokens += int(mask.sum())
-            begin(mask)
+            mask = token_mask(item)
+            begin(None if mask is None else torch.from_numpy(mask))
             net(**{name: torch.from_numpy(np.asarray(value)) for name, value in item.items()})
     if not all(bool(torch.isfinite(square).all()) for square in squares):
         raise PassError("scoring: activations of the model are not finite; it overflows in fp32")
     found = []
-    for part, square, total in zip(parts, squares, sums, strict=True):
+    for part, square, total, tokens in zip(parts, squares, sums, counts, strict=True):
         mean = total.double() / max(tokens, 1)
         if net.get_submodule(part.output).bias is None:
             mean.zero_()
@@ -279,26 +278,30 @@ def _groups(parts: Sequence[Sublayer], cap: int) -> Iterator[list[Sublayer]]:
 
 @contextmanager
 def _watched(
-    net: nn.Module, parts: Sequence[Sublayer], squares: Sequence[torch.Tensor], sums: Sequence[torch.Tensor]
-) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Adds XᵀX and the sum of what reaches each projection; the function yielded tells the mask of the next item."""
-    mask = torch.ones(0, dtype=torch.bool)
+    net: nn.Module, parts: Sequence[Sublayer], squares: Sequence[torch.Tensor], sums: Sequence[torch.Tensor],
+    counts: list[int],
+) -> Iterator[Callable[[torch.Tensor | None], None]]:  # fmt: skip
+    """Adds XᵀX, the sum and the number of what reaches each projection; the function yielded tells the next item's mask."""
+    mask: torch.Tensor | None = None
 
-    def begin(upcoming: torch.Tensor) -> None:
+    def begin(upcoming: torch.Tensor | None) -> None:
         nonlocal mask
         mask = upcoming
 
-    def see(square: torch.Tensor, total: torch.Tensor) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def see(number: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            rows = args[0].detach().float()[mask]
-            square.addmm_(rows.T, rows)
-            total.add_(rows.sum(0))
+            seen = args[0].detach().float()
+            # An encoder of sound reads samples and makes fewer frames: its mask is not one of these rows.
+            fits = mask is not None and seen.shape[:2] == mask.shape
+            rows = seen[mask] if fits else seen.reshape(-1, seen.shape[-1])
+            squares[number].addmm_(rows.T, rows)
+            sums[number].add_(rows.sum(0))
+            counts[number] += len(rows)
 
         return hook
 
     handles = [
-        net.get_submodule(part.output).register_forward_pre_hook(see(square, total))
-        for part, square, total in zip(parts, squares, sums, strict=True)
+        net.get_submodule(part.output).register_forward_pre_hook(see(number)) for number, part in enumerate(parts)
     ]
     try:
         yield begin

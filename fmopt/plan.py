@@ -113,23 +113,21 @@ def make_plan(
     *,
     effort: Effort,
     recipe: Recipe | None = None,
-    shape: tuple[int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
     texts: int = 0,
     training: Training | None = None,
 ) -> Plan:
     """The plan for a model on a target; PlanError when not a single baseline can run.
 
-    `shape` is the batch and length that will be judged, None for the data's own lengths; `texts` says how many rows
+    `shape` is that of the inputs that will be judged, None for the data's own lengths; `texts` says how many rows
     there are to train on, `training` how they are used.
     """
     if effort == "max" and not texts:
         raise PlanError(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
         )
-    generates = facts.task == "text-generation"
-    if generates:  # no step of decoding has the shape of another
-        shape = None
-    asked = (recipe,) if recipe else generation_candidates(target) if generates else quick_candidates(target)
+    usual = generation_candidates if facts.task == "text-generation" else quick_candidates
+    asked = (recipe,) if recipe else usual(target)
     refused: list[Refusal] = []
     baselines = _possible(compiled_for(shape, BASELINES), facts, target, refused)
     if not baselines:
@@ -166,7 +164,7 @@ def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list
             f"and 2.5× while accuracy holds{trained}",)  # fmt: skip
 
 
-def compiled_for(shape: tuple[int, int] | None, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
+def compiled_for(shape: tuple[int, ...] | None, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
     """The recipes, those on OpenVINO compiled for the judged shape: full precision and INT8 alike, so that it is fair."""
     if shape is None:
         return tuple(recipes)

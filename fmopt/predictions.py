@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge import Pipeline, Preprocessor, postprocess, run_batch
+from fmopt import pictures
+from fmopt.edge import EdgeError, Pipeline, Preprocessor, postprocess, run_batch
 from fmopt.errors import DataError
 from fmopt.model import CheckpointFacts
 from fmopt.runtimes.base import Runner
@@ -30,8 +31,8 @@ def predict(
 ) -> list[Any]:
     """One prediction per item, in order. Batches hold texts of like length, so that little is padding.
 
-    A text that occurs several times is run once. `progress` is told how many more items are done. EdgeError on a text
-    that the tokenizer cannot read.
+    A text that occurs several times is run once. `progress` is told how many more items are done. EdgeError that names the
+    row of a raw that cannot be read.
     """
     places: dict[Any, list[int]] = {}  # text -> indices of the items that have it
     for index, item in enumerate(items):
@@ -43,7 +44,7 @@ def predict(
     for start in range(0, len(same), batch):
         part = same[start : start + batch]
         raws = [items[indices[0]].raw for indices in part]
-        encoded = preprocessor.encode(raws)
+        encoded = _encoded(preprocessor, raws, [items[indices[0]].row for indices in part])
         outputs = run_batch(pipeline, runner, encoded, len(encoded.owner))
         made = postprocess(pipeline, outputs, encoded, raws)
         for indices, prediction in zip(part, made, strict=True):
@@ -52,6 +53,18 @@ def predict(
         if progress:
             progress(sum(map(len, part)))
     return found
+
+
+def _encoded(preprocessor: Preprocessor, raws: Sequence[Raw], rows: Sequence[int]) -> Any:
+    try:
+        return preprocessor.encode(raws)
+    except EdgeError:
+        for raw, row in zip(raws, rows, strict=True):
+            try:
+                preprocessor.encode([raw])
+            except EdgeError as error:
+                raise EdgeError(f"row {row + 1}: {str(error).removeprefix('item 1: ')}") from error
+        raise
 
 
 def save_predictions(path: Path, predictions: Sequence[Any]) -> None:
@@ -108,6 +121,7 @@ def changed_items(
         {
             "row": items[change.item].row,
             "text": _short(change.text or _text(items[change.item].raw)),
+            **_pictured(items[change.item].raw, facts),
             "label": None if change.label is None else _short(change.label),
             "baseline": _short(change.before),
             "candidate": _short(change.after),
@@ -126,6 +140,11 @@ def _text(raw: Raw) -> str:
     if isinstance(raw, bytes):
         return f"{len(raw):,} bytes"
     return (" | " if isinstance(raw, tuple) else " ").join(raw)
+
+
+def _pictured(raw: Raw, facts: CheckpointFacts) -> dict[str, str]:
+    """A raw as it is seen, where it is a picture."""
+    return {"picture": pictures.thumbnail(raw)} if facts.modality == "image" and isinstance(raw, bytes) else {}
 
 
 def _short(text: str) -> str:

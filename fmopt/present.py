@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fmopt.bench_report import view
 from fmopt.comparison import Comparison
 from fmopt.diagnosis import Diagnosis
 from fmopt.doctor import Line
-from fmopt.model import CheckpointFacts
+from fmopt.model import CheckpointFacts, static_shape, takes_length
 from fmopt.plan import Plan
 from fmopt.record import Record
 from fmopt.record_tables import comparison_table, history_table, running_table, trial_table, verdict_panel
@@ -283,7 +283,7 @@ def facts(found: CheckpointFacts) -> None:
         "layers": f"{found.layers} × {found.hidden_size}",
         "parameters": f"{found.parameters:,}",
         "weights": f"{found.weight_bytes / 1e6:,.1f} MB",
-        "takes": f"{', '.join(found.pipeline['inputs'])}; at most {found.pipeline['max_length']} tokens",
+        "takes": "; ".join([", ".join(found.pipeline["inputs"]), *_size(found.pipeline)]),
         "labels": f"{len(labels)}: {', '.join(labels[:8])}{' …' if len(labels) > 8 else ''}" if labels else "none",
         "folder": str(found.folder),
         "licence": found.source.licence or "not stated",
@@ -291,6 +291,14 @@ def facts(found: CheckpointFacts) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     out.print(table)
+
+
+def _size(pipeline: Mapping[str, Any]) -> list[str]:
+    """How large an input is, as far as that is known."""
+    if takes_length(pipeline):
+        return [f"at most {pipeline['max_length']} tokens"]
+    shape = static_shape(pipeline, 1, None)
+    return [" × ".join(map(str, shape[1:]))] if shape else []
 
 
 def targets(known: Sequence[Target]) -> None:

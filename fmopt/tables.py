@@ -1,5 +1,5 @@
-"""Files of data → tables of rows: csv, tsv, JSON, JSON Lines, parquet, plain text, folders with one file per split, hub
-data sets.
+"""Files of data → tables of rows: csv, tsv, JSON, JSON Lines, parquet, npz, plain text, folders with one file per split or
+one folder per class, hub data sets.
 
 Knows formats and nothing of tasks. What cannot be read is a DataError that names the file and the place in it.
 """
@@ -10,11 +10,14 @@ import csv
 import gzip
 import json
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fmopt.errors import DataError
 
@@ -28,6 +31,11 @@ SPLITS = {
 }
 MISSING = frozenset({"", "nan", "NaN"})  # how csv writers say that there is no value
 SENTENCE_END = re.compile(r"(?<=[.!?…]['\"’”)])\s+|(?<=[.!?…])\s+")
+# Files that are a row by themselves, in folders named after their classes: column → endings.
+MEDIA = {
+    "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    "audio": (".wav", ".flac", ".ogg", ".mp3"),
+}
 PASSAGE_WORDS = 64  # fewest of a passage of plain text: some 90 tokens, so that most fit a network of 128
 
 
@@ -46,7 +54,7 @@ class Table:
 
 
 def read_file(path: Path) -> Table:
-    """The rows of a csv, tsv, JSON, JSON Lines or parquet file; the passages of a plain text, also a gzipped one."""
+    """The rows of a csv, tsv, JSON, JSON Lines, parquet or npz file; the passages of a plain text, also a gzipped one."""
     reader = READERS.get(suffix(path))
     if reader is None:
         raise DataError(f"{path} is no data file by its name: give one that ends in {', '.join(READERS)}")
@@ -83,6 +91,7 @@ def read_folder(folder: Path) -> dict[str, Table]:
             tables = [read_file(path) for path in files]
             rows = [row for table in tables for row in table.rows]
             found[split] = Table(str(files[0]), rows, tables[0].names)
+    found |= {split: table for split, table in _media_splits(folder).items() if split not in found}
     if not found and (folder / "data").is_dir():  # how the hub lays out its repositories
         return read_folder(folder / "data")
     if not found:
@@ -91,6 +100,24 @@ def read_folder(folder: Path) -> dict[str, Table]:
             f"{_listed(sorted(folder.iterdir())) or 'nothing'}"
         )
     return found
+
+
+def _media_splits(folder: Path) -> dict[str, Table]:
+    """Tables of images or sounds: of train/CLASS/FILE, validation/CLASS/FILE, …, or of CLASS/FILE without splits ("")."""
+    inside = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    homes = {split: inside[stem] for split, stems in SPLITS.items() for stem in stems if stem in inside}
+    found = {split: _read_media(home) for split, home in (homes or {"": folder}).items()}
+    return {split: table for split, table in found.items() if table.rows}
+
+
+def _read_media(folder: Path) -> Table:
+    """A row for every file of MEDIA in the folders of `folder`, which are its classes."""
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*/*")):
+        column = next((name for name, endings in MEDIA.items() if path.suffix.lower() in endings), None)
+        if column is not None:
+            rows.append({column: path.read_bytes(), "label": path.parent.name})
+    return Table(str(folder), rows)
 
 
 def read_hub(name: str) -> dict[str, Table]:
@@ -233,6 +260,32 @@ def _read_parquet(path: Path) -> Table:
     return Table(str(path), table.to_pylist(), _class_names(written.get("info", {}).get("features") or {}))
 
 
+def _read_npz(path: Path) -> Table:
+    """Arrays side by side, one item of each a row. With `offsets` (n + 1), row i holds what lies between two of them in the
+    arrays that are as long as the last one says; an array without axes is the same in every row."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as npz: {error}") from error
+    offsets = arrays.pop("offsets", None)
+    same = {name: array.item() for name, array in arrays.items() if array.ndim == 0}
+    each = {name: array for name, array in arrays.items() if array.ndim}
+    pooled = {name: a for name, a in each.items() if offsets is not None and len(a) == offsets[-1] != len(offsets) - 1}
+    each = {name: array for name, array in each.items() if name not in pooled}
+    counts = {name: len(array) for name, array in each.items()} | (
+        {} if offsets is None else {"offsets": len(offsets) - 1}
+    )
+    if len(set(counts.values())) != 1:
+        raise DataError(f"{path} has arrays of different length ({counts}); give one item of each for every row")
+    rows: list[Row] = []
+    for number in range(next(iter(counts.values()))):
+        row: Row = {name: array[number] if array.ndim > 1 else array[number].item() for name, array in each.items()}
+        row |= {name: array[offsets[number] : offsets[number + 1]] for name, array in pooled.items()}
+        rows.append(row | same)
+    return Table(str(path), rows)
+
+
 def _read_text(path: Path) -> Table:
     """Passages of plain text: paragraphs (parted by empty lines) joined, or cut at ends of sentences, to PASSAGE_WORDS words
     or a little more. Lines within a paragraph are joined: books wrap them."""
@@ -289,6 +342,7 @@ READERS: Mapping[str, Callable[[Path], Table]] = {
     ".jsonl": _read_json_lines,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    ".npz": _read_npz,
     ".txt": _read_text,
     ".txt.gz": _read_text,
 }

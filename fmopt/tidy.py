@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -18,13 +18,15 @@ from onnx_ir.passes.common import (
 
 from fmopt.errors import ParityError
 
-AXES = ("batch", "tokens")
 # Scales, zero points and smoothing vectors are shared by the projections that read one tensor; weights never are.
 SHARED_CONSTANT_ELEMENTS = 1 << 14
 
 
-def tidy(model: ir.Model, outputs: Sequence[str]) -> None:
-    """Reduce `model` in place to `outputs`, merge what is computed twice, name everything after its torch module."""
+def tidy(model: ir.Model, outputs: Sequence[str], axes: Mapping[str, Sequence[str | int]]) -> None:
+    """Reduce `model` in place to `outputs`, merge what is computed twice, name everything after its torch module.
+
+    `axes` are those of every input, by name.
+    """
     _keep_outputs(model.graph, outputs)
     for step in (
         RemoveUnusedNodesPass(),
@@ -35,7 +37,7 @@ def tidy(model: ir.Model, outputs: Sequence[str]) -> None:
         RemoveUnusedOpsetsPass(),
     ):
         step(model)
-    _name_axes(model.graph)
+    _name_axes(model.graph, axes)
     _name_nodes(model.graph)
     _name_constants(model.graph)
     ClearMetadataAndDocStringPass()(model)
@@ -51,13 +53,13 @@ def _keep_outputs(graph: ir.Graph, outputs: Sequence[str]) -> None:
     graph.outputs[:] = [have[name] for name in outputs]
 
 
-def _name_axes(graph: ir.Graph) -> None:
-    """Axes 0 and 1 of every input are `batch` and `tokens`; shapes inside the graph are left to the runtime."""
-    names: dict[str, str] = {}
+def _name_axes(graph: ir.Graph, axes: Mapping[str, Sequence[str | int]]) -> None:
+    """Axes of every input are called as `axes` says; shapes inside the graph are left to the runtime."""
+    names: dict[str, str | int] = {}
     for value in graph.inputs:
-        for dim, name in zip(value.shape or (), AXES, strict=False):
-            names[str(dim)] = name
-        value.shape = ir.Shape(AXES[: len(value.shape or ())])
+        told = axes[str(value.name)]
+        names |= {str(dim): name for dim, name in zip(value.shape or (), told, strict=True)}
+        value.shape = ir.Shape(told)
     for value in graph.outputs:
         if value.shape is not None:
             value.shape = ir.Shape([dim if isinstance(dim, int) else names.get(str(dim)) for dim in value.shape])

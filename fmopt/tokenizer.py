@@ -13,6 +13,7 @@ from fmopt.errors import CheckpointError
 TOKENIZER = "tokenizer.json"
 SLOW_FILES = ("vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *SLOW_FILES)
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # of images and sounds
 MASKS = ("[MASK]", "<mask>")  # what BERT's and RoBERTa's kin call it when the configuration does not say
 NO_LIMIT = 1_000_000  # transformers writes 1e30 where a tokenizer knows no limit
 
@@ -115,8 +116,8 @@ def _content(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def copy_tokenizer(folder: Path, out: Path) -> None:
-    """The tokenizer's files of one checkpoint folder, those it has, into another."""
-    for name in FILES:
+def copy_encoders(folder: Path, out: Path) -> None:
+    """The files of what encodes raws, those that one checkpoint folder has, into another."""
+    for name in (*FILES, *PROCESSORS):
         if (folder / name).is_file():
             shutil.copy(folder / name, out / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,30 +23,52 @@ KEEPING = ((-1, 2**31 - 1), (-2, 256 << 20), (-4, 0))
 GIVING_BACK = ((-1, 128 << 10), (-2, 128 << 10), (-4, 65536))
 WARMUP = 0.06  # share of the steps, as RoBERTa's fine-tuning (Liu et al., 2019)
 WEIGHT_DECAY = 0.01
+AUGMENTATIONS = ("shift", "mirror")  # what `augmented` does
 
 
 @dataclass(frozen=True)
 class Collator:
     """Examples → one padded batch; what the loss must not see is IGNORED."""
 
-    padding: dict[str, Any]
+    padding: Mapping[str, Any]  # empty for examples that all have one shape
     masking: Masking | None = None  # for examples that are whole texts
+    augment: tuple[str, ...] = ()  # what is done to pictures: see `augmented`
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Tensors of [B] or [B, tokens] by name."""
-        if self.masking is not None:
-            # torch's generator, because the Trainer saves and restores it: a resumed run masks as an undisturbed one
+        if self.masking is not None or self.augment:
+            # torch's generator, because the Trainer saves and restores it: a resumed run draws as an undisturbed one
             draw = np.random.default_rng(int(torch.randint(2**31, (1,))))
-            examples = [self.masking.masked(example, draw) for example in examples]
+            if self.masking is not None:
+                examples = [self.masking.masked(example, draw) for example in examples]
+            if self.augment:
+                examples = [
+                    {**one, "pixel_values": augmented(one["pixel_values"], self.augment, draw)} for one in examples
+                ]
+        columns = {name: [torch.as_tensor(example[name]) for example in examples] for name in examples[0]}
+        return {name: self._joined(name, parts) for name, parts in columns.items()}
+
+    def _joined(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+        if all(part.shape == parts[0].shape for part in parts):
+            return torch.stack(parts)
         fills = {"input_ids": self.padding["id"], "token_type_ids": self.padding["type_id"], "attention_mask": 0,
                  "position_ids": 0, "labels": IGNORED}  # fmt: skip
-        columns = {name: [torch.as_tensor(example[name]) for example in examples] for name in examples[0]}
         side = self.padding["side"]
-        return {
-            name: torch.stack(parts) if parts[0].ndim == 0
-            else pad_sequence(parts, batch_first=True, padding_value=fills[name], padding_side=side)
-            for name, parts in columns.items()
-        }  # fmt: skip
+        return pad_sequence(parts, batch_first=True, padding_value=fills[name], padding_side=side)
+
+
+def augmented(pixels: np.ndarray, ways: Sequence[str], draw: np.random.Generator) -> np.ndarray:
+    """Pixels [3, H, W] as another picture of the same thing: "mirror" every second one, "shift" by up to an eighth of its
+    size (He et al., 2016, for CIFAR-10), 0 where nothing is."""
+    if "mirror" in ways and draw.random() < 0.5:
+        pixels = pixels[..., ::-1]
+    if "shift" in ways:
+        height, width = pixels.shape[1:]
+        room = height // 8, width // 8
+        padded = np.pad(pixels, ((0, 0), (room[0], room[0]), (room[1], room[1])))
+        top, left = (int(draw.integers(0, 2 * most + 1)) for most in room)
+        pixels = padded[:, top : top + height, left : left + width]
+    return np.ascontiguousarray(pixels)
 
 
 @contextmanager

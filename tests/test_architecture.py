@@ -91,6 +91,7 @@ ROWS = (
         "onnx_graph",
         "openvino_graph",
         "tokenizer",
+        "image_processor",
         "examples",
         "training",
         "distillation",
@@ -105,8 +106,8 @@ ROWS = (
         "latency_table",
         "scenarios",
     },
-    {"model", "target", "results", "metrics", "wording", "weights", "ceilings"},
-    {"errors", "lookup", "progress", "edge", "edge_generation", "several", "arguments"},
+    {"model", "target", "results", "metrics", "wording", "weights", "ceilings", "pictures"},
+    {"errors", "lookup", "progress", "edge", "edge_image", "edge_generation", "several", "arguments"},
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 

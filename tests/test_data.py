@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image
+from pyarrow import parquet
 
 from fmopt import lookup
 from fmopt.data import load_data
 from fmopt.errors import DataError
 from tests.tasks.cases import facts
+from tests.vision_models import picture
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SENTIMENT = ("negative", "positive")
@@ -356,3 +362,29 @@ def test_real_data_loads_with_the_leakage_that_its_readme_counts(name, task, siz
         assert (first.upper() if isinstance(first, str) else [tag.upper() for tag in first]) == (
             labels[told] if isinstance(told, int) else [labels[tag] for tag in told]
         )
+
+
+def test_pictures_come_as_bytes_arrays_paths_and_as_datasets_writes_them(tmp_path):
+    task = lookup.find("tasks", "image-classification")
+    told = facts("image-classification", ["a", "b"], modality="image")
+    files = [picture(seed) for seed in range(4)]
+    tables = {
+        "bytes.parquet": [{"image_jpeg": file, "label": 0} for file in files],
+        "hub.parquet": [{"image": {"bytes": file, "path": None}, "label": 0} for file in files],
+    }
+    for name, rows in tables.items():
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    for number, file in enumerate(files):
+        (tmp_path / f"{number}.png").write_bytes(file)
+    (tmp_path / "paths.csv").write_text("image,label\n" + "".join(f"{number}.png,a\n" for number in range(4)))
+    for name in (*tables, "paths.csv"):
+        splits = load_data(str(tmp_path / name), task, told).splits
+        assert sorted(
+            row["image"] for split in ("calibration", "validation", "test") for row in splits[split]
+        ) == sorted(files)
+    grey = np.random.default_rng(0).integers(0, 256, (4, 6, 5)).astype(np.uint8)
+    np.savez(tmp_path / "grey.npz", images=grey, labels=np.zeros(4, dtype=np.uint8))
+    made = load_data(str(tmp_path / "grey.npz"), task, told)
+    row = next(row for split in ("calibration", "validation", "test") for row in made.splits[split])
+    assert any(np.array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))), each) for each in grey)
+    assert load_data(str(tmp_path / "grey.npz"), task, told).digest == made.digest

@@ -152,7 +152,7 @@ def test_text_ends_where_the_context_does(gpt2: Model) -> None:
 
 
 def test_an_untrained_entry_says_how_to_train_it() -> None:
-    with pytest.raises(CheckpointError, match="random weights; train it first: fmopt finetune gpt2-mini --data"):
+    with pytest.raises(CheckpointError, match="train it first: fmopt finetune gpt2-mini --data"):
         resolve("gpt2-mini")
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -197,3 +198,35 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line():
         "DataError: there is no file or folder no-one/no-such-data, and as a hub data set it could not be had: "
         in got.stderr.strip().splitlines()[-1]
     )
+
+
+def test_arrays_side_by_side_are_rows_and_offsets_part_the_longer_ones(tmp_path):
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.array([4, 1], dtype=np.uint8), rate=8000)
+    first, second = read_file(tmp_path / "a.npz").rows
+    assert (first["labels"], second["labels"], first["rate"]) == (4, 1, 8000)
+    assert np.array_equal(second["images"], pixels[1])
+    np.savez(
+        tmp_path / "b.npz", images=pixels, boxes=np.ones((3, 4)), kinds=np.array([7, 8, 9]), offsets=np.array([0, 1, 3])
+    )
+    first, second = read_file(tmp_path / "b.npz").rows
+    assert first["kinds"].tolist() == [7]
+    assert second["kinds"].tolist() == [8, 9]
+    assert second["boxes"].shape == (2, 4)
+    np.savez(tmp_path / "c.npz", images=pixels, labels=np.array([1, 2, 3]))
+    with pytest.raises(DataError, match=r"c\.npz has arrays of different length"):
+        read_file(tmp_path / "c.npz")
+    with pytest.raises(DataError, match=r"d\.npz cannot be read as npz"):
+        read_file(write(tmp_path / "d.npz", b"no archive"))
+
+
+def test_folders_named_after_classes_hold_a_row_in_each_file(tmp_path):
+    for place in ("train/cat/1.png", "train/dog/2.JPG", "val/cat/3.png", "train/cat/notes.txt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / place, place)
+    found = read_folder(tmp_path)
+    assert found["train"].rows == [
+        {"image": b"train/cat/1.png", "label": "cat"}, {"image": b"train/dog/2.JPG", "label": "dog"}
+    ]  # fmt: skip
+    assert found["validation"].rows == [{"image": b"val/cat/3.png", "label": "cat"}]
+    assert [row["label"] for row in read_folder(tmp_path / "train")[""].rows] == ["cat", "dog"]

@@ -163,12 +163,15 @@ def finetune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
     task: Task = None,
     columns: Columns = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="3, unless the model brings a recipe.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="32, likewise.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="5e-5, likewise.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="As MODEL's entry says, else 3.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="As MODEL's entry says, else 32.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="As MODEL's entry says, else 5e-5.")
+    ] = None,
     patience: Annotated[
-        int, typer.Option("--patience", help="Epochs without a better validation metric before it stops.")
-    ] = 2,
+        int | None, typer.Option("--patience", help="Epochs without a better validation metric before it stops (2).")
+    ] = None,
+    augment: Annotated[str | None, typer.Option("--augment", help="Of pictures: shift,mirror.")] = None,
     time_limit: Annotated[str | None, typer.Option("--time-limit", help="30m: stop then with the best so far.")] = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -187,6 +190,7 @@ def finetune(
             batch=batch,
             learning_rate=learning_rate,
             patience=patience,
+            augment=None if augment is None else [way for way in augment.split(",") if way],
             time_limit_s=None if time_limit is None else parse_seconds(time_limit),
             seed=seed,
             progress=progress,

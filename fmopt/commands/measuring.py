@@ -132,8 +132,10 @@ def explain(
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="One text per line.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair. Of pictures and sounds, files.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="One text, or one file's path, per line.")] = None,
     pair: Annotated[
         bool, typer.Option("--pair", help="The two texts are one pair (question and context, premise and hypothesis).")
     ] = False,
@@ -156,7 +158,7 @@ def predict(
     stream: Annotated[bool, typer.Option("--stream", help="Generation: print the text while it is made.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What a bundle makes of raw text; one that generates text goes on from it."""
+    """What a bundle makes of texts, pictures or sounds; one that generates text goes on from it."""
     from fmopt import bundle as bundles
 
     raws: list[Any] = list(texts or [])
@@ -167,7 +169,7 @@ def predict(
             raise ConfigError(f"--pair takes two texts; {len(raws)} were given")
         raws = [tuple(raws)]
     if not raws:
-        raise ConfigError("nothing to predict; give texts, or --file with one text per line")
+        raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
     told = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
             "beams": beams, "stop": tuple(stop) if stop else None}  # fmt: skip
     wishes = {name: value for name, value in told.items() if value is not None}
@@ -179,7 +181,7 @@ def predict(
             print(piece, end="", flush=True)
         print()
         return
-    got = model(raws, **wishes)
+    got = model([model.read(raw) for raw in raws], **wishes)
     answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got])
 
 

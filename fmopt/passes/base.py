@@ -16,7 +16,13 @@ from fmopt.target import Target
 if TYPE_CHECKING:
     from fmopt.latency_table import Clock
 
-Inputs = Mapping[str, np.ndarray]  # name -> int64 array [batch, tokens]
+Inputs = Mapping[str, np.ndarray]  # name -> array, of text int64 [batch, tokens]
+
+
+def token_mask(inputs: Inputs) -> np.ndarray | None:
+    """Bool [batch, tokens], False on padding; None for inputs that are never padded, such as images of one size."""
+    mask = inputs.get("attention_mask")
+    return None if mask is None else np.asarray(mask, dtype=bool)
 
 
 @dataclass(frozen=True)

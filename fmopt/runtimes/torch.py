@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmopt import generation
+from fmopt import generation, lookup
 from fmopt.errors import PassError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
 DTYPES = ("fp32", "bf16")
 OPTIONS = ("auto_class", "dtype")
-AUTO_CLASSES = {
-    "sentence-embedding": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-    "text-regression": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-generation": "AutoModelForCausalLM",
-}
 
 
 class Torch:
@@ -64,7 +55,7 @@ class Torch:
         """The checkpoint's own folder; nothing is written."""
         if isinstance(source, Graph):
             raise PassError(f"{self.name} runs a checkpoint, not a graph; choose onnxruntime or openvino for passes")
-        facts = {"auto_class": AUTO_CLASSES[source.task], "dtype": "fp32", **options}
+        facts = {"auto_class": lookup.find("tasks", source.task).auto_class, "dtype": "fp32", **options}
         return Artifact(self.name, source.folder, facts)
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
@@ -111,6 +102,7 @@ class TorchRunner:
         feed: dict[str, Any] = {
             name: torch.from_numpy(np.asarray(inputs[name])) for name in inputs if name in self.names
         }
+        feed = {name: given.to(self.net.dtype) if given.is_floating_point() else given for name, given in feed.items()}
         with _threads(self.threads), torch.inference_mode():
             if past := generation.cache_of(inputs, self.net.dtype):
                 feed["past_key_values"] = past

@@ -60,6 +60,11 @@ class Task(Protocol):
         """Items for which people would see another result than the baseline's."""
 
 
+def modality_of(task: Task) -> str:
+    """What the raws of a task are: "text" unless it says "image" or "audio" of itself."""
+    return str(getattr(task, "modality", "text"))
+
+
 def labelled(items: Sequence[Item]) -> bool:
     """True when every item can be judged by a label."""
     return bool(items) and all(item.label is not None for item in items)

@@ -1,0 +1,132 @@
+"""Images for edge.py: files → arrays, outputs → predictions, predictions → people. Needs numpy and Pillow alone.
+
+A raw is the bytes of an image file. A pipeline says under "image" what becomes of it, each None where that step is left
+out, in this order:
+    resize       {"height", "width"}, or {"shortest_edge"} with the other edge in proportion
+    resample     how Pillow interpolates (2 bilinear, 3 bicubic)
+    crop         [height, width], cut from the middle; filled up with black where the picture is smaller
+    rescale      a factor, by which bytes become numbers
+    mean, std    of red, green and blue
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Pipeline = Mapping[str, Any]
+
+
+@dataclass
+class Batch:
+    """Encoded images, one row each: `inputs` hold pixel_values float32 [images, 3, height, width]."""
+
+    inputs: dict[str, np.ndarray]
+    owner: list[int]  # row -> index of its raw
+    mask: np.ndarray | None = None  # nothing is padded
+
+
+class Preprocessor:
+    """Makes of image files what the checkpoint's own Hugging Face image processor makes of them."""
+
+    def __init__(self, folder: Path, pipeline: Pipeline):
+        self.pipeline = pipeline
+
+    def encode(self, raws: Sequence[bytes], length: int | None = None) -> Batch:
+        """Arrays of the raws; images have no `length`. ValueError on a raw that is no image."""
+        pictures = []
+        for index, raw in enumerate(raws):
+            try:
+                pictures.append(pixel_values(open_image(raw), self.pipeline["image"]))
+            except ValueError as error:
+                raise ValueError(f"item {index + 1}: {error}" if len(raws) > 1 else str(error)) from error
+        return Batch({"pixel_values": np.stack(pictures)}, list(range(len(raws))))
+
+
+def read_raw(text: str) -> bytes:
+    """The file that an argument of the command names."""
+    try:
+        return Path(text).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{text} cannot be read: {error.strerror or error}; give the path of an image") from error
+
+
+def open_image(raw: Any) -> Any:
+    """A picture as a Pillow image of red, green and blue, upright, what is transparent on white. ValueError when it is none."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ValueError("Pillow is not installed here; pip install pillow") from error
+    if not isinstance(raw, bytes | bytearray):
+        raise ValueError(f"{str(raw)[:60]!r} is not an image; give the bytes of an image file")
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(raw)))
+        if "A" in image.getbands() or image.info.get("transparency") is not None:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        return image.convert("RGB")
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # what Pillow raises for bad files
+        begins = bytes(raw[:8])
+        raise ValueError(
+            f"{len(raw)} bytes that begin with {begins!r} are no image that can be read; give a PNG or JPEG file"
+        ) from error
+
+
+def pixel_values(image: Any, steps: Mapping[str, Any]) -> np.ndarray:
+    """float32 [3, height, width] of a picture, after the steps of a pipeline."""
+    if steps["resize"]:
+        height, width = _resized(image.height, image.width, steps["resize"])
+        image = image.resize((width, height), resample=steps["resample"])
+    pixels = np.asarray(image)
+    if steps["crop"]:
+        pixels = _cropped(pixels, *steps["crop"])
+    values = pixels.astype(np.float32)
+    if steps["rescale"] is not None:
+        values = (pixels.astype(np.float64) * steps["rescale"]).astype(np.float32)
+    if steps["mean"] is not None:
+        values = (values - np.array(steps["mean"], dtype=np.float32)) / np.array(steps["std"], dtype=np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def _resized(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
+    """(height, width) that a picture of `height` × `width` is brought to."""
+    if "height" in size:
+        return size["height"], size["width"]
+    short, long = min(height, width), max(height, width)
+    edges = size["shortest_edge"], int(size["shortest_edge"] * long / short)
+    return edges if height <= width else (edges[1], edges[0])
+
+
+def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle [height, width, 3] of [H, W, 3]; black around a smaller picture."""
+    missing = [max(0, wanted - had) for wanted, had in zip((height, width), pixels.shape, strict=False)]
+    if any(missing):
+        before = [-(-gap // 2) for gap in missing]
+        pixels = np.pad(pixels, [*((lead, gap - lead) for lead, gap in zip(before, missing, strict=True)), (0, 0)])
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def postprocess(
+    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, raws: Sequence[bytes]
+) -> list[np.ndarray]:
+    """One prediction per raw: image-classification gives logits float32 (classes,)."""
+    return list(np.asarray(outputs["logits"], dtype=np.float32))
+
+
+def present(pipeline: Pipeline, prediction: np.ndarray, raw: bytes, preprocessor: Any = None) -> dict[str, Any]:
+    """A prediction as JSON for people: {"label", "score", "scores"}."""
+    shares = np.exp(prediction.astype(np.float64) - prediction.max())
+    scores = dict(zip(pipeline["labels"], (shares / shares.sum()).tolist(), strict=True))
+    best = max(scores, key=lambda label: scores[label])
+    return {"label": best, "score": scores[best], "scores": scores}

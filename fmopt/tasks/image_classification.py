@@ -1,0 +1,34 @@
+"""Image classification: one label of several for a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fmopt.model import CheckpointFacts
+from fmopt.tasks.base import Item, label_index
+from fmopt.tasks.text_classification import TextClassification
+
+
+class ImageClassification(TextClassification):
+    """Logits over labels, judged as those of a text are."""
+
+    name = "image-classification"
+    modality = "image"
+    auto_class = "AutoModelForImageClassification"
+    architectures = ("ForImageClassification", "ForImageClassificationWithTeacher")
+    columns: Mapping[str, tuple[str, ...]] = {
+        "image": ("image", "images", "img", "picture", "image_jpeg", "image_png", "file", "file_name", "path"),
+        "label": ("label", "labels", "target", "class", "category", "fine_label"),
+    }
+    needed = (("image",),)
+
+    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+        """One item a row; DataError on a label that the model does not have."""
+        labels = facts.pipeline.get("labels") or []
+        return [
+            Item(number, row["image"], label_index(row.get("label"), labels, number)) for number, row in enumerate(rows)
+        ]
+
+
+TASK = ImageClassification()

@@ -1,0 +1,69 @@
+"""Tiny random checkpoints that read pictures, and pictures to read."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIZES: dict[str, dict[str, Any]] = {
+    "vit": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "deit": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "dinov2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2},
+    "swin": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+    "convnext": {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2},
+}
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "vit": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}},
+    "deit": {"image_processor_type": "DeiTImageProcessor", "size": {"height": 40, "width": 40},
+             "crop_size": {"height": 32, "width": 32}},
+    "dinov2": {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 36},
+               "crop_size": {"height": 32, "width": 32}},
+    "swin": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}},
+    "convnext": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}},
+}  # fmt: skip
+NAMES = ["round", "striped", "grey"]
+
+
+def write_vision(folder: Path, family: str, seed: int = 0) -> Path:
+    """A random classifier of `family` for three classes of pictures of 32 × 32, in Hugging Face format."""
+    import torch
+    import transformers
+
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
+    # DeiT has two classes for this head: the configuration says which
+    named = {"architectures": ["DeiTForImageClassification"]} if family == "deit" else {}
+    config = transformers.AutoConfig.for_model(
+        family, image_size=32, patch_size=4, initializer_range=0.3, **SIZES[family], **labels, **named
+    )
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    transformers.AutoModelForImageClassification.from_config(config).eval().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[family]))
+    return folder
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (48, 36), mode: str = "RGB", kind: str = "PNG") -> bytes:
+    """The file of a made picture, `size` as (width, height)."""
+    draw = np.random.default_rng(seed)
+    coarse = Image.fromarray(draw.integers(0, 256, (6, 6, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    written = io.BytesIO()
+    coarse.convert(mode).save(written, kind)
+    return written.getvalue()
+
+
+def picture_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of pictures that can be told apart: bright, dark and middling ones."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        label = number % len(NAMES)
+        pixels = np.clip(draw.normal(40 + 85 * label, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+        written = io.BytesIO()
+        Image.fromarray(pixels).save(written, "PNG")
+        rows.append({"image": written.getvalue(), "label": NAMES[label]})
+    return rows
