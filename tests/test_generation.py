@@ -16,6 +16,7 @@ from fmopt.edge import Model, open_preprocessor, open_runner, postprocess, run_b
 from fmopt.edge_generation import Speller, TextScores, Wish, continuations, likeliest, sampled
 from fmopt.errors import CheckpointError
 from fmopt.generation import TwoSteps
+from fmopt.model import Graph, TorchModel
 from fmopt.source import resolve
 from tests.conftest import DECODERS, SENTENCES, TinyCheckpoint
 from tests.torch_models import items_of, model_of, padded
@@ -24,15 +25,17 @@ NEW = 12
 
 
 @pytest.fixture(scope="module", params=DECODERS)
-def exported(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint, tmp_path_factory: Any) -> Any:
+def exported(request: pytest.FixtureRequest, tiny_decoder: Any) -> Any:
     """A tiny decoder in PyTorch, and as an opened graph."""
-    torch_model = model_of(tiny_checkpoint(request.param, "text-generation"))
-    graph = exporting.export_onnx(torch_model, padded(torch_model), tmp_path_factory.mktemp("graph"))
+    return opened(*tiny_decoder(request.param))
+
+
+def opened(model: TorchModel, graph: Graph) -> Any:
+    """The graph as a bundle would open it, beside its network."""
     runner = open_runner("onnxruntime", graph.path, {}, 1)
-    pipeline = dict(torch_model.facts.pipeline)
-    preprocessor = open_preprocessor(torch_model.facts.folder, pipeline)
-    model = Model({"pipeline": pipeline}, preprocessor, runner)
-    return SimpleNamespace(torch=torch_model, graph=graph, runner=runner, pipeline=pipeline, model=model)
+    pipeline = dict(model.facts.pipeline)
+    edge = Model({"pipeline": pipeline}, open_preprocessor(model.facts.folder, pipeline), runner)
+    return SimpleNamespace(torch=model, graph=graph, runner=runner, pipeline=pipeline, model=edge)
 
 
 def generated(exported: Any, text: str, **options: Any) -> list[int]:
@@ -67,15 +70,8 @@ def test_greedy_and_beams_give_the_tokens_of_generate(exported: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def gpt2(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: Any) -> Model:
-    model = model_of(tiny_checkpoint("gpt2", "text-generation"))
-    graph = exporting.export_onnx(model, padded(model), tmp_path_factory.mktemp("gpt2"))
-    pipeline = dict(model.facts.pipeline)
-    return Model(
-        {"pipeline": pipeline},
-        open_preprocessor(model.facts.folder, pipeline),
-        open_runner("onnxruntime", graph.path, {}, 1),
-    )
+def gpt2(tiny_decoder: Any) -> Model:
+    return opened(*tiny_decoder("gpt2")).model
 
 
 def test_scores_are_those_of_the_network_s_own_loss(gpt2: Model, tiny_checkpoint: TinyCheckpoint) -> None:

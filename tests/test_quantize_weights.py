@@ -9,20 +9,17 @@ import numpy as np
 import onnx
 import pytest
 
-from fmopt import exporting
 from fmopt.edge import open_runner
 from fmopt.errors import ConfigError
 from fmopt.onnx_graph import constant_products, read_onnx
 from fmopt.passes.quantize_embeddings import QuantizeEmbeddings
 from fmopt.passes.quantize_weights import QuantizeWeights
-from tests.conftest import TinyCheckpoint
-from tests.torch_models import context_of, model_of, padded
+from tests.torch_models import context_of, padded
 
 
 @pytest.fixture(scope="module")
-def gpt2(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: Any) -> Any:
-    model = model_of(tiny_checkpoint("gpt2", "text-generation"))
-    return model, exporting.export_onnx(model, padded(model), tmp_path_factory.mktemp("graph"))
+def gpt2(tiny_decoder: Any) -> Any:
+    return tiny_decoder("gpt2")
 
 
 def logits(path: Path, inputs: Any) -> np.ndarray:
