@@ -85,12 +85,15 @@ def quick_candidates(target: Target) -> tuple[Recipe, ...]:
 
 
 def generation_candidates(target: Target) -> tuple[Recipe, ...]:
-    """For networks that make one token at a time, each time reading every weight: narrow weights first of all."""
+    """For networks that make one token at a time, each time reading every weight: narrow weights first of all.
+
+    HQQ is left to recipes: its zero points are no whole numbers, for which ONNX Runtime has no fast kernel on a CPU.
+    """
     tables, dynamic = Step(use="quantize_embeddings"), Step(use="quantize_dynamic")
 
-    def narrow(bits: int, block: int, method: str = "rtn") -> Recipe:
-        step = Step(use="quantize_weights", options={"bits": bits, "block": block, "method": method})
-        name = f"onnxruntime-weights-int{bits}-{method}-{block}"
+    def narrow(bits: int, block: int) -> Recipe:
+        step = Step(use="quantize_weights", options={"bits": bits, "block": block})
+        name = f"onnxruntime-weights-int{bits}-{block}"
         return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, tables))
 
     return (
@@ -100,8 +103,6 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
         narrow(8, 128),
         narrow(4, 32),
         narrow(4, 128),
-        narrow(4, 32, "hqq"),
-        narrow(4, 64, "hqq"),
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
     )

@@ -3,6 +3,7 @@ weight once and computes next to nothing."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -32,7 +33,8 @@ class QuantizeWeights:
     """Products with constant weights become ONNX Runtime's MatMulNBits, the output projection (head) among them.
 
     `block` is how many weights of a column share a scale. `method` "rtn" rounds to the nearest; "hqq" chooses zero points
-    that lose less (half-quadratic quantization, Badri and Shaji, 2023; 4 bits). `keep` names parts of layers' names that
+    that lose less (half-quadratic quantization, Badri and Shaji, 2023; 4 bits), but are no whole numbers, and ONNX Runtime
+    has no fast kernel for them on a CPU. `keep` names parts of layers' names that
     stay as they are. `symmetric` has no zero points: smaller, and faster.
     """
 
@@ -64,7 +66,8 @@ class QuantizeWeights:
         """Write the graph into `out`. PassError when it has no product with constant weights."""
         model = read_onnx(graph.path)
         constant_products(model)
-        with quiet_quantizer():
+        with quiet_quantizer(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
             quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=self._kept(model), algo_config=self._method())
             quantizer.process()
         made = quantizer.model.model
