@@ -108,7 +108,7 @@ def known_examples(
     if facts.task == "fill-mask":
         return unlabelled_examples(preprocessor, facts, [rows[item.row]["text"] for item in items])
     if facts.task == "text-generation":
-        return training_examples(preprocessor, facts, items, rows)
+        return list(training_examples(preprocessor, facts, items, rows))
     told = [
         item for item in items
         if facts.task != "sentence-embedding" and (item.label is not None or facts.task == "question-answering")

@@ -41,7 +41,8 @@ def generation_pipeline(folder: Path, config: Any) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: transformers has no network of type {config.model_type!r} that generates text"
         )
-    takes = inspect.signature(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].forward).parameters
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    takes = inspect.signature(kind.forward).parameters
     positions = ["position_ids"] if "position_ids" in takes else []
     return {
         "inputs": ["input_ids", "attention_mask", *positions],

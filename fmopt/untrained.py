@@ -90,7 +90,7 @@ def _write_tokenizer(told: Mapping[str, Any], texts: Iterable[str], out: Path) -
         show_progress=False,
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
-    end = tokenizer.token_to_id(END)
+    end = int(tokenizer.token_to_id(END) or 0)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END} $A", pair=f"{END} $A $B", special_tokens=[(END, end)]
     )

@@ -57,11 +57,11 @@ class TextGeneration:
         found = []
         for index, (new, old) in enumerate(zip(predictions, baseline, strict=True)):
             after, before = TextScores.of(new), TextScores.of(old)
-            words = [int(one.following.argmax()) for one in (before, after)]
-            if words[0] != words[1]:
+            was, now = (int(one.following.argmax()) for one in (before, after))
+            if was != now:
                 harm = float(before.logs.mean() - after.logs.mean()) if len(after.logs) else 0.0
-                spelled = [tokenizer.decode([word], skip_special_tokens=False) for word in words]
-                found.append(Change(index, *spelled, harm))
+                old_word, new_word = (tokenizer.decode([word], skip_special_tokens=False) for word in (was, now))
+                found.append(Change(index, old_word, new_word, harm))
         return found
 
 
