@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt import bundle as bundles
-from fmopt import checkpoint, lookup, measure, probe
+from fmopt import checkpoint, lookup, measure, probe, untrained
 from fmopt.benchmarking import deployed, open_artifact, plain_example
 from fmopt.build import Workshop
-from fmopt.data import load_data
+from fmopt.data import load_data, training_texts
 from fmopt.diagnosis import Diagnosis, diagnose, example_inputs
-from fmopt.edge import open_preprocessor
+from fmopt.edge import open_preprocessor, timed_inputs
 from fmopt.errors import CheckpointError, ConfigError, DataError
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
@@ -162,7 +163,7 @@ def export(
     out = Path(out)
     source = resolve(str(model))
     facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
-    recipe = export_recipe(format, precision)
+    recipe = export_recipe(format, precision, facts.task)
     target = probe.load_target("host")
     reason = refusal(recipe, facts, target)
     if reason:
@@ -209,10 +210,15 @@ def export(
     return out
 
 
-def export_recipe(format: str, precision: str) -> Recipe:
-    """The one recipe that a format and precision name."""
+def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
+    """The one recipe that a format and precision name, for a model of `task`."""
     name = f"{format}-{precision}"
     runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
+    if precision == "int8" and task == "text-generation":
+        if format == "openvino":
+            raise ConfigError("--precision int8 of a text generator is made for ONNX Runtime; use --format onnx")
+        narrow = Step(use="quantize_weights", options={"bits": 8, "block": 32})
+        return Recipe(name=name, runtime=runtime, precision="int8", steps=(narrow, Step(use="quantize_embeddings")))
     if precision == "int8":
         return Recipe(name=name, runtime=runtime, precision="int8", steps=(Step(use="quantize_static"),))
     if format == "onnx":
@@ -266,7 +272,12 @@ def explain(
         if tokens is not None and tokens > int(pipeline["max_length"]):
             raise ConfigError(f"length is {length}, but {path} reads at most {pipeline['max_length']} tokens")
         one = deployed(path)
-        inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=tokens, seed=seed)[0]
+        rows = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=tokens, seed=seed)[0]
+        runner = open_artifact(artifact, threads)
+        try:
+            inputs = dict(timed_inputs(one.preprocessor.pipeline, runner, rows))
+        finally:
+            runner.close()
     elif path.suffix == ".onnx" and path.is_file():
         artifact, inputs = Artifact("onnxruntime", path, {}), example_inputs(path, batch, length, seed)
         tokens = length
@@ -347,12 +358,22 @@ def finetune(
     """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record.
 
     What is None is as the entry of `models/` says, else 3 epochs in batches of 32 at 5e-5, a patience of 2, and pictures
-    left as they are. `augment` names what is done to pictures: "shift", "mirror".
+    left as they are. `augment` names what is done to pictures: "shift", "mirror". An entry with a tokenizer to be made has
+    it trained on the texts of the train split.
     """
     from fmopt.finetune import finetune as train
     from fmopt.training import AUGMENTATIONS
 
+    entry = untrained.read_entry(str(model))
+    if entry is not None:
+        kind = lookup.find("tasks", task or entry["task"])
+        texts = training_texts(str(data), kind, columns=columns, seed=seed)
+        task = task or entry["task"]
+        cache = checkpoint.cache_folder()
+        model = untrained.write_untrained({**entry, "task": task}, texts, cache, str(model), seed)
     source = resolve(str(model))
+    if entry is not None:
+        source = dataclasses.replace(source, training=entry.get("finetune", {}))
     asked = {
         "epochs": epochs,
         "batch_size": batch,

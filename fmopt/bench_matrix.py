@@ -16,7 +16,7 @@ import numpy as np
 from fmopt import lookup, measure, probe, wording
 from fmopt.bench_record import Cell, Measured, Offline, Place, Server, SingleStream, Variant
 from fmopt.build import tool_versions
-from fmopt.edge import Preprocessor
+from fmopt.edge import Preprocessor, timed_inputs
 from fmopt.model import Artifact, static_shape
 from fmopt.progress import Progress
 from fmopt.runtimes.base import Runner
@@ -138,11 +138,13 @@ class Matrix:
     def _call(
         self, one: Contestant, runner: Runner, sizes: Sequence[int], length: int | None
     ) -> Callable[[int], object]:
-        inputs = {
-            size: itertools.cycle(
-                measure.latency_inputs(one.preprocessor, one.raws, batch=size, length=length, seed=self.seed)
-            )
+        pipeline = one.preprocessor.pipeline
+        rows = {
+            size: measure.latency_inputs(one.preprocessor, one.raws, batch=size, length=length, seed=self.seed)
             for size in sizes
+        }
+        inputs = {
+            size: itertools.cycle([timed_inputs(pipeline, runner, row) for row in made]) for size, made in rows.items()
         }
         return lambda count: runner.run(next(inputs[count]))
 

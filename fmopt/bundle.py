@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ EXTERNAL_DATA_BYTES = 1_500_000_000
 PROCESSOR = "preprocessor_config.json"  # of images and sounds
 # What encodes raws: a bundle carries those that the checkpoint has.
 ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-            "chat_template.jinja", PROCESSOR, "processor_config.json", "vocab.json")  # fmt: skip
+            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", "vocab.json")  # fmt: skip
 PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers")
 
 
@@ -44,6 +44,20 @@ class Bundle(edge.Model):
         """Predictions as they are judged (see `edge.postprocess`); DataError on a raw the task cannot read."""
         try:
             return super().predict(raws, batch_size)
+        except edge.EdgeError as error:
+            raise DataError(str(error)) from error
+
+    def __call__(self, raw: Any, **wishes: Any) -> Any:
+        """What people read; DataError on a raw that the task cannot read."""
+        try:
+            return super().__call__(raw, **wishes)
+        except edge.EdgeError as error:
+            raise DataError(str(error)) from error
+
+    def stream(self, raw: Any, **wishes: Any) -> Iterator[Any]:
+        """The answer in pieces; DataError on a raw that the task cannot read, or a task that answers at once."""
+        try:
+            yield from super().stream(raw, **wishes)
         except edge.EdgeError as error:
             raise DataError(str(error)) from error
 
@@ -314,6 +328,10 @@ USAGE = {
     "fill-mask": ('"a [MASK] in a text"', "the likeliest tokens there"),
     "audio-classification": ("sound.wav", "its label with scores"),
     "automatic-speech-recognition": ("speech.wav", "what is said in it"),
+    "text-generation": (
+        '"a beginning"',
+        "how it goes on; --max-new-tokens, --temperature, --stream and more: see --help",
+    ),
     "image-classification": ("picture.png", "its label with scores"),
 }
 

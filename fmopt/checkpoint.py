@@ -20,6 +20,7 @@ from fmopt import lookup
 from fmopt.adapters import is_adapter
 from fmopt.audio_processor import VOCABULARY, read_audio_processor, read_spelling
 from fmopt.errors import CheckpointError
+from fmopt.generation import generation_pipeline
 from fmopt.image_processor import PROCESSOR, read_image_processor
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
 from fmopt.source import cache_folder, known_models
@@ -30,7 +31,8 @@ from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_
 
 log = logging.getLogger(__name__)
 
-EMBEDDING, FILL_MASK, RECOGNITION = "sentence-embedding", "fill-mask", "automatic-speech-recognition"
+EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-generation"
+RECOGNITION = "automatic-speech-recognition"
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
@@ -212,6 +214,8 @@ def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
         return EMBEDDING
     # A pretrained encoder is asked for its vectors far more often than for words: `--task fill-mask` says otherwise.
     shown = tuple(name for name in _shown_by(head) if name != FILL_MASK)
+    if GENERATION in shown:  # GPT2LMHeadModel ends like a plain encoder
+        return GENERATION
     plain = head.architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining"))
     if not shown and (plain or (home / "modules.json").is_file()):
         return EMBEDDING
@@ -288,6 +292,10 @@ def _text_pipeline(
         if tokenizer.mask is None:
             raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {FILL_MASK} does not fit it")
         pipeline["mask"] = dict(zip(("id", "token"), tokenizer.mask, strict=True))
+    if task == GENERATION:
+        pipeline |= generation_pipeline(folder, config)
+        # One text a row, so that the side is free, and no row begins with tokens that attend to nothing.
+        pipeline["padding"]["side"] = "right"
     if task == "question-answering":
         # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
         pipeline |= {"stride": min(128, length // 4), "no_answer": bool(raw.get("no_answer", False))}

@@ -93,6 +93,19 @@ def load_data(
     return Dataset(Path(spec).name or spec, _digest(splits), splits, tuple(notes), licence, told)
 
 
+def training_texts(spec: str, task: Task, *, columns: Mapping[str, str] | None = None, seed: int = 0) -> list[str]:
+    """Every text of the rows that `load_data` would train on, before there is a model: to make a vocabulary of."""
+    tables, _ = _read(spec)
+    chosen = {split: _by_role(table, task, columns or {}) for split, table in tables.items()}
+    for table in chosen.values():
+        _check(table)
+    train = _assign(chosen, Path(spec).name or spec, seed, [])["train"]
+    values = (value for row in train for value in row.values())
+    return [
+        text for value in values for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
+    ]
+
+
 def _read(spec: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
     """Tables by split ("" for one without splits), and what a labels.json says."""
     if spec.startswith("builtin:"):

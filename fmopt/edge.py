@@ -12,7 +12,7 @@ Words used here. A *raw* is what the user has: a text, a pair of texts, a list o
 file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
 of JSON values; a part adds its own:
     task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
-                 or fill-mask
+                 fill-mask or text-generation
     max_length   tokens; longer texts are cut, or read in windows where the task allows
     inputs       names the network takes: input_ids, attention_mask, token_type_ids
     outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
@@ -70,21 +70,29 @@ UNLISTED = frozenset(
 # CPU features that sum 8-bit products in 32 bits; a graph that needs one is served by any of them.
 INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
 ANSWER_TOKENS = 30  # longest answer looked for, as in the SQuAD evaluation of the BERT paper (2018)
+PAST = "past_key_values."  # begins the names of inputs that hold what earlier tokens left (see edge_generation.py)
 FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 
 
 # Tasks whose raws or answers are not plain text -> the file beside this one that knows them. Such a part imports numpy and
 # nothing of fmopt, raises ValueError with one line for a raw it cannot read, and has
-#     Preprocessor(folder, pipeline)   encode(raws, length=None) -> an object with inputs, mask (or None) and owner, as Batch
 #     postprocess, present             as the functions of that name here
 # and may have
+#     Preprocessor(folder, pipeline)   encode(raws, length=None) -> an object with inputs, mask (or None) and owner, as
+#                                      Batch; else `Preprocessor`, for texts
 #     read_raw(text) -> raw            what an argument of `run.py predict` means; else the text itself
 #     run(runner, batch, most)         when one pass through the graph is not enough; else `run_rows`
+#     timed(runner, inputs) -> inputs  of the call whose latency matters; else the inputs themselves
+#     answer(model, raws, **wishes)    what people read, where it is not the judged prediction made readable
+#     stream(model, raw, **wishes)     the same of one raw, in pieces as they come
+#     soonest(model, raws)             the first piece of every answer, for its latency; else the predictions
+#     add_arguments(parser), wishes_of(arguments)   wishes on the command line
 #     difference(written, got)         of a golden prediction; else `difference`
 PARTS: dict[str, str] = {
     "image-classification": "edge_image",
     "audio-classification": "edge_audio",
     "automatic-speech-recognition": "edge_audio",
+    "text-generation": "edge_generation",
 }
 
 
@@ -132,7 +140,7 @@ def read_raw(task: str, told: Any) -> Any:
 def open_preprocessor(folder: Path, pipeline: Pipeline) -> Any:
     """What encodes raws for the model of a checkpoint or bundle folder: `Preprocessor`, or a part's with its interface."""
     part = part_of(pipeline["task"])
-    if part is None:
+    if not hasattr(part, "Preprocessor"):
         return Preprocessor(Path(folder) / "tokenizer.json", pipeline)
     return PartPreprocessor(part, Path(folder), pipeline)
 
@@ -193,6 +201,12 @@ class Preprocessor:
             raise EdgeError("there is no text to encode")
         return self._batch(rows, owner, length or max(len(row) for row in rows))
 
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a whole text, however long."""
+        self.tokenizer.no_truncation()
+        self._truncation = None
+        return list(self._encode(text, None, words=False).ids)
+
     def _windows(self, raw: Any, limit: int) -> list[Any]:
         """The tokenizer's encodings of one raw: one, or several windows that overlap by `stride` tokens."""
         task = self.pipeline["task"]
@@ -245,6 +259,7 @@ class Preprocessor:
             at = slice(width - len(row), width) if left else slice(0, len(row))
             ids[index, at], types[index, at], mask[index, at] = row.ids, row.type_ids, row.attention_mask
         made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        made["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)  # counted from the first token that is no padding
         unknown = set(self.pipeline["inputs"]) - set(made)
         if unknown:
             raise EdgeError(f"the network wants inputs {sorted(unknown)}; a tokenizer makes only {sorted(made)}")
@@ -473,7 +488,7 @@ def present(pipeline: Pipeline, prediction: Any, raw: Raw, preprocessor: Any = N
     task = pipeline["task"]
     part = part_of(task)
     if part is not None:
-        return part.present(pipeline, prediction, raw, getattr(preprocessor, "own", None))
+        return part.present(pipeline, prediction, raw, getattr(preprocessor, "own", preprocessor))
     if task == "sentence-embedding":
         return [float(value) for value in prediction]
     if task == "text-regression":
@@ -580,11 +595,12 @@ class OnnxRuntimeRunner:
             raise EdgeError(f"ONNX Runtime {ort.__version__} cannot open {path}: {_line(error)}") from error
         kinds = {f"tensor({name})": kind for name, kind in ONNX_KINDS.items()}
         self.inputs = {port.name: kinds.get(port.type, np.int64) for port in self.session.get_inputs()}
+        self.past = {port.name: port.shape for port in self.session.get_inputs() if port.name.startswith(PAST)}
         self.outputs = [port.name for port in self.session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name; inputs the graph does not take are ignored."""
-        feed = _feed(self.inputs, inputs)
+        """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
+        feed = _feed(self.inputs, _with_past(self.past, inputs))
         return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
 
     def close(self) -> None:
@@ -618,13 +634,15 @@ class OpenVinoRunner:
         self.inputs = {
             port.any_name: OPENVINO_KINDS.get(port.element_type.get_type_name(), np.int64) for port in compiled.inputs
         }
+        dims = {port.any_name: port.partial_shape for port in compiled.inputs if port.any_name.startswith(PAST)}
+        self.past = {name: [one.get_length() if one.is_static else None for one in dim] for name, dim in dims.items()}
         self.outputs = [
             sorted(port.names)[0] if port.names else f"output_{i}" for i, port in enumerate(compiled.outputs)
         ]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name; inputs the graph does not take are ignored."""
-        feed = _feed(self.inputs, inputs)
+        """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
+        feed = _feed(self.inputs, _with_past(self.past, inputs))
         shape = next(iter(feed.values())).shape
         results = self._request(shape if shape == self.shape else None).infer(feed, share_inputs=True)
         return dict(zip(self.outputs, results.values(), strict=True))
@@ -672,6 +690,15 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
     return RUNNERS[runtime](path, options, threads)
 
 
+def _with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The inputs, with an empty one [rows, heads, 0, size] for each past that the graph takes and they lack."""
+    lacking = {name: shape for name, shape in shapes.items() if name not in inputs}
+    if not lacking:
+        return inputs
+    rows = len(next(iter(inputs.values())))
+    return {**inputs, **{name: np.zeros((rows, shape[1], 0, shape[3]), np.float32) for name, shape in lacking.items()}}
+
+
 def _feed(wanted: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     missing = [name for name in wanted if name not in inputs]
     if missing:
@@ -701,15 +728,38 @@ class Model:
             found += postprocess(self.pipeline, outputs, batch, part)
         return found
 
-    def __call__(self, raw: Any) -> Any:
+    def soonest(self, raws: Sequence[Raw]) -> Any:
+        """What a latency from raw to answer is taken of: the predictions, or the first piece of answers made in pieces."""
+        part = part_of(self.pipeline["task"])
+        if not hasattr(part, "soonest"):
+            return self.predict(raws, len(raws))
+        with _explained():
+            return part.soonest(self, raws)
+
+    def __call__(self, raw: Any, **wishes: Any) -> Any:
         """What people read, for one raw or, given a list, for each of its raws (so a list of words goes in a list).
 
-        A `pathlib.Path` stands for the bytes of that file.
+        A `pathlib.Path` stands for the bytes of that file. `wishes` are what the task's part takes, such as max_new_tokens.
         """
         raws = [_file_bytes(one) if isinstance(one, Path) else one for one in (raw if isinstance(raw, list) else [raw])]
-        made = zip(self.predict(raws), raws, strict=True) if raws else []
-        shown = [present(self.pipeline, *pair, self.preprocessor) for pair in made]
+        part = part_of(self.pipeline["task"])
+        if hasattr(part, "answer"):
+            with _explained():
+                shown = part.answer(self, raws, **wishes) if raws else []
+        elif wishes:
+            raise EdgeError(f"{self.pipeline['task']} takes no {', '.join(wishes)}")
+        else:
+            made = zip(self.predict(raws), raws, strict=True) if raws else []
+            shown = [present(self.pipeline, *pair, self.preprocessor) for pair in made]
         return shown if isinstance(raw, list) else shown[0]
+
+    def stream(self, raw: Any, **wishes: Any) -> Iterator[Any]:
+        """The answer to one raw in pieces, as they are made; EdgeError for a task that answers at once."""
+        part = part_of(self.pipeline["task"])
+        if not hasattr(part, "stream"):
+            raise EdgeError(f"{self.pipeline['task']} answers at once; there is nothing to stream")
+        with _explained():
+            yield from part.stream(self, raw, **wishes)
 
     def close(self) -> None:
         """Give back memory and threads."""
@@ -723,6 +773,12 @@ def run_batch(pipeline: Pipeline, runner: Any, batch: Any, most: int) -> Mapping
         return run_rows(runner, batch.inputs, most)
     with _explained():
         return dict(run(runner, batch, most))
+
+
+def timed_inputs(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Inputs of the call whose latency matters, made of those of whole raws: for text generation one step of decoding."""
+    part = part_of(pipeline["task"])
+    return part.timed(runner, inputs) if hasattr(part, "timed") else inputs
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -1029,8 +1085,9 @@ def bench(
 ) -> dict[str, Any]:
     """Latencies in ms of the golden texts, `batch` at once, cut or repeated to `length` tokens when given.
 
-    "model" is the graph alone; "end_to_end" starts with the text and ends with the prediction, at the texts' own
-    lengths. Each is sampled for `seconds` or 200 times, whichever is more, and at most 5,000 times.
+    "model" is the graph alone, for text generation one more token; "end_to_end" starts with the text and ends with the
+    prediction, or the first token, at the texts' own lengths. Each is sampled for `seconds` or 200 times, whichever is
+    more, and at most 5,000 times.
     """
     started = time.perf_counter()
     model = load(folder, threads)
@@ -1042,9 +1099,11 @@ def bench(
     raws = [raws[index % len(raws)] for index in range(batch)]
     encoded = model.preprocessor.encode([_repeated(raw, length) for raw in raws] if length else raws, length)
     inputs = {name: array[:batch] for name, array in encoded.inputs.items()}
+    call = timed_inputs(model.pipeline, model.runner, inputs)
     return {
-        "model": _sampled(lambda: model.runner.run(inputs), seconds),
-        "end_to_end": _sampled(lambda: model.predict(raws, batch), seconds),
+        "model": _sampled(lambda: model.runner.run(call), seconds),
+        "end_to_end": _sampled(lambda: model.soonest(raws), seconds),
+        "steps": call is not inputs,  # whether "model" is one step of several, and "end_to_end" ends with the first
         "batch": batch,
         "tokens": int(encoded.mask.shape[1]) if "max_length" in model.pipeline else None,  # what has none has no tokens
         "threads": threads or available_cores(),
@@ -1096,7 +1155,7 @@ def main(argv: Sequence[str] | None = None, folder: Path | None = None) -> int:
         with warnings.catch_warnings():
             # A warning is one line on stderr, not a place in this file.
             warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
-            asked = _parser().parse_args(argv)
+            asked = _parser(folder).parse_args(argv)
             return asked.command(folder, asked)
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -1105,7 +1164,7 @@ def main(argv: Sequence[str] | None = None, folder: Path | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(folder: Path) -> argparse.ArgumentParser:
     parser = _Parser(prog="run.py", description="Runs the model in this folder.")
     commands = parser.add_subparsers(required=True, metavar="predict|bench|verify", parser_class=_Parser)
     predict = commands.add_parser("predict", help="what the model makes of texts, or of image or audio files")
@@ -1114,6 +1173,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--pair", action="store_true", help="take the texts two by two (question context is always so)"
     )
+    try:
+        part = part_of(read_facts(folder)["pipeline"]["task"])
+    except EdgeError:  # told when the command runs
+        part = None
+    if hasattr(part, "add_arguments"):
+        part.add_arguments(predict)
     predict.set_defaults(command=_predict)
     timed = commands.add_parser("bench", help="how fast it is here")
     timed.add_argument("--batch", type=_count, default=1, help="texts at once (1)")
@@ -1139,12 +1204,27 @@ def _predict(folder: Path, asked: argparse.Namespace) -> int:
     raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
     if not raws:
         raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
-    shown = load(folder, asked.threads)([read_raw(task, raw) for raw in raws])
+    raws = [read_raw(task, raw) for raw in raws]
+    part = part_of(task)
+    wishes = part.wishes_of(asked) if hasattr(part, "wishes_of") else {}
+    model = load(folder, asked.threads)
+    if getattr(asked, "stream", False):
+        for piece in _one_streamed(model, raws, wishes):
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    shown = model(raws, **wishes)
     if asked.json:
         print(json.dumps(shown, ensure_ascii=False))
     else:
         print("\n".join(json.dumps(one, ensure_ascii=False) for one in shown))
     return 0
+
+
+def _one_streamed(model: Model, raws: Sequence[Raw], wishes: Mapping[str, Any]) -> Iterator[str]:
+    if len(raws) != 1:
+        raise EdgeError(f"one text is streamed at a time; {len(raws)} were given")
+    return model.stream(raws[0], **wishes)
 
 
 def _raws(asked: argparse.Namespace, *, pairs: bool) -> Iterator[Raw]:
@@ -1174,12 +1254,15 @@ def _bench(folder: Path, asked: argparse.Namespace) -> int:
         return 0
     size = f"batch {got['batch']}" + (f" × {got['tokens']} tokens" if got["tokens"] else "")
     print(f"{size}, {got['threads']} threads, {' '.join(map(str, got['runtime']))}")
-    for name, title in (("model", "model alone"), ("end_to_end", "raw to answer")):
+    titles = ("one more token", "first token") if got["steps"] else ("model alone", "raw to answer")
+    for name, title in zip(("model", "end_to_end"), titles, strict=True):
         row = got[name]
         print(
             f"{title:>14}  p50 {row['p50_ms']:.2f} ms  p90 {row['p90_ms']:.2f}  p99 {row['p99_ms']:.2f}  "
             f"({len(row['samples_ms'])} samples)"
         )
+    if got["steps"]:
+        print(f"{got['batch'] * 1e3 / got['model']['p50_ms']:.1f} tokens/s after {got['tokens']} tokens")
     memory = got["peak_memory_mb"]
     print(f"load {got['load_ms']:.0f} ms, peak memory {'unknown' if memory is None else f'{memory:.0f} MB'}")
     return 0

@@ -21,6 +21,8 @@ IGNORED = -100  # torch's cross entropy skips this label
 # and that are another token by chance; the rest stay as they are.
 TO_FIND, MASKED, SWAPPED = 0.15, 0.8, 0.1
 
+LABEL_IS_OPTIONAL = ("question-answering", "text-generation")  # no answer; a text is its own label
+
 # input name → int64 (tokens,), pixel_values float32 (3, H, W); labels → scalar or (tokens,); start/end_positions → scalar
 Example = dict[str, Any]
 
@@ -82,6 +84,7 @@ def training_examples(
         "token-classification": _tag_examples,
         "question-answering": _answer_examples,
         "fill-mask": _whole_text,
+        "text-generation": _next_tokens,
     }
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
@@ -89,7 +92,7 @@ def training_examples(
     if _several(facts):
         make = partial(_classes_example, len(facts.pipeline["labels"]))
     bare = next((item for item in items if item.label is None), None)
-    if bare is not None and facts.task != "question-answering":
+    if bare is not None and facts.task not in LABEL_IS_OPTIONAL:
         raise DataError(f"train row {bare.row + 1} has no label; fine-tuning needs one in every row")
     if facts.task == "automatic-speech-recognition":
         encoder: Any = preprocessor
@@ -111,6 +114,8 @@ def known_examples(
     """Unpadded examples of items made from `rows`, labelled where they can be, each text without a label once."""
     if facts.task == "fill-mask":
         return unlabelled_examples(preprocessor, facts, [rows[item.row]["text"] for item in items])
+    if facts.task == "text-generation":
+        return list(training_examples(preprocessor, facts, items, rows))
     told = [
         item for item in items
         if facts.task != "sentence-embedding" and (item.label is not None or facts.task == "question-answering")
@@ -133,6 +138,8 @@ def unlabelled_examples(preprocessor: Preprocessor, facts: CheckpointFacts, raws
             masking.masked(example, np.random.default_rng(zlib.crc32(example["input_ids"].tobytes())))
             for example in inputs
         ]
+    if facts.task == "text-generation":
+        return [example | {"labels": example["input_ids"].copy()} for example in inputs]
     return [example | _no_label(facts, len(example.get("input_ids", ()))) for example in inputs]
 
 
@@ -198,6 +205,11 @@ def _inputs(batch: Batch) -> list[Example]:
 
 def _whole_text(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     return {}
+
+
+def _next_tokens(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The tokens themselves: the network's own loss compares each with what was said before it."""
+    return {"labels": batch.inputs["input_ids"][window][batch.mask[window].astype(bool)].copy()}
 
 
 def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:

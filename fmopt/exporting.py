@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fmopt import generation
 from fmopt.errors import ParityError
 from fmopt.model import Graph, TorchModel, axes_of
 from fmopt.passes.base import Inputs, token_mask
@@ -33,8 +34,12 @@ def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str
     from fmopt.tidy import tidy
 
     outputs = tuple(model.facts.pipeline["outputs"])
-    program = _trace(model, example)
-    tidy(program, outputs, axes_of(model.facts.pipeline))
+    if model.facts.task == generation.TASK:
+        program, outputs = _trace_with_cache(model)
+        axes = generation.port_axes(program.graph)
+    else:
+        program, axes = _trace(model, example), axes_of(model.facts.pipeline)
+    tidy(program, outputs, axes)
     out.mkdir(parents=True, exist_ok=True)
     path = out / file_name
     weights = [value.const_value for value in program.graph.initializers.values()]
@@ -158,6 +163,18 @@ def _trace(model: TorchModel, example: Inputs) -> Any:
         config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
         net: Any = model.net
         return OnnxExporter().export(net, inputs, config=config).program
+
+
+def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
+    """The graph of a network that generates, its ports named, and the names of its outputs."""
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    inputs = generation.tracing_inputs(model.net, list(model.facts.pipeline["inputs"]))
+    with _plain_attention(model.net), quiet():
+        net: Any = model.net
+        program = OnnxExporter().export(net, inputs, config=OnnxConfig(dynamic=True, opset_version=OPSET)).program
+    generation.name_ports(program.graph)
+    return program, tuple(str(value.name) for value in program.graph.outputs)
 
 
 def _traceable(array: np.ndarray, axes: Sequence[str | int]) -> np.ndarray:

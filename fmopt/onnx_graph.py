@@ -109,6 +109,49 @@ def drop_dead(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(tensors)
 
 
+def constant_products(model: onnx.ModelProto) -> None:
+    """Write every product with constant weights as MatMul (and Add) with the weights as they are multiplied, in place.
+
+    GPT-2 has Gemm, and a head that shares the transposed table of embeddings has Transpose: quantizers see neither.
+    """
+    known, makers = weights(model), producers(model.graph)
+    nodes: list[onnx.NodeProto] = []
+    made: dict[str, str] = {}  # weights → their transposed copy
+
+    def transposed(name: str) -> str:
+        if name not in made:
+            made[name] = f"{name}.transposed"
+            model.graph.initializer.append(constant(made[name], numpy_helper.to_array(known[name]).T))
+        return made[name]
+
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] in known and _is_plain_gemm(node):
+            across = any(one.name == "transB" and one.i for one in node.attribute)
+            weight = transposed(node.input[1]) if across else node.input[1]
+            added = len(node.input) > 2 and node.input[2]
+            product = f"{node.output[0]}.product" if added else node.output[0]
+            name = node.name.replace("/Gemm", "/MatMul")
+            nodes.append(helper.make_node("MatMul", [node.input[0], weight], [product], name))
+            if added:
+                nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], f"{name}_bias"))
+            continue
+        maker = makers.get(node.input[1]) if node.op_type == "MatMul" else None
+        if maker is not None and maker.op_type == "Transpose" and _swaps_two(maker) and maker.input[0] in known:
+            node.input[1] = transposed(maker.input[0])
+        nodes.append(node)
+    replace_nodes(model.graph, nodes)
+    drop_dead(model)
+
+
+def _is_plain_gemm(node: onnx.NodeProto) -> bool:
+    told = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    return told.get("alpha", 1.0) == 1.0 and told.get("beta", 1.0) == 1.0 and not told.get("transA", 0)
+
+
+def _swaps_two(node: onnx.NodeProto) -> bool:
+    return next((list(one.ints) for one in node.attribute if one.name == "perm"), [1, 0]) == [1, 0]
+
+
 def add_opset(model: onnx.ModelProto, domain: str, version: int) -> None:
     """Declare an operator set, once."""
     if all(entry.domain != domain for entry in model.opset_import):

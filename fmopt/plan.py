@@ -13,7 +13,7 @@ from pydantic import Field
 
 from fmopt import lookup
 from fmopt.errors import PlanError
-from fmopt.model import CheckpointFacts
+from fmopt.model import CheckpointFacts, takes_length
 from fmopt.passes.distill import Distill
 from fmopt.recipe import Recipe, Step
 from fmopt.results import Frozen
@@ -114,6 +114,30 @@ def not_for_gpus(target: Target) -> tuple[Refusal, ...]:
     )
 
 
+def generation_candidates(target: Target) -> tuple[Recipe, ...]:
+    """For networks that make one token at a time, each time reading every weight: narrow weights first of all.
+
+    HQQ is left to recipes: its zero points are no whole numbers, for which ONNX Runtime has no fast kernel on a CPU.
+    """
+    tables, dynamic = Step(use="quantize_embeddings"), Step(use="quantize_dynamic")
+
+    def narrow(bits: int, block: int) -> Recipe:
+        step = Step(use="quantize_weights", options={"bits": bits, "block": block})
+        name = f"onnxruntime-weights-int{bits}-{block}"
+        return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, tables))
+
+    return (
+        _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic),
+        _int8("onnxruntime-dynamic-int8-embeddings", "onnxruntime", dynamic, tables),
+        narrow(8, 32),
+        narrow(8, 128),
+        narrow(4, 32),
+        narrow(4, 128),
+        Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
+        Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
+    )
+
+
 def make_plan(
     facts: CheckpointFacts,
     target: Target,
@@ -133,11 +157,19 @@ def make_plan(
         raise PlanError(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
         )
-    on_tensorrt = "tensorrt" in target.runtimes
-    asked = (recipe,) if recipe else tensorrt_candidates() if on_tensorrt else quick_candidates(target)
+    generates = facts.task == "text-generation"
+    on_tensorrt = "tensorrt" in target.runtimes and takes_length(facts.pipeline) and not generates
+    usual = (
+        tensorrt_candidates()
+        if on_tensorrt
+        else generation_candidates(target)
+        if generates
+        else quick_candidates(target)
+    )
+    asked = (recipe,) if recipe else usual
     refused: list[Refusal] = []
     full = (TENSORRT_BASELINE, *BASELINES) if on_tensorrt else BASELINES
-    most = int(facts.pipeline["max_length"])
+    most = int(facts.pipeline.get("max_length", 0))
     baselines = _possible(compiled_for(shape, full, most), facts, target, refused)
     if not baselines:
         raise PlanError(
@@ -288,7 +320,7 @@ def _possible(
 
 def _shrink(recipe: Recipe) -> float:
     # graph and artifact are both kept, so that a resumed run finds them
-    return {"int8": 1.0, "fp16": 1.2}.get(recipe.precision, 2.0)
+    return {"int4": 0.6, "int8": 1.0, "fp16": 1.2}.get(recipe.precision, 2.0)
 
 
 def _int8(name: str, runtime: str, *steps: Step, options: Mapping[str, Any] | None = None) -> Recipe:

@@ -127,8 +127,13 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
 
 
 def bind_dimensions(model: onnx.ModelProto, batch: int, length: int) -> None:
-    """Give every free dimension of the inputs its size: the first is the batch, the others are tokens."""
-    names: dict[str, int] = {}
+    """Give every free dimension of the inputs its size: the first is the batch, the others are tokens.
+
+    A graph with a past is bound to one step of decoding: a token after `length` - 1.
+    """
+    dims = (dim for value in model.graph.input for dim in value.type.tensor_type.shape.dim)
+    decodes = any(dim.dim_param == "past" for dim in dims)
+    names = {"batch": batch, "tokens": 1, "past": length - 1, "total": length} if decodes else {}
     for value in model.graph.input:
         for place, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.dim_value:

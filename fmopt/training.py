@@ -53,7 +53,7 @@ class Collator:
             return torch.stack(parts)
         fills: dict[str, Any] = {
             "input_ids": self.padding.get("id"), "token_type_ids": self.padding.get("type_id"), "attention_mask": 0,
-            "labels": IGNORED, "input_values": 0.0,
+            "labels": IGNORED, "input_values": 0.0, "position_ids": 0,
         }  # fmt: skip
         side = self.padding.get("side", "right")
         return pad_sequence(parts, batch_first=True, padding_value=fills[name], padding_side=side)

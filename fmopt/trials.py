@@ -17,7 +17,7 @@ import numpy as np
 from fmopt import gate, lookup, measure, probe, roofline
 from fmopt.build import Workshop, plain_steps, tool_versions
 from fmopt.data import Dataset
-from fmopt.edge import postprocess, run_batch
+from fmopt.edge import Model, timed_inputs
 from fmopt.errors import FmoptError
 from fmopt.gate import Budget
 from fmopt.model import Artifact, CheckpointFacts
@@ -197,7 +197,7 @@ def time_in_turn(run: Run, names: Sequence[str]) -> None:
         run.progress.start(f"timing {len(names)} variants in turn", measure.MIN_SAMPLES)
         try:
             samples = measure.time_in_turn(
-                {name: replay(runner, inputs) for name, runner in runners.items()},
+                {name: replay(runner, measured(run, runner, inputs)) for name, runner in runners.items()},
                 hopeless=lambda so_far: measure.certainly_slower(so_far, keep=fastest_full_precision(run, so_far)),
                 seed=request.seed,
                 progress=lambda: run.progress.step(),
@@ -239,17 +239,11 @@ def time_end_to_end(run: Run, names: Sequence[str]) -> None:
         texts = [item.raw for item in run.items("validation")[:REPLAYED_ITEMS]]
         batches = [texts[i : i + request.batch] for i in range(0, len(texts), request.batch)]
         runners = {name: run.open(name, request.threads) for name in names}
-        pipeline = dict(run.job.facts.pipeline)
+        facts = {"pipeline": dict(run.job.facts.pipeline)}
 
         def serve(runner: Runner) -> Callable[[], object]:
-            turn = itertools.cycle(batches)
-
-            def once() -> object:
-                raws = next(turn)
-                batch = run.shop.preprocessor.encode(raws)
-                return postprocess(pipeline, run_batch(pipeline, runner, batch, len(batch.owner)), batch, raws)
-
-            return once
+            turn, model = itertools.cycle(batches), Model(facts, run.shop.preprocessor, runner)
+            return lambda: model.soonest(next(turn))
 
         run.progress.start("timing end to end", measure.MIN_SAMPLES)
         try:
@@ -278,6 +272,11 @@ def latency_inputs(run: Run) -> list[dict[str, np.ndarray]]:
     return measure.latency_inputs(
         run.shop.preprocessor, raws, batch=request.batch, length=request.length, seed=request.seed
     )
+
+
+def measured(run: Run, runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
+    """What a variant is timed on: `inputs`, or for text generation one step of decoding after each."""
+    return [timed_inputs(run.job.facts.pipeline, runner, one) for one in inputs]
 
 
 def replay(runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> Callable[[], object]:
@@ -373,8 +372,12 @@ def profile(run: Run, name: str) -> list[OpTime]:
     }
 
     def make() -> list[dict[str, Any]]:
-        runtime = lookup.find("runtimes", artifact.runtime)
-        return [op.model_dump() for op in runtime.profile(artifact, latency_inputs(run)[0], request.threads)]
+        runtime, runner = lookup.find("runtimes", artifact.runtime), run.open(name, request.threads)
+        try:
+            inputs = measured(run, runner, latency_inputs(run)[:1])[0]
+        finally:
+            runner.close()
+        return [op.model_dump() for op in runtime.profile(artifact, inputs, request.threads)]
 
     return [OpTime(**op) for op in run.store.value("profile", key, make)]
 

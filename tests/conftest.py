@@ -25,7 +25,9 @@ HEADS = {
     "text-regression": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
+    "text-generation": "AutoModelForCausalLM",
 }
+DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "mistral")
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta-v2", "albert", "modernbert")
 
 # Enough different words for a vocabulary of about 200 pieces with whole words and fragments.
@@ -58,7 +60,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
     """`tiny_checkpoint(family="bert", task="text-classification")`: folder of a tiny random checkpoint, made once.
 
     Hidden 32, 2 layers, 4 heads, FFN 64, 64 positions, a vocabulary of at most 200, seed 0, fast tokenizer trained on
-    SENTENCES. `family` is one of FAMILIES, `task` one of HEADS. Copy the folder before changing anything in it.
+    SENTENCES. `family` is one of FAMILIES or DECODERS, `task` one of HEADS. Copy the folder before changing anything in it.
     """
     made: dict[tuple[str, str], Path] = {}
 
@@ -67,6 +69,26 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
             folder = tmp_path_factory.mktemp(f"{family}-{task}") / f"tiny-{family}"
             made[family, task] = write_checkpoint(folder, family, task)
         return made[family, task]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """`tiny_decoder("gpt2")`: a tiny network that generates, as a TorchModel, and its exported graph; made once."""
+    made: dict[str, Any] = {}
+
+    def make(family: str) -> Any:
+        from fmopt import exporting
+        from tests.torch_models import model_of, padded
+
+        if family not in made:
+            model = model_of(tiny_checkpoint(family, "text-generation"))
+            made[family] = (
+                model,
+                exporting.export_onnx(model, padded(model), tmp_path_factory.mktemp(f"{family}-graph")),
+            )
+        return made[family]
 
     return make
 
@@ -120,6 +142,14 @@ def tiny_config(family: str, tokenizer: Any, task: str) -> Any:
         settings |= {"type_vocab_size": 1, "max_position_embeddings": 66}  # positions start after the padding index
     if family == "mpnet":
         settings |= {"max_position_embeddings": 66}
+    if family == "opt":
+        settings |= {"ffn_dim": 64, "word_embed_proj_dim": 32}
+    if family in ("llama", "qwen2", "mistral"):
+        settings |= {"num_key_value_heads": 2}
+    if family == "mistral":
+        settings |= {"sliding_window": 8}
+    if family in DECODERS:  # random weights of the usual size give every token the same probability
+        settings |= {"initializer_range": 0.3, "init_std": 0.3}
     if family in ("electra", "albert"):
         settings |= {"embedding_size": 16}
     if family == "deberta-v2":  # as in DeBERTa-v3
@@ -142,8 +172,8 @@ def write_tokenizer(folder: Path, family: str) -> Any:
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = {"roberta": _byte_bpe, "modernbert": _byte_bpe, "xlm-roberta": _unigram, "deberta-v2": _unigram,
-             "albert": _unigram}  # fmt: skip
+    kinds = dict.fromkeys(("roberta", "modernbert", *DECODERS), _byte_bpe)
+    kinds |= dict.fromkeys(("xlm-roberta", "deberta-v2", "albert"), _unigram)
     tokenizer, special, name = kinds.get(family, _word_piece)(family)
     tokenizer.save(str(folder / "tokenizer.json"))
     facts = {"tokenizer_class": name, "model_max_length": 64, **special}
@@ -157,6 +187,8 @@ _BERT_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"
                 "mask_token": "[MASK]"}  # fmt: skip
 _ROBERTA_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
                    "mask_token": "<mask>", "cls_token": "<s>", "sep_token": "</s>"}  # fmt: skip
+
+_DECODER_TOKENS = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
 
 
 def _pair_template(tokenizer: Any, cls: str, sep: str, second_type: int, double_sep: bool = False) -> Any:
@@ -214,6 +246,7 @@ def _byte_bpe(family: str) -> tuple[Any, dict[str, Any], str]:
 
     roberta = family == "roberta"
     special = _ROBERTA_TOKENS if roberta else _BERT_TOKENS
+    special = _DECODER_TOKENS if family in DECODERS else special
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -227,6 +260,12 @@ def _byte_bpe(family: str) -> tuple[Any, dict[str, Any], str]:
         tokenizer.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]),
                                                                 add_prefix_space=False)  # fmt: skip
         return tokenizer, special, "RobertaTokenizer"
+    if family in DECODERS:
+        end = special["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{end} $A", pair=f"{end} $A $B", special_tokens=[(end, tokenizer.token_to_id(end))]
+        )
+        return tokenizer, special, "PreTrainedTokenizerFast"
     tokenizer.post_processor = _pair_template(tokenizer, "[CLS]", "[SEP]", 0)
     return tokenizer, {**special, "model_input_names": ["input_ids", "attention_mask"]}, "PreTrainedTokenizerFast"
 

@@ -60,6 +60,7 @@ ROWS = (
         "trials",
         "finetune",
         "vocabulary",
+        "untrained",
         "adapters",
         "waterfall",
         "bench_record",
@@ -70,6 +71,7 @@ ROWS = (
         "tasks",
         "runtimes",
         "exporting",
+        "generation",
         "predictions",
         "measure",
         "probe",
@@ -110,7 +112,18 @@ ROWS = (
         "scenarios",
     },
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings", "pictures", "sounds"},
-    {"errors", "lookup", "progress", "edge", "edge_image", "edge_audio", "edge_tensorrt", "several", "arguments"},
+    {
+        "errors",
+        "lookup",
+        "progress",
+        "edge",
+        "edge_image",
+        "edge_audio",
+        "edge_generation",
+        "edge_tensorrt",
+        "several",
+        "arguments",
+    },
 )
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 

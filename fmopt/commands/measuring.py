@@ -139,9 +139,26 @@ def predict(
     pair: Annotated[
         bool, typer.Option("--pair", help="The two texts are one pair (question and context, premise and hypothesis).")
     ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="Generation: tokens to add at most; 64 if left out.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Generation: of sampling; without it the likeliest is taken.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Generation: sample among so many tokens.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Generation: sample among the likeliest of this probability together."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Generation: of sampling.")] = None,
+    beams: Annotated[int | None, typer.Option("--beams", help="Generation: beam search over so many texts.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="Generation: end before this text; repeatable.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Generation: print the text while it is made.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What a bundle makes of texts, pictures or sounds."""
+    """What a bundle makes of texts, pictures or sounds; one that generates text goes on from it."""
     from fmopt import bundle as bundles
 
     raws: list[Any] = list(texts or [])
@@ -153,8 +170,18 @@ def predict(
         raws = [tuple(raws)]
     if not raws:
         raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
+    told = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+            "beams": beams, "stop": tuple(stop) if stop else None}  # fmt: skip
+    wishes = {name: value for name, value in told.items() if value is not None}
     model = bundles.load(bundle)
-    got = model([model.read(raw) for raw in raws])
+    if stream:
+        if len(raws) != 1 or as_json:
+            raise ConfigError("--stream prints one text as it is made; give one, and leave --json out")
+        for piece in model.stream(raws[0], **wishes):
+            print(piece, end="", flush=True)
+        print()
+        return
+    got = model([model.read(raw) for raw in raws], **wishes)
     answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got])
 
 

@@ -10,7 +10,14 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from fmopt.errors import ConfigError, PassError
 from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import EXTERNAL_FROM_BYTES, quiet_quantizer, read_onnx, weight_bytes, write_onnx
+from fmopt.onnx_graph import (
+    EXTERNAL_FROM_BYTES,
+    constant_products,
+    quiet_quantizer,
+    read_onnx,
+    weight_bytes,
+    write_onnx,
+)
 from fmopt.passes.base import Context
 from fmopt.target import Target
 
@@ -43,6 +50,7 @@ class QuantizeDynamic:
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write the quantized graph into `out`."""
         model = read_onnx(graph.path)
+        constant_products(model)
         path = out / graph.path.name
         out.mkdir(parents=True, exist_ok=True)
         kind = self.weights_for(ctx.target)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmopt import lookup
+from fmopt import generation, lookup
 from fmopt.errors import PassError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
@@ -99,11 +99,16 @@ class TorchRunner:
         """Outputs by name, as fp32; inputs the network does not take are ignored."""
         import torch
 
-        feed = {name: torch.from_numpy(np.asarray(inputs[name])) for name in inputs if name in self.names}
+        feed: dict[str, Any] = {
+            name: torch.from_numpy(np.asarray(inputs[name])) for name in inputs if name in self.names
+        }
         feed = {name: given.to(self.net.dtype) if given.is_floating_point() else given for name, given in feed.items()}
         with _threads(self.threads), torch.inference_mode():
+            if past := generation.cache_of(inputs, self.net.dtype):
+                feed["past_key_values"] = past
             outputs = self.net(**feed, return_dict=True)
-        return {name: value.float().numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+        found = {name: value.float().numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+        return found | generation.cache_tensors(outputs.get("past_key_values"))
 
     def close(self) -> None:
         """Forget the network."""

@@ -1,0 +1,365 @@
+"""Text generation for `edge.py`: how likely a text is, and how one goes on, by a graph with a cache of keys and values.
+
+One graph does both. It takes the tokens that are new (`input_ids` [rows, tokens]), the mask of all tokens so far, and the
+keys and values of those before, `past_key_values.N.key` and `.value` [rows, heads, past, size], and gives `logits`
+[rows, tokens, vocabulary] and `present.N.key` and `.value`, the past of the next call. A whole text with an empty past is
+scored; a prompt with an empty past and then one token at a time is generation. A runner fills an empty past in by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PAST, PRESENT = "past_key_values.", "present."
+NEW_TOKENS = 64  # made when the caller names no number
+
+
+# -------------------------------------------------------------------------------- how likely a text is
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """What a model thinks of a text: of every token but the first, given those before it, and of the token after the last."""
+
+    logs: np.ndarray  # float32 (tokens - 1,): log-probability of each token
+    greedy: np.ndarray  # int64 (tokens - 1,): the token that the model thought likeliest there
+    following: np.ndarray  # float32 (vocabulary,): log-probabilities after the text
+
+    @classmethod
+    def of(cls, prediction: np.ndarray) -> TextScores:
+        """The scores in a prediction of `postprocess`."""
+        count = int(prediction[0])
+        logs, greedy, following = np.split(prediction[1:], [count, 2 * count])
+        return cls(logs, greedy.astype(np.int64), following)
+
+    def flat(self) -> np.ndarray:
+        """One float32 vector: how many tokens are scored, then the three parts."""
+        parts = (np.array([len(self.logs)]), self.logs, self.greedy, self.following)
+        return np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
+
+
+def postprocess(
+    pipeline: Mapping[str, Any], outputs: Mapping[str, np.ndarray], batch: Any, raws: Sequence[Any]
+) -> list[np.ndarray]:
+    """The `TextScores` of every raw, flat."""
+    found = []
+    for logits, ids, mask in zip(outputs["logits"], batch.inputs["input_ids"], batch.mask.astype(bool), strict=True):
+        logits, ids = np.asarray(logits[mask], dtype=np.float32), ids[mask]
+        logs = log_softmax(logits)
+        told = logs[np.arange(len(ids) - 1), ids[1:]]
+        found.append(TextScores(told, logits[:-1].argmax(axis=1), logs[-1]).flat())
+    return found
+
+
+def difference(written: Any, got: Any) -> float:
+    """Largest difference of two predictions' log-probabilities; which token was the likeliest follows from them."""
+    before, now = (TextScores.of(np.asarray(one, dtype=np.float32)) for one in (written, got))
+    if before.logs.shape != now.logs.shape or before.following.shape != now.following.shape:
+        return float("inf")
+    gap = np.abs(np.concatenate([before.logs - now.logs, before.following - now.following]))
+    return float("inf") if np.isnan(gap).any() else float(gap.max(initial=0.0))
+
+
+def present(pipeline: Mapping[str, Any], prediction: np.ndarray, raw: Any, preprocessor: Any) -> dict[str, Any]:
+    """A text's scores for people: {"tokens", "log_likelihood", "perplexity"}; perplexity is None for a single token."""
+    logs = TextScores.of(prediction).logs.astype(np.float64)
+    perplexity = float(np.exp(-logs.mean())) if len(logs) else None
+    return {"tokens": len(logs) + 1, "log_likelihood": float(logs.sum()), "perplexity": perplexity}
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities float32 over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+# -------------------------------------------------------------------------------- how a text goes on
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a text is to go on; ValueError for a value that makes no sense."""
+
+    max_new_tokens: int = NEW_TOKENS
+    temperature: float = 0.0  # 0: always the likeliest token (greedy), or the likeliest text of `beams`
+    top_k: int = 0  # sample among so many tokens; 0: among all
+    top_p: float = 1.0  # sample among the likeliest tokens that together have this probability (Holtzman et al., 2020)
+    seed: int = 0
+    beams: int = 1
+    stop: tuple[str, ...] = ()  # the text ends before the first of these
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("beams", self.beams >= 1, "at least 1"),
+            ("beams", self.beams == 1 or self.temperature == 0, "1 when temperature is above 0"),
+            ("stop", all(self.stop), "texts that are not empty"),
+        )
+        for name, right, rule in checks:
+            if not right:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is {rule}")
+
+
+class Rows:
+    """Texts that go on together: the mask of their tokens so far, and the past of the next call."""
+
+    def __init__(self, runner: Any, prompts: Sequence[Sequence[int]], pad: int):
+        self.runner = runner
+        width = max(map(len, prompts))
+        self.ids = np.full((len(prompts), width), pad, dtype=np.int64)
+        self.mask = np.zeros((len(prompts), 0), dtype=np.int64)
+        self.past: dict[str, np.ndarray] = {}
+        self.new = np.zeros_like(self.ids)
+        for row, prompt in enumerate(prompts):  # on the left, so that all go on at the same place
+            self.ids[row, width - len(prompt) :], self.new[row, width - len(prompt) :] = prompt, 1
+
+    def logits(self) -> np.ndarray:
+        """Logits float32 [rows, vocabulary] after the tokens that were taken in."""
+        before = self.mask.sum(axis=1, keepdims=True)
+        self.mask = np.concatenate([self.mask, self.new], axis=1)
+        positions = np.maximum(before + self.new.cumsum(axis=1) - 1, 0)
+        inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions, **self.past}
+        outputs = self.runner.run(inputs)
+        self.past = past_of(outputs)
+        return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
+
+    def take(self, tokens: np.ndarray) -> None:
+        """Append one token to each row."""
+        self.ids = np.asarray(tokens, dtype=np.int64)[:, None]
+        self.new = np.ones_like(self.ids)
+
+    def choose(self, rows: np.ndarray) -> None:
+        """Go on with these rows, in this order, a row perhaps several times."""
+        self.mask = self.mask[rows]
+        self.past = {name: value[rows] for name, value in self.past.items()}
+
+
+def past_of(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The past of the next call, from the outputs of one."""
+    return {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
+
+
+def continuations(
+    runner: Any, prompts: Sequence[Sequence[int]], pipeline: Mapping[str, Any], wish: Wish
+) -> Iterator[list[int | None]]:
+    """The next token of every row, step by step; None for a row that has ended. Token by token as `generate` of
+    transformers where nothing is sampled."""
+    room = [min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt)) for prompt in prompts]
+    stops = set(pipeline.get("stop_ids", ()))
+    pad = int(pipeline["padding"]["id"])
+    draw = np.random.default_rng(wish.seed)
+    rows, ended = Rows(runner, prompts, pad), np.zeros(len(prompts), dtype=bool)
+    for step in range(max(room)):
+        logits = rows.logits()
+        tokens = logits.argmax(axis=1) if wish.temperature == 0 else sampled(logits, wish, draw)
+        ended |= np.array([step >= most for most in room])
+        ended |= np.isin(tokens, list(stops))
+        if ended.all():
+            return
+        yield [None if over else int(token) for over, token in zip(ended, tokens, strict=True)]
+        rows.take(np.where(ended, pad, tokens))
+
+
+def sampled(logits: np.ndarray, wish: Wish, draw: np.random.Generator) -> np.ndarray:
+    """One token id for each row of logits, drawn as the wish says."""
+    logs = log_softmax(logits.astype(np.float64) / wish.temperature)
+    order = np.argsort(-logs, axis=1, kind="stable")
+    shares = np.exp(np.take_along_axis(logs, order, axis=1))
+    before = shares.cumsum(axis=1) - shares
+    left = before < wish.top_p  # the one that passes the limit is among them, as in transformers
+    if wish.top_k:
+        left[:, wish.top_k :] = False
+    shares = np.where(left, shares, 0).cumsum(axis=1)
+    place = (shares <= draw.random((len(logits), 1)) * shares[:, -1:]).sum(axis=1)
+    return np.take_along_axis(order, place[:, None], axis=1)[:, 0]
+
+
+def likeliest(runner: Any, prompt: Sequence[int], pipeline: Mapping[str, Any], wish: Wish) -> list[int]:
+    """The tokens that beam search adds to one prompt: those of the best mean log-probability, as transformers has it
+    (`length_penalty` 1, `early_stopping` off)."""
+    most = min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt))
+    stops = list(pipeline.get("stop_ids", ()))
+    width = wish.beams
+    rows = Rows(runner, [prompt] * width, int(pipeline["padding"]["id"]))
+    texts: list[list[int]] = [[] for _ in range(width)]
+    scores = np.array([0.0] + [-1e9] * (width - 1), dtype=np.float32)  # one beam at first, for all are the same
+    done: list[tuple[float, list[int]]] = []
+    for length in range(1, most + 1):
+        totals = log_softmax(rows.logits()) + scores[:, None]
+        best = np.argsort(-totals, axis=None, kind="stable")[: max(2, 1 + len(stops)) * width]
+        beams, tokens = np.unravel_index(best, totals.shape)
+        values = totals.ravel()[best]
+        ends = np.isin(tokens, stops) | (length == most)
+        done += [
+            (float(values[at]) / length, [*texts[beams[at]], int(tokens[at])]) for at in np.flatnonzero(ends[:width])
+        ]
+        done = sorted(done, key=lambda one: -one[0])[:width]
+        going = np.flatnonzero(~ends)[:width]
+        # What a beam can still reach is judged by the length it has now.
+        if not len(going) or (len(done) == width and values[going[0]] / length <= done[-1][0]):
+            break
+        texts = [[*texts[beams[at]], int(tokens[at])] for at in going]
+        scores = values[going]
+        rows.choose(beams[going])
+        rows.take(tokens[going])
+    found = done[0][1] if done else texts[0]
+    return found[:-1] if found and found[-1] in stops else found
+
+
+# -------------------------------------------------------------------------------- tokens ↔ text
+
+
+class Speller:
+    """Spells a continuation while it grows, and finds where a stop string ends it."""
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str]):
+        self.decode = tokenizer.decode
+        self.prompt, self.stop = list(prompt), stop
+        self.before = len(self.decode(self.prompt))
+        self.tokens: list[int] = []
+        self.said = 0  # characters already handed out
+        self.ended = False
+
+    def text(self) -> str:
+        """The continuation so far, up to a stop string."""
+        whole = self.decode([*self.prompt, *self.tokens])[self.before :]
+        places = [place for place in (whole.find(one) for one in self.stop) if place >= 0]
+        self.ended = bool(places)
+        return whole[: min(places)] if places else whole
+
+    def take(self, token: int) -> str:
+        """What is certainly new in the text with one more token: no half character, nothing that may begin a stop string."""
+        self.tokens.append(token)
+        text = self.text()
+        if not self.ended:
+            text = text.removesuffix("\ufffd")
+            text = text[: len(text) - max((_overlap(text, one) for one in self.stop), default=0)]
+        return self._new(text)
+
+    def rest(self) -> str:
+        """What was held back."""
+        return self._new(self.text())
+
+    def _new(self, text: str) -> str:
+        new, self.said = text[self.said :], max(self.said, len(text))
+        return new
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def answer(model: Any, raws: Sequence[Any], **wishes: Any) -> list[dict[str, Any]]:
+    """How each text goes on: {"text", "tokens", "ended"}, "ended" being "stop" (a stop string or an end token) or "length".
+
+    `wishes` are fields of `Wish`. Prompts go through the graph together. ValueError for a prompt that leaves no room.
+    """
+    wish = Wish(**wishes)
+    prompts = [prompt_ids(model, raw) for raw in raws]
+    spellers = [Speller(model.preprocessor.tokenizer, prompt, wish.stop) for prompt in prompts]
+    if wish.beams > 1:
+        for speller, prompt in zip(spellers, prompts, strict=True):
+            speller.tokens = likeliest(model.runner, prompt, model.pipeline, wish)
+    else:
+        for tokens in continuations(model.runner, prompts, model.pipeline, wish):
+            for speller, token in zip(spellers, tokens, strict=True):
+                if token is not None and not speller.ended:
+                    speller.tokens.append(token)
+                    if wish.stop:
+                        speller.text()
+            if all(speller.ended or token is None for speller, token in zip(spellers, tokens, strict=True)):
+                break
+    return [_told(speller, wish, model.pipeline) for speller in spellers]
+
+
+def _told(speller: Speller, wish: Wish, pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    text = speller.text()
+    room = min(wish.max_new_tokens, int(pipeline["max_length"]) - len(speller.prompt))
+    full = len(speller.tokens) >= room and not speller.ended
+    return {"text": text, "tokens": len(speller.tokens), "ended": "length" if full else "stop"}
+
+
+def stream(model: Any, raw: Any, **wishes: Any) -> Iterator[str]:
+    """The continuation of one text, piece by piece as it is made; no beams."""
+    wish = Wish(**wishes)
+    if wish.beams > 1:
+        raise ValueError("beam search knows the text only at its end; leave beams out to stream")
+    prompt = prompt_ids(model, raw)
+    speller = Speller(model.preprocessor.tokenizer, prompt, wish.stop)
+    for (token,) in continuations(model.runner, [prompt], model.pipeline, wish):
+        piece = speller.take(int(token or 0))
+        if piece:
+            yield piece
+        if speller.ended:
+            return
+    if rest := speller.rest():
+        yield rest
+
+
+def prompt_ids(model: Any, raw: Any) -> list[int]:
+    """Token ids of a prompt; ValueError when it is no text, or fills the context."""
+    limit = int(model.pipeline["max_length"])
+    if not isinstance(raw, str):
+        raise ValueError(f"a prompt is a text, not {type(raw).__name__}")
+    ids = model.preprocessor.ids(raw)
+    if not ids:
+        raise ValueError("the prompt is empty, and this model's tokenizer begins a text with no token of its own")
+    if len(ids) >= limit:
+        raise ValueError(f"the prompt has {len(ids)} tokens and the model reads {limit} in all; shorten it")
+    return ids
+
+
+# -------------------------------------------------------------------------------- what is timed, and the command
+
+
+def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inputs of one step of decoding: the last token of `inputs`, with all before it as the past."""
+    if inputs["input_ids"].shape[1] < 2:
+        return dict(inputs)
+    before = {name: value[:, :-1] for name, value in inputs.items()}
+    last = {name: value if name == "attention_mask" else value[:, -1:] for name, value in inputs.items()}
+    return last | past_of(runner.run(before))
+
+
+def soonest(model: Any, raws: Sequence[Any]) -> list[int | None]:
+    """The first token that goes on with each text, cut where the context ends: what the time to first token is taken of."""
+    room = int(model.pipeline["max_length"]) - 1
+    prompts = [model.preprocessor.ids(raw)[:room] for raw in raws]
+    return next(continuations(model.runner, prompts, model.pipeline, Wish(max_new_tokens=1)), [None] * len(prompts))
+
+
+def in_two_steps(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Logits of whole texts as generation gets them: the second half by the past that the first half left."""
+    half = inputs["input_ids"].shape[1] // 2
+    if not half:
+        return {"logits": runner.run(inputs)["logits"]}
+    first = runner.run({name: value[:, :half] for name, value in inputs.items()})
+    rest = {name: value if name == "attention_mask" else value[:, half:] for name, value in inputs.items()}
+    second = runner.run(rest | past_of(first))
+    return {"logits": np.concatenate([first["logits"], second["logits"]], axis=1)}
+
+
+def add_arguments(parser: Any) -> None:
+    """What `run.py predict` takes beside prompts."""
+    parser.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, help=f"tokens to add at most ({NEW_TOKENS})")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest (0)")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among so many tokens; 0: all (0)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest of this probability (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling (0)")
+    parser.add_argument("--beams", type=int, default=1, help="beam search over so many texts (1)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--stream", action="store_true", help="print the text while it is made")
+
+
+def wishes_of(asked: Any) -> dict[str, Any]:
+    """The fields of `Wish` in parsed arguments."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "beams")
+    return {**{name: getattr(asked, name) for name in names}, "stop": tuple(asked.stop)}

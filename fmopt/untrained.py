@@ -1,0 +1,103 @@
+"""Networks with random weights whose tokenizer is made of the data: an entry of `models/` with source = "config" and a
+[tokenizer], which `finetune` trains from the start where no pretrained checkpoint is at hand.
+
+    source = "config"
+    task = "text-generation"
+    [config]                  # as config.json: model_type and sizes
+    model_type = "gpt2"
+    [tokenizer]               # trained on the texts of the data's train split
+    kind = "byte-bpe"
+    size = 4096               # tokens, the special ones included
+    [finetune]                # what `fmopt finetune` uses where the command says nothing
+    epochs = 4
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmopt import lookup
+from fmopt.errors import CheckpointError, ConfigError
+from fmopt.model import quiet
+from fmopt.tokenizer import TOKENIZER
+
+END = "<|endoftext|>"  # begins every text, as in GPT-2, so that its first word is predicted too; pads, and ends a text
+
+
+def read_entry(model: str) -> dict[str, Any] | None:
+    """The entry of `models/` called `model` when it describes an untrained network with a tokenizer to be made, else None."""
+    path = lookup.data_folder("models") / f"{model}.toml"
+    if Path(model).name != model or not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        entry = tomllib.load(stream)
+    return entry if entry.get("source") == "config" and "tokenizer" in entry else None
+
+
+def write_untrained(entry: Mapping[str, Any], texts: Sequence[str], cache: Path, name: str, seed: int = 0) -> Path:
+    """The checkpoint folder of `entry` below `cache`: made once for the same entry, texts and seed. Returns the folder."""
+    told = json.dumps([entry.get("config"), entry.get("tokenizer"), seed], sort_keys=True)
+    key = hashlib.sha256(told.encode())
+    for text in texts:
+        key.update(text.encode("utf8", "surrogatepass") + b"\0")
+    place = cache / "untrained" / key.hexdigest()[:16] / name
+    if not place.is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
+            out = Path(scratch) / name
+            out.mkdir()
+            ids = _write_tokenizer(entry["tokenizer"], texts, out)
+            _write_network(entry, ids, out, seed)
+            if not place.is_dir():
+                shutil.move(out, place)
+    return place
+
+
+def _write_network(entry: Mapping[str, Any], ids: Mapping[str, int], out: Path, seed: int) -> None:
+    """config.json and random weights of the entry's task."""
+    import torch
+    import transformers
+
+    settings = {**entry["config"], **ids}
+    kind = settings.pop("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        near = lookup.did_you_mean(str(kind), transformers.CONFIG_MAPPING)
+        raise ConfigError(f"transformers does not know model_type {kind!r}{near}")
+    loader: Any = getattr(transformers, lookup.find("tasks", entry["task"]).auto_class)
+    with torch.random.fork_rng(devices=[]), quiet(transformers.utils.logging):
+        torch.manual_seed(seed)
+        loader.from_config(transformers.AutoConfig.for_model(kind, **settings)).save_pretrained(out)
+
+
+def _write_tokenizer(told: Mapping[str, Any], texts: Iterable[str], out: Path) -> dict[str, int]:
+    """A byte-level BPE tokenizer (Sennrich et al., 2016; bytes as in GPT-2) in `out`; the ids that a config must name."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    if told.get("kind") != "byte-bpe":
+        raise ConfigError(f"a tokenizer of kind {told.get('kind')!r} cannot be trained; there is byte-bpe")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=int(told["size"]), special_tokens=[END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    end = int(tokenizer.token_to_id(END) or 0)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END} $A", pair=f"{END} $A $B", special_tokens=[(END, end)]
+    )
+    if tokenizer.get_vocab_size() < 300:
+        raise CheckpointError("the texts give a vocabulary of bytes alone; give a train split of some thousand words")
+    tokenizer.save(str(out / TOKENIZER))
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END)
+    facts = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    (out / "tokenizer_config.json").write_text(json.dumps(facts, indent=1))
+    return {"vocab_size": tokenizer.get_vocab_size(), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
