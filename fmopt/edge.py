@@ -81,7 +81,7 @@ FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 #     read_raw(text) -> raw            what an argument of `run.py predict` means; else the text itself
 #     run(runner, batch, most)         when one pass through the graph is not enough; else `run_rows`
 #     difference(written, got)         of a golden prediction; else `difference`
-PARTS: dict[str, str] = {"image-classification": "edge_image"}
+PARTS: dict[str, str] = {"image-classification": "edge_image", "image-segmentation": "edge_image"}
 
 
 class EdgeError(Exception):
@@ -702,6 +702,19 @@ class Model:
         shown = [present(self.pipeline, *pair, self.preprocessor) for pair in made]
         return shown if isinstance(raw, list) else shown[0]
 
+    def told(self, arguments: Sequence[Any]) -> tuple[list[Any], list[str]]:
+        """What people read for each argument of a command, None for one that cannot be read; and a line for each of those."""
+        shown, problems = [], []
+        for number, argument in enumerate(arguments, start=1):
+            try:
+                raw = read_raw(self.pipeline["task"], argument)
+                (prediction,) = Model.predict(self, [raw])
+                shown.append(present(self.pipeline, prediction, raw, self.preprocessor))
+            except EdgeError as error:
+                shown.append(None)
+                problems.append(f"item {number}: {str(error).removeprefix('item 1: ')}")
+        return shown, problems
+
     def close(self) -> None:
         """Give back memory and threads."""
         self.runner.close()
@@ -1130,12 +1143,14 @@ def _predict(folder: Path, asked: argparse.Namespace) -> int:
     raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
     if not raws:
         raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
-    shown = load(folder, asked.threads)([read_raw(task, raw) for raw in raws])
+    shown, problems = load(folder, asked.threads).told(raws)
     if asked.json:
         print(json.dumps(shown, ensure_ascii=False))
     else:
-        print("\n".join(json.dumps(one, ensure_ascii=False) for one in shown))
-    return 0
+        print("\n".join(json.dumps(one, ensure_ascii=False) for one in shown if one is not None))
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if problems else 0
 
 
 def _raws(asked: argparse.Namespace, *, pairs: bool) -> Iterator[Raw]:

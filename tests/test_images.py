@@ -26,7 +26,7 @@ from fmopt.runtimes.onnxruntime import RUNTIME
 from fmopt.source import resolve
 from fmopt.tasks.image_classification import TASK
 from tests.torch_models import model_of
-from tests.vision_models import NAMES, SIZES, picture, picture_rows, write_vision
+from tests.vision_models import CLASSIFIERS, NAMES, picture, picture_rows, write_vision
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def inputs_of(facts, raws):
     return dict(open_preprocessor(facts.folder, dict(facts.pipeline)).encode(raws).inputs)
 
 
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("family", CLASSIFIERS)
 def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what the network says."""
     folder = tiny(family)
@@ -79,6 +79,38 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
 
 def _site() -> str:
     return ":".join(path for path in sys.path if "site" in path)
+
+
+def test_segmentation_goes_the_whole_road_from_random_weights(tiny, tmp_path):
+    """Trained on arrays of pictures and masks, exported, quantized; the bundle's map is the network's, in the picture's size."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 24), ("validation", 8), ("test", 8)):
+        masks = np.zeros((count, 32, 32), dtype=np.uint8)
+        for mask in masks:
+            top, left = draw.integers(0, 20, 2)
+            mask[top : top + 12, left : left + 12] = 1
+        images = np.clip(draw.normal(60 + 130 * masks, 15), 0, 255).astype(np.uint8)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        np.savez(tmp_path / "data" / f"{split}.npz", images=images, masks=masks)
+    record = api.finetune(
+        tiny("segformer"), tmp_path / "data", tmp_path / "ckpt", task="image-segmentation", epochs=6, batch=4,
+        learning_rate=3e-3, augment=["mirror", "shift"],
+    )  # fmt: skip
+    assert record["metric"] == "Dice"
+    assert record["value"] > 0.8
+    facts = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
+    assert facts.pipeline["labels"] == ["LABEL_0", "LABEL_1"]
+    shown = picture(3, size=(50, 40))
+    net = checkpoint.load(facts).net
+    logits = exporting.torch_outputs(net, inputs_of(facts, [shown]), ["logits"])["logits"]
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(logits), size=(40, 50), mode="bilinear", align_corners=False
+    )
+    for precision, allowed in (("fp32", 0.001), ("int8", 0.1)):
+        out = api.export(tmp_path / "ckpt", tmp_path / precision, precision=precision, data=tmp_path / "data")
+        (got,) = fmopt.load(out).predict([shown])
+        assert got.shape == (40, 50)
+        assert (got != wanted[0].argmax(0).numpy()).mean() <= allowed
 
 
 def test_a_picture_has_no_tokens_and_always_one_size(tiny):
@@ -178,7 +210,9 @@ def test_bad_checkpoints_and_data_are_told_in_one_line(tmp_path, tiny):
     (folder / "preprocessor_config.json").write_text(json.dumps({**told, "size": {"height": 64, "width": 64}}))
     with pytest.raises(CheckpointError, match="makes pictures of 64 × 64 and the network takes 32 × 32"):
         checkpoint.inspect(resolve(str(folder)))
-    (folder / "preprocessor_config.json").write_text("{}")
+    (folder / "preprocessor_config.json").write_text(json.dumps({**told, "size": {"shortest_edge": 32}}))
+    with pytest.raises(CheckpointError, match="makes pictures of different sizes"):
+        checkpoint.inspect(resolve(str(folder)))
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no image processor \(no preprocessor_config.json\)"):
         checkpoint.inspect(resolve(str(folder)))

@@ -153,9 +153,12 @@ def predict(
         raws = [tuple(raws)]
     if not raws:
         raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
-    model = bundles.load(bundle)
-    got = model([model.read(raw) for raw in raws])
-    answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got])
+    got, problems = bundles.load(bundle).told(raws)
+    answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got if one is not None])
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(2)
 
 
 def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], as_json: Json = False) -> None:
