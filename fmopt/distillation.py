@@ -462,12 +462,14 @@ class _Lesson:
         return losses.logit_loss(answers, wished, self.temperature, self.kind)
 
     def _vectors(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        assert mask is not None  # only texts are pooled
         return losses.pooled(states, mask, self.pipeline.get("pooling", "mean"))
 
     def _answers(self, outputs: list[torch.Tensor], mask: torch.Tensor | None) -> list[torch.Tensor]:
         """Logits, those of padding out of reach where tokens compete (question answering)."""
         if self.pipeline["task"] != "question-answering":
             return outputs
+        assert mask is not None
         return [logits.masked_fill(~mask, losses.FAR_BELOW) for logits in outputs]
 
 

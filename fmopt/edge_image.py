@@ -93,7 +93,7 @@ def pixel_values(image: Any, steps: Mapping[str, Any]) -> np.ndarray:
     pixels = np.asarray(image)
     if steps["crop"]:
         pixels = _cropped(pixels, *steps["crop"])
-    values = pixels.astype(np.float32)
+    values: Any = pixels.astype(np.float32)
     if steps["rescale"] is not None:
         values = (pixels.astype(np.float64) * steps["rescale"]).astype(np.float32)
     if steps["mean"] is not None:

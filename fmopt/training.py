@@ -60,7 +60,7 @@ def augmented(example: Example, ways: Sequence[str], draw: np.random.Generator) 
     """The example of a picture as one of another picture of the same: "mirror" every second one, "shift" by up to an eighth
     of its size (He et al., 2016, for CIFAR-10). Where nothing is, pixels are 0 and classes of pixels are not known."""
     changed = {"pixel_values": example["pixel_values"]}
-    if np.ndim(example.get("labels")) == 2:
+    if np.ndim(example.get("labels", 0)) == 2:
         changed["labels"] = example["labels"]
     mirror = "mirror" in ways and draw.random() < 0.5
     height, width = example["pixel_values"].shape[1:]

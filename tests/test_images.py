@@ -22,6 +22,8 @@ from fmopt.finetune import finetune
 from fmopt.model import axes_of, static_shape, takes_length
 from fmopt.optimal_brain import collect as collect_products
 from fmopt.optimal_brain import sublayers
+from fmopt.plan import make_plan
+from fmopt.probe import load_target
 from fmopt.runtimes.onnxruntime import RUNTIME
 from fmopt.source import resolve
 from fmopt.tasks.image_classification import TASK
@@ -226,3 +228,14 @@ def test_bad_checkpoints_and_data_are_told_in_one_line(tmp_path, tiny):
         load_data(str(tmp_path / "d.csv"), TASK, facts)
     with pytest.raises(ConfigError, match="--augment shif: there is no such change; did you mean 'shift'"):
         api.finetune(tiny("vit"), tmp_path / "d.csv", tmp_path / "out", augment=["shif"])
+
+
+def test_candidates_that_need_a_table_of_words_are_refused_with_the_reason(tiny):
+    facts = checkpoint.inspect(resolve(str(tiny("vit"))))
+    shape = static_shape(facts.pipeline, 1, None)
+    plan = make_plan(facts, load_target("x86-avx512-vnni"), effort="quick", shape=shape)
+    assert {refused.recipe: refused.reason for refused in plan.refused if refused.recipe.endswith("embeddings")} == {
+        f"onnxruntime-{kind}-int8-embeddings": "images are not looked up in a table" for kind in ("dynamic", "static")
+    }
+    compiled = [recipe.options["shape"] for recipe in plan.baselines if recipe.runtime == "openvino"]
+    assert compiled == [[1, 3, 32, 32]]

@@ -22,7 +22,7 @@ class TextClassification:
 
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
-    architectures = ("ForSequenceClassification",)
+    architectures: tuple[str, ...] = ("ForSequenceClassification",)
     columns: Mapping[str, tuple[str, ...]] = {
         "text": ("text", "sentence1", "premise", "question1", "question", "sentence", "content", "utterance", "review"),
         "text_pair": ("text_pair", "sentence2", "hypothesis", "question2", "sentence"),
