@@ -33,13 +33,6 @@ PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokeni
 class Bundle(edge.Model):
     """An opened bundle: `bundle("a text")` or `bundle([raw, raw])`; raises FmoptErrors only."""
 
-    def read(self, told: Any) -> Any:
-        """The raw that an argument of the command means: a text itself, the bytes of a picture's or sound's file."""
-        try:
-            return edge.read_raw(self.pipeline["task"], told)
-        except edge.EdgeError as error:
-            raise DataError(str(error)) from error
-
     def predict(self, raws: Sequence[Raw], batch_size: int = 1) -> list[Any]:
         """Predictions as they are judged (see `edge.postprocess`); DataError on a raw the task cannot read."""
         try:
@@ -333,6 +326,7 @@ USAGE = {
         "how it goes on; --max-new-tokens, --temperature, --stream and more: see --help",
     ),
     "image-classification": ("picture.png", "its label with scores"),
+    "image-segmentation": ("picture.png", "the class of every pixel"),
 }
 
 

@@ -28,11 +28,15 @@ from fmopt.tasks.base import Task, name_key
 BUILTIN = "builtin:pydoc"
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?::[\w.-]+)?")
 LABELS = frozenset(
-    {"label", "tags", "score", "answers", "answer_starts", "transcript"}
+    {"label", "tags", "score", "answers", "answer_starts", "mask", "transcript"}
 )  # roles that judge; the others are read
 LISTS = frozenset({"tokens", "tags"})  # roles that hold a value per word
 # Roles that hold a file: how an array becomes one, and what is wrong with one that cannot be read.
-FILES = {"image": (pictures.png_file, pictures.problem), "audio": (sounds.wav_file, sounds.problem)}
+FILES = {
+    "image": (pictures.png_file, pictures.problem),
+    "mask": (pictures.png_file, pictures.problem),
+    "audio": (sounds.wav_file, sounds.problem),
+}
 CLASSES = {"label": ("", "label", "labels", "intents", "classes"), "tags": ("", "tags", "ner_tags", "labels")}
 
 CALIBRATION, VALIDATION = 0.25, 0.25  # shares of a table without splits; the rest judges

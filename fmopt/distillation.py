@@ -29,7 +29,7 @@ from fmopt import distillation_losses as losses
 from fmopt import several
 from fmopt.edge import Preprocessor, open_preprocessor
 from fmopt.errors import PassError
-from fmopt.examples import IGNORED, Example, unlabelled_examples
+from fmopt.examples import IGNORED, Example, FileExamples, unlabelled_examples
 from fmopt.fake_quantize import load_rounding, save_rounding
 from fmopt.families.base import Family
 from fmopt.model import CheckpointFacts, TorchModel, quiet
@@ -72,7 +72,9 @@ def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
         raise PassError("distill: there is no teacher here; run it from a recipe of `fmopt optimize`")
     teacher = ctx.teacher(options.teacher)
     _require_fit(teacher.facts, model.facts)
-    examples = [*ctx.examples(), *_unlabelled(options.unlabelled, model.facts)]
+    examples = ctx.examples()
+    if options.unlabelled is not None:
+        examples = [*examples, *_unlabelled(options.unlabelled, model.facts)]
     if len(examples) < 2:
         raise PassError("distill: there are no texts to train on; give data with a train split, or `unlabelled`")
     bf16 = has_bf16() if options.bf16 is None else options.bf16
@@ -92,16 +94,17 @@ def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
 
 
 def _require_fit(teacher: CheckpointFacts, student: CheckpointFacts) -> None:
-    """PassError unless both make the same kind of outputs of the same token ids."""
+    """PassError unless both make the same kind of outputs of the same token ids, or of the same pictures."""
     if teacher.digest == student.digest:
         return
-    ours, theirs = (
-        Preprocessor(facts.folder / TOKENIZER, dict(facts.pipeline)).tokenizer.get_vocab()
-        for facts in (student, teacher)
-    )
-    same = ("task", "labels", "multi_label", "pooling")
+    same = ("task", "labels", "multi_label", "pooling", "image")
     wrong = [name for name in same if teacher.pipeline.get(name) != student.pipeline.get(name)]
-    wrong += ["vocabulary"] if ours != theirs else []
+    if student.modality == teacher.modality == "text":
+        ours, theirs = (
+            Preprocessor(facts.folder / TOKENIZER, dict(facts.pipeline)).tokenizer.get_vocab()
+            for facts in (student, teacher)
+        )
+        wrong += ["vocabulary"] if ours != theirs else []
     if wrong:
         raise PassError(
             f"distill: the teacher {teacher.source.title} has another {' and '.join(wrong)} than the student; "
@@ -109,10 +112,12 @@ def _require_fit(teacher: CheckpointFacts, student: CheckpointFacts) -> None:
         )
 
 
-def _unlabelled(path: str | None, facts: CheckpointFacts) -> list[Example]:
+def _unlabelled(path: str, facts: CheckpointFacts) -> list[Example]:
     """Examples of a text file, one text a line; a tab in a line parts the two texts of a pair."""
-    if path is None:
-        return []
+    if facts.modality != "text":
+        raise PassError(
+            f"distill: unlabelled texts are of no use to a model that reads {facts.modality}s; leave them out"
+        )
     try:
         lines = [line.strip() for line in Path(path).read_text("utf8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -171,7 +176,7 @@ def _train(
     """
     transformers.set_seed(seed)  # before the projection gets its random weights
     cuda = torch.cuda.is_available()
-    collate = Collator(dict(model.facts.pipeline["padding"]))
+    collate = Collator(dict(model.facts.pipeline.get("padding", {})))
     lesson = _lesson(model, teacher, options, collate(examples[:MATCHED_ITEMS]))
     schedule = _Schedule(examples, options.batch_size, options.epochs, seed)
     watch = _Watch(options, progress, deadline)
@@ -221,6 +226,8 @@ def _kept_outputs(
     lesson, device = trainer.lesson, trainer.args.device
     if not lesson.kinds or teacher.task == "fill-mask":  # a whole vocabulary for every token is never cheaper to read
         return None
+    if isinstance(examples, FileExamples):
+        return None
     inputs = [name for name in examples[0] if name not in LABELS]
     about = {"kinds": lesson.kinds, "layers": lesson.teacher.layers, "related": lesson.teacher.related,
              "pooling": teacher.pipeline.get("pooling"), "bf16": trainer.args.bf16, "device": device.type}  # fmt: skip
@@ -258,6 +265,11 @@ def _train_along(
     _train(learner, load_facts(teacher), examples, options, bf16, work, seed, lambda text: None)
 
 
+def _mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Bool [B, n], True on tokens that are no padding; None where nothing is padded."""
+    return inputs["attention_mask"].bool() if "attention_mask" in inputs else None
+
+
 class _Schedule(torch.utils.data.Dataset[Example]):
     """Examples of all epochs in the order of training, so that a resumed run needs no generator to find its place.
 
@@ -267,7 +279,9 @@ class _Schedule(torch.utils.data.Dataset[Example]):
 
     def __init__(self, examples: Sequence[Example], batch_size: int, epochs: float, seed: int) -> None:
         self.examples, self.batch_size = examples, min(batch_size, len(examples))
-        lengths = np.array([len(example["input_ids"]) for example in examples])
+        lengths = np.zeros(len(examples), dtype=np.int64)
+        if not isinstance(examples, FileExamples):  # those have one size, and need not be decoded to tell it
+            lengths = np.array([len(example["input_ids"]) for example in examples])
         rng = np.random.default_rng(seed)
         per_epoch = len(examples) // self.batch_size
         epoch_orders = [self._epoch(lengths, per_epoch, rng) for _ in range(math.ceil(epochs))]
@@ -314,7 +328,7 @@ class _Trainer(transformers.Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """The weighted sum; the signature is the Trainer's."""
         labels = {name: inputs.pop(name) for name in LABELS if name in inputs}
-        mask = inputs["attention_mask"].bool()
+        mask = _mask(inputs)
         if self.kept is not None:
             wanted = self.kept.told(inputs.pop(KEPT))
         else:
@@ -409,7 +423,7 @@ class _Lesson:
         """What the losses need of the teacher; nothing where labels alone teach."""
         return tuple(sorted({TELLS[name] for name, weight in self.weights.items() if weight and name in TELLS}))
 
-    def told(self, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor) -> Told:
+    def told(self, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> Told:
         """What the teacher says of a batch, by kind."""
         if not self.kinds:
             return {}
@@ -418,12 +432,14 @@ class _Lesson:
             seen["vectors"] = [self._vectors(seen["outputs"][0], mask)]
         return {kind: seen[kind] for kind in self.kinds}
 
-    def loss(self, got: Any, wanted: Told, mask: torch.Tensor, labels: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss(
+        self, got: Any, wanted: Told, mask: torch.Tensor | None, labels: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         """The weighted sum for one batch; `mask` is bool [B, n]."""
         terms = {name: weight for name, weight in self.weights.items() if weight}
         return torch.stack([w * self._term(name, got, wanted, mask, labels) for name, w in terms.items()]).sum()
 
-    def _term(self, name: str, got: Any, wanted: Told, mask: torch.Tensor, labels: Any) -> torch.Tensor:
+    def _term(self, name: str, got: Any, wanted: Told, mask: torch.Tensor | None, labels: Any) -> torch.Tensor:
         if name == "hidden":
             return losses.hidden_loss(got["hidden"], wanted["hidden"], mask)
         if name == "relations":
@@ -445,13 +461,15 @@ class _Lesson:
             answers, wished = ([logits[mask] for logits in part] for part in (answers, wished))
         return losses.logit_loss(answers, wished, self.temperature, self.kind)
 
-    def _vectors(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _vectors(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        assert mask is not None  # only texts are pooled
         return losses.pooled(states, mask, self.pipeline.get("pooling", "mean"))
 
-    def _answers(self, outputs: list[torch.Tensor], mask: torch.Tensor) -> list[torch.Tensor]:
+    def _answers(self, outputs: list[torch.Tensor], mask: torch.Tensor | None) -> list[torch.Tensor]:
         """Logits, those of padding out of reach where tokens compete (question answering)."""
         if self.pipeline["task"] != "question-answering":
             return outputs
+        assert mask is not None
         return [logits.masked_fill(~mask, losses.FAR_BELOW) for logits in outputs]
 
 
@@ -462,7 +480,7 @@ def _lesson(model: TorchModel, teacher: TorchModel, options: Distill, batch: dic
     states, taught_states = (_all_layers(part.net, inputs) for part in (model, teacher))
     widths = [states[0].shape[-1], taught_states[0].shape[-1]]
     projection = nn.Identity() if widths[0] == widths[1] else nn.Linear(widths[0], widths[1])
-    matched = losses.matched_layers(states, taught_states, inputs["attention_mask"].bool())
+    matched = losses.matched_layers(states, taught_states, _mask(inputs))
     student = _View(model.net, outputs, range(len(states)), projection)
     taught = _View(teacher.net.requires_grad_(False), outputs, matched, nn.Identity())
     names = [_last_projections(part.net, part.family) for part in (model, teacher)]

@@ -1,6 +1,7 @@
 """What a student is told by its teacher: losses between two views of one batch.
 
-Shapes: B rows, n tokens, C classes, w features. `mask` is bool [B, n], True on tokens that are no padding. Every loss is a
+Shapes: B rows, n tokens, C classes, w features. `mask` is bool [B, n], True on tokens that are no padding, or None where
+nothing is padded. Every loss is a
 scalar in float32, about 1 for a student that knows nothing, so that weights mean the same for every network.
 """
 
@@ -63,19 +64,20 @@ def _soft_divergence(got: torch.Tensor, wanted: torch.Tensor, temperature: float
     return divergence * temperature**2
 
 
-def hidden_loss(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+def hidden_loss(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
     """Mean over layers of ‖student − teacher‖² / ‖teacher‖² of the tokens' states [B, n, w] (layers as in CoFi, Xia et
     al., 2022; relative, because a pre-norm network's states grow with depth)."""
     parts = [_relative_error(a, b, mask) for a, b in zip(got, wanted, strict=True)]
     return torch.stack(parts).mean()
 
 
-def _relative_error(got: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return ((got - wanted)[mask] ** 2).sum() / (wanted[mask] ** 2).sum().clamp(min=1e-12)
+def _relative_error(got: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    inside = slice(None) if mask is None else mask
+    return ((got - wanted)[inside] ** 2).sum() / (wanted[inside] ** 2).sum().clamp(min=1e-12)
 
 
 def relation_loss(
-    got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], mask: torch.Tensor, heads: int
+    got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], mask: torch.Tensor | None, heads: int
 ) -> torch.Tensor:
     """KL between attention-like relations of queries, of keys and of values [B, n, w] among themselves.
 
@@ -86,17 +88,21 @@ def relation_loss(
     return torch.stack(parts).mean()
 
 
-def _relation_divergence(got: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor, heads: int) -> torch.Tensor:
+def _relation_divergence(
+    got: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor | None, heads: int
+) -> torch.Tensor:
     got, wanted = (_relations(x, mask, heads) for x in (got, wanted))
     per_token = F.kl_div(got, wanted, log_target=True, reduction="none").sum(-1)  # [B, heads, n]
-    return per_token.transpose(1, 2)[mask].mean()
+    return per_token.transpose(1, 2)[slice(None) if mask is None else mask].mean()
 
 
-def _relations(states: torch.Tensor, mask: torch.Tensor, heads: int) -> torch.Tensor:
+def _relations(states: torch.Tensor, mask: torch.Tensor | None, heads: int) -> torch.Tensor:
     """Log of softmax(x·xᵀ/√d) per relation head, [B, heads, n, n]; padding is related to nothing."""
     parts = states.unflatten(-1, (heads, -1)).transpose(1, 2)
     scores = parts @ parts.transpose(-1, -2) / parts.shape[-1] ** 0.5
-    return scores.masked_fill(~mask[:, None, None, :], FAR_BELOW).log_softmax(-1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None, :], FAR_BELOW)
+    return scores.log_softmax(-1)
 
 
 def relation_heads(widths: Sequence[int], most: int) -> int:
@@ -136,7 +142,9 @@ def pooled(states: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
     return (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
-def matched_layers(students: Sequence[torch.Tensor], teachers: Sequence[torch.Tensor], mask: torch.Tensor) -> list[int]:
+def matched_layers(
+    students: Sequence[torch.Tensor], teachers: Sequence[torch.Tensor], mask: torch.Tensor | None
+) -> list[int]:
     """For every student layer the teacher layer whose states it should have: the nearest ones, in order, last to last.
 
     A student made by dropping layers finds those it kept. Where widths differ, or the student has no fewer layers, the

@@ -93,6 +93,7 @@ PARTS: dict[str, str] = {
     "audio-classification": "edge_audio",
     "automatic-speech-recognition": "edge_audio",
     "text-generation": "edge_generation",
+    "image-segmentation": "edge_image",
 }
 
 
@@ -742,16 +743,20 @@ class Model:
         A `pathlib.Path` stands for the bytes of that file. `wishes` are what the task's part takes, such as max_new_tokens.
         """
         raws = [_file_bytes(one) if isinstance(one, Path) else one for one in (raw if isinstance(raw, list) else [raw])]
+        shown = self._shown(raws, wishes)
+        return shown if isinstance(raw, list) else shown[0]
+
+    def _shown(self, raws: Sequence[Raw], wishes: Mapping[str, Any]) -> list[Any]:
         part = part_of(self.pipeline["task"])
+        if not raws:
+            return []
         if hasattr(part, "answer"):
             with _explained():
-                shown = part.answer(self, raws, **wishes) if raws else []
-        elif wishes:
+                return list(part.answer(self, raws, **wishes))
+        if wishes:
             raise EdgeError(f"{self.pipeline['task']} takes no {', '.join(wishes)}")
-        else:
-            made = zip(self.predict(raws), raws, strict=True) if raws else []
-            shown = [present(self.pipeline, *pair, self.preprocessor) for pair in made]
-        return shown if isinstance(raw, list) else shown[0]
+        made = Model.predict(self, raws)  # not a subclass's, which may refuse by errors of its own
+        return [present(self.pipeline, *pair, self.preprocessor) for pair in zip(made, raws, strict=True)]
 
     def stream(self, raw: Any, **wishes: Any) -> Iterator[Any]:
         """The answer to one raw in pieces, as they are made; EdgeError for a task that answers at once."""
@@ -760,6 +765,18 @@ class Model:
             raise EdgeError(f"{self.pipeline['task']} answers at once; there is nothing to stream")
         with _explained():
             yield from part.stream(self, raw, **wishes)
+
+    def told(self, arguments: Sequence[Any], **wishes: Any) -> tuple[list[Any], list[str]]:
+        """What people read for each argument of a command, None for one that cannot be read; and a line for each of those."""
+        shown, problems = [], []
+        for number, argument in enumerate(arguments, start=1):
+            try:
+                raw = read_raw(self.pipeline["task"], argument)
+                shown += self._shown([raw], wishes)
+            except EdgeError as error:
+                shown.append(None)
+                problems.append(f"item {number}: {str(error).removeprefix('item 1: ')}")
+        return shown, problems
 
     def close(self) -> None:
         """Give back memory and threads."""
@@ -1204,21 +1221,22 @@ def _predict(folder: Path, asked: argparse.Namespace) -> int:
     raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
     if not raws:
         raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
-    raws = [read_raw(task, raw) for raw in raws]
     part = part_of(task)
     wishes = part.wishes_of(asked) if hasattr(part, "wishes_of") else {}
     model = load(folder, asked.threads)
     if getattr(asked, "stream", False):
-        for piece in _one_streamed(model, raws, wishes):
+        for piece in _one_streamed(model, [read_raw(task, raw) for raw in raws], wishes):
             print(piece, end="", flush=True)
         print()
         return 0
-    shown = model(raws, **wishes)
+    shown, problems = model.told(raws, **wishes)
     if asked.json:
         print(json.dumps(shown, ensure_ascii=False))
     else:
-        print("\n".join(json.dumps(one, ensure_ascii=False) for one in shown))
-    return 0
+        print("\n".join(json.dumps(one, ensure_ascii=False) for one in shown if one is not None))
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if problems else 0
 
 
 def _one_streamed(model: Model, raws: Sequence[Raw], wishes: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fmopt import pictures
 from fmopt.edge import Batch, EdgeError, Preprocessor
 from fmopt.errors import ConfigError, DataError
 from fmopt.model import CheckpointFacts
@@ -32,6 +33,9 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
     Names in the data are sorted, "O" first among tags; ids become LABEL_0, LABEL_1, … as in transformers.
     """
+    if task == "image-segmentation":
+        maps = (pictures.class_map(row["mask"]) for row in rows if row.get("mask") is not None)
+        return [f"LABEL_{number}" for number in range(1 + max(int(each[each != 255].max(initial=1)) for each in maps))]
     if not task.endswith("-classification"):
         return []
     role = "tags" if task == "token-classification" else "label"
@@ -75,29 +79,10 @@ def training_examples(
 
     Those for fill-mask are whole texts without labels: `Masking` makes both, anew for every batch.
     """
-    makers: dict[str, Callable[..., Example]] = {
-        "text-classification": _class_example,
-        "image-classification": _class_example,
-        "audio-classification": _class_example,
-        "automatic-speech-recognition": _spelled_example,
-        "text-regression": _number_example,
-        "token-classification": _tag_examples,
-        "question-answering": _answer_examples,
-        "fill-mask": _whole_text,
-        "text-generation": _next_tokens,
-    }
-    if facts.task not in makers:
-        raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
-    make = makers[facts.task]
-    if _several(facts):
-        make = partial(_classes_example, len(facts.pipeline["labels"]))
+    make = _maker(preprocessor, facts, items)
     bare = next((item for item in items if item.label is None), None)
     if bare is not None and facts.task not in LABEL_IS_OPTIONAL:
         raise DataError(f"train row {bare.row + 1} has no label; fine-tuning needs one in every row")
-    if facts.task == "automatic-speech-recognition":
-        encoder: Any = preprocessor
-        tokens, delimiter = encoder.own.tokens, facts.pipeline["ctc"]["delimiter"]
-        make = partial(_spelled_example, {item.row: letter_ids(tokens, delimiter, item) for item in items})
     if facts.modality != "text":
         return FileExamples(preprocessor, items, make)
     found = []
@@ -108,14 +93,42 @@ def training_examples(
     return found
 
 
+def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item]) -> Callable[..., Example]:
+    """What makes the label of an example; ConfigError for a task that is not trained here."""
+    makers: dict[str, Callable[..., Example]] = {
+        "text-classification": _class_example,
+        "image-classification": _class_example,
+        "audio-classification": _class_example,
+        "automatic-speech-recognition": _spelled_example,
+        "image-segmentation": _map_example,
+        "text-regression": _number_example,
+        "token-classification": _tag_examples,
+        "question-answering": _answer_examples,
+        "fill-mask": _whole_text,
+        "text-generation": _next_tokens,
+    }
+    if facts.task not in makers:
+        raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
+    if _several(facts):
+        return partial(_classes_example, len(facts.pipeline["labels"]))
+    if facts.task == "automatic-speech-recognition":
+        encoder: Any = preprocessor
+        tokens, delimiter = encoder.own.tokens, facts.pipeline["ctc"]["delimiter"]
+        spelled = {item.row: letter_ids(tokens, delimiter, item) for item in items if item.label is not None}
+        return partial(_spelled_example, spelled)
+    return makers[facts.task]
+
+
 def known_examples(
     preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
-) -> list[Example]:
+) -> Sequence[Example]:
     """Unpadded examples of items made from `rows`, labelled where they can be, each text without a label once."""
     if facts.task == "fill-mask":
         return unlabelled_examples(preprocessor, facts, [rows[item.row]["text"] for item in items])
     if facts.task == "text-generation":
         return list(training_examples(preprocessor, facts, items, rows))
+    if facts.modality != "text":
+        return FileExamples(preprocessor, items, partial(_as_far_as_known, facts, _maker(preprocessor, facts, items)))
     told = [
         item for item in items
         if facts.task != "sentence-embedding" and (item.label is not None or facts.task == "question-answering")
@@ -203,6 +216,12 @@ def _inputs(batch: Batch) -> list[Example]:
     return [{name: value[row][used[row]] for name, value in batch.inputs.items()} for row in range(len(used))]
 
 
+def _as_far_as_known(
+    facts: CheckpointFacts, make: Callable[..., Example], batch: Batch, window: int, item: Item, row: Mapping[str, Any]
+) -> Example:
+    return _no_label(facts, 0) if item.label is None else make(batch, window, item, row)
+
+
 def _whole_text(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     return {}
 
@@ -239,6 +258,11 @@ def _spelled_example(
 ) -> Example:
     """The letters of what is said, by the item's row."""
     return {"labels": ids[item.row]}
+
+
+def _map_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The class of every pixel, int64 (H, W), in the size that the network reads."""
+    return {"labels": pictures.resized_map(item.label, *batch.inputs["pixel_values"].shape[2:]).astype(np.int64)}
 
 
 def _classes_example(classes: int, batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:

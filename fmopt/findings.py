@@ -15,6 +15,7 @@ from fmopt.target import Target
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("quantization and casts", ("quantizelinear", "fakequantize", "cast", "convert", "reorder", "_to_copy")),
     ("matrix products", ("matmul", "gemm", "fullyconnected", "addmm", "bmm", "=mm", "=linear")),
+    ("convolutions", ("conv",)),
     ("attention", ("attention",)),
     ("normalization", ("layernorm", "layer_norm", "mvn", "normaliz", "rms")),
     ("softmax", ("softmax",)),

@@ -30,9 +30,13 @@ def read_image_processor(folder: Path, config: Any) -> dict[str, Any]:
             f"{path} makes pictures of {height} × {width} and the network takes {wanted[0]} × {wanted[1]}; copy the file "
             "that this checkpoint was trained with"
         )
+    if height is None:
+        raise CheckpointError(
+            f"{path} makes pictures of different sizes (size {steps['resize']}); write a size with a height and a width there"
+        )
     if channels != 3:
         raise CheckpointError(f"{folder}: the network takes {channels} channels; fmopt makes pictures of 3 (RGB)")
-    axes = ["batch", channels, height or "height", width or "width"]
+    axes = ["batch", channels, height, width]
     return {"inputs": ["pixel_values"], "axes": {"pixel_values": axes}, "image": steps}
 
 

@@ -61,6 +61,11 @@ def _micro_f1(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.nan_to_num(_ratio(2 * hits, 2 * hits + false + missed))  # nothing there, nothing found: 0, as seqeval
 
 
+def _jaccard(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    hits, false, missed = (counts @ values).T
+    return np.nan_to_num(_ratio(hits, hits + false + missed))
+
+
 def _macro_f1(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     classes = np.unique(values)
     true, predicted = (values[:, [column]] == classes for column in (0, 1))  # (n, C)
@@ -118,6 +123,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("mean", ("value",), _mean),
         Metric("lower_mean", ("value",), _mean, higher_is_better=False),
         Metric("micro_f1", ("tp", "fp", "fn"), _micro_f1),
+        Metric("jaccard", ("tp", "fp", "fn"), _jaccard),
         Metric("macro_f1", ("true", "predicted"), _macro_f1),
         Metric("spearman", ("predicted", "true"), _spearman),
         # Above 1 only where more is put in than was said: a recogniser that says nothing has lost all there is to lose.

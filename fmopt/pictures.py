@@ -38,6 +38,27 @@ def problem(value: Any) -> str | None:
     return None
 
 
+def class_map(value: Any) -> np.ndarray:
+    """uint8 [H, W] of class numbers: an image file of one channel (its palette is not looked at), as masks are kept.
+    ValueError for any other."""
+    from PIL import Image
+
+    told = problem(value)
+    if told:
+        raise ValueError(told)
+    image = Image.open(io.BytesIO(value))
+    if image.mode not in ("L", "P", "1"):
+        raise ValueError(f"is a picture of {image.mode}; a mask has one channel, whose values are class numbers")
+    return np.asarray(image if image.mode != "1" else image.convert("L").point(bool), dtype=np.uint8)
+
+
+def resized_map(classes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A map of class numbers uint8 [H, W] brought to another size, each pixel that of its nearest one."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST))
+
+
 def thumbnail(raw: bytes) -> str:
     """A data URI of the picture, as PNG, at most THUMBNAIL wide and high."""
     from fmopt.edge_image import open_image

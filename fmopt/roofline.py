@@ -25,7 +25,16 @@ COMPUTE_EFFICIENCY = 0.6
 MEMORY_EFFICIENCY = 0.7
 PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul", "MatMulNBits", "FusedMatMul", "DynamicQuantizeMatMul",
             "MatMulIntegerToFloat", "QGemm")  # fmt: skip
-INTEGER = ("MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm")
+CONVOLUTIONS = ("Conv", "FusedConv", "ConvInteger", "QLinearConv")
+INTEGER = (
+    "ConvInteger",
+    "QLinearConv",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "QGemm",
+)
 # Moves no bytes, or is folded into its neighbour by every runtime here.
 FREE = ("Constant", "Shape", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "DequantizeLinear")
 # Operators of ONNX Runtime's own that inference does not know and whose output is shaped like their first input.
@@ -184,10 +193,10 @@ def _work(node: NodeProto, tensors: Mapping[str, Tensor], integers: set[str]) ->
     written = sum(value.bytes for value in writes)
     size = math.prod(writes[0].shape) if writes else 0
     moved = sum(value.bytes for value in reads) + written
-    if node.op_type in PRODUCTS:
+    if node.op_type in (*PRODUCTS, *CONVOLUTIONS):
         integer = node.op_type in INTEGER or set(node.input[:2]) <= integers
         known = bool(writes) and node.input[0] in tensors
-        operations = 2.0 * size * _depth(node, tensors[node.input[0]]) if known else math.nan
+        operations = 2.0 * size * _depth(node, tensors) if known else math.nan
         return Work(node.op_type, operations, moved, integer)
     if node.op_type in ("Gather", "GatherElements"):
         # reads only the rows it takes, in the form that they are stored in
@@ -195,10 +204,13 @@ def _work(node: NodeProto, tensors: Mapping[str, Tensor], integers: set[str]) ->
     return Work(node.op_type, float(size), moved, False)
 
 
-def _depth(node: NodeProto, left: Tensor) -> int:
+def _depth(node: NodeProto, tensors: Mapping[str, Tensor]) -> int:
     """How many products are summed into one number of the result."""
     if node.op_type == "MatMulNBits":
         return _attribute(node, "K")
+    if node.op_type in CONVOLUTIONS:  # weights [out, in of a group, height, width]
+        return math.prod(tensors[node.input[3 if node.op_type == "QLinearConv" else 1]].shape[1:])
+    left = tensors[node.input[0]]
     return left.shape[-2 if _attribute(node, "transA") else -1]
 
 

@@ -23,6 +23,7 @@ KEEPING = ((-1, 2**31 - 1), (-2, 256 << 20), (-4, 0))
 GIVING_BACK = ((-1, 128 << 10), (-2, 128 << 10), (-4, 65536))
 WARMUP = 0.06  # share of the steps, as RoBERTa's fine-tuning (Liu et al., 2019)
 WEIGHT_DECAY = 0.01
+UNKNOWN_PIXEL = 255  # of a map of classes; the losses of transformers leave it out
 AUGMENTATIONS = ("shift", "mirror")  # what `augmented` does
 
 
@@ -42,9 +43,7 @@ class Collator:
             if self.masking is not None:
                 examples = [self.masking.masked(example, draw) for example in examples]
             if self.augment:
-                examples = [
-                    {**one, "pixel_values": augmented(one["pixel_values"], self.augment, draw)} for one in examples
-                ]
+                examples = [augmented(example, self.augment, draw) for example in examples]
         columns = {name: [torch.as_tensor(example[name]) for example in examples] for name in examples[0]}
         return {name: self._joined(name, parts) for name, parts in columns.items()}
 
@@ -59,18 +58,22 @@ class Collator:
         return pad_sequence(parts, batch_first=True, padding_value=fills[name], padding_side=side)
 
 
-def augmented(pixels: np.ndarray, ways: Sequence[str], draw: np.random.Generator) -> np.ndarray:
-    """Pixels [3, H, W] as another picture of the same thing: "mirror" every second one, "shift" by up to an eighth of its
-    size (He et al., 2016, for CIFAR-10), 0 where nothing is."""
-    if "mirror" in ways and draw.random() < 0.5:
-        pixels = pixels[..., ::-1]
-    if "shift" in ways:
-        height, width = pixels.shape[1:]
-        room = height // 8, width // 8
-        padded = np.pad(pixels, ((0, 0), (room[0], room[0]), (room[1], room[1])))
-        top, left = (int(draw.integers(0, 2 * most + 1)) for most in room)
-        pixels = padded[:, top : top + height, left : left + width]
-    return np.ascontiguousarray(pixels)
+def augmented(example: Example, ways: Sequence[str], draw: np.random.Generator) -> Example:
+    """The example of a picture as one of another picture of the same: "mirror" every second one, "shift" by up to an eighth
+    of its size (He et al., 2016, for CIFAR-10). Where nothing is, pixels are 0 and classes of pixels are not known."""
+    changed = {"pixel_values": example["pixel_values"]}
+    if np.ndim(example.get("labels", 0)) == 2:
+        changed["labels"] = example["labels"]
+    mirror = "mirror" in ways and draw.random() < 0.5
+    height, width = example["pixel_values"].shape[1:]
+    room = (height // 8, width // 8) if "shift" in ways else (0, 0)
+    top, left = (int(draw.integers(0, 2 * most + 1)) for most in room)
+    for name, values in changed.items():
+        sides = [(0, 0)] * (values.ndim - 2) + [(most, most) for most in room]
+        padded = np.pad(values, sides, constant_values=0 if name == "pixel_values" else UNKNOWN_PIXEL)
+        moved = padded[..., top : top + height, left : left + width]
+        changed[name] = np.ascontiguousarray(moved[..., ::-1] if mirror else moved)
+    return {**example, **changed}
 
 
 @contextmanager

@@ -31,7 +31,7 @@ MORE = {
     "clip": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 40}, "crop_size": 32},
     "siglip": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 30, "width": 44}},
     "large convnext": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}},
-    "plain": {"image_processor_type": "ViTImageProcessor", "do_resize": False, "do_normalize": False},
+    "plain": {"image_processor_type": "ViTImageProcessor", "size": {"height": 20, "width": 50}, "do_normalize": False},
     "bytes": {"image_processor_type": "ViTImageProcessor", "do_rescale": False, "do_normalize": False},
     "a crop larger than the picture": {"image_processor_type": "BitImageProcessor", "do_resize": False,
                                        "crop_size": {"height": 61, "width": 50}},

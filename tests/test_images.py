@@ -22,11 +22,13 @@ from fmopt.finetune import finetune
 from fmopt.model import axes_of, static_shape, takes_length
 from fmopt.optimal_brain import collect as collect_products
 from fmopt.optimal_brain import sublayers
+from fmopt.plan import make_plan
+from fmopt.probe import load_target
 from fmopt.runtimes.onnxruntime import RUNTIME
 from fmopt.source import resolve
 from fmopt.tasks.image_classification import TASK
 from tests.torch_models import model_of
-from tests.vision_models import NAMES, SIZES, picture, picture_rows, write_vision
+from tests.vision_models import CLASSIFIERS, NAMES, picture, picture_rows, write_vision
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def inputs_of(facts, raws):
     return dict(open_preprocessor(facts.folder, dict(facts.pipeline)).encode(raws).inputs)
 
 
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("family", CLASSIFIERS)
 def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what the network says."""
     folder = tiny(family)
@@ -79,6 +81,38 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
 
 def _site() -> str:
     return ":".join(path for path in sys.path if "site" in path)
+
+
+def test_segmentation_goes_the_whole_road_from_random_weights(tiny, tmp_path):
+    """Trained on arrays of pictures and masks, exported, quantized; the bundle's map is the network's, in the picture's size."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 24), ("validation", 8), ("test", 8)):
+        masks = np.zeros((count, 32, 32), dtype=np.uint8)
+        for mask in masks:
+            top, left = draw.integers(0, 20, 2)
+            mask[top : top + 12, left : left + 12] = 1
+        images = np.clip(draw.normal(60 + 130 * masks, 15), 0, 255).astype(np.uint8)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        np.savez(tmp_path / "data" / f"{split}.npz", images=images, masks=masks)
+    record = api.finetune(
+        tiny("segformer"), tmp_path / "data", tmp_path / "ckpt", task="image-segmentation", epochs=6, batch=4,
+        learning_rate=3e-3, augment=["mirror", "shift"],
+    )  # fmt: skip
+    assert record["metric"] == "Dice"
+    assert record["value"] > 0.8
+    facts = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
+    assert facts.pipeline["labels"] == ["LABEL_0", "LABEL_1"]
+    shown = picture(3, size=(50, 40))
+    net = checkpoint.load(facts).net
+    logits = exporting.torch_outputs(net, inputs_of(facts, [shown]), ["logits"])["logits"]
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(logits), size=(40, 50), mode="bilinear", align_corners=False
+    )
+    for precision, allowed in (("fp32", 0.001), ("int8", 0.1)):
+        out = api.export(tmp_path / "ckpt", tmp_path / precision, precision=precision, data=tmp_path / "data")
+        (got,) = fmopt.load(out).predict([shown])
+        assert got.shape == (40, 50)
+        assert (got != wanted[0].argmax(0).numpy()).mean() <= allowed
 
 
 def test_a_picture_has_no_tokens_and_always_one_size(tiny):
@@ -178,7 +212,9 @@ def test_bad_checkpoints_and_data_are_told_in_one_line(tmp_path, tiny):
     (folder / "preprocessor_config.json").write_text(json.dumps({**told, "size": {"height": 64, "width": 64}}))
     with pytest.raises(CheckpointError, match="makes pictures of 64 × 64 and the network takes 32 × 32"):
         checkpoint.inspect(resolve(str(folder)))
-    (folder / "preprocessor_config.json").write_text("{}")
+    (folder / "preprocessor_config.json").write_text(json.dumps({**told, "size": {"shortest_edge": 32}}))
+    with pytest.raises(CheckpointError, match="makes pictures of different sizes"):
+        checkpoint.inspect(resolve(str(folder)))
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no image processor \(no preprocessor_config.json\)"):
         checkpoint.inspect(resolve(str(folder)))
@@ -192,3 +228,14 @@ def test_bad_checkpoints_and_data_are_told_in_one_line(tmp_path, tiny):
         load_data(str(tmp_path / "d.csv"), TASK, facts)
     with pytest.raises(ConfigError, match="--augment shif: there is no such change; did you mean 'shift'"):
         api.finetune(tiny("vit"), tmp_path / "d.csv", tmp_path / "out", augment=["shif"])
+
+
+def test_candidates_that_need_a_table_of_words_are_refused_with_the_reason(tiny):
+    facts = checkpoint.inspect(resolve(str(tiny("vit"))))
+    shape = static_shape(facts.pipeline, 1, None)
+    plan = make_plan(facts, load_target("x86-avx512-vnni"), effort="quick", shape=shape)
+    assert {refused.recipe: refused.reason for refused in plan.refused if refused.recipe.endswith("embeddings")} == {
+        f"onnxruntime-{kind}-int8-embeddings": "images are not looked up in a table" for kind in ("dynamic", "static")
+    }
+    compiled = [recipe.options["shape"] for recipe in plan.baselines if recipe.runtime == "openvino"]
+    assert compiled == [[1, 3, 32, 32]]

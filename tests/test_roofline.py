@@ -120,3 +120,23 @@ def test_without_a_known_bandwidth_arithmetic_alone_counts(tmp_path: Path) -> No
 def test_an_unknown_precision_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="precision 'fp12' is unknown; there are: fp32"):
         predict_ms(linear(tmp_path), DEVICE, 1, 128, "fp12")
+
+
+def test_a_convolution_sums_over_its_window(tmp_path: Path) -> None:
+    """8 × 8 patches of 3 channels become 16 features, as a vision transformer begins; then one by groups."""
+    weights = {"w": np.zeros((16, 3, 8, 8), np.float32), "own": np.zeros((16, 1, 3, 3), np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["pixels", "w"], ["x"], strides=[8, 8]),
+        helper.make_node("Conv", ["x", "own"], ["out"], group=16, pads=[1, 1, 1, 1]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 16, 4, 4])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )  # fmt: skip
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "conv.onnx"
+    )
+    patches, local = graph_work(tmp_path / "conv.onnx", batch=2, length=1)
+    assert patches.operations == 2 * (2 * 16 * 4 * 4) * (3 * 8 * 8)
+    assert local.operations == 2 * (2 * 16 * 4 * 4) * 9

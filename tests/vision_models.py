@@ -16,6 +16,17 @@ SIZES: dict[str, dict[str, Any]] = {
     "dinov2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2},
     "swin": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
     "convnext": {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2},
+    "segformer": {
+        "hidden_sizes": [16, 32],
+        "depths": [1, 1],
+        "num_encoder_blocks": 2,
+        "decoder_hidden_size": 32,
+        "num_attention_heads": [1, 2],
+        "sr_ratios": [2, 1],
+        "patch_sizes": [3, 3],
+        "strides": [2, 2],
+        "mlp_ratios": [2, 2],
+    },
 }
 PROCESSORS: dict[str, dict[str, Any]] = {
     "vit": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}},
@@ -26,11 +37,13 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "swin": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}},
     "convnext": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}},
 }  # fmt: skip
+PROCESSORS["segformer"] = {"image_processor_type": "SegformerImageProcessor", "size": {"height": 32, "width": 32}}
+CLASSIFIERS = tuple(name for name in SIZES if name != "segformer")
 NAMES = ["round", "striped", "grey"]
 
 
 def write_vision(folder: Path, family: str, seed: int = 0) -> Path:
-    """A random classifier of `family` for three classes of pictures of 32 × 32, in Hugging Face format."""
+    """A random network of `family` for three classes of pictures of 32 × 32 (or of their pixels), in Hugging Face format."""
     import torch
     import transformers
 
@@ -42,7 +55,8 @@ def write_vision(folder: Path, family: str, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    transformers.AutoModelForImageClassification.from_config(config).eval().save_pretrained(folder)
+    head = "AutoModelForSemanticSegmentation" if family == "segformer" else "AutoModelForImageClassification"
+    getattr(transformers, head).from_config(config).eval().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[family]))
     return folder
 

@@ -181,8 +181,12 @@ def predict(
             print(piece, end="", flush=True)
         print()
         return
-    got = model([model.read(raw) for raw in raws], **wishes)
-    answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got])
+    got, problems = model.told(raws, **wishes)
+    answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got if one is not None])
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(2)
 
 
 def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], as_json: Json = False) -> None:

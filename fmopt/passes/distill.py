@@ -61,8 +61,8 @@ class Distill:
                 raise ConfigError(f"Distill.weights[{name!r}] is {weight}; it is 0 or more")
 
     def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
-        """Every text encoder can be trained."""
-        return None
+        """Every network can be trained whose answer is one vector of classes or features, for an item or for each token."""
+        return "maps of classes are not distilled" if facts.task == "image-segmentation" else None
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Train in place. PassError when there is nothing to train on, or the teacher does not fit."""

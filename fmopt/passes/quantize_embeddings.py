@@ -31,8 +31,8 @@ class QuantizeEmbeddings:
     format: ClassVar[Literal["onnx"]] = "onnx"
 
     def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
-        """Never: any runtime of ONNX knows Gather, Cast and Mul."""
-        return None
+        """A model that looks nothing up; any runtime of ONNX knows Gather, Cast and Mul."""
+        return f"{facts.modality}s are not looked up in a table" if facts.modality != "text" else None
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write the graph into `out`. PassError when there is no such table."""

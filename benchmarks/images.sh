@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Train models that read pictures from random weights, optimize each, judge it on the test split.
+#
+#     benchmarks/images.sh train [NAME...]       checkpoints in $FMOPT_CHECKPOINTS (default out/images); resumes
+#     benchmarks/images.sh optimize [NAME...]    records in benchmarks/results; the machine should be quiet
+#
+# NAME is cifar10 (ViT-32) or nuclei (SegFormer-B0-128). $EPOCHS overrides what the entries of models/ say.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+data=${FMOPT_DATA:-../shared/data}
+checkpoints=${FMOPT_CHECKPOINTS:-out/images}
+fmopt=.venv/bin/fmopt
+[ $# -gt 0 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
+what=$1; shift
+[ $# -gt 0 ] || set -- cifar10 nuclei
+
+for name in "$@"; do
+  case $name in
+    cifar10) model=vit-32 set=cifar10_small ;;
+    nuclei)  model=segformer-128 set=nuclei_dsb2018 ;;
+    *) echo "no recipe for $name" >&2; exit 2 ;;
+  esac
+  case $what in
+    train) "$fmopt" finetune "$model" --data "$data/$set" -o "$checkpoints/$name" ${EPOCHS:+--epochs "$EPOCHS"} ;;
+    optimize)
+      code=0
+      "$fmopt" optimize "$checkpoints/$name" --data "$data/$set" -o "out/optimized-$name" || code=$?
+      [ "$code" -le 4 ] || exit "$code"
+      # the record without the pictures of changed items: not every data set may be copied
+      .venv/bin/python -c 'import json, sys; print(json.dumps(json.load(open(sys.argv[1])) | {"changed": []}))' \
+        "out/optimized-$name/record.json" > "benchmarks/results/images-$name.json" ;;
+    *) echo "train or optimize, not $what" >&2; exit 2 ;;
+  esac
+done

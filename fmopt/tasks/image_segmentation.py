@@ -1,0 +1,112 @@
+"""Semantic segmentation: a class for every pixel of a picture. Class 0 is the background, what is of no interest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmopt import pictures
+from fmopt.errors import DataError
+from fmopt.model import CheckpointFacts
+from fmopt.results import Scores
+from fmopt.tasks.base import Change, Item, column, labelled
+
+UNKNOWN = 255  # a pixel of a mask that is not judged, as in Pascal VOC and Cityscapes
+SHOWN_SHARE = 0.005  # of the pixels: a smaller change is not worth a line
+
+
+class ImageSegmentation:
+    """A map of class numbers per picture, judged pixel by pixel."""
+
+    name = "image-segmentation"
+    modality = "image"
+    auto_class = "AutoModelForSemanticSegmentation"
+    architectures = ("ForSemanticSegmentation",)
+    columns: Mapping[str, tuple[str, ...]] = {
+        "image": ("image", "images", "img", "picture", "file", "file_name", "path"),
+        "mask": ("mask", "masks", "segmentation", "annotation", "segmentation_mask", "label", "labels"),
+    }
+    needed = (("image",),)
+
+    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+        """One item a row, its label uint8 (H, W); DataError on a mask with a class that the model does not have."""
+        labels = len(facts.pipeline.get("labels") or ())
+        return [Item(number, row["image"], _mask(row.get("mask"), labels, number)) for number, row in enumerate(rows)]
+
+    def scores(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+    ) -> list[Scores]:
+        """Dice and IoU of all pixels that are not background, and the share of right pixels; likeness to the baseline."""
+        found = []
+        if labelled(items):
+            pairs = [(np.asarray(got), item.label) for got, item in zip(predictions, items, strict=True)]
+            counts = [_counts(got, wanted) for got, wanted in pairs]
+            right = [float((got == wanted)[wanted != UNKNOWN].mean()) for got, wanted in pairs]
+            found = [
+                Scores(name="Dice", metric="micro_f1", values=counts, primary=True),
+                Scores(name="IoU", metric="jaccard", values=counts),
+                Scores(name="pixel accuracy", metric="mean", values=column(right)),
+            ]
+        if baseline is not None:
+            same = [float((np.asarray(a) == np.asarray(b)).mean()) for a, b in zip(predictions, baseline, strict=True)]
+            found.append(
+                Scores(
+                    name="pixels as the baseline's", metric="mean", values=column(same),
+                    against_baseline=True, primary=not found,
+                )
+            )  # fmt: skip
+        return found
+
+    def changes(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+    ) -> list[Change]:
+        """Pictures of which more than a few pixels have another class; those that lost most of their Dice first."""
+        found = []
+        for index, (item, new, old) in enumerate(zip(items, predictions, baseline, strict=True)):
+            new, old = np.asarray(new), np.asarray(old)
+            if (new != old).mean() <= SHOWN_SHARE:
+                continue
+            harm = 0.0 if item.label is None else _dice(old, item.label) - _dice(new, item.label)
+            told = None if item.label is None else _shares(item.label, facts)
+            found.append(Change(index, _shares(old, facts), _shares(new, facts), harm, told))
+        return found
+
+
+def _mask(value: Any, labels: int, row: int) -> np.ndarray | None:
+    if value is None:
+        return None
+    try:
+        mask = pictures.class_map(value)
+    except ValueError as error:
+        raise DataError(f"row {row + 1}: mask {error}") from error
+    highest = int(mask[mask != UNKNOWN].max(initial=0))
+    if labels and highest >= labels:
+        raise DataError(f"row {row + 1}: mask has the class {highest}, which the model does not know; it has {labels}")
+    return mask
+
+
+def _counts(got: np.ndarray, wanted: np.ndarray) -> list[float]:
+    """Pixels that were found, that are none, and that were missed."""
+    known = wanted != UNKNOWN
+    hits = (got == wanted) & (wanted > 0) & known
+    false = (got != wanted) & (got > 0) & known
+    missed = (got != wanted) & (wanted > 0) & known
+    return [float(part.sum()) for part in (hits, false, missed)]
+
+
+def _dice(got: np.ndarray, wanted: np.ndarray) -> float:
+    hits, false, missed = _counts(got, wanted)
+    return 2 * hits / max(2 * hits + false + missed, 1.0)
+
+
+def _shares(found: np.ndarray, facts: CheckpointFacts) -> str:
+    """Each class that is there, background apart, with its share of the picture."""
+    numbers, counts = np.unique(found[(found > 0) & (found != UNKNOWN)], return_counts=True)
+    names = facts.pipeline["labels"]
+    told = [f"{names[int(n)]} {count / found.size:.1%}" for n, count in zip(numbers, counts, strict=True)]
+    return ", ".join(told) or "nothing"
+
+
+TASK = ImageSegmentation()

@@ -1,0 +1,73 @@
+"""Maps of classes: read, judged pixel by pixel, told in words, and brought to the size of the picture as torch does."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fmopt import edge, edge_image, lookup
+from fmopt.errors import DataError
+from fmopt.metrics import METRICS
+from fmopt.pictures import png_file
+from tests.tasks.cases import by_name, facts
+
+TASK = lookup.find("tasks", "image-segmentation")
+FACTS = facts("image-segmentation", ["background", "cell"], modality="image")
+
+
+def items_of(*masks):
+    return TASK.items([{"image": b"", "mask": png_file(np.asarray(mask, dtype=np.uint8))} for mask in masks], FACTS)
+
+
+def value(score):
+    return float(METRICS[score.metric].of(score.array()))
+
+
+def test_pixels_are_counted_over_all_pictures_and_unknown_ones_are_not():
+    items = items_of([[1, 1], [0, 0]], [[0, 255], [0, 1]])
+    got = [np.array([[1, 0], [1, 0]]), np.array([[0, 1], [0, 1]])]
+    scores = by_name(TASK.scores(got, items, None, FACTS))
+    hits, false, missed = 2, 1, 1
+    assert value(scores["Dice"]) == pytest.approx(2 * hits / (2 * hits + false + missed))
+    assert value(scores["IoU"]) == pytest.approx(hits / (hits + false + missed))
+    assert value(scores["pixel accuracy"]) == pytest.approx((2 / 4 + 3 / 3) / 2)
+    assert by_name(TASK.scores(got, TASK.items([{"image": b""}] * 2, FACTS), got, FACTS))[
+        "pixels as the baseline's"
+    ].primary
+
+
+def test_changes_say_what_was_there_and_the_worst_comes_with_its_harm():
+    items = items_of([[1, 1], [0, 0]], [[0, 0], [0, 0]])
+    before = [np.array([[1, 1], [0, 0]]), np.zeros((2, 2), dtype=int)]
+    (change,) = TASK.changes([np.array([[1, 0], [0, 0]]), before[1]], items, before, FACTS)
+    assert (change.item, change.before, change.after, change.label) == (0, "cell 50.0%", "cell 25.0%", "cell 50.0%")
+    assert change.harm == pytest.approx(1 - 2 / 3)
+
+
+def test_masks_that_cannot_be_judged_by_are_refused():
+    with pytest.raises(DataError, match="row 1: mask has the class 2, which the model does not know; it has 2"):
+        items_of([[2]])
+    written = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(written, "PNG")
+    with pytest.raises(DataError, match="row 1: mask is a picture of RGB; a mask has one channel"):
+        TASK.items([{"image": b"", "mask": written.getvalue()}], FACTS)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 7), (3, 30)])
+def test_maps_grow_as_by_torch(size):
+    maps = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(maps)[None], size=size, mode="bilinear", align_corners=False
+    )
+    np.testing.assert_allclose(edge_image.upsampled(maps, *size), wanted[0].numpy(), atol=1e-5)
+
+
+def test_people_see_each_class_with_its_share_and_where_it_is():
+    shown = edge.present(dict(FACTS.pipeline), np.array([[1, 0], [1, 1]], dtype=np.uint8), b"")
+    assert shown == {"size": [2, 2], "segments": [{"label": "cell", "share": 0.75, "mask": [0, 2, 1, 1]}]}
+    assert edge_image.difference([[1, 0], [1, 1]], np.array([[1, 0], [0, 1]])) == 0.25
+    assert edge_image.difference([[1, 0]], np.array([[1, 0], [0, 1]])) == float("inf")
