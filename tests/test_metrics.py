@@ -92,8 +92,9 @@ def test_perplexity_is_that_of_all_tokens_together(rows, seed):
         assert got == pytest.approx(np.exp(np.mean(each)), rel=1e-9)
 
 
-def test_distances_and_perplexity_are_better_when_lower():
-    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"lower_mean", "perplexity"}
+def test_distances_perplexity_and_error_rates_are_better_when_lower():
+    lower = {name for name, metric in METRICS.items() if not metric.higher_is_better}
+    assert lower == {"lower_mean", "perplexity", "error_rate"}
     assert {name for name, metric in METRICS.items() if not metric.bounded} == {"perplexity"}
 
 
