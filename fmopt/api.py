@@ -19,7 +19,7 @@ from fmopt.errors import CheckpointError, ConfigError, DataError
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact, CheckpointFacts, takes_length
-from fmopt.plan import Effort, Plan, Training, refusal
+from fmopt.plan import TOKEN_BY_TOKEN, Effort, Plan, Training, refusal
 from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step
@@ -214,7 +214,7 @@ def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
     """The one recipe that a format and precision name, for a model of `task`."""
     name = f"{format}-{precision}"
     runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
-    if precision == "int8" and task == "text-generation":
+    if precision == "int8" and task in TOKEN_BY_TOKEN:
         if format == "openvino":
             raise ConfigError("--precision int8 of a text generator is made for ONNX Runtime; use --format onnx")
         narrow = Step(use="quantize_weights", options={"bits": 8, "block": 32})

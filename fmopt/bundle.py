@@ -84,9 +84,8 @@ def write_bundle(
             _put_checkpoint_files(facts, artifact, staging)
             _put_golden(golden, tolerance, staging)
             shutil.copyfile(edge.__file__, staging / "run.py")
-            part = edge.part_of(facts.task)
-            if part is not None:
-                shutil.copyfile(part.__file__, staging / Path(part.__file__).name)
+            for file in edge.part_files(facts.task):
+                shutil.copyfile(file, staging / file.name)
             if artifact.runtime == edge_tensorrt.NAME:
                 shutil.copyfile(edge_tensorrt.__file__, staging / edge_tensorrt.IN_BUNDLE)
             (staging / "README.md").write_text(_readme(facts, artifact, verdict), encoding="utf-8")
@@ -325,6 +324,7 @@ USAGE = {
         '"a beginning"',
         "how it goes on; --max-new-tokens, --temperature, --stream and more: see --help",
     ),
+    "translation": ('"a text"', "its translation; --beams, --max-new-tokens, --stream and more: see --help"),
     "image-classification": ("picture.png", "its label with scores"),
     "image-segmentation": ("picture.png", "the class of every pixel"),
 }

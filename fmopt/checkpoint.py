@@ -23,6 +23,8 @@ from fmopt.errors import CheckpointError
 from fmopt.generation import generation_pipeline
 from fmopt.image_processor import PROCESSOR, read_image_processor
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
+from fmopt.seq2seq import TASKS as ANSWERS
+from fmopt.seq2seq import answer_pipeline
 from fmopt.source import cache_folder, known_models
 from fmopt.structure import STRUCTURE, load_facts, read_structure
 from fmopt.tasks.base import Task, modality_of
@@ -296,6 +298,8 @@ def _text_pipeline(
         pipeline |= generation_pipeline(folder, config)
         # One text a row, so that the side is free, and no row begins with tokens that attend to nothing.
         pipeline["padding"]["side"] = "right"
+    if task in ANSWERS:
+        pipeline |= answer_pipeline(folder, config)
     if task == "question-answering":
         # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
         pipeline |= {"stride": min(128, length // 4), "no_answer": bool(raw.get("no_answer", False))}

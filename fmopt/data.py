@@ -28,7 +28,7 @@ from fmopt.tasks.base import Task, name_key
 BUILTIN = "builtin:pydoc"
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?::[\w.-]+)?")
 LABELS = frozenset(
-    {"label", "tags", "score", "answers", "answer_starts", "mask", "transcript"}
+    {"label", "tags", "score", "answers", "answer_starts", "mask", "transcript", "target"}
 )  # roles that judge; the others are read
 LISTS = frozenset({"tokens", "tags"})  # roles that hold a value per word
 # Roles that hold a file: how an array becomes one, and what is wrong with one that cannot be read.

@@ -12,7 +12,7 @@ Words used here. A *raw* is what the user has: a text, a pair of texts, a list o
 file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
 of JSON values; a part adds its own:
     task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
-                 fill-mask or text-generation
+                 fill-mask, text-generation or translation
     max_length   tokens; longer texts are cut, or read in windows where the task allows
     inputs       names the network takes: input_ids, attention_mask, token_type_ids
     outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
@@ -81,8 +81,9 @@ FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 #     Preprocessor(folder, pipeline)   encode(raws, length=None) -> an object with inputs, mask (or None) and owner, as
 #                                      Batch; else `Preprocessor`, for texts
 #     read_raw(text) -> raw            what an argument of `run.py predict` means; else the text itself
-#     run(runner, batch, most)         when one pass through the graph is not enough; else `run_rows`
+#     run(pipeline, runner, batch, most)   when one pass through the graph is not enough; else `run_rows`
 #     timed(runner, inputs) -> inputs  of the call whose latency matters; else the inputs themselves
+#     work(runner, inputs)             what a latency is taken of, when it is more than one call
 #     answer(model, raws, **wishes)    what people read, where it is not the judged prediction made readable
 #     stream(model, raw, **wishes)     the same of one raw, in pieces as they come
 #     soonest(model, raws)             the first piece of every answer, for its latency; else the predictions
@@ -94,7 +95,12 @@ PARTS: dict[str, str] = {
     "automatic-speech-recognition": "edge_audio",
     "text-generation": "edge_generation",
     "image-segmentation": "edge_image",
+    "translation": "edge_seq2seq",
 }
+# Parts that work by another: they find it under the name it has for them, and bundles carry it too.
+BY_OTHERS = {"edge_seq2seq": {"generation": "edge_generation"}}
+HALVES = "halves"  # option of a graph of two halves, each opened by itself (see edge_seq2seq.py), …
+HALVES_BY = "decoder_input_ids"  # … and the input that the second takes
 
 
 class EdgeError(Exception):
@@ -116,8 +122,16 @@ def _part(name: str) -> Any:
     loader = SourceFileLoader(f"{name}@{path.parent}", str(path))
     module = ModuleType(loader.name)
     sys.modules[loader.name] = module  # dataclasses look their module up
+    for called, other in BY_OTHERS.get(name, {}).items():
+        setattr(module, called, _part(other))
     loader.exec_module(module)
     return module
+
+
+def part_files(task: str) -> list[Path]:
+    """The files of a task's part, which lie beside this one, also in a bundle."""
+    names = [PARTS[task], *BY_OTHERS.get(PARTS[task], {}).values()] if task in PARTS else []
+    return [Path(__file__).with_name(f"{name}.py") for name in names]
 
 
 @contextmanager
@@ -202,15 +216,17 @@ class Preprocessor:
             raise EdgeError("there is no text to encode")
         return self._batch(rows, owner, length or max(len(row) for row in rows))
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids of a whole text, however long."""
+    def ids(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a whole text, however long; without `special` those of its own words alone."""
         self.tokenizer.no_truncation()
         self._truncation = None
-        return list(self._encode(text, None, words=False).ids)
+        return list(self._encode(text, None, words=False, special=special).ids)
 
     def _windows(self, raw: Any, limit: int) -> list[Any]:
         """The tokenizer's encodings of one raw: one, or several windows that overlap by `stride` tokens."""
         task = self.pipeline["task"]
+        if self.pipeline.get("prefix") and isinstance(raw, str):
+            raw = self.pipeline["prefix"] + raw
         if task == "question-answering":
             return self._question_windows(*_as_pair(raw), limit)
         if task == "token-classification":
@@ -576,9 +592,9 @@ OPENVINO_KINDS = {"i64": np.int64, "i32": np.int32, "f32": np.float32, "f16": np
 
 
 class OnnxRuntimeRunner:
-    """An ONNX graph opened by ONNX Runtime. Option: "providers", by default the CPU's."""
+    """An ONNX graph opened by ONNX Runtime, or one `half` of it. Option: "providers", by default the CPU's."""
 
-    def __init__(self, path: Path, options: Mapping[str, Any], threads: int):
+    def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
         ort = _need("onnxruntime", "onnxruntime")
         session = ort.SessionOptions()
         session.intra_op_num_threads = threads
@@ -590,7 +606,7 @@ class OnnxRuntimeRunner:
             session.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = ort.InferenceSession(
-                str(path), session, providers=list(options.get("providers", ["CPUExecutionProvider"]))
+                onnx_model(path, session, half), session, providers=list(options.get("providers", ["CPUExecutionProvider"]))
             )
         except Exception as error:  # pybind classes derive from Exception only
             raise EdgeError(f"ONNX Runtime {ort.__version__} cannot open {path}: {_line(error)}") from error
@@ -609,16 +625,27 @@ class OnnxRuntimeRunner:
         self.session = None
 
 
+def onnx_model(path: Path, session: Any, half: int | None) -> str | bytes:
+    """What a session opens: the file, or one half of it, in memory."""
+    if half is None:
+        return str(path)
+    # Weights that lie beside a file are not found by what is in memory.
+    session.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(path).parent))
+    model: bytes = _part("edge_seq2seq").halves(path)[half]
+    return model
+
+
 class OpenVinoRunner:
     """An IR or ONNX graph opened by OpenVINO on the CPU.
 
     Options: "precision", "f32" (default) or "bf16"; "shape", [batch, tokens] that it is compiled for: other shapes run
-    too, on a second compilation that is made when the first of them comes (a fraction of a second).
+    too, on a second compilation that is made when the first of them comes (a fraction of a second). `half`: of two, the one
+    that is opened.
     """
 
-    def __init__(self, path: Path, options: Mapping[str, Any], threads: int):
+    def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
         openvino = _need("openvino", "openvino")
-        self.path = path
+        self.path, self.half = path, half
         self.properties = {
             # Without the hint OpenVINO silently computes in bf16 where the CPU can.
             "INFERENCE_PRECISION_HINT": str(options.get("precision", "f32")),
@@ -651,7 +678,7 @@ class OpenVinoRunner:
     def _request(self, shape: tuple[int, ...] | None) -> Any:
         if shape not in self.requests:
             core = _need("openvino", "openvino").Core()
-            model = read_openvino(self.path, shape)
+            model = read_openvino(self.path, shape, self.half)
             self.requests[shape] = core.compile_model(model, "CPU", self.properties).create_infer_request()
         return self.requests[shape]
 
@@ -660,12 +687,37 @@ class OpenVinoRunner:
         self.requests = {}
 
 
-def read_openvino(path: Path, shape: Sequence[int] | None = None) -> Any:
-    """An openvino.Model of an IR or ONNX file, its inputs [batch, tokens] fixed to `shape` where one is given."""
-    model = _need("openvino", "openvino").Core().read_model(str(path))
+def read_openvino(path: Path, shape: Sequence[int] | None = None, half: int | None = None) -> Any:
+    """An openvino.Model of an IR or ONNX file or of one half of it, its inputs [batch, tokens] fixed to `shape` where one is
+    given."""
+    openvino = _need("openvino", "openvino")
+    model = openvino.Core().read_model(str(path))
+    if half is not None:
+        model = _part("edge_seq2seq").openvino_halves(openvino, model)[half]
     if shape:
         model.reshape({port.any_name: list(shape) for port in model.inputs})
     return model
+
+
+class HalvesRunner:
+    """The two halves of a graph, each opened by itself."""
+
+    def __init__(self, halves: Sequence[Any]):
+        self.halves = halves
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of that half whose inputs these are."""
+        return self.halves[half_of(inputs)].run(inputs)
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        for half in self.halves:
+            half.close()
+
+
+def half_of(inputs: Mapping[str, Any]) -> int:
+    """Which of two halves takes these inputs."""
+    return int(HALVES_BY in inputs)
 
 
 RUNNERS: dict[str, type[OnnxRuntimeRunner] | type[OpenVinoRunner]] = {
@@ -688,6 +740,8 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
         )
     if not Path(path).is_file():
         raise EdgeError(f"{path} is missing")
+    if options.get(HALVES):
+        return HalvesRunner([RUNNERS[runtime](path, options, threads, half) for half in (0, 1)])
     return RUNNERS[runtime](path, options, threads)
 
 
@@ -789,13 +843,22 @@ def run_batch(pipeline: Pipeline, runner: Any, batch: Any, most: int) -> Mapping
     if run is None:
         return run_rows(runner, batch.inputs, most)
     with _explained():
-        return dict(run(runner, batch, most))
+        return dict(run(pipeline, runner, batch, most))
 
 
 def timed_inputs(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """Inputs of the call whose latency matters, made of those of whole raws: for text generation one step of decoding."""
     part = part_of(pipeline["task"])
     return part.timed(runner, inputs) if hasattr(part, "timed") else inputs
+
+
+def timed_call(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
+    """What a latency is taken of, made of inputs of whole raws: one call of the runner, or what the task's part says."""
+    part = part_of(pipeline["task"])
+    if hasattr(part, "work"):
+        return lambda: part.work(runner, inputs)
+    call = timed_inputs(pipeline, runner, inputs)
+    return lambda: runner.run(call)
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -1116,11 +1179,11 @@ def bench(
     raws = [raws[index % len(raws)] for index in range(batch)]
     encoded = model.preprocessor.encode([_repeated(raw, length) for raw in raws] if length else raws, length)
     inputs = {name: array[:batch] for name, array in encoded.inputs.items()}
-    call = timed_inputs(model.pipeline, model.runner, inputs)
+    part = part_of(model.pipeline["task"])
     return {
-        "model": _sampled(lambda: model.runner.run(call), seconds),
+        "model": _sampled(timed_call(model.pipeline, model.runner, inputs), seconds),
         "end_to_end": _sampled(lambda: model.soonest(raws), seconds),
-        "steps": call is not inputs,  # whether "model" is one step of several, and "end_to_end" ends with the first
+        "steps": hasattr(part, "timed") and not hasattr(part, "work"),  # whether "model" is one step of several, and "end_to_end" ends with the first
         "batch": batch,
         "tokens": int(encoded.mask.shape[1]) if "max_length" in model.pipeline else None,  # what has none has no tokens
         "threads": threads or available_cores(),

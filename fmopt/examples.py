@@ -106,6 +106,7 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
         "question-answering": _answer_examples,
         "fill-mask": _whole_text,
         "text-generation": _next_tokens,
+        "translation": partial(_answer_tokens, preprocessor),
     }
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
@@ -229,6 +230,20 @@ def _whole_text(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -
 def _next_tokens(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     """The tokens themselves: the network's own loss compares each with what was said before it."""
     return {"labels": batch.inputs["input_ids"][window][batch.mask[window].astype(bool)].copy()}
+
+
+def _answer_tokens(
+    preprocessor: Preprocessor, batch: Batch, window: int, item: Item, row: Mapping[str, Any]
+) -> Example:
+    """The tokens of the answer that is wanted, its end included; the decoder begins with one of its own."""
+    pipeline = preprocessor.pipeline
+    if "first" in pipeline:  # the language of the answer, which a tokenizer made for texts does not know
+        ids = [pipeline["first"], *preprocessor.ids(item.label, special=False)]
+    else:
+        ids = preprocessor.ids(item.label)
+    ids = ids[: pipeline["max_new_tokens"] - 1]
+    stop = pipeline["stop_ids"][:1]
+    return {"labels": np.array(ids if ids[-1:] == stop else [*ids, *stop], dtype=np.int64)}
 
 
 def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import generation
+from fmopt import generation, seq2seq
 from fmopt.errors import ParityError
 from fmopt.model import Graph, TorchModel, axes_of
 from fmopt.passes.base import Inputs, token_mask
@@ -37,6 +37,9 @@ def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str
     if model.facts.task == generation.TASK:
         program, outputs = _trace_with_cache(model)
         axes = generation.port_axes(program.graph)
+    elif model.facts.task in seq2seq.TASKS:
+        program, outputs = _trace_halves(model)
+        axes = seq2seq.port_axes(program.graph)
     else:
         program, axes = _trace(model, example), axes_of(model.facts.pipeline)
     tidy(program, outputs, axes)
@@ -174,6 +177,18 @@ def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
         net: Any = model.net
         program = OnnxExporter().export(net, inputs, config=OnnxConfig(dynamic=True, opset_version=OPSET)).program
     generation.name_ports(program.graph)
+    return program, tuple(str(value.name) for value in program.graph.outputs)
+
+
+def _trace_halves(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
+    """The graph of a network's two halves, its ports named, and the names of its outputs."""
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    net: Any = model.net
+    with _plain_attention(net), quiet(), seq2seq.both_halves(net, list(model.facts.pipeline["inputs"])) as (inputs, shapes):
+        config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
+        program = OnnxExporter().export(net, inputs, config=config).program
+    seq2seq.name_ports(program.graph)
     return program, tuple(str(value.name) for value in program.graph.outputs)
 
 

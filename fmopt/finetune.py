@@ -30,6 +30,7 @@ from fmopt.metrics import METRICS
 from fmopt.model import CheckpointFacts, quiet
 from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
+from fmopt.seq2seq import Halves, has_halves
 from fmopt.store import disk_errors, own_folder
 from fmopt.structure import STRUCTURE, load_network
 from fmopt.tasks.base import Item, Task
@@ -222,6 +223,8 @@ class _NetRunner:
     outputs: Sequence[str]
 
     def run(self, inputs: Any) -> dict[str, Any]:
+        if has_halves(self.net):
+            return Halves(self.net).run(inputs)
         device = next(self.net.parameters()).device
         with torch.inference_mode():
             out = self.net(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()})

@@ -86,6 +86,29 @@ def _error_rate(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return _ratio(edits, parts)  # of all words together, as WER is defined
 
 
+def _bleu(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Corpus BLEU (Papineni et al., 2002) in [0, 1], smoothed as sacrebleu does: the k-th order without any match counts as
+    1 / 2^k of a match."""
+    sums = counts @ values
+    system, reference, hits, total = sums[:, 0], sums[:, 1], sums[:, 2:6], sums[:, 6:10]
+    halved = 0.5 ** np.cumsum(hits == 0, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.where(hits > 0, hits, halved) / total).mean(axis=1)
+        brevity = np.minimum(0.0, 1 - reference / system)
+        score = np.exp(brevity + logs)
+    return np.where((total > 0).all(axis=1) & hits.any(axis=1), score, 0.0)
+
+
+def _chrf(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Corpus chrF2 (Popović, 2015) in [0, 1]: F2 of the mean precision and recall of character 1- to 6-grams."""
+    ours, theirs, hits = np.moveaxis((counts @ values).reshape(len(counts), -1, 3), 2, 0)
+    used = (ours > 0) & (theirs > 0)
+    orders = np.maximum(used.sum(axis=1), 1)
+    precision = np.where(used, hits / np.maximum(ours, 1), 0).sum(axis=1) / orders
+    recall = np.where(used, hits / np.maximum(theirs, 1), 0).sum(axis=1) / orders
+    return np.nan_to_num(_ratio(5 * precision * recall, 4 * precision + recall))
+
+
 def _spearman(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return _pearson(_ranks(values[:, 0], counts), _ranks(values[:, 1], counts), counts)
 
@@ -117,6 +140,10 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         return np.where(below != 0, above / below, np.nan)
 
 
+ORDERS = range(1, 5)
+BLEU_COUNTS = ("tokens", "reference tokens", *(f"{n}-gram hits" for n in ORDERS), *(f"{n}-grams" for n in ORDERS))
+CHRF_COUNTS = tuple(f"{n}-grams {whose}" for n in range(1, 7) for whose in ("ours", "theirs", "common"))
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -128,6 +155,8 @@ METRICS: Mapping[str, Metric] = {
         Metric("spearman", ("predicted", "true"), _spearman),
         # Above 1 only where more is put in than was said: a recogniser that says nothing has lost all there is to lose.
         Metric("error_rate", ("edits", "parts"), _error_rate, higher_is_better=False),
+        Metric("bleu", BLEU_COUNTS, _bleu),
+        Metric("chrf", CHRF_COUNTS, _chrf),
         Metric("perplexity", ("nats", "tokens"), _perplexity, higher_is_better=False, bounded=False),
     )
 }

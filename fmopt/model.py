@@ -83,7 +83,10 @@ def takes_length(pipeline: Mapping[str, Any]) -> bool:
 
 
 def static_shape(pipeline: Mapping[str, Any], batch: int, length: int | None) -> tuple[int, ...] | None:
-    """The one shape that all inputs have at `batch` × `length`; None where lengths vary, or inputs differ in shape."""
+    """The one shape that all inputs have at `batch` × `length`; None where lengths vary, inputs differ in shape, or tokens are
+    made one by one."""
+    if "stop_ids" in pipeline:
+        return None
     sizes = {"batch": batch, "tokens": length}
     shapes = {tuple(sizes.get(a) if isinstance(a, str) else a for a in axes) for axes in axes_of(pipeline).values()}
     shape = shapes.pop() if len(shapes) == 1 else (None,)

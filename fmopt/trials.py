@@ -17,7 +17,7 @@ import numpy as np
 from fmopt import gate, lookup, measure, probe, roofline
 from fmopt.build import Workshop, plain_steps, tool_versions
 from fmopt.data import Dataset
-from fmopt.edge import Model, timed_inputs
+from fmopt.edge import Model, timed_call, timed_inputs
 from fmopt.errors import FmoptError
 from fmopt.gate import Budget
 from fmopt.model import Artifact, CheckpointFacts
@@ -197,7 +197,7 @@ def time_in_turn(run: Run, names: Sequence[str]) -> None:
         run.progress.start(f"timing {len(names)} variants in turn", measure.MIN_SAMPLES)
         try:
             samples = measure.time_in_turn(
-                {name: replay(runner, measured(run, runner, inputs)) for name, runner in runners.items()},
+                {name: replay(run, runner, inputs) for name, runner in runners.items()},
                 hopeless=lambda so_far: measure.certainly_slower(so_far, keep=fastest_full_precision(run, so_far)),
                 seed=request.seed,
                 progress=lambda: run.progress.step(),
@@ -275,14 +275,14 @@ def latency_inputs(run: Run) -> list[dict[str, np.ndarray]]:
 
 
 def measured(run: Run, runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
-    """What a variant is timed on: `inputs`, or for text generation one step of decoding after each."""
+    """Inputs of one call to look into: `inputs`, or for networks that make tokens one step of decoding after each."""
     return [timed_inputs(run.job.facts.pipeline, runner, one) for one in inputs]
 
 
-def replay(runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> Callable[[], object]:
+def replay(run: Run, runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> Callable[[], object]:
     """Call a runner with the next input each time, the same sequence for every variant."""
-    turn = itertools.cycle(inputs)
-    return lambda: runner.run(next(turn))
+    turn = itertools.cycle([timed_call(run.job.facts.pipeline, runner, one) for one in inputs])
+    return lambda: next(turn)()
 
 
 def predict_latency(run: Run) -> None:

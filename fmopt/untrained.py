@@ -6,7 +6,7 @@
     [config]                  # as config.json: model_type and sizes
     model_type = "gpt2"
     [tokenizer]               # trained on the texts of the data's train split
-    kind = "byte-bpe"
+    kind = "byte-bpe"         # of answers by an encoder and a decoder "byte-bpe-answers": texts end, they do not begin
     size = 4096               # tokens, the special ones included
     [finetune]                # what `fmopt finetune` uses where the command says nothing
     epochs = 4
@@ -28,6 +28,8 @@ from fmopt.errors import CheckpointError, ConfigError
 from fmopt.model import quiet
 from fmopt.tokenizer import TOKENIZER
 
+KINDS = ("byte-bpe", "byte-bpe-answers")
+PAD = "<pad>"  # of answers: fills rows, and begins what a decoder makes
 END = "<|endoftext|>"  # begins every text, as in GPT-2, so that its first word is predicted too; pads, and ends a text
 
 
@@ -80,24 +82,27 @@ def _write_tokenizer(told: Mapping[str, Any], texts: Iterable[str], out: Path) -
     """A byte-level BPE tokenizer (Sennrich et al., 2016; bytes as in GPT-2) in `out`; the ids that a config must name."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    if told.get("kind") != "byte-bpe":
-        raise ConfigError(f"a tokenizer of kind {told.get('kind')!r} cannot be trained; there is byte-bpe")
+    if told.get("kind") not in KINDS:
+        raise ConfigError(f"a tokenizer of kind {told.get('kind')!r} cannot be trained; there are {', '.join(KINDS)}")
+    answers = told["kind"] == KINDS[1]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=int(told["size"]), special_tokens=[END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=int(told["size"]), special_tokens=[PAD, END] if answers else [END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
     end = int(tokenizer.token_to_id(END) or 0)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{END} $A", pair=f"{END} $A $B", special_tokens=[(END, end)]
-    )
+    single, pair = (f"$A {END}", f"$A {END} $B {END}") if answers else (f"{END} $A", f"{END} $A $B")
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[(END, end)])
     if tokenizer.get_vocab_size() < 300:
         raise CheckpointError("the texts give a vocabulary of bytes alone; give a train split of some thousand words")
     tokenizer.save(str(out / TOKENIZER))
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END)
+    names |= {"pad_token": PAD} if answers else {}
     facts = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     (out / "tokenizer_config.json").write_text(json.dumps(facts, indent=1))
-    return {"vocab_size": tokenizer.get_vocab_size(), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    pad = int(tokenizer.token_to_id(PAD) or 0) if answers else end
+    ids = {"vocab_size": tokenizer.get_vocab_size(), "bos_token_id": end, "eos_token_id": end, "pad_token_id": pad}
+    return ids | ({"decoder_start_token_id": pad, "decoder_vocab_size": ids["vocab_size"]} if answers else {})

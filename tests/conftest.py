@@ -26,7 +26,9 @@ HEADS = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "text-generation": "AutoModelForCausalLM",
+    "translation": "AutoModelForSeq2SeqLM",
 }
+ENCODER_DECODERS = ("t5", "bart", "marian")
 DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "mistral")
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta-v2", "albert", "modernbert")
 
@@ -150,6 +152,8 @@ def tiny_config(family: str, tokenizer: Any, task: str) -> Any:
         settings |= {"sliding_window": 8}
     if family in DECODERS:  # random weights of the usual size give every token the same probability
         settings |= {"initializer_range": 0.3, "init_std": 0.3}
+    if family in ENCODER_DECODERS:
+        settings = _encoder_decoder(family, settings)
     if family in ("electra", "albert"):
         settings |= {"embedding_size": 16}
     if family == "deberta-v2":  # as in DeBERTa-v3
@@ -167,12 +171,24 @@ def tiny_config(family: str, tokenizer: Any, task: str) -> Any:
     return transformers.AutoConfig.for_model(family, **settings)
 
 
+def _encoder_decoder(family: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of one layer that reads and one that writes; random weights of the usual size would all say the same."""
+    start = settings["pad_token_id"] if family != "bart" else settings["eos_token_id"]
+    kept = {name: value for name, value in settings.items() if name.endswith("token_id") or name == "vocab_size"}
+    kept |= {"d_model": 32, "decoder_start_token_id": start, "forced_eos_token_id": None}
+    if family == "t5":
+        return kept | {"d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "initializer_factor": 3.0}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder")
+             for name, value in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
+    return kept | sides | {"max_position_embeddings": 64, "init_std": 0.3, "decoder_vocab_size": settings["vocab_size"]}
+
+
 def write_tokenizer(folder: Path, family: str) -> Any:
     """Train a tokenizer of the family's kind on SENTENCES and save it; returns it as transformers loads it."""
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = dict.fromkeys(("roberta", "modernbert", *DECODERS), _byte_bpe)
+    kinds = dict.fromkeys(("roberta", "modernbert", *DECODERS, *ENCODER_DECODERS), _byte_bpe)
     kinds |= dict.fromkeys(("xlm-roberta", "deberta-v2", "albert"), _unigram)
     tokenizer, special, name = kinds.get(family, _word_piece)(family)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -244,7 +260,7 @@ def _pieces(special: list[str]) -> dict[str, int]:
 def _byte_bpe(family: str) -> tuple[Any, dict[str, Any], str]:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    roberta = family == "roberta"
+    roberta = family in ("roberta", *ENCODER_DECODERS)
     special = _ROBERTA_TOKENS if roberta else _BERT_TOKENS
     special = _DECODER_TOKENS if family in DECODERS else special
     tokenizer = Tokenizer(models.BPE())
@@ -259,6 +275,11 @@ def _byte_bpe(family: str) -> tuple[Any, dict[str, Any], str]:
         ids = {token: tokenizer.token_to_id(token) for token in ("<s>", "</s>")}
         tokenizer.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]),
                                                                 add_prefix_space=False)  # fmt: skip
+        if family in ENCODER_DECODERS:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="$A </s>", special_tokens=[("</s>", ids["</s>"])]
+            )
+            return tokenizer, special, "PreTrainedTokenizerFast"
         return tokenizer, special, "RobertaTokenizer"
     if family in DECODERS:
         end = special["bos_token"]

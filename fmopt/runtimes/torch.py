@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmopt import generation, lookup
+from fmopt import generation, lookup, seq2seq
+from fmopt.edge_seq2seq import SOURCE_MASK
 from fmopt.errors import PassError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
@@ -93,12 +94,16 @@ class TorchRunner:
         options = artifact.options
         self.net: Any = load_network(artifact.path, str(options["auto_class"]), str(options.get("dtype", "fp32")))
         self.threads = threads
-        self.names = _input_names(self.net)
+        self.halves = seq2seq.Halves(self.net) if seq2seq.has_halves(self.net) else None
+        self.names = _input_names(self.net) | {SOURCE_MASK}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, as fp32; inputs the network does not take are ignored."""
         import torch
 
+        if self.halves is not None:
+            with _threads(self.threads):
+                return self.halves.run({name: inputs[name] for name in inputs if name in self.names or "." in name})
         feed: dict[str, Any] = {
             name: torch.from_numpy(np.asarray(inputs[name])) for name in inputs if name in self.names
         }

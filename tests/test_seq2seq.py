@@ -1,0 +1,183 @@
+"""Answers by an encoder and a decoder: one graph in two halves, token by token as transformers makes them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fmopt import bundle, checkpoint, exporting, lookup
+from fmopt.edge import HALVES, Model, open_preprocessor, open_runner, postprocess, run_batch
+from fmopt.edge_seq2seq import answers, halves, usual
+from fmopt.errors import CheckpointError, DataError
+from fmopt.examples import training_examples
+from fmopt.metrics import METRICS
+from fmopt.model import Artifact
+from fmopt.predictions import load_predictions, save_predictions
+from fmopt.seq2seq import Halves, InHalves, with_answer
+from fmopt.source import resolve
+from tests.conftest import ENCODER_DECODERS, SENTENCES, TinyCheckpoint
+from tests.torch_models import model_of
+
+NEW = 10
+TASK = lookup.find("tasks", "translation")
+
+
+@pytest.fixture(scope="module", params=ENCODER_DECODERS)
+def exported(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint, tmp_path_factory: Any) -> Any:
+    """A tiny network in PyTorch, and as an opened graph."""
+    model = model_of(tiny_checkpoint(request.param, "translation"), "translation")
+    folder = tmp_path_factory.mktemp(f"{request.param}-graph")
+    preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
+    graph = exporting.export_onnx(model, dict(preprocessor.encode(list(SENTENCES[:2])).inputs), folder)
+    runner = open_runner("onnxruntime", graph.path, {HALVES: True}, 1)
+    edge = Model({"pipeline": dict(model.facts.pipeline)}, preprocessor, runner)
+    return SimpleNamespace(torch=model, graph=graph, runner=runner, pipeline=edge.pipeline, model=edge)
+
+
+def generated(exported: Any, texts: Any, **options: Any) -> list[list[int]]:
+    """What `generate` of transformers answers, without the tokens that begin and end it."""
+    inputs = {name: torch.from_numpy(value) for name, value in exported.model.preprocessor.encode(texts).inputs.items()}
+    with torch.inference_mode():
+        made = exported.torch.net.generate(**inputs, max_new_tokens=NEW, do_sample=False, **options)[:, 1:].tolist()
+    stop = exported.pipeline["stop_ids"][0]
+    return [ids[: ids.index(stop)] if stop in ids else ids for ids in made]
+
+
+def test_the_halves_agree_with_torch(exported: Any) -> None:
+    encoded = dict(exported.model.preprocessor.encode([SENTENCES[2]]).inputs)
+    batch = with_answer(encoded, exported.pipeline["start"], exported.torch.net.config.vocab_size)
+    for runner in (exported.runner, Halves(exported.torch.net)):
+        parity = exporting.check_parity(InHalves(runner), exported.torch.net, [batch], 1e-3, outputs=["logits"])
+        assert parity.passed, parity
+
+
+def test_greedy_and_beams_give_the_tokens_of_generate(exported: Any) -> None:
+    texts = list(SENTENCES[:4])  # of different lengths, in one batch
+    inputs = dict(exported.model.preprocessor.encode(texts).inputs)
+    greedy = answers(exported.pipeline, exported.runner, inputs, usual(exported.pipeline, max_new_tokens=NEW, beams=1))
+    assert greedy == generated(exported, texts, num_beams=1)
+    assert len({token for row in greedy for token in row}) > 3
+    beams = answers(exported.pipeline, exported.runner, inputs, usual(exported.pipeline, max_new_tokens=NEW, beams=3))
+    assert beams == generated(exported, texts, num_beams=3)
+
+
+def test_weights_that_both_halves_use_are_stored_once(exported: Any) -> None:
+    size = exported.graph.path.stat().st_size
+    parameters = sum(p.numel() for p in exported.torch.net.parameters()) * 4
+    assert size < 1.25 * parameters + 200_000
+    first, second = halves(exported.graph.path)
+    assert len(first) < size > len(second)
+    assert len(first) + len(second) > parameters
+
+
+@pytest.fixture(scope="module")
+def marian(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a tiny Marian."""
+    from fmopt.api import export
+
+    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"source": text, "target": text[::-1]}) for text in SENTENCES))
+    out = tmp_path_factory.mktemp("bundle") / "marian"
+    export(tiny_checkpoint("marian", "translation"), out, data=rows)
+    return out
+
+
+def test_a_bundle_answers_without_torch_as_pytorch_does(marian: Path, tiny_checkpoint: TinyCheckpoint) -> None:
+    model = model_of(tiny_checkpoint("marian", "translation"))
+    assert model.facts.task == "translation"  # Marian's class does nothing else
+    code = (
+        "import sys, json, runpy; sys.modules['torch'] = sys.modules['onnx'] = sys.modules['fmopt'] = None;"
+        f"sys.argv = ['run.py', 'predict', '--json', '--max-new-tokens', '8', {SENTENCES[0]!r}];"
+        f"runpy.run_path({str(marian / 'run.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (shown,) = json.loads(done.stdout)
+    opened = bundle.load(marian)
+    assert shown == opened(SENTENCES[0], max_new_tokens=8)
+    own = lookup.find("runtimes", "torch").open(
+        Artifact("torch", model.facts.folder, {"auto_class": TASK.auto_class}), 1
+    )
+    inputs = dict(opened.preprocessor.encode([SENTENCES[0]]).inputs)
+    ids = answers(opened.pipeline, own, inputs, usual(opened.pipeline, max_new_tokens=8))[0]
+    assert shown == {"text": opened.preprocessor.tokenizer.decode(ids).strip(), "tokens": len(ids)}
+    assert "".join(opened.stream(SENTENCES[0], max_new_tokens=8)).strip() == shown["text"]
+
+
+def test_a_wish_for_too_much_is_one_line(marian: Path) -> None:
+    with pytest.raises(DataError, match="beams is 0; it is at least 1"):
+        bundle.load(marian)("the cat", beams=0)
+    with pytest.raises(DataError, match="a text is answered, not int"):
+        bundle.load(marian)([3])
+
+
+def test_openvino_runs_the_same_halves(exported: Any, tmp_path: Path) -> None:
+    built = lookup.find("runtimes", "openvino").build(exported.graph, {}, tmp_path)
+    runner = lookup.find("runtimes", "openvino").open(built, 1)
+    inputs = dict(exported.model.preprocessor.encode(list(SENTENCES[:2])).inputs)
+    wish = usual(exported.pipeline, max_new_tokens=NEW, beams=1)
+    assert answers(exported.pipeline, runner, inputs, wish) == answers(exported.pipeline, exported.runner, inputs, wish)
+
+
+def test_predictions_are_kept_and_judged(exported: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    texts = list(SENTENCES[:3])
+    batch = exported.model.preprocessor.encode(texts)
+    outputs = run_batch(exported.pipeline, exported.runner, batch, 2)
+    made = postprocess(exported.pipeline, outputs, batch, texts)
+    save_predictions(tmp_path / "made", made)
+    assert [one.tolist() for one in load_predictions(tmp_path / "made")] == [one.tolist() for one in made]
+    items = TASK.items([{"text": text, "target": text} for text in texts], exported.torch.facts)
+    names = {score.name: score for score in TASK.scores(made, items, made, exported.torch.facts)}
+    assert names["BLEU"].primary
+    assert names["same text as baseline"].array().min() == 1
+
+
+def test_corpus_scores_are_those_of_sacrebleu_for_any_resample() -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    from fmopt.tasks.translation import _scores
+
+    wanted = ["a man sits on a bench in the park", "two dogs run over the green grass", "she reads", "no match at all here"]
+    told = ["a man sits on the bench in a park", "two dogs are running over grass", "she reads", "qqq"]
+    draw = np.random.default_rng(0).multinomial(6, [0.25] * 4, size=5)
+    for name, kind in (("bleu", sacrebleu.BLEU), ("chrf", sacrebleu.CHRF)):
+        values = _scores(name, name, told, wanted).array()
+        rows = METRICS[name].of(values, draw)
+        for counts, got in zip(draw, rows, strict=True):
+            hypotheses, references = (np.repeat(texts, counts).tolist() for texts in (told, wanted))
+            assert got * 100 == pytest.approx(kind().corpus_score(hypotheses, [references]).score, abs=1e-9)
+    nothing = _scores("bleu", "bleu", ["qqq"], ["she reads"]).array()
+    assert METRICS["bleu"].of(nothing) == 0
+
+
+def test_labels_are_the_answer_with_its_end(tiny_checkpoint: TinyCheckpoint) -> None:
+    facts = checkpoint.inspect(resolve(str(tiny_checkpoint("marian", "translation"))))
+    preprocessor = open_preprocessor(facts.folder, dict(facts.pipeline))
+    rows = [{"text": "the cat", "target": "a dog"}]
+    (example,) = training_examples(preprocessor, facts, TASK.items(rows, facts), rows)
+    assert example["labels"].tolist() == preprocessor.ids("a dog")
+    assert example["labels"][-1] == facts.pipeline["stop_ids"][0]
+    with pytest.raises(DataError, match="train row 1 has no label"):
+        training_examples(preprocessor, facts, TASK.items([{"text": "the cat"}], facts), [{"text": "the cat"}])
+
+
+def test_a_network_that_answers_says_what_for(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "t5"
+    shutil.copytree(tiny_checkpoint("t5", "translation"), folder)
+    assert model_of(folder, "translation").facts.pipeline["start"] == [1]
+    config = json.loads((folder / "config.json").read_text())
+    del config["decoder_start_token_id"]
+    (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": None}))
+    for other in folder.glob("generation_config.json"):
+        other.unlink()
+    with pytest.raises(CheckpointError, match="names no decoder_start_token_id"):
+        checkpoint.inspect(resolve(str(folder)), "translation")
