@@ -325,6 +325,10 @@ USAGE = {
         "how it goes on; --max-new-tokens, --temperature, --stream and more: see --help",
     ),
     "translation": ('"a text"', "its translation; --beams, --max-new-tokens, --stream and more: see --help"),
+    "summarization": (
+        '"a long text"',
+        "what it says in short; --beams, --max-new-tokens, --stream and more: see --help",
+    ),
     "image-classification": ("picture.png", "its label with scores"),
     "image-segmentation": ("picture.png", "the class of every pixel"),
 }

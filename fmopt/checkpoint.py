@@ -69,7 +69,9 @@ def inspect(
     read_structure(source.folder)  # a record that cannot be read is refused before any work
     config = _auto_config(source.folder, raw)
     architecture = str((raw.get("architectures") or [""])[0])
-    head = _Head(architecture, frozenset(weights.shapes), is_regression(raw), len(config.id2label or {}))
+    head = _Head(
+        architecture, frozenset(weights.shapes), is_regression(raw), len(config.id2label or {}), _task_in(raw)
+    )  # fmt: skip
     found = _known_task(task).name if task else _task_of(head, source, home)
     if task and not fresh_head:
         _refuse_misfit(found, head, source)
@@ -179,6 +181,7 @@ class _Head:
     tensors: frozenset[str]
     regression: bool
     outputs: int
+    told: str = ""  # the task that config.json names, of a network that could be for several
 
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.tensors)
@@ -224,7 +227,17 @@ def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
     if not shown:
         tasks = ", ".join(_known_task(name).name for name in lookup.names("tasks"))
         raise CheckpointError(f"{source.folder}: fmopt has no task for {head.architecture}; there are: {tasks}")
-    return shown[0]
+    if len(shown) > 1 and head.told not in shown:
+        raise CheckpointError(
+            f"{source.folder}: {head.architecture} could be for {' or '.join(shown)}; say --task {shown[0]} or another"
+        )
+    return head.told if head.told in shown else shown[0]
+
+
+def _task_in(config: Mapping[str, Any]) -> str:
+    """The one task that `task_specific_params` of a configuration has settings for ("translation_en_to_de": translation)."""
+    names = {str(name).partition("_")[0] for name in config.get("task_specific_params") or ()}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _refuse_misfit(task: str, head: _Head, source: ModelSource) -> None:
@@ -299,7 +312,7 @@ def _text_pipeline(
         # One text a row, so that the side is free, and no row begins with tokens that attend to nothing.
         pipeline["padding"]["side"] = "right"
     if task in ANSWERS:
-        pipeline |= answer_pipeline(folder, config)
+        pipeline |= answer_pipeline(folder, config, raw)
     if task == "question-answering":
         # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
         pipeline |= {"stride": min(128, length // 4), "no_answer": bool(raw.get("no_answer", False))}

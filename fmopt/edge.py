@@ -12,7 +12,7 @@ Words used here. A *raw* is what the user has: a text, a pair of texts, a list o
 file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
 of JSON values; a part adds its own:
     task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
-                 fill-mask, text-generation or translation
+                 fill-mask, text-generation, translation or summarization
     max_length   tokens; longer texts are cut, or read in windows where the task allows
     inputs       names the network takes: input_ids, attention_mask, token_type_ids
     outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
@@ -96,6 +96,7 @@ PARTS: dict[str, str] = {
     "text-generation": "edge_generation",
     "image-segmentation": "edge_image",
     "translation": "edge_seq2seq",
+    "summarization": "edge_seq2seq",
 }
 # Parts that work by another: they find it under the name it has for them, and bundles carry it too.
 BY_OTHERS = {"edge_seq2seq": {"generation": "edge_generation"}}
@@ -606,7 +607,9 @@ class OnnxRuntimeRunner:
             session.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = ort.InferenceSession(
-                onnx_model(path, session, half), session, providers=list(options.get("providers", ["CPUExecutionProvider"]))
+                onnx_model(path, session, half),
+                session,
+                providers=list(options.get("providers", ["CPUExecutionProvider"])),
             )
         except Exception as error:  # pybind classes derive from Exception only
             raise EdgeError(f"ONNX Runtime {ort.__version__} cannot open {path}: {_line(error)}") from error
@@ -1183,7 +1186,8 @@ def bench(
     return {
         "model": _sampled(timed_call(model.pipeline, model.runner, inputs), seconds),
         "end_to_end": _sampled(lambda: model.soonest(raws), seconds),
-        "steps": hasattr(part, "timed") and not hasattr(part, "work"),  # whether "model" is one step of several, and "end_to_end" ends with the first
+        "steps": hasattr(part, "timed")
+        and not hasattr(part, "work"),  # whether "model" is one step of several, and "end_to_end" ends with the first
         "batch": batch,
         "tokens": int(encoded.mask.shape[1]) if "max_length" in model.pipeline else None,  # what has none has no tokens
         "threads": threads or available_cores(),

@@ -159,9 +159,7 @@ def continuations(
     return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"])), room, pipeline, wish)
 
 
-def going_on(
-    rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: Wish
-) -> Iterator[list[int | None]]:
+def going_on(rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: Wish) -> Iterator[list[int | None]]:
     """The next token of every row of `rows` (`Rows`, or what takes its place), at most as many as it has `room` for."""
     stops = set(pipeline.get("stop_ids", ()))
     pad = int(pipeline["padding"]["id"])
@@ -213,12 +211,18 @@ def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: Wish) -> list[
         values = totals.ravel()[first]
         ends = np.isin(tokens, stops) | (length == most)
         done += [
-            (float(values[at]) / length**penalty, [*texts[beams[at]], int(tokens[at])]) for at in np.flatnonzero(ends[:width])
+            (float(values[at]) / length**penalty, [*texts[beams[at]], int(tokens[at])])
+            for at in np.flatnonzero(ends[:width])
         ]
         done = sorted(done, key=lambda one: -one[0])[:width]
         going = np.flatnonzero(~ends)[:width]
         # What a beam can still reach is judged by the length it has now.
-        if not len(going) or (len(done) == width and values[going[0]] / length**penalty <= done[-1][0]):
+        full = len(done) == width
+        if (
+            not len(going)
+            or (full and pipeline.get("early"))
+            or (full and values[going[0]] / length**penalty <= done[-1][0])
+        ):
             break
         texts = [[*texts[beams[at]], int(tokens[at])] for at in going]
         scores = values[going]

@@ -7,7 +7,8 @@ once for a text. The second takes tokens that are new (`decoder_input_ids` [rows
 `past_key_values.N.decoder.…`, and gives `logits` [rows, tokens, vocabulary] and `present.N.decoder.…`.
 
 A pipeline says: start (ids that every answer begins with), stop_ids, max_new_tokens, beams, length_penalty, suppress (ids that
-never come), first and last (an id that is the first of every answer, the last of one that is too long), prefix (of every text).
+never come), first and last (an id that is the first of every answer, the last of one that is too long), prefix (of every text),
+no_repeat (a run of so many tokens comes once), fewest (tokens before one may end), early (beams end with the first that fill up).
 A prediction is the ids of an answer, int64 (tokens,), without those of its start and end.
 """
 
@@ -37,6 +38,7 @@ class Answers:
         rows = len(next(iter(inputs.values())))
         self.ids = np.tile(np.array(pipeline["start"], dtype=np.int64), (rows, 1))
         self.past: dict[str, np.ndarray] = {}
+        self.made = self.ids  # all tokens, those of the start among them
 
     def logits(self) -> np.ndarray:
         """Logits float32 [rows, vocabulary] after the tokens that were taken in."""
@@ -52,20 +54,34 @@ class Answers:
         if forced is not None:
             scores = np.full_like(scores, -np.inf)
             scores[:, forced] = 0
-        elif self.pipeline.get("suppress"):
+            return scores
+        banned = [*self.pipeline.get("suppress", ())]
+        banned += self.pipeline["stop_ids"] if self.step < self.pipeline.get("fewest", 0) else []
+        if banned or "no_repeat" in self.pipeline:
             scores = scores.copy()
-            scores[:, self.pipeline["suppress"]] = -np.inf
+            scores[:, banned] = -np.inf
+        if "no_repeat" in self.pipeline:
+            for row, made in enumerate(self.made.tolist()):
+                scores[row, _would_repeat(made, self.pipeline["no_repeat"])] = -np.inf
         return scores
 
     def take(self, tokens: np.ndarray) -> None:
         """Append one token to each row."""
         self.ids = np.asarray(tokens, dtype=np.int64)[:, None]
+        self.made = np.concatenate([self.made, self.ids], axis=1)
         self.step += 1
 
     def choose(self, rows: np.ndarray) -> None:
         """Go on with these rows, in this order, a row perhaps several times."""
         self.cross = {name: value[rows] for name, value in self.cross.items()}
         self.past = {name: value[rows] for name, value in self.past.items()}
+        self.made = self.made[rows]
+
+
+def _would_repeat(made: list[int], size: int) -> list[int]:
+    """Tokens that would make the last `size` of a row ones that were there before (Paulus et al., 2017)."""
+    tail = made[len(made) - size + 1 :]
+    return [made[at + size - 1] for at in range(len(made) - size + 1) if made[at : at + size - 1] == tail]
 
 
 # -------------------------------------------------------------------------------- raws → answers
@@ -140,7 +156,8 @@ def answer(model: Any, raws: Sequence[Any], **wishes: Any) -> list[dict[str, Any
     wish = usual(model.pipeline, **wishes)
     found = answers(model.pipeline, model.runner, encoded(model, raws), wish)
     return [
-        {"text": _until(model.preprocessor.tokenizer.decode(ids).strip(), wish.stop), "tokens": len(ids)} for ids in found
+        {"text": _until(model.preprocessor.tokenizer.decode(ids).strip(), wish.stop), "tokens": len(ids)}
+        for ids in found
     ]
 
 
@@ -256,12 +273,10 @@ def _needed(parts: Sequence[tuple[int, memoryview, memoryview]], wanted: set[str
                 needed |= {name for field, name in names if field == 1}
                 kept.append(whole)
     kept.reverse()
+    names = {12: 1, 5: 8, 11: 1}  # where an output, an initializer and an input have their names
     for number, whole, value in parts:
-        if number == 12 and _text(value, 1) in wanted:
-            kept.append(whole)
-        elif (number == 5 and _text(value, 8) in needed) or (number == 11 and _text(value, 1) in needed):
-            kept.append(whole)
-        elif number not in (1, 5, 11, 12):
+        known = wanted if number == 12 else needed
+        if number != 1 and (number not in names or _text(value, names[number]) in known):
             kept.append(whole)
     return [bytes(whole) for whole in kept]
 

@@ -107,6 +107,7 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
         "fill-mask": _whole_text,
         "text-generation": _next_tokens,
         "translation": partial(_answer_tokens, preprocessor),
+        "summarization": partial(_answer_tokens, preprocessor),
     }
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
@@ -237,10 +238,11 @@ def _answer_tokens(
 ) -> Example:
     """The tokens of the answer that is wanted, its end included; the decoder begins with one of its own."""
     pipeline = preprocessor.pipeline
+    wanted = item.label if isinstance(item.label, str) else item.label[0]  # of several summaries
     if "first" in pipeline:  # the language of the answer, which a tokenizer made for texts does not know
-        ids = [pipeline["first"], *preprocessor.ids(item.label, special=False)]
+        ids = [pipeline["first"], *preprocessor.ids(wanted, special=False)]
     else:
-        ids = preprocessor.ids(item.label)
+        ids = preprocessor.ids(wanted)
     ids = ids[: pipeline["max_new_tokens"] - 1]
     stop = pipeline["stop_ids"][:1]
     return {"labels": np.array(ids if ids[-1:] == stop else [*ids, *stop], dtype=np.int64)}

@@ -185,7 +185,11 @@ def _trace_halves(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     net: Any = model.net
-    with _plain_attention(net), quiet(), seq2seq.both_halves(net, list(model.facts.pipeline["inputs"])) as (inputs, shapes):
+    with (
+        _plain_attention(net),
+        quiet(),
+        seq2seq.both_halves(net, list(model.facts.pipeline["inputs"])) as (inputs, shapes),
+    ):
         config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
         program = OnnxExporter().export(net, inputs, config=config).program
     seq2seq.name_ports(program.graph)

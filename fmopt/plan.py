@@ -57,7 +57,7 @@ BASELINES = (
 TENSORRT_BASELINE = Recipe(name="tensorrt-fp32", runtime="tensorrt")
 
 
-TOKEN_BY_TOKEN = ("text-generation", "translation")  # tasks whose answers are made so
+TOKEN_BY_TOKEN = ("text-generation", "translation", "summarization")  # tasks whose answers are made so
 QUANTIZERS = ("quantize_dynamic", "quantize_static", "quantize_static_ort", "quantize_nncf", "mixed_precision")
 STEPS, BATCH = 3_000, 32  # of a distillation at least: small data is seen more often, 3 to 30 times
 TOKENS = 128  # of a text; with fewer, what is kept of the teacher takes less disk

@@ -24,7 +24,7 @@ from fmopt.runtimes.base import Runner
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-TASKS = ("translation",)
+TASKS = ("translation", "summarization")
 LONGEST = 200  # tokens of an answer, where the checkpoint names no number
 # Sizes of the traced examples: different in both halves, and none that a network has by itself.
 ROWS, TOKENS = 2, 7
@@ -40,16 +40,20 @@ def has_halves(net: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ its pipeline
 
 
-def answer_pipeline(folder: Path, config: Any) -> dict[str, Any]:
+def answer_pipeline(folder: Path, config: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     """What a pipeline says of how answers are made, as `generate` reads it: of generation_config.json, else of the
-    configuration. "start": ids that every answer begins with; "stop_ids": those that end one."""
-    told = {**config.to_dict(), **_generation_config(folder)}
+    configuration (`raw`: its file, which older checkpoints keep this in). CheckpointError when an answer has no beginning."""
+    told = {**config.to_dict(), **{k: v for k, v in raw.items() if v is not None}, **_generation_config(folder)}
     start = told.get("decoder_start_token_id", told.get("bos_token_id"))
     if start is None:
-        raise CheckpointError(f"{folder}: its configuration names no decoder_start_token_id; add the one it was trained with")
+        raise CheckpointError(
+            f"{folder}: its configuration names no decoder_start_token_id; add the one it was trained with"
+        )
     stops = told.get("eos_token_id")
-    longest = min((n for n in (told.get("max_length"), getattr(config, "max_position_embeddings", None)) if n), default=LONGEST)
-    forced = told.get("forced_bos_token_id")
+    longest = min(
+        (n for n in (told.get("max_length"), getattr(config, "max_position_embeddings", None)) if n), default=LONGEST
+    )
+    forced, last = told.get("forced_bos_token_id"), told.get("forced_eos_token_id")
     found: dict[str, Any] = {
         "start": [int(start)],
         "stop_ids": [int(one) for one in (stops if isinstance(stops, list) else [] if stops is None else [stops])],
@@ -59,11 +63,18 @@ def answer_pipeline(folder: Path, config: Any) -> dict[str, Any]:
         "suppress": _suppressed(told),
         "prefix": str(told.get("prefix") or ""),
     }
-    if forced is not None:
-        found["first"] = int(forced)
-    if told.get("forced_eos_token_id") is not None:
-        found["last"] = int(np.ravel(told["forced_eos_token_id"])[0])
-    return found
+    counts = {
+        "no_repeat": told.get("no_repeat_ngram_size"),
+        "fewest": _fewest(told),
+        "early": told.get("early_stopping"),
+    }
+    found |= {name: int(value) for name, value in counts.items() if value}
+    return found | {name: int(np.ravel(ids)[0]) for name, ids in (("first", forced), ("last", last)) if ids is not None}
+
+
+def _fewest(told: Mapping[str, Any]) -> int:
+    """Tokens that an answer has at least, without the one it begins with."""
+    return max(int(told.get("min_new_tokens") or 0), int(told.get("min_length") or 0) - 1)
 
 
 def _suppressed(told: Mapping[str, Any]) -> list[int]:
@@ -102,7 +113,10 @@ class Halves:
         new = torch.zeros((hidden.shape[0], 1), dtype=torch.long, device=hidden.device)
         mask = {"attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
         self._forward(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden), decoder_input_ids=new, past_key_values=caches, **mask
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            decoder_input_ids=new,
+            past_key_values=caches,
+            **mask,
         )
         return _tensors(caches.cross_attention_cache, "encoder")
 
@@ -173,10 +187,8 @@ def both_halves(net: Any, names: Sequence[str]) -> Iterator[tuple[dict[str, Any]
         second = halves.decode(**{name: value for name, value in told.items() if name not in names})
         return {_identifier(name): value for name, value in {**first, **second}.items()}
 
-    varying = {
-        name: {0: dynamic, 2: dynamic} if name.startswith(PAST) else {0: dynamic, 1: dynamic} if value.dim() == 2 else {0: dynamic}
-        for name, value in inputs.items()
-    }
+    vary = {4: (0, 2), 3: (0,), 2: (0, 1)}  # by how many axes a tensor has: sounds have all the same length
+    varying = {name: dict.fromkeys(vary[value.dim()], dynamic) for name, value in inputs.items()}
     net.forward = forward
     try:
         yield (

@@ -8,6 +8,7 @@
     [tokenizer]               # trained on the texts of the data's train split
     kind = "byte-bpe"         # of answers by an encoder and a decoder "byte-bpe-answers": texts end, they do not begin
     size = 4096               # tokens, the special ones included
+    [generation]              # as generation_config.json: how answers are made
     [finetune]                # what `fmopt finetune` uses where the command says nothing
     epochs = 4
 """
@@ -45,7 +46,8 @@ def read_entry(model: str) -> dict[str, Any] | None:
 
 def write_untrained(entry: Mapping[str, Any], texts: Sequence[str], cache: Path, name: str, seed: int = 0) -> Path:
     """The checkpoint folder of `entry` below `cache`: made once for the same entry, texts and seed. Returns the folder."""
-    told = json.dumps([entry.get("config"), entry.get("tokenizer"), seed], sort_keys=True)
+    generation = [entry["generation"]] if "generation" in entry else []
+    told = json.dumps([entry.get("config"), entry.get("tokenizer"), seed, *generation], sort_keys=True)
     key = hashlib.sha256(told.encode())
     for text in texts:
         key.update(text.encode("utf8", "surrogatepass") + b"\0")
@@ -75,7 +77,10 @@ def _write_network(entry: Mapping[str, Any], ids: Mapping[str, int], out: Path, 
     loader: Any = getattr(transformers, lookup.find("tasks", entry["task"]).auto_class)
     with torch.random.fork_rng(devices=[]), quiet(transformers.utils.logging):
         torch.manual_seed(seed)
-        loader.from_config(transformers.AutoConfig.for_model(kind, **settings)).save_pretrained(out)
+        net = loader.from_config(transformers.AutoConfig.for_model(kind, **settings))
+        if "generation" in entry:
+            net.generation_config.update(**entry["generation"])
+        net.save_pretrained(out)
 
 
 def _write_tokenizer(told: Mapping[str, Any], texts: Iterable[str], out: Path) -> dict[str, int]:
@@ -88,8 +93,9 @@ def _write_tokenizer(told: Mapping[str, Any], texts: Iterable[str], out: Path) -
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    special = [PAD, END] if answers else [END]
     trainer = trainers.BpeTrainer(
-        vocab_size=int(told["size"]), special_tokens=[PAD, END] if answers else [END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=int(told["size"]), special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)

@@ -146,7 +146,12 @@ def test_corpus_scores_are_those_of_sacrebleu_for_any_resample() -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     from fmopt.tasks.translation import _scores
 
-    wanted = ["a man sits on a bench in the park", "two dogs run over the green grass", "she reads", "no match at all here"]
+    wanted = [
+        "a man sits on a bench in the park",
+        "two dogs run over the green grass",
+        "she reads",
+        "no match at all here",
+    ]
     told = ["a man sits on the bench in a park", "two dogs are running over grass", "she reads", "qqq"]
     draw = np.random.default_rng(0).multinomial(6, [0.25] * 4, size=5)
     for name, kind in (("bleu", sacrebleu.BLEU), ("chrf", sacrebleu.CHRF)):
@@ -181,3 +186,51 @@ def test_a_network_that_answers_says_what_for(tiny_checkpoint: TinyCheckpoint, t
         other.unlink()
     with pytest.raises(CheckpointError, match="names no decoder_start_token_id"):
         checkpoint.inspect(resolve(str(folder)), "translation")
+
+
+def test_rouge_is_that_of_rouge_score() -> None:
+    from fmopt.tasks.summarization import rouge_1, rouge_2, rouge_l
+
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeL"])
+    for text, wanted in (
+        ("A cat sat, on the mat!", "the cat sat on a red mat"),
+        ("x", "y z"),
+        ("", "a"),
+        ("a b a b", "a b"),
+    ):
+        told = scorer.score(wanted, text)
+        got = [measure(text, wanted) for measure in (rouge_1, rouge_2, rouge_l)]
+        assert got == pytest.approx([told[name].fmeasure for name in ("rouge1", "rouge2", "rougeL")])
+
+
+def test_a_summary_is_judged_against_the_one_that_fits_best(tiny_checkpoint: TinyCheckpoint) -> None:
+    model = model_of(tiny_checkpoint("t5", "translation"), "summarization")
+    task = lookup.find("tasks", "summarization")
+    preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
+    items = task.items([{"text": "a long text", "target": ["a dog ran", "the cat sat"]}], model.facts)
+    made = [np.array(preprocessor.ids("the cat sat", special=False))]
+    scores = {score.name: score for score in task.scores(made, items, None, model.facts)}
+    assert scores["ROUGE-L"].primary
+    assert scores["ROUGE-L"].array().tolist() == [[1.0]]
+    with pytest.raises(DataError, match="row 1 has the summary 3, which is no text and no list of texts"):
+        task.items([{"text": "a", "target": 3}], model.facts)
+
+
+def test_what_a_network_answers_is_said_by_its_configuration(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "bart"
+    shutil.copytree(tiny_checkpoint("bart", "translation"), folder)
+    with pytest.raises(CheckpointError, match="could be for summarization or translation; say --task summarization"):
+        checkpoint.inspect(resolve(str(folder)))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"task_specific_params": {"translation_en_to_de": {}}}))
+    assert checkpoint.inspect(resolve(str(folder))).task == "translation"
+
+
+def test_what_may_not_repeat_or_end_is_as_generate_has_it(exported: Any) -> None:
+    texts = list(SENTENCES[:3])
+    inputs = dict(exported.model.preprocessor.encode(texts).inputs)
+    options: dict[str, Any] = {"num_beams": 2, "no_repeat_ngram_size": 2, "min_new_tokens": 4, "length_penalty": 2.0,
+                               "early_stopping": True}  # fmt: skip
+    pipeline = {**exported.pipeline, "no_repeat": 2, "fewest": 4, "length_penalty": 2.0, "early": 1}
+    made = answers(pipeline, exported.runner, inputs, usual(pipeline, max_new_tokens=NEW, beams=2))
+    assert made == generated(exported, texts, **options)

@@ -96,7 +96,9 @@ def _sacrebleu() -> Any:
     try:
         import sacrebleu
     except ImportError as error:
-        raise ConfigError("translations are judged by sacrebleu, which is not installed: pip install sacrebleu") from error
+        raise ConfigError(
+            "translations are judged by sacrebleu, which is not installed: pip install sacrebleu"
+        ) from error
     return sacrebleu
 
 
