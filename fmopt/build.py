@@ -180,7 +180,7 @@ class Workshop:
         batches = [dict(self.preprocessor.encode([raw]).inputs) for raw in self.calibration[:PARITY_ITEMS]]
         outputs = self.facts.pipeline["outputs"]  # of a cache, what is kept is proved by what is made of it
         judged: Runner = generation.TwoSteps(runner) if self.facts.task == generation.TASK else runner
-        if self.facts.task in seq2seq.TASKS:
+        if seq2seq.makes_answers(self.facts.pipeline):
             judged, words = seq2seq.InHalves(runner), model.net.config.vocab_size
             batches = [seq2seq.with_answer(batch, self.facts.pipeline["start"], words) for batch in batches]
         try:

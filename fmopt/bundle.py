@@ -84,7 +84,7 @@ def write_bundle(
             _put_checkpoint_files(facts, artifact, staging)
             _put_golden(golden, tolerance, staging)
             shutil.copyfile(edge.__file__, staging / "run.py")
-            for file in edge.part_files(facts.task):
+            for file in edge.part_files(facts.pipeline):
                 shutil.copyfile(file, staging / file.name)
             if artifact.runtime == edge_tensorrt.NAME:
                 shutil.copyfile(edge_tensorrt.__file__, staging / edge_tensorrt.IN_BUNDLE)
@@ -341,6 +341,7 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
     alone = artifact.runtime in edge.RUNNERS or on_tensorrt
     packages = "tensorrt cuda-python" if on_tensorrt else artifact.runtime
     reads = {"text": " tokenizers", "image": " pillow", "audio": ""}[facts.modality]
+    reads += " tokenizers" if facts.modality == "audio" and "start" in facts.pipeline else ""
     others = " (and soundfile, for other files than WAV)" if facts.modality == "audio" else ""
     needs = (
         f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."

@@ -274,7 +274,11 @@ def _pipeline(
         pipeline |= _text_pipeline(task, folder, home, config, raw, max_length)
     else:
         pipeline |= {"modality": modality, **INPUTS[modality](folder, config)}
-    if task == RECOGNITION:
+    if task == RECOGNITION and config.is_encoder_decoder:
+        read_tokenizer(folder, config)  # which spells; refused here when it does not fit
+        pipeline |= {"part": "edge_speech", "padding": {"id": int(config.pad_token_id or 0)}}
+        pipeline |= answer_pipeline(folder, config, raw)
+    elif task == RECOGNITION:
         pipeline["ctc"] = read_spelling(folder, config)
     if task.endswith(WITH_CLASSES):
         pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]

@@ -99,9 +99,10 @@ def load_data(
 
 def training_texts(spec: str, task: Task, *, columns: Mapping[str, str] | None = None, seed: int = 0) -> list[str]:
     """Every text of the rows that `load_data` would train on, before there is a model: to make a vocabulary of."""
-    tables, _ = _read(spec)
+    tables, names = _read(spec)
     chosen = {split: _by_role(table, task, columns or {}) for split, table in tables.items()}
     for table in chosen.values():
+        _spell_classes(table, names)
         _check(table)
     train = _assign(chosen, Path(spec).name or spec, seed, [])["train"]
     values = (value for row in train for value in row.values())

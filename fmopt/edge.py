@@ -99,7 +99,10 @@ PARTS: dict[str, str] = {
     "summarization": "edge_seq2seq",
 }
 # Parts that work by another: they find it under the name it has for them, and bundles carry it too.
-BY_OTHERS = {"edge_seq2seq": {"generation": "edge_generation"}}
+BY_OTHERS = {
+    "edge_seq2seq": {"generation": "edge_generation"},
+    "edge_speech": {"audio": "edge_audio", "seq2seq": "edge_seq2seq"},
+}
 HALVES = "halves"  # option of a graph of two halves, each opened by itself (see edge_seq2seq.py), …
 HALVES_BY = "decoder_input_ids"  # … and the input that the second takes
 
@@ -108,9 +111,15 @@ class EdgeError(Exception):
     """Something that can be explained in one line: what, where, and the way out."""
 
 
-def part_of(task: str) -> Any:
-    """The module for a task that is not plain text, None for one that is."""
-    return _part(PARTS[task]) if task in PARTS else None
+def part_of(pipeline: Pipeline) -> Any:
+    """The module for a pipeline whose raws or answers are not plain text, None for others."""
+    name = part_name(pipeline)
+    return None if name is None else _part(name)
+
+
+def part_name(pipeline: Pipeline) -> str | None:
+    """The part that a pipeline names, else that of its task."""
+    return pipeline.get("part") or PARTS.get(pipeline["task"])
 
 
 @cache
@@ -129,9 +138,11 @@ def _part(name: str) -> Any:
     return module
 
 
-def part_files(task: str) -> list[Path]:
-    """The files of a task's part, which lie beside this one, also in a bundle."""
-    names = [PARTS[task], *BY_OTHERS.get(PARTS[task], {}).values()] if task in PARTS else []
+def part_files(pipeline: Pipeline) -> list[Path]:
+    """The files of a pipeline's part and those it works by, which lie beside this one, also in a bundle."""
+    names = [name for name in (part_name(pipeline),) if name is not None]
+    for name in names:
+        names += [other for other in BY_OTHERS.get(name, {}).values() if other not in names]
     return [Path(__file__).with_name(f"{name}.py") for name in names]
 
 
@@ -146,7 +157,7 @@ def _explained() -> Iterator[None]:
 
 def read_raw(task: str, told: Any) -> Any:
     """The raw that one argument of a command means: itself, or what the task's part makes of it."""
-    read = getattr(part_of(task), "read_raw", None)
+    read = getattr(part_of({"task": task}), "read_raw", None)
     if read is None:
         return told
     with _explained():
@@ -155,7 +166,7 @@ def read_raw(task: str, told: Any) -> Any:
 
 def open_preprocessor(folder: Path, pipeline: Pipeline) -> Any:
     """What encodes raws for the model of a checkpoint or bundle folder: `Preprocessor`, or a part's with its interface."""
-    part = part_of(pipeline["task"])
+    part = part_of(pipeline)
     if not hasattr(part, "Preprocessor"):
         return Preprocessor(Path(folder) / "tokenizer.json", pipeline)
     return PartPreprocessor(part, Path(folder), pipeline)
@@ -363,7 +374,7 @@ def postprocess(pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Ba
     {"text", "start", "end", "score"} with character offsets in the context; fill-mask: log-probabilities float32 (masks,
     vocabulary). EdgeError for a text without any mask. Other tasks: see their part.
     """
-    part = part_of(pipeline["task"])
+    part = part_of(pipeline)
     if part is not None:
         with _explained():
             return list(part.postprocess(pipeline, outputs, batch, raws))
@@ -504,7 +515,7 @@ def present(pipeline: Pipeline, prediction: Any, raw: Raw, preprocessor: Any = N
     "sequence"}, or one such list for each of several masks, as transformers' fill-mask pipeline gives.
     """
     task = pipeline["task"]
-    part = part_of(task)
+    part = part_of(pipeline)
     if part is not None:
         return part.present(pipeline, prediction, raw, getattr(preprocessor, "own", preprocessor))
     if task == "sentence-embedding":
@@ -788,7 +799,7 @@ class Model:
 
     def soonest(self, raws: Sequence[Raw]) -> Any:
         """What a latency from raw to answer is taken of: the predictions, or the first piece of answers made in pieces."""
-        part = part_of(self.pipeline["task"])
+        part = part_of(self.pipeline)
         if not hasattr(part, "soonest"):
             return self.predict(raws, len(raws))
         with _explained():
@@ -804,7 +815,7 @@ class Model:
         return shown if isinstance(raw, list) else shown[0]
 
     def _shown(self, raws: Sequence[Raw], wishes: Mapping[str, Any]) -> list[Any]:
-        part = part_of(self.pipeline["task"])
+        part = part_of(self.pipeline)
         if not raws:
             return []
         if hasattr(part, "answer"):
@@ -817,7 +828,7 @@ class Model:
 
     def stream(self, raw: Any, **wishes: Any) -> Iterator[Any]:
         """The answer to one raw in pieces, as they are made; EdgeError for a task that answers at once."""
-        part = part_of(self.pipeline["task"])
+        part = part_of(self.pipeline)
         if not hasattr(part, "stream"):
             raise EdgeError(f"{self.pipeline['task']} answers at once; there is nothing to stream")
         with _explained():
@@ -842,7 +853,7 @@ class Model:
 
 def run_batch(pipeline: Pipeline, runner: Any, batch: Any, most: int) -> Mapping[str, Any]:
     """The outputs `postprocess` reads, of at most `most` rows at once."""
-    run = getattr(part_of(pipeline["task"]), "run", None)
+    run = getattr(part_of(pipeline), "run", None)
     if run is None:
         return run_rows(runner, batch.inputs, most)
     with _explained():
@@ -851,13 +862,13 @@ def run_batch(pipeline: Pipeline, runner: Any, batch: Any, most: int) -> Mapping
 
 def timed_inputs(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """Inputs of the call whose latency matters, made of those of whole raws: for text generation one step of decoding."""
-    part = part_of(pipeline["task"])
+    part = part_of(pipeline)
     return part.timed(runner, inputs) if hasattr(part, "timed") else inputs
 
 
 def timed_call(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
     """What a latency is taken of, made of inputs of whole raws: one call of the runner, or what the task's part says."""
-    part = part_of(pipeline["task"])
+    part = part_of(pipeline)
     if hasattr(part, "work"):
         return lambda: part.work(runner, inputs)
     call = timed_inputs(pipeline, runner, inputs)
@@ -1059,7 +1070,7 @@ def self_test(folder: Path, model: Model) -> tuple[float, float]:
         written = [item["prediction"] for item in items]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EdgeError(f"{folder}: {GOLDEN} cannot be read: {_line(error)}") from error
-    gap = getattr(part_of(model.pipeline["task"]), "difference", difference)
+    gap = getattr(part_of(model.pipeline), "difference", difference)
     worst = max(map(gap, written, model.predict(raws)), default=0.0)
     if not worst <= tolerance:
         raise EdgeError(
@@ -1182,7 +1193,7 @@ def bench(
     raws = [raws[index % len(raws)] for index in range(batch)]
     encoded = model.preprocessor.encode([_repeated(raw, length) for raw in raws] if length else raws, length)
     inputs = {name: array[:batch] for name, array in encoded.inputs.items()}
-    part = part_of(model.pipeline["task"])
+    part = part_of(model.pipeline)
     return {
         "model": _sampled(timed_call(model.pipeline, model.runner, inputs), seconds),
         "end_to_end": _sampled(lambda: model.soonest(raws), seconds),
@@ -1258,7 +1269,7 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
         "--pair", action="store_true", help="take the texts two by two (question context is always so)"
     )
     try:
-        part = part_of(read_facts(folder)["pipeline"]["task"])
+        part = part_of(read_facts(folder)["pipeline"])
     except EdgeError:  # told when the command runs
         part = None
     if hasattr(part, "add_arguments"):
@@ -1284,11 +1295,12 @@ def _count(text: str) -> int:
 
 
 def _predict(folder: Path, asked: argparse.Namespace) -> int:
-    task = read_facts(folder)["pipeline"]["task"]
+    pipeline = read_facts(folder)["pipeline"]
+    task = pipeline["task"]
     raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
     if not raws:
         raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
-    part = part_of(task)
+    part = part_of(pipeline)
     wishes = part.wishes_of(asked) if hasattr(part, "wishes_of") else {}
     model = load(folder, asked.threads)
     if getattr(asked, "stream", False):

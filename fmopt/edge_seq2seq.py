@@ -7,8 +7,9 @@ once for a text. The second takes tokens that are new (`decoder_input_ids` [rows
 `past_key_values.N.decoder.…`, and gives `logits` [rows, tokens, vocabulary] and `present.N.decoder.…`.
 
 A pipeline says: start (ids that every answer begins with), stop_ids, max_new_tokens, beams, length_penalty, suppress (ids that
-never come), first and last (an id that is the first of every answer, the last of one that is too long), prefix (of every text),
-no_repeat (a run of so many tokens comes once), fewest (tokens before one may end), early (beams end with the first that fill up).
+never come), suppress_first (that never come first), prefix (of every text); and where there are any, first and last (an id that is
+the first of every answer, the last of one that is too long), no_repeat (a run of so many tokens comes once), fewest (tokens before
+one may end), early (beams end with the first that fill up).
 A prediction is the ids of an answer, int64 (tokens,), without those of its start and end.
 """
 
@@ -24,6 +25,7 @@ if __package__:
     from fmopt import edge_generation as generation  # beside run.py of a bundle, edge.py puts it there
 
 NEW, SOURCE_MASK = "decoder_input_ids", "encoder_attention_mask"
+TOKENS_OF_SOUNDS = 8
 CROSS = ".encoder."  # in the names of what the first half gives
 
 
@@ -56,6 +58,7 @@ class Answers:
             scores[:, forced] = 0
             return scores
         banned = [*self.pipeline.get("suppress", ())]
+        banned += self.pipeline.get("suppress_first", ()) if self.step == 0 else ()
         banned += self.pipeline["stop_ids"] if self.step < self.pipeline.get("fewest", 0) else []
         if banned or "no_repeat" in self.pipeline:
             scores = scores.copy()
@@ -153,21 +156,28 @@ def present(pipeline: Mapping[str, Any], prediction: np.ndarray, raw: Any, prepr
 
 def answer(model: Any, raws: Sequence[Any], **wishes: Any) -> list[dict[str, Any]]:
     """Answers for people, all made together: {"text", "tokens"}. `wishes` are fields of `generation.Wish`."""
-    wish = usual(model.pipeline, **wishes)
-    found = answers(model.pipeline, model.runner, encoded(model, raws), wish)
-    return [
-        {"text": _until(model.preprocessor.tokenizer.decode(ids).strip(), wish.stop), "tokens": len(ids)}
-        for ids in found
-    ]
+    return told(model, raws, encoded(model, raws), **wishes)
+
+
+def told(model: Any, raws: Sequence[Any], inputs: Mapping[str, np.ndarray], **wishes: Any) -> list[dict[str, Any]]:
+    """Answers to what is encoded already."""
+    wish, decode = usual(model.pipeline, **wishes), _tokenizer(model).decode
+    found = answers(model.pipeline, model.runner, inputs, wish)
+    return [{"text": _until(decode(ids).strip(), wish.stop), "tokens": len(ids)} for ids in found]
 
 
 def stream(model: Any, raw: Any, **wishes: Any) -> Iterator[str]:
     """The answer to one text, piece by piece as it is made; no beams."""
+    return pieces(model, encoded(model, [raw]), **wishes)
+
+
+def pieces(model: Any, inputs: Mapping[str, np.ndarray], **wishes: Any) -> Iterator[str]:
+    """The answer to one row that is encoded already."""
     wish = usual(model.pipeline, **{"beams": 1, **wishes})
     if wish.beams > 1:
         raise ValueError("beam search knows the text only at its end; leave beams out to stream")
-    speller = generation.Speller(model.preprocessor.tokenizer, [], wish.stop)
-    for (token,) in steps(model.pipeline, model.runner, encoded(model, [raw]), wish):
+    speller = generation.Speller(_tokenizer(model), [], wish.stop)
+    for (token,) in steps(model.pipeline, model.runner, inputs, wish):
         if piece := speller.take(int(token or 0)):
             yield piece
         if speller.ended:
@@ -182,6 +192,10 @@ def encoded(model: Any, raws: Sequence[Any]) -> dict[str, np.ndarray]:
         if not isinstance(raw, str):
             raise ValueError(f"a text is answered, not {type(raw).__name__}")
     return dict(model.preprocessor.encode(raws).inputs)
+
+
+def _tokenizer(model: Any) -> Any:
+    return getattr(model.preprocessor, "own", model.preprocessor).tokenizer
 
 
 def _until(text: str, stop: Sequence[str]) -> str:
@@ -199,8 +213,8 @@ def work(runner: Any, inputs: Mapping[str, np.ndarray]) -> None:
 
 
 def length_of(inputs: Mapping[str, np.ndarray]) -> int:
-    """Tokens of the texts in `inputs`."""
-    return int(inputs["input_ids"].shape[1])
+    """Tokens of the texts in `inputs`; as many as some words have for sounds, which are not made of any."""
+    return int(inputs["input_ids"].shape[1]) if "input_ids" in inputs else TOKENS_OF_SOUNDS
 
 
 def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

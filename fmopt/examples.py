@@ -14,6 +14,7 @@ from fmopt import pictures
 from fmopt.edge import Batch, EdgeError, Preprocessor
 from fmopt.errors import ConfigError, DataError
 from fmopt.model import CheckpointFacts
+from fmopt.seq2seq import makes_answers
 from fmopt.tasks.automatic_speech_recognition import words_of
 from fmopt.tasks.base import Item, Raw
 
@@ -113,6 +114,8 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
     if _several(facts):
         return partial(_classes_example, len(facts.pipeline["labels"]))
+    if facts.task == "automatic-speech-recognition" and makes_answers(facts.pipeline):
+        return partial(_answer_tokens, preprocessor)
     if facts.task == "automatic-speech-recognition":
         encoder: Any = preprocessor
         tokens, delimiter = encoder.own.tokens, facts.pipeline["ctc"]["delimiter"]
@@ -239,10 +242,11 @@ def _answer_tokens(
     """The tokens of the answer that is wanted, its end included; the decoder begins with one of its own."""
     pipeline = preprocessor.pipeline
     wanted = item.label if isinstance(item.label, str) else item.label[0]  # of several summaries
+    encoder: Any = getattr(preprocessor, "own", preprocessor)
     if "first" in pipeline:  # the language of the answer, which a tokenizer made for texts does not know
-        ids = [pipeline["first"], *preprocessor.ids(wanted, special=False)]
+        ids = [pipeline["first"], *encoder.ids(wanted, special=False)]
     else:
-        ids = preprocessor.ids(wanted)
+        ids = [*pipeline["start"][1:], *encoder.ids(wanted)]
     ids = ids[: pipeline["max_new_tokens"] - 1]
     stop = pipeline["stop_ids"][:1]
     return {"labels": np.array(ids if ids[-1:] == stop else [*ids, *stop], dtype=np.int64)}

@@ -37,7 +37,7 @@ def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str
     if model.facts.task == generation.TASK:
         program, outputs = _trace_with_cache(model)
         axes = generation.port_axes(program.graph)
-    elif model.facts.task in seq2seq.TASKS:
+    elif seq2seq.makes_answers(model.facts.pipeline):
         program, outputs = _trace_halves(model)
         axes = seq2seq.port_axes(program.graph)
     else:

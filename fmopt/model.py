@@ -175,10 +175,10 @@ def load_network(
     import transformers
 
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    loader: Any = getattr(transformers, auto_class)
     config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, **(head or {})
     )
+    loader = auto_loader(auto_class, config)
     mapping = loader._model_mapping
     if type(config) not in mapping:
         raise CheckpointError(f"{folder}: transformers has no {auto_class} for model_type {config.model_type!r}")
@@ -202,6 +202,15 @@ def load_network(
     if rebuild is not None:
         net.__class__ = kind
     return net.eval()
+
+
+def auto_loader(auto_class: str, config: Any) -> Any:
+    """Of the transformers classes that `auto_class` names, one or several with blanks between, the first that has a network for
+    `config`; the last when none has."""
+    import transformers
+
+    loaders: list[Any] = [getattr(transformers, name) for name in auto_class.split()]
+    return next((loader for loader in loaders if type(config) in loader._model_mapping), loaders[-1])
 
 
 def _rebuilding(kind: Any, rebuild: Callable[[torch.nn.Module], None]) -> Any:

@@ -115,21 +115,21 @@ def not_for_gpus(target: Target) -> tuple[Refusal, ...]:
     )
 
 
-def generation_candidates(target: Target) -> tuple[Recipe, ...]:
+def generation_candidates(target: Target, *, tables: bool = True) -> tuple[Recipe, ...]:
     """For networks that make one token at a time, each time reading every weight: narrow weights first of all.
 
     HQQ is left to recipes: its zero points are no whole numbers, for which ONNX Runtime has no fast kernel on a CPU.
     """
-    tables, dynamic = Step(use="quantize_embeddings"), Step(use="quantize_dynamic")
+    dynamic, table = Step(use="quantize_dynamic"), (Step(use="quantize_embeddings"),) if tables else ()
 
     def narrow(bits: int, block: int) -> Recipe:
         step = Step(use="quantize_weights", options={"bits": bits, "block": block})
         name = f"onnxruntime-weights-int{bits}-{block}"
-        return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, tables))
+        return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, *table))
 
     return (
         _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic),
-        _int8("onnxruntime-dynamic-int8-embeddings", "onnxruntime", dynamic, tables),
+        *([_int8("onnxruntime-dynamic-int8-embeddings", "onnxruntime", dynamic, *table)] if tables else []),
         narrow(8, 32),
         narrow(8, 128),
         narrow(4, 32),
@@ -158,12 +158,12 @@ def make_plan(
         raise PlanError(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
         )
-    generates = facts.task in TOKEN_BY_TOKEN
+    generates = facts.task in TOKEN_BY_TOKEN or "start" in facts.pipeline
     on_tensorrt = "tensorrt" in target.runtimes and takes_length(facts.pipeline) and not generates
     usual = (
         tensorrt_candidates()
         if on_tensorrt
-        else generation_candidates(target)
+        else generation_candidates(target, tables=facts.modality == "text")
         if generates
         else quick_candidates(target)
     )

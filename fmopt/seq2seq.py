@@ -24,12 +24,17 @@ from fmopt.runtimes.base import Runner
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-TASKS = ("translation", "summarization")
+TASKS = ("translation", "summarization")  # and speech recognition by such a network
 LONGEST = 200  # tokens of an answer, where the checkpoint names no number
 # Sizes of the traced examples: different in both halves, and none that a network has by itself.
 ROWS, TOKENS = 2, 7
 NEW_ROWS, NEW_TOKENS, PAST_TOKENS, SOURCE_TOKENS = 3, 4, 5, 6
 PARITY_TOKENS = 6  # made up, of an answer that is compared
+
+
+def makes_answers(pipeline: Mapping[str, Any]) -> bool:
+    """Whether a pipeline is that of such a network."""
+    return "start" in pipeline
 
 
 def has_halves(net: Any) -> bool:
@@ -55,12 +60,13 @@ def answer_pipeline(folder: Path, config: Any, raw: Mapping[str, Any]) -> dict[s
     )
     forced, last = told.get("forced_bos_token_id"), told.get("forced_eos_token_id")
     found: dict[str, Any] = {
-        "start": [int(start)],
+        "start": [int(start), *_prompt(folder, told)],
         "stop_ids": [int(one) for one in (stops if isinstance(stops, list) else [] if stops is None else [stops])],
         "max_new_tokens": int(longest) - 1,
         "beams": int(told.get("num_beams") or 1),
         "length_penalty": float(told.get("length_penalty") or 1.0),
         "suppress": _suppressed(told),
+        "suppress_first": list(told.get("begin_suppress_tokens") or ()),
         "prefix": str(told.get("prefix") or ""),
     }
     counts = {
@@ -75,6 +81,26 @@ def answer_pipeline(folder: Path, config: Any, raw: Mapping[str, Any]) -> dict[s
 def _fewest(told: Mapping[str, Any]) -> int:
     """Tokens that an answer has at least, without the one it begins with."""
     return max(int(told.get("min_new_tokens") or 0), int(told.get("min_length") or 0) - 1)
+
+
+def _prompt(folder: Path, told: Mapping[str, Any]) -> list[int]:
+    """Ids that follow the first of every answer, as Whisper has them: language, task, no timestamps."""
+    found = [int(number) for _, number in told.get("forced_decoder_ids") or () if number is not None]
+    if told.get("lang_to_id"):
+        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+        language = str(told.get("language") or "").lower()
+        languages = {name.strip("<|>"): int(number) for name, number in told["lang_to_id"].items()}
+        language = TO_LANGUAGE_CODE.get(language, language.strip("<|>"))
+        if language in languages:
+            found = [languages[language], int(told["task_to_id"][told.get("task") or "transcribe"])]
+        elif len(found) < 2:
+            raise CheckpointError(
+                f"{folder / 'generation_config.json'} names no language, and fmopt does not guess it; add one to it, for "
+                'example "language": "en"'
+            )
+    last = told.get("no_timestamps_token_id")
+    return found if last is None or last in found else [*found, int(last)]
 
 
 def _suppressed(told: Mapping[str, Any]) -> list[int]:

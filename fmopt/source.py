@@ -17,7 +17,7 @@ from typing import Any
 
 from fmopt import lookup
 from fmopt.errors import CheckpointError
-from fmopt.model import ModelSource, quiet
+from fmopt.model import ModelSource, auto_loader, quiet
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "merges.txt", "*.model")
@@ -98,7 +98,7 @@ def _from_config(name: str, facts: Mapping[str, Any]) -> Path:
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch, torch.random.fork_rng([]):
         torch.manual_seed(0)
         config = transformers.AutoConfig.for_model(**facts["config"])
-        loader: Any = getattr(transformers, lookup.find("tasks", facts["task"]).auto_class)
+        loader = auto_loader(lookup.find("tasks", facts["task"]).auto_class, config)
         with quiet(transformers.utils.logging):
             loader.from_config(config).save_pretrained(scratch)
         if "processor" in facts:

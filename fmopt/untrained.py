@@ -26,7 +26,7 @@ from typing import Any
 
 from fmopt import lookup
 from fmopt.errors import CheckpointError, ConfigError
-from fmopt.model import quiet
+from fmopt.model import auto_loader, quiet
 from fmopt.tokenizer import TOKENIZER
 
 KINDS = ("byte-bpe", "byte-bpe-answers")
@@ -46,8 +46,8 @@ def read_entry(model: str) -> dict[str, Any] | None:
 
 def write_untrained(entry: Mapping[str, Any], texts: Sequence[str], cache: Path, name: str, seed: int = 0) -> Path:
     """The checkpoint folder of `entry` below `cache`: made once for the same entry, texts and seed. Returns the folder."""
-    generation = [entry["generation"]] if "generation" in entry else []
-    told = json.dumps([entry.get("config"), entry.get("tokenizer"), seed, *generation], sort_keys=True)
+    others = [entry[part] for part in ("generation", "processor") if part in entry]
+    told = json.dumps([entry.get("config"), entry.get("tokenizer"), seed, *others], sort_keys=True)
     key = hashlib.sha256(told.encode())
     for text in texts:
         key.update(text.encode("utf8", "surrogatepass") + b"\0")
@@ -74,13 +74,16 @@ def _write_network(entry: Mapping[str, Any], ids: Mapping[str, int], out: Path, 
     if kind not in transformers.CONFIG_MAPPING:
         near = lookup.did_you_mean(str(kind), transformers.CONFIG_MAPPING)
         raise ConfigError(f"transformers does not know model_type {kind!r}{near}")
-    loader: Any = getattr(transformers, lookup.find("tasks", entry["task"]).auto_class)
+    config = transformers.AutoConfig.for_model(kind, **settings)
+    loader = auto_loader(lookup.find("tasks", entry["task"]).auto_class, config)
     with torch.random.fork_rng(devices=[]), quiet(transformers.utils.logging):
         torch.manual_seed(seed)
-        net = loader.from_config(transformers.AutoConfig.for_model(kind, **settings))
+        net = loader.from_config(config)
         if "generation" in entry:
             net.generation_config.update(**entry["generation"])
         net.save_pretrained(out)
+    if "processor" in entry:  # of sounds
+        (out / "preprocessor_config.json").write_text(json.dumps(entry["processor"], indent=1))
 
 
 def _write_tokenizer(told: Mapping[str, Any], texts: Iterable[str], out: Path) -> dict[str, int]:
@@ -102,7 +105,7 @@ def _write_tokenizer(told: Mapping[str, Any], texts: Iterable[str], out: Path) -
     end = int(tokenizer.token_to_id(END) or 0)
     single, pair = (f"$A {END}", f"$A {END} $B {END}") if answers else (f"{END} $A", f"{END} $A $B")
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[(END, end)])
-    if tokenizer.get_vocab_size() < 300:
+    if tokenizer.get_vocab_size() < (270 if answers else 300):  # answers may be of few words
         raise CheckpointError("the texts give a vocabulary of bytes alone; give a train split of some thousand words")
     tokenizer.save(str(out / TOKENIZER))
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END)
