@@ -4,7 +4,7 @@
 #     benchmarks/sequences.sh train [NAME...]       checkpoints in $FMOPT_CHECKPOINTS (default out/sequences); resumes
 #     benchmarks/sequences.sh optimize [NAME...]    records in benchmarks/results; the machine should be quiet
 #
-# NAME is translation (Marian-shaped, multi30k). $EPOCHS overrides what the entries of models/ say.
+# NAME is translation (Marian-shaped, multi30k), summaries (T5-shaped, scitldr) or digits (Whisper-shaped, fsdd). $EPOCHS overrides what the entries of models/ say.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${FMOPT_DATA:-../shared/data}
@@ -12,11 +12,13 @@ checkpoints=${FMOPT_CHECKPOINTS:-out/sequences}
 fmopt=.venv/bin/fmopt
 [ $# -gt 0 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
 what=$1; shift
-[ $# -gt 0 ] || set -- translation
+[ $# -gt 0 ] || set -- translation summaries digits
 
 for name in "$@"; do
   case $name in
     translation) model=translation-mini set=multi30k length=16 ;;
+    summaries)   model=summary-mini set=scitldr length=128 ;;
+    digits)      model=whisper-mini set=fsdd length= ;;
     *) echo "no recipe for $name" >&2; exit 2 ;;
   esac
   case $what in

@@ -7,9 +7,9 @@ once for a text. The second takes tokens that are new (`decoder_input_ids` [rows
 `past_key_values.N.decoder.…`, and gives `logits` [rows, tokens, vocabulary] and `present.N.decoder.…`.
 
 A pipeline says: start (ids that every answer begins with), stop_ids, max_new_tokens, beams, length_penalty, suppress (ids that
-never come), suppress_first (that never come first), prefix (of every text); and where there are any, first and last (an id that is
-the first of every answer, the last of one that is too long), no_repeat (a run of so many tokens comes once), fewest (tokens before
-one may end), early (beams end with the first that fill up).
+never come), suppress_first (that never come first), prefix (of every text). Where there are any: first and last (an id that is
+the first of every answer, the last of one that is too long), no_repeat (a run of so many tokens comes once), fewest (tokens
+before one may end), early (beams end with the first that fill up).
 A prediction is the ids of an answer, int64 (tokens,), without those of its start and end.
 """
 

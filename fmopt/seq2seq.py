@@ -48,8 +48,9 @@ def has_halves(net: Any) -> bool:
 def answer_pipeline(folder: Path, config: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     """What a pipeline says of how answers are made, as `generate` reads it: of generation_config.json, else of the
     configuration (`raw`: its file, which older checkpoints keep this in). CheckpointError when an answer has no beginning."""
-    told = {**config.to_dict(), **{k: v for k, v in raw.items() if v is not None}, **_generation_config(folder)}
-    start = told.get("decoder_start_token_id", told.get("bos_token_id"))
+    own = {name: value for name, value in {**config.to_dict(), **raw}.items() if value is not None}
+    told = _generation_config(folder) or own
+    start = told.get("decoder_start_token_id", own.get("decoder_start_token_id", own.get("bos_token_id")))
     if start is None:
         raise CheckpointError(
             f"{folder}: its configuration names no decoder_start_token_id; add the one it was trained with"
@@ -62,12 +63,12 @@ def answer_pipeline(folder: Path, config: Any, raw: Mapping[str, Any]) -> dict[s
     found: dict[str, Any] = {
         "start": [int(start), *_prompt(folder, told)],
         "stop_ids": [int(one) for one in (stops if isinstance(stops, list) else [] if stops is None else [stops])],
-        "max_new_tokens": int(longest) - 1,
+        "max_new_tokens": int(told.get("max_new_tokens") or longest - 1),
         "beams": int(told.get("num_beams") or 1),
         "length_penalty": float(told.get("length_penalty") or 1.0),
         "suppress": _suppressed(told),
         "suppress_first": list(told.get("begin_suppress_tokens") or ()),
-        "prefix": str(told.get("prefix") or ""),
+        "prefix": str(own.get("prefix") or ""),
     }
     counts = {
         "no_repeat": told.get("no_repeat_ngram_size"),

@@ -114,4 +114,4 @@ def _write_tokenizer(told: Mapping[str, Any], texts: Iterable[str], out: Path) -
     (out / "tokenizer_config.json").write_text(json.dumps(facts, indent=1))
     pad = int(tokenizer.token_to_id(PAD) or 0) if answers else end
     ids = {"vocab_size": tokenizer.get_vocab_size(), "bos_token_id": end, "eos_token_id": end, "pad_token_id": pad}
-    return ids | ({"decoder_start_token_id": pad, "decoder_vocab_size": ids["vocab_size"]} if answers else {})
+    return ids | ({"decoder_start_token_id": pad} if answers else {})

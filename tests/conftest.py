@@ -180,7 +180,7 @@ def _encoder_decoder(family: str, settings: dict[str, Any]) -> dict[str, Any]:
         return kept | {"d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "initializer_factor": 3.0}
     sides = {f"{side}_{name}": value for side in ("encoder", "decoder")
              for name, value in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
-    return kept | sides | {"max_position_embeddings": 64, "init_std": 0.3, "decoder_vocab_size": settings["vocab_size"]}
+    return kept | sides | {"max_position_embeddings": 64, "init_std": 0.3}
 
 
 def write_tokenizer(folder: Path, family: str) -> Any:
