@@ -279,20 +279,30 @@ def openvino_halves(openvino: Any, model: Any) -> list[Any]:
 
 def _needed(parts: Sequence[tuple[int, memoryview, memoryview]], wanted: set[str]) -> list[bytes]:
     """The parts of a graph that `wanted` outputs are made of, in order."""
-    needed, kept = set(wanted), []
-    for number, whole, value in reversed(parts):  # nodes stand in the order in which they run
-        if number == 1:
-            names = [(field, bytes(told).decode()) for field, _, told in _fields(value) if field in (1, 2)]
-            if any(field == 2 and name in needed for field, name in names):
-                needed |= {name for field, name in names if field == 1}
-                kept.append(whole)
-    kept.reverse()
+    ports = {at: _ports(value) for at, (number, _, value) in enumerate(parts) if number == 1}
+    makers = {name: at for at, (_, made) in ports.items() for name in made}
+    needed: set[str] = set()
+    todo, kept = list(wanted), set()
+    while todo:
+        name = todo.pop()
+        if name in makers and makers[name] not in kept:
+            kept.add(makers[name])
+            todo += ports[makers[name]][0]
+        needed.add(name)
     names = {12: 1, 5: 8, 11: 1}  # where an output, an initializer and an input have their names
-    for number, whole, value in parts:
+    found = []
+    for at, (number, whole, value) in enumerate(parts):
         known = wanted if number == 12 else needed
-        if number != 1 and (number not in names or _text(value, names[number]) in known):
-            kept.append(whole)
-    return [bytes(whole) for whole in kept]
+        if at in kept if number == 1 else number not in names or _text(value, names[number]) in known:
+            found.append(bytes(whole))
+    return found
+
+
+def _ports(node: memoryview) -> tuple[list[str], list[str]]:
+    """Names of the inputs and outputs of a node."""
+    fields = list(_fields(node))
+    inputs, outputs = ([bytes(value).decode() for number, _, value in fields if number == side] for side in (1, 2))
+    return inputs, outputs
 
 
 def _text(message: memoryview, wanted: int) -> str:

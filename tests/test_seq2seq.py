@@ -6,21 +6,24 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from fmopt import bundle, checkpoint, exporting, lookup
-from fmopt.edge import HALVES, Model, open_preprocessor, open_runner, postprocess, run_batch
+from fmopt import api, bundle, checkpoint, exporting, lookup
+from fmopt.edge import open_preprocessor, postprocess, run_batch
 from fmopt.edge_seq2seq import answers, halves, usual
 from fmopt.errors import CheckpointError, DataError
 from fmopt.examples import training_examples
 from fmopt.metrics import METRICS
-from fmopt.model import Artifact
+from fmopt.model import Artifact, Graph
 from fmopt.predictions import load_predictions, save_predictions
 from fmopt.seq2seq import Halves, InHalves, with_answer
 from fmopt.source import resolve
@@ -31,16 +34,28 @@ NEW = 10
 TASK = lookup.find("tasks", "translation")
 
 
+@pytest.fixture(scope="session")
+def bundled(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`bundled("t5")`: the bundle of a tiny network that translates; made once, for tracing takes a while."""
+    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"source": text, "target": text[::-1]}) for text in SENTENCES))
+
+    @cache
+    def make(family: str) -> Path:
+        out = tmp_path_factory.mktemp("bundles") / family
+        return api.export(tiny_checkpoint(family, "translation"), out, data=rows, task="translation")
+
+    return make
+
+
 @pytest.fixture(scope="module", params=ENCODER_DECODERS)
-def exported(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint, tmp_path_factory: Any) -> Any:
+def exported(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint, bundled: Callable[[str], Path]) -> Any:
     """A tiny network in PyTorch, and as an opened graph."""
     model = model_of(tiny_checkpoint(request.param, "translation"), "translation")
-    folder = tmp_path_factory.mktemp(f"{request.param}-graph")
-    preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
-    graph = exporting.export_onnx(model, dict(preprocessor.encode(list(SENTENCES[:2])).inputs), folder)
-    runner = open_runner("onnxruntime", graph.path, {HALVES: True}, 1)
-    edge = Model({"pipeline": dict(model.facts.pipeline)}, preprocessor, runner)
-    return SimpleNamespace(torch=model, graph=graph, runner=runner, pipeline=edge.pipeline, model=edge)
+    opened, path = bundle.load(bundled(request.param)), bundled(request.param) / "model.onnx"
+    ports = onnx.load(path).graph
+    graph = Graph("onnx", path, tuple(one.name for one in ports.input), tuple(one.name for one in ports.output))
+    return SimpleNamespace(torch=model, graph=graph, runner=opened.runner, pipeline=opened.pipeline, model=opened)
 
 
 def generated(exported: Any, texts: Any, **options: Any) -> list[list[int]]:
@@ -80,15 +95,9 @@ def test_weights_that_both_halves_use_are_stored_once(exported: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def marian(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a tiny Marian."""
-    from fmopt.api import export
-
-    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    rows.write_text("\n".join(json.dumps({"source": text, "target": text[::-1]}) for text in SENTENCES))
-    out = tmp_path_factory.mktemp("bundle") / "marian"
-    export(tiny_checkpoint("marian", "translation"), out, data=rows)
-    return out
+def marian(bundled: Callable[[str], Path]) -> Path:
+    """The bundle of a tiny Marian."""
+    return bundled("marian")
 
 
 def test_a_bundle_answers_without_torch_as_pytorch_does(marian: Path, tiny_checkpoint: TinyCheckpoint) -> None:
@@ -234,3 +243,17 @@ def test_what_may_not_repeat_or_end_is_as_generate_has_it(exported: Any) -> None
     pipeline = {**exported.pipeline, "no_repeat": 2, "fewest": 4, "length_penalty": 2.0, "early": 1}
     made = answers(pipeline, exported.runner, inputs, usual(pipeline, max_new_tokens=NEW, beams=2))
     assert made == generated(exported, texts, **options)
+
+
+def test_training_teaches_the_task_and_writes_it_down(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    rows = [{"source": text, "target": f"{text} end"} for text in SENTENCES]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    record = api.finetune(
+        tiny_checkpoint("bart", "translation"), tmp_path, tmp_path / "out", task="translation", epochs=2, batch=4
+    )
+    losses = [epoch["loss"] for epoch in record["epochs"]]
+    assert losses[-1] < losses[0]
+    assert (record["metric"], len(losses)) == ("BLEU", 2)
+    assert checkpoint.inspect(resolve(str(tmp_path / "out"))).task == "translation"
