@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 
 # top row first; a module may import from its own row or a lower one, never from a higher one
 ROWS = (
+    {"__main__"},
     {"cli"},
     {"commands"},
     {"api", "benchmarking", "present", "doctor"},
