@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test lint types web clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ types: setup
 
 test: setup lint types
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# what bundles for browsers carry: pinned npm packages, checked, into the cache folder
+web: setup
+	$(BIN)/python -m fmopt.web
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache
