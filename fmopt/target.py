@@ -44,6 +44,12 @@ class Target(Frozen):
         """
         return bool({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"} & set(self.isa)) or self.kind != "cpu"
 
+    @property
+    def signed_activations(self) -> bool:
+        """True where activations in INT8 are signed and symmetric: TensorRT takes no others, and Arm's sdot and smmla
+        multiply signed by signed, so that no zero point has to be subtracted."""
+        return self.kind == "gpu" or self.arch == "aarch64"
+
 
 def target_names() -> tuple[str, ...]:
     """`host` and every shipped target."""

@@ -8,6 +8,7 @@
 import * as ort from './ort.wasm.min.mjs'
 import { Tokenizer } from './tokenizers.min.mjs'
 
+export const version = ort.env.versions.web
 ort.env.wasm.wasmPaths = new URL('./', import.meta.url).href
 
 // Threads are those of the whole page: the first model that is opened decides.
