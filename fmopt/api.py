@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt import bundle as bundles
-from fmopt import checkpoint, lookup, measure, probe, untrained
+from fmopt import checkpoint, lookup, measure, probe, untrained, web
 from fmopt.benchmarking import deployed, open_artifact, plain_example
 from fmopt.build import Workshop
 from fmopt.data import load_data, training_texts
@@ -149,6 +149,7 @@ def export(
     *,
     format: Literal["onnx", "openvino"] = "onnx",
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
+    target: str = "host",
     task: str | None = None,
     data: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
@@ -158,16 +159,19 @@ def export(
 ) -> Path:
     """Export `model` as a bundle in one format and precision, checked against the torch model; no candidates, no gate.
 
-    INT8 is calibrated on the calibration split of `data`. Returns the folder `out`.
+    `target` decides how INT8 is made (in 7 or 8 bits) and how the bundle is laid out (for browsers). INT8 is calibrated
+    on the calibration split of `data`. Returns the folder `out`.
     """
     out = Path(out)
     source = resolve(str(model))
     facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
     recipe = export_recipe(format, precision, facts.task)
-    target = probe.load_target("host")
-    reason = refusal(recipe, facts, target)
+    device = probe.load_target(target)
+    reason = refusal(recipe, facts, device)
     if reason:
         raise ConfigError(f"--format {format} --precision {precision}: {reason}")
+    if device.kind == "browser":
+        web.check(facts.task)
     kind = lookup.find("tasks", facts.task)
     spec = str(data) if data else source.default_data
     if spec is None:
@@ -182,7 +186,7 @@ def export(
     with own_folder(out), disk_errors(out / "stages"):
         shop = Workshop(
             facts,
-            target,
+            device,
             Store(out / "stages"),
             open_preprocessor(facts.folder, dict(facts.pipeline)),
             raws,
@@ -206,6 +210,7 @@ def export(
             golden=list(zip(raws[:8], golden, strict=True)),
             tolerance=1e-3 if precision == "fp32" else 0.1,
             needs_isa=[],
+            for_browser=device.kind == "browser",
         )
     return out
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import fmopt.bundle as bundles
-from fmopt import checkpoint, findings, gate, lookup, probe, trials
+from fmopt import checkpoint, findings, gate, lookup, probe, trials, web
 from fmopt.build import CHECKPOINT, Workshop
 from fmopt.data import load_data
 from fmopt.edge import open_preprocessor
@@ -61,6 +61,8 @@ def prepare(request: Request) -> Job:
             "have them): calibration and judgement on made-up text would mean nothing"
         )
     target = probe.load_target(request.target)
+    if target.kind == "browser":
+        web.check(facts.task)
     data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
     recipe = read_recipe(request.recipe) if request.recipe else None
     shape = static_shape(facts.pipeline, request.batch, request.length)
@@ -301,6 +303,7 @@ def publish(run: Run, record: Record, winner: str) -> None:
         golden=[(item.raw, got) for item, got in zip(golden_items, predicted, strict=True)],
         tolerance=1e-3 if precision == "fp32" else 0.1,
         needs_isa=needed_isa(run, precision),
+        for_browser=run.job.target.kind == "browser",
     )
     made = run.shop.networks(run.recipes[winner].steps)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
