@@ -147,7 +147,7 @@ def test_the_bundle_says_what_comes_next_without_torch(trained, data, tmp_path):
         command = [sys.executable, "-c", code, "predict", "110; title 11; 112", '["110", "111", "112"]', "--json"]
         done = subprocess.run(command, cwd=made[precision], capture_output=True, text=True, check=True)
         answers = json.loads(done.stdout)
-        assert answers[0] == answers[1] == opened(["110;111;112".split(";")])[0]
+        assert answers[0] == answers[1] == opened([["110", "111", "112"]])[0]
         first = answers[0]["items"][0]
         assert (first["item"], first["title"]) == ("113", "Title 13")
         assert not {"110", "111", "112"} & {one["item"] for one in answers[0]["items"]}

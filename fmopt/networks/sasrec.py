@@ -89,19 +89,21 @@ class SasRecForSequentialRecommendation(PreTrainedModel):
         return self.scores
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
-    ) -> CausalLMOutput:
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> CausalLMOutput | tuple[torch.Tensor, ...]:  # fmt: skip
         """`logits` [rows, vocabulary] after the last item of each row. `input_ids` and `attention_mask` are int64
         [rows, items], padded on the right. `labels` [rows, items] are the items themselves: the loss compares what is said
-        after each with the next one."""
+        after each with the next one. `return_dict` is transformers'."""
         states = self._states(input_ids, attention_mask)
         last = (attention_mask.sum(dim=1) - 1)[:, None, None].expand(-1, 1, states.shape[-1])
         logits = self.scores(states.gather(1, last).squeeze(1))
-        if labels is None:
-            return CausalLMOutput(logits=logits)
-        wanted = labels[:, 1:] != IGNORED
-        loss = nn.functional.cross_entropy(self.scores(states[:, :-1][wanted]), labels[:, 1:][wanted])
-        return CausalLMOutput(loss=loss, logits=logits)
+        told = CausalLMOutput(logits=logits)
+        if labels is not None:
+            wanted = labels[:, 1:] != IGNORED
+            loss = nn.functional.cross_entropy(self.scores(states[:, :-1][wanted]), labels[:, 1:][wanted])
+            told = CausalLMOutput(loss=loss, logits=logits)
+        return told if return_dict else told.to_tuple()
 
     def _states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         # Nothing needs the padding hidden: it comes after a row's items, and no item looks at what comes after it.
