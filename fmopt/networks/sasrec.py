@@ -29,6 +29,7 @@ class SasRecConfig(PretrainedConfig):
         max_position_embeddings: int = 50, dropout: float = 0.2, initializer_range: float = 0.02, pad_token_id: int = 0,
         tie_word_embeddings: bool = True, **others: Any,
     ) -> None:  # fmt: skip
+        super().__init__(**others)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -36,7 +37,8 @@ class SasRecConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.dropout = dropout
         self.initializer_range = initializer_range
-        super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **others)
+        self.pad_token_id = pad_token_id
+        self.tie_word_embeddings = tie_word_embeddings
 
 
 class SasRecBlock(nn.Module):
