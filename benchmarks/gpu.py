@@ -1,6 +1,6 @@
 """What an NVIDIA GPU can show without TensorRT: PyTorch and ONNX Runtime on it, variants in turn, against measured ceilings.
 
-    .venv/bin/python benchmarks/gpu.py -o benchmarks/results/gpu-NAME.json               # 20 to 40 minutes on an H100 or H200
+    .venv/bin/python benchmarks/gpu.py -o benchmarks/results/gpu-NAME.json               # compiling takes most of its time; run again to go on
     .venv/bin/python benchmarks/gpu.py --device cpu --tiny -o /tmp/self-check.json       # the same code, small, on a CPU
 
 Networks have the shapes of MiniLM, BERT-base, ViT-base and GPT-2 (one step of decoding after 128 or 384 tokens) and random
@@ -33,6 +33,7 @@ from fmopt.runtimes.torch import CudaGraphs, compiled, eager, on_device
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 REFERENCE = "compile-fp16"  # what people use; our speedups are against it
+PLAIN = "eager-fp32"  # what outputs are compared with and products are counted on
 BATCHES, LENGTHS = (1, 8, 32, 128), (128, 384)
 
 
@@ -206,7 +207,7 @@ class OnnxGraph:
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         """Outputs stay on the device, in buffers that the next call of the shape writes again."""
-        key = tuple(tuple(tensor.shape) for tensor in tensors.values())
+        key = tuple((tuple(tensor.shape), tensor.data_ptr()) for tensor in tensors.values())  # bound where they lie
         if key not in self.opened:
             self.opened[key] = self._open(tensors)
         session, binding, output = self.opened[key]
@@ -269,7 +270,8 @@ def products(side: int, device: str) -> dict[str, Callable[[], Any]]:
         one = wide.to(dtype)
         made[f"{name}_tflops"] = partial(torch.matmul, one, one)
     whole = torch.randint(-127, 128, (side, side), device=device, dtype=torch.int8)
-    made["int8_tflops"] = lambda: torch._int_mm(whole, whole.t().contiguous().t())
+    by_columns = whole.t().contiguous().t()
+    made["int8_tflops"] = partial(torch._int_mm, whole, by_columns)
     one, scale = wide.clamp(-4, 4), torch.ones((), device=device)
 
     def fp8() -> Any:
@@ -329,25 +331,28 @@ def bytes_of(net: Any, feed: Mapping[str, torch.Tensor]) -> int:
     return weights + sum(one.nbytes for one in feed.values())
 
 
-def measured(subject: Subject, asked: argparse.Namespace) -> dict[str, Any]:
-    """Every variant of a network at every shape."""
+def measured(subject: Subject, asked: argparse.Namespace, found: dict[str, Any], save: Callable[[], object]) -> None:
+    """Every variant of a network at every shape that `found` lacks, saved as they come."""
+    kept = found.setdefault(subject.name, {"refused": {}, "cells": []})
+    finished_cells = {(cell["batch"], cell["length"]) for cell in kept["cells"]}
+    wanted = [(batch, length) for length in subject.lengths for batch in ((1, 2) if asked.tiny else BATCHES)]
+    if set(wanted) <= finished_cells:
+        return
     torch.manual_seed(asked.seed)
     state = subject.make().state_dict()
-    refused: dict[str, str] = {}
-    ready: dict[str, tuple[Any, Any, Variant]] = {}
+    ready: dict[str, tuple[Any, Any]] = {}
     for variant in variants():
-        if asked.variants and not any(variant.name.startswith(prefix) for prefix in asked.variants):
+        if asked.variants and variant.name != PLAIN and not variant.name.startswith(tuple(asked.variants)):
             continue
         try:
-            ready[variant.name] = (*prepared(variant, subject, state, asked), variant)
+            ready[variant.name] = prepared(variant, subject, state, asked)
         except (ValueError, RuntimeError, ImportError, AssertionError) as error:
-            refused[variant.name] = first_line(error)
-    cells = []
-    for length in subject.lengths:
-        for batch in (1, 2) if asked.tiny else BATCHES:
+            kept["refused"][variant.name] = first_line(error)
+    for batch, length in wanted:
+        if (batch, length) not in finished_cells:
             print(f"{subject.name}: batch {batch} × {length}", file=sys.stderr)
-            cells.append(one_cell(subject, ready, batch, length, asked))
-    return {"refused": refused, "cells": cells}
+            kept["cells"].append(one_cell(subject, ready, batch, length, asked))
+            save()
 
 
 def one_cell(
@@ -356,19 +361,17 @@ def one_cell(
     """All variants in turn at one shape, with what each reaches and how far its output is from fp32's."""
     calls: dict[str, Callable[[], Any]] = {}
     failed: dict[str, str] = {}
-    work: dict[str, tuple[int, int]] = {}
+    moved: dict[str, int] = {}
     outputs: dict[str, torch.Tensor] = {}
-    for name, (net, call, _) in ready.items():
+    plain = ready[PLAIN][0]
+    operations = products_of(plain, subject.feed(plain, batch, length, asked.device))
+    for name, (net, call) in ready.items():
         torch.manual_seed(asked.seed)  # the same inputs for all
         feed = subject.feed(net, batch, length, asked.device)
         try:
             with torch.inference_mode():
                 outputs[name] = first_output(call(feed))
-            calls[name] = finished(partial(call, feed), asked.device)
-            work[name] = (
-                products_of(ready["eager-fp32"][0], subject.feed(ready["eager-fp32"][0], batch, length, asked.device)),
-                bytes_of(net, feed),
-            )
+            calls[name], moved[name] = finished(partial(call, feed), asked.device), bytes_of(net, feed)
         except Exception as error:  # one variant's failure, whatever its library raises, is a result
             failed[name] = first_line(error)
     with torch.inference_mode():
@@ -378,16 +381,13 @@ def one_cell(
     found = {}
     for name, ms in samples.items():
         seconds = float(np.median(ms)) / 1e3
-        against = (
-            gate.speedup(latency(samples[REFERENCE], batch, length), latency(ms, batch, length))
-            if REFERENCE in samples
-            else None
-        )
         found[name] = {
-            "samples_ms": ms, "tflops": work[name][0] / seconds / 1e12, "gbs": work[name][1] / seconds / 1e9,
-            "cosine_to_fp32": cosine(outputs["eager-fp32"], outputs[name]),
-            f"speedup_over_{REFERENCE}": against.model_dump() if against else None,
+            "samples_ms": ms, "tflops": operations / seconds / 1e12, "gbs": moved[name] / seconds / 1e9,
+            "cosine_to_fp32": cosine(outputs[PLAIN], outputs[name]),
         }  # fmt: skip
+        if REFERENCE in samples:
+            ratio = gate.speedup(latency(samples[REFERENCE], batch, length), latency(ms, batch, length))
+            found[name][f"speedup_over_{REFERENCE}"] = ratio.model_dump()
     return {"batch": batch, "length": length, "variants": found, "failed": failed}
 
 
@@ -425,7 +425,7 @@ def best_of(found: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure everything, writing the JSON after each network; returns the exit code."""
+    """Measure everything, writing the JSON after each shape; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="networks in miniature: is the script whole?")
@@ -447,20 +447,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is fp32
     torch._dynamo.config.cache_size_limit = 64  # one compilation for each shape
-    found: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "host": probe.host_fingerprint(),
-        "device": device_facts(asked.device), "versions": probe.versions() | {"cuda": torch.version.cuda or ""},
-        "tiny": asked.tiny, "seed": asked.seed, "variants": [asdict(variant) for variant in variants()],
+    facts = {
+        "device": device_facts(asked.device), "tiny": asked.tiny, "seed": asked.seed,
+        "versions": probe.versions() | {"cuda": torch.version.cuda or ""},
+        "variants": [asdict(variant) for variant in variants()],
+    }  # fmt: skip
+    found = earlier(asked.output, facts) or {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "host": probe.host_fingerprint(), **facts,
         "ceilings": ceilings(asked.device, asked.tiny), "subjects": {},
     }  # fmt: skip
     asked.output.parent.mkdir(parents=True, exist_ok=True)
+
+    def save() -> None:  # what is measured is there to read, whatever comes
+        asked.output.write_text(json.dumps(found, indent=1))
+
     for subject in subjects(asked.tiny):
-        if asked.subjects and subject.name not in asked.subjects:
-            continue
-        found["subjects"][subject.name] = measured(subject, asked)
-        asked.output.write_text(json.dumps(found, indent=1))  # what is measured is there to read, whatever comes
+        if not asked.subjects or subject.name in asked.subjects:
+            measured(subject, asked, found["subjects"], save)
     print("\n".join(best_of(found)))
     return 0
+
+
+def earlier(path: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a run in the same circumstances left in `path`, to go on from; None when there is none."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    same = all(found.get(name) == json.loads(json.dumps(value)) for name, value in facts.items())
+    return found if same and "subjects" in found else None
 
 
 def device_facts(device: str) -> dict[str, Any]:
