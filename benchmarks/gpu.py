@@ -1,7 +1,7 @@
 """What an NVIDIA GPU can show without TensorRT: PyTorch and ONNX Runtime on it, variants in turn, against measured ceilings.
 
-    .venv/bin/python benchmarks/gpu.py -o benchmarks/results/gpu-NAME.json               # compiling takes most of its time; run again to go on
-    .venv/bin/python benchmarks/gpu.py --device cpu --tiny -o /tmp/self-check.json       # the same code, small, on a CPU
+    .venv/bin/python benchmarks/gpu.py -o benchmarks/results/gpu-NAME.json     # mostly compiling; the same again goes on
+    .venv/bin/python benchmarks/gpu.py --device cpu --tiny -o /tmp/self-check.json   # the same code, small, on a CPU
 
 Networks have the shapes of MiniLM, BERT-base, ViT-base and GPT-2 (one step of decoding after 128 or 384 tokens) and random
 weights: speed does not depend on their values. Every input is full, nothing is padding. Latency is the wall clock of one call
