@@ -33,7 +33,7 @@ from fmopt.results import Check, Estimate, Outcome, Scores, Verdict
 
 FOLDER = Path(os.environ.get("FMOPT_ARM", edge.cache_folder() / "arm64"))
 # Always named: QEMU's default has extensions that it emulates wrongly in some versions. What each has is in the result.
-CPUS = ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-n2")
+CPUS = ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1", "neoverse-n2")
 DOT_PRODUCTS = "cortex-a76"  # Raspberry Pi 5
 EXACT = 1e-5
 ABSENT = "emulated: QEMU's speed says nothing about a processor's"
