@@ -257,7 +257,9 @@ class Board:
                 raise BoardError(f"on {self.address}: {told['text']}")
             return told
         if code == 127 or re.search(r"python3.*not found", err):
-            raise BoardError(f"there is no python3 on {self.address}; install Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} there")
+            raise BoardError(
+                f"there is no python3 on {self.address}; install Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} there"
+            )
         if code in (255, -13, 141, 0) and (LOST.search(err) or not said):
             raise LineLostError(lost_words(said))
         raise explained(self.address, err)

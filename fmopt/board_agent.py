@@ -3,7 +3,7 @@
 Knows nothing but Python's standard library and nothing of fmopt: board.py sends this file's text with every request, so
 that nothing is installed there and no two versions meet. It touches one folder, `~/.fmopt-board`. A request is one line of
 JSON with a "verb"; the answer is one line of JSON after `MARK`, whatever else a login shell prints. Written for
-Python 3.6, so that a Python too old for a bundle can still say so.
+Python 3.7, so that a Python too old for a bundle can still say so.
 """
 
 import errno
@@ -47,7 +47,7 @@ def inside(name):
     """A path within the folder; ValueError for one that leads out of it."""
     path = os.path.normpath(os.path.join(root(), name))
     if not path.startswith(root() + os.sep):
-        raise ValueError("%r leads out of %s" % (name, root()))
+        raise ValueError(f"{name!r} leads out of {root()}")
     return path
 
 
@@ -144,7 +144,7 @@ def start(request, stream):
             close_fds=True,
         )
         with open(os.path.join(folder, "pid"), "w") as file:
-            file.write("%d %s" % (keeper.pid, boot()))
+            file.write(f"{keeper.pid} {boot()}")
     answer(state=state(folder))
 
 
@@ -191,10 +191,10 @@ def run(request, stream):
     """A short program and what it printed."""
     argv = [os.path.expanduser(part) for part in request["argv"]]
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=request["seconds"]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=request["seconds"])
+        answer(
+            code=done.returncode, out=done.stdout.decode("utf-8", "replace"), err=done.stderr.decode("utf-8", "replace")
         )
-        answer(code=done.returncode, out=done.stdout.decode("utf-8", "replace"), err=done.stderr.decode("utf-8", "replace"))
     except (OSError, subprocess.TimeoutExpired) as error:
         answer(code=127, out="", err=str(error))
 
@@ -204,13 +204,17 @@ def facts(request, stream):
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     places = set()
     for cpu in cpus:
-        topology = "/sys/devices/system/cpu/cpu%d/topology/" % cpu
-        places.add((lines(topology + "physical_package_id"), lines(topology + "core_id")) if lines(topology + "core_id") else cpu)
+        topology = f"/sys/devices/system/cpu/cpu{cpu}/topology/"
+        places.add(
+            (lines(topology + "physical_package_id"), lines(topology + "core_id"))
+            if lines(topology + "core_id")
+            else cpu
+        )
     caches = {}
-    base = "/sys/devices/system/cpu/cpu%d/cache" % cpus[0]
+    base = f"/sys/devices/system/cpu/cpu{cpus[0]}/cache"
     for index in sorted(os.listdir(base)) if os.path.isdir(base) else []:
-        if index.startswith("index") and lines("%s/%s/type" % (base, index)) != "Instruction":
-            caches[lines("%s/%s/level" % (base, index))] = lines("%s/%s/size" % (base, index))
+        if index.startswith("index") and lines(f"{base}/{index}/type") != "Instruction":
+            caches[lines(f"{base}/{index}/level")] = lines(f"{base}/{index}/size")
     memory = [line for line in lines("/proc/meminfo").splitlines() if line.startswith("MemTotal")]
     answer(
         cpuinfo=lines("/proc/cpuinfo").split("\n\n")[0],
@@ -289,7 +293,7 @@ def main(stream):
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         at = error.filename or root()
-        answer(error="full" if full else "system", text="%s: %s" % (at, error.strerror or error), folder=root())
+        answer(error="full" if full else "system", text=f"{at}: {error.strerror or error}", folder=root())
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ def ensure_python(board: Board, place: Mapping[str, Any], packages: Mapping[str,
     made = board.ask("run", argv=["python3", "-m", "venv", "--without-pip", f"~/{FOLDER}/venv"], seconds=300)
     if made["code"]:
         said = (made["err"] or made["out"]).strip().splitlines()
-        raise BoardError(f"no virtual environment could be made on {board.address}: {said[-1] if said else made['code']}")
+        raise BoardError(
+            f"no virtual environment could be made on {board.address}: {said[-1] if said else made['code']}"
+        )
     with tempfile.TemporaryDirectory(prefix="fmopt-wheels-") as folder:
         wheels = fetch(packages, place, Path(folder))
         board.send({f"wheels/{wheel.name}": wheel for wheel in wheels})
@@ -89,7 +91,13 @@ def fits(place: Mapping[str, Any]) -> list[str]:
     tags = [f"manylinux_2_{minor}_{machine}" for minor in range(int(found[1]), 4, -1)]
     tags += [f"{name}_{machine}" for minor, name in OLD_TAGS.items() if minor <= int(found[1])]
     version = ".".join(map(str, place["python"]))
-    return ["--python-version", version, "--implementation", "cp", *(part for tag in tags for part in ("--platform", tag))]
+    return [
+        "--python-version",
+        version,
+        "--implementation",
+        "cp",
+        *(part for tag in tags for part in ("--platform", tag)),
+    ]
 
 
 def versions(board: Board, python: str, packages: Sequence[str]) -> dict[str, str]:
@@ -106,4 +114,6 @@ def _pip(*words: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PIP_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise BoardError(f"pip took over {PIP_TIMEOUT_S} s to fetch packages for the board; is its index reachable?") from error
+        raise BoardError(
+            f"pip took over {PIP_TIMEOUT_S} s to fetch packages for the board; is its index reachable?"
+        ) from error

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 ROWS = (
     {"cli"},
     {"commands"},
-    {"api", "benchmarking", "present", "doctor"},
+    {"api", "benchmarking", "board_bench", "present", "doctor"},
     {
         "story",
         "diagnosis",
@@ -75,6 +75,10 @@ ROWS = (
         "predictions",
         "measure",
         "probe",
+        "board",
+        "board_python",
+        "board_probe",
+        "board_kernels",
         "roofline",
         "layer_roofline",
         "executed_work",
@@ -114,6 +118,7 @@ ROWS = (
     {"model", "target", "results", "metrics", "wording", "weights", "ceilings", "pictures", "sounds"},
     {
         "errors",
+        "board_agent",
         "lookup",
         "progress",
         "edge",
