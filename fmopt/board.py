@@ -158,13 +158,13 @@ class Board:
                 self._wait(lost, number, until)
                 number += 1
 
-    def job(self, name: str, argv: Sequence[str], *, cwd: str, env: Mapping[str, str] | None = None) -> tuple[str, str]:
+    def job(self, name: str, argv: Sequence[str], *, cwd: str) -> tuple[str, str]:
         """What a program there prints, (stdout, stderr). It goes on while the line is down, and is fetched afterwards.
 
         A job of that name that runs or has ended there already is not started again. BoardError when it fails, with its
         last words.
         """
-        request = {"job": name, "argv": list(argv), "cwd": cwd, "env": dict(env or {})}
+        request = {"job": name, "argv": list(argv), "cwd": cwd}
         self.ask("start", **request)
         while True:
             told = self.ask("poll", job=name, wait=WAIT_S)

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import time
@@ -38,9 +39,19 @@ os.rename(folder + "/code.new", folder + "/code")
 """
 
 
+HOME = os.path.expanduser("~")
+
+
 def root():
     """The board's own folder."""
-    return os.path.join(os.path.expanduser("~"), FOLDER)
+    return os.path.join(HOME, FOLDER)
+
+
+def command(argv):
+    """A command line: python3 is the Python that this runs in, ~ the home that was logged in to."""
+    own = "~/" + FOLDER
+    words = [root() + word[len(own) :] if word.startswith(own) else word for word in argv]
+    return [sys.executable if words[0] == "python3" else words[0], *words[1:]]
 
 
 def inside(name):
@@ -132,14 +143,12 @@ def start(request, stream):
         shutil.rmtree(folder, ignore_errors=True)
     if not os.path.isdir(folder):
         os.makedirs(folder)
-        argv = [os.path.expanduser(part) for part in request["argv"]]
-        told = json.dumps([argv, folder, inside(request["cwd"])])
+        told = json.dumps([command(request["argv"]), folder, inside(request["cwd"])])
         keeper = subprocess.Popen(
             [sys.executable, "-c", KEEPER, told],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=dict(os.environ, **request["env"]),
             start_new_session=True,
             close_fds=True,
         )
@@ -189,7 +198,7 @@ def clean(request, stream):
 
 def run(request, stream):
     """A short program and what it printed."""
-    argv = [os.path.expanduser(part) for part in request["argv"]]
+    argv = command(request["argv"])
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=request["seconds"])
         answer(
@@ -287,6 +296,10 @@ VERBS = {f.__name__: f for f in (hello, have, take, unpack, start, poll, forget,
 def main(stream):
     """Answer one request."""
     os.umask(0o077)
+    # Runtimes write caches and traces of use into a home: into one within the folder.
+    os.environ.setdefault("PYTHONUSERBASE", site.getuserbase())
+    os.environ.update(HOME=os.path.join(root(), "home"), PYTHONDONTWRITEBYTECODE="1")
+    os.environ.pop("XDG_CACHE_HOME", None)
     request = json.loads(stream.readline().decode("utf-8"))
     try:
         VERBS[request["verb"]](request, stream)

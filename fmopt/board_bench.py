@@ -70,7 +70,7 @@ def benchmark_on(
     rows: list[tuple[str, Latency]] = []
     with own_folder(out):
         for one in asked:
-            got, warnings = bench_there(board, python, there, one, place["folder"])
+            got, warnings = bench_there(board, python, there, one)
             rows += latencies(variant.name, one, got)
             cell = Cell(
                 place=one,
@@ -119,17 +119,13 @@ def packages(manifest: Mapping[str, Any], modality: str) -> dict[str, str | None
     return {name: manifest["versions"].get(name) for name in names}
 
 
-def bench_there(board: Board, python: str, there: str, place: Place, folder: str) -> tuple[dict[str, Any], list[str]]:
+def bench_there(board: Board, python: str, there: str, place: Place) -> tuple[dict[str, Any], list[str]]:
     """run.py's own benchmark of one shape, and what it warned of."""
     words = ["--batch", str(place.batch), "--threads", str(place.threads)]
     words += ["--length", str(place.length)] if place.length else []
     board.progress.start(f"{board.address.host}: batch {place.batch} × {wording.tokens(place.length)}", 1)
     name = job_name("bench", there, words)
-    env = {
-        "XDG_CACHE_HOME": f"{folder}/cache",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }  # nothing outside the board's own folder
-    out, err = board.job(name, [python, "run.py", "bench", "--json", *words], cwd=there, env=env)
+    out, err = board.job(name, [python, "run.py", "bench", "--json", *words], cwd=there)
     board.progress.step()
     warnings = [line.removeprefix("warning: ") for line in err.splitlines() if line.startswith("warning: ")]
     return dict(json.loads(out.strip().splitlines()[-1])), warnings

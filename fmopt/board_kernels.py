@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
@@ -28,16 +29,23 @@ def best_seconds(kernel, seconds):
     return best
 
 
+def wait_for_all(pool, work, parts):
+    """One call for each part, at once."""
+    list(pool.map(work, parts))
+
+
 def bandwidth(seconds, cores):
     """GB/s by STREAM's add a = b + c, which moves what its triad moves; the better of one thread and all."""
     a, b, c = (np.ones(NUMBERS, np.float32) for _ in range(3))
+
+    def add(at):
+        np.add(b[at], c[at], out=a[at])
+
     best = float("inf")
     for threads in sorted({1, cores}):
         parts = [slice(i * NUMBERS // threads, (i + 1) * NUMBERS // threads) for i in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
-            best = min(
-                best, best_seconds(lambda: list(pool.map(lambda at: np.add(b[at], c[at], out=a[at]), parts)), seconds)
-            )  # noqa: B023
+            best = min(best, best_seconds(partial(wait_for_all, pool, add, parts), seconds))
     return 3 * 4 * NUMBERS / best / 1e9
 
 
