@@ -15,14 +15,13 @@ from fmopt.bench_record import Benchmark, Cell, Place, SingleStream, Variant
 from fmopt.bench_report import write_benchmark
 from fmopt.benchmarking import check_matrix, lengths
 from fmopt.board import Board, job_name, open_board
+from fmopt.board_clock import READERS
 from fmopt.board_probe import fingerprint
 from fmopt.board_python import ensure_python
 from fmopt.errors import BoardError, BundleError, ConfigError
 from fmopt.progress import Progress, Silent
 from fmopt.results import Latency
 from fmopt.store import own_folder
-
-READERS = {"text": ("tokenizers",), "image": ("pillow",), "audio": ()}  # what encodes raws, by modality
 
 
 def benchmark_on(

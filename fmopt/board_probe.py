@@ -56,6 +56,7 @@ def probe_board(board: Board, place: Mapping[str, Any]) -> Target:
         runtimes=tuple(name for name in RUNTIMES if imports(board, python, {name: None})),
         width_multiple=probe.width_multiple_of(known["isa"]),
         present=True,
+        over_ssh=True,
     )
 
 

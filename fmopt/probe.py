@@ -149,7 +149,7 @@ def cpuinfo_fields(text: str) -> dict[str, str]:
 
 def save_target(target: Target, path: Path) -> None:
     """Write a target as TOML that `read_target` reads. Figures of a probe are marked as measured."""
-    facts = target.model_dump(mode="json", exclude_none=True, exclude={"name", "present", "gops"})
+    facts = target.model_dump(mode="json", exclude_none=True, exclude={"name", "present", "over_ssh", "gops"})
     source = "measured by fmopt targets probe" if target.present else "see the sources in its original file"
     lines = [f"# {target.title}: {source}", *(f"{key} = {_toml(value)}" for key, value in facts.items())]
     lines += ["", "[gops]", *(f"{key} = {_toml(value)}" for key, value in target.gops.items())]
