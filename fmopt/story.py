@@ -185,12 +185,11 @@ def build_all(run: Run, recipes: Sequence[Recipe]) -> None:
 
 
 def time_all(run: Run) -> None:
-    """One clock for all where the device is here; a labelled prediction where it is not."""
+    """One clock for all where the device can be timed, and a labelled prediction beside it, or alone where it cannot."""
     begun = time.monotonic()
     if run.job.target.present:
         trials.time_in_turn(run, list(run.artifacts))
-    else:
-        trials.predict_latency(run)
+    trials.predict_latency(run)
     run.seconds["latency"] = round(time.monotonic() - begun, 3)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fmopt import gate, lookup, measure, probe, roofline
+from fmopt import efficiency, gate, lookup, measure, probe
 from fmopt.build import Workshop, plain_steps, tool_versions
 from fmopt.clock import Clock, HostClock, Work, measured
 from fmopt.data import Dataset
@@ -274,26 +274,37 @@ def latency_inputs(run: Run) -> list[dict[str, np.ndarray]]:
 
 
 def predict_latency(run: Run) -> None:
-    """The device is not here: a roofline prediction, labelled as one, and no claim."""
+    """What the target's ceilings and the runtimes' fitted curves let expect: shown beside what is measured, and alone, as no
+    claim, where the device is not here."""
     request = run.job.request
     # Of sounds, whose length is not one of tokens, the first that would be timed stands for all.
     sound = run.job.facts.modality == "audio"
     length = next(iter(latency_inputs(run)[0].values())).shape[1] if sound else request.length or 128
     for name, artifact in run.artifacts.items():
-        if artifact.path.suffix == ".onnx":
-            ms = roofline.predict_ms(
-                artifact.path,
-                run.job.target,
-                request.batch,
-                length,
-                float_precision(run.recipes[name]),
-                threads=request.threads,
-            )
-            run.update(name, predicted_ms=ms)
+        if artifact.path.suffix not in (".onnx", ".xml"):
+            continue
+        precision = float_precision(run.recipes[name])
+        key = {
+            "artifact": artifact.digest,
+            "target": run.job.target.model_dump(mode="json"),
+            "shape": (request.batch, length, request.threads),
+            "precision": precision,
+            "curves": efficiency.fitted(),
+        }
+        ms = run.store.value(
+            "prediction",
+            key,
+            lambda path=artifact.path, runtime=artifact.runtime, precision=precision: efficiency.predict_ms(
+                path, runtime, run.job.target, request.batch, length, precision, threads=request.threads
+            ),
+        )
+        run.update(name, predicted_ms=ms)
 
 
 def float_precision(recipe: Recipe) -> str:
     """What a recipe's float products are computed in: what it casts to, where its INT8 or FP8 leaves off."""
+    if recipe.options.get("precision") == "bf16":
+        return "bf16"
     casts = [step.options.get("to") for step in recipe.steps if step.use == "cast"]
     return next((str(to) for to in casts if to in ("fp16", "bf16")), recipe.precision)
 

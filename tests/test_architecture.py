@@ -83,6 +83,8 @@ ROWS = (
         "board_kernels",
         "board_timer",
         "roofline",
+        "efficiency",
+        "openvino_work",
         "layer_roofline",
         "executed_work",
         "calibrate",

@@ -146,7 +146,7 @@ def test_a_target_that_the_board_is_not_is_refused(device: openssh.Device) -> No
     host = {"cpu": "Cortex-A53", "arch": "aarch64", "isa": ["neon"]}
     with pytest.raises(ConfigError, match="lacks dotprod, fp16, which target raspberry-pi-5 has"):
         board_clock.refuse_target(read_target("raspberry-pi-5"), board, host)
-    with pytest.raises(ConfigError, match="is aarch64 .* and target x86-avx2 is x86_64"):
+    with pytest.raises(ConfigError, match=r"is aarch64 .* and target x86-avx2 is x86_64"):
         board_clock.refuse_target(read_target("x86-avx2"), board, host)
 
 
