@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmopt import gate, measure, probe
+from fmopt import gate, measure, probe, turns
 from fmopt.edge import PAST
 from fmopt.results import Latency
 from fmopt.runtimes.torch import CudaGraphs, compiled, eager, on_device
@@ -294,7 +294,7 @@ def best_seconds(call: Callable[[], Any], device: str, times: int = 20) -> float
     timed = finished(call, device)
     timed()
     with torch.inference_mode():
-        return min(measure._call_ms(timed) for _ in range(times)) / 1e3
+        return min(turns.call_ms(timed) for _ in range(times)) / 1e3
 
 
 def finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:

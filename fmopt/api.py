@@ -55,6 +55,8 @@ def optimize(
     fresh: bool = False,
     allow_pickle: bool = False,
     max_calibration_memory: int = 1 << 30,
+    on: str | None = None,
+    clean: bool = False,
     command: str = "",
     progress: Progress | None = None,
 ) -> Record:
@@ -62,7 +64,8 @@ def optimize(
 
     `effort` "quick" quantizes; "standard" prunes in one shot too, towards the budget's speedup or latency; "max" distils
     after each step of pruning. Latency is judged at `batch` × `length` tokens with `threads`; `max_calibration_memory` is
-    in bytes. The same call again resumes. Raises FmoptError subclasses; an impossible budget is no error but a verdict:
+    in bytes. With `on` ("ssh://user@host") variants are timed on that board, and `clean` leaves nothing there. The same call
+    again resumes. Raises FmoptError subclasses; an impossible budget is no error but a verdict:
     see `Record.verdict`.
     """
     request = make_request(
@@ -84,6 +87,8 @@ def optimize(
         fresh=fresh,
         allow_pickle=allow_pickle,
         max_calibration_memory=max_calibration_memory,
+        on=on,
+        clean=clean,
         command=command,
     )
     return run_optimize(request, progress)
@@ -109,12 +114,16 @@ def make_request(
     fresh: bool,
     allow_pickle: bool,
     max_calibration_memory: int,
+    on: str | None = None,
+    clean: bool = False,
     command: str,
 ) -> Request:
     """The words of the call as a checked value."""
     for name, value in (("batch", batch), ("length", length), ("threads", threads)):
         if isinstance(value, int) and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if on is not None and threads == "all":
+        raise ConfigError("--threads all is about this machine; with --on say how many of the board's cores")
     return Request(
         model=str(model),
         target=target,
@@ -134,6 +143,8 @@ def make_request(
         fresh=fresh,
         allow_pickle=allow_pickle,
         max_calibration_memory=max_calibration_memory,
+        on=on,
+        clean=clean,
         command=command,
     )
 

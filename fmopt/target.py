@@ -33,7 +33,13 @@ class Target(Frozen):
     precisions: tuple[Precision, ...]
     runtimes: tuple[str, ...]
     width_multiple: int = 8  # widths that kernels like
-    present: bool = False  # True: this very machine, so it can be measured
+    present: bool = False  # True: this very machine or one that can be reached, so it can be measured
+    over_ssh: bool = False  # True: reached over an ssh line, so only what runs there is measured there
+
+    @property
+    def here(self) -> bool:
+        """True when it is this very machine."""
+        return self.present and not self.over_ssh
 
     @property
     def int8_dot(self) -> bool:
