@@ -87,7 +87,9 @@ def gguf(checkpoint: Path, out: Path) -> None:
     """The checkpoint for llama.cpp."""
     if not out.is_file():
         beside = out.with_suffix(".part")
-        subprocess.run([peer_python(), str(HERE / "peers" / "llama_cpp_gguf.py"), str(checkpoint), str(beside)], check=True)
+        subprocess.run(
+            [peer_python(), str(HERE / "peers" / "llama_cpp_gguf.py"), str(checkpoint), str(beside)], check=True
+        )
         beside.replace(out)
 
 
@@ -165,7 +167,14 @@ class Contestant:
             script = HERE / "peers" / "llama_cpp_worker.py"
             command = [peer_python(), str(script), str(folder / "q4_0.gguf"), str(threads)]
         else:
-            command = [sys.executable, __file__, "worker", str(folder / name.replace(" ", "-")), "--threads", str(threads)]
+            command = [
+                sys.executable,
+                __file__,
+                "worker",
+                str(folder / name.replace(" ", "-")),
+                "--threads",
+                str(threads),
+            ]
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
         return cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment))
 
@@ -270,7 +279,9 @@ def told(row: Mapping[str, Any]) -> str:
         ratio = f", {found['tokens_per_second'] / base:.2f}x" if base else ""
         least = found.get("least_ms")
         bound = f", memory allows {row['batch'] * 1e3 / least:.0f}" if least else ""
-        lines.append(f"  {name:16} {found['tokens_per_second']:7.1f} tokens/s{ratio}{bound}{first}, {found['peak_mb']:.0f} MB")
+        lines.append(
+            f"  {name:16} {found['tokens_per_second']:7.1f} tokens/s{ratio}{bound}{first}, {found['peak_mb']:.0f} MB"
+        )
     return "\n".join(lines)
 
 

@@ -109,7 +109,9 @@ def fuse_attention(model: onnx.ModelProto, positions: int) -> int:
     _forget_lengths(model, pasts)
     for node in model.graph.node:
         nodes += replaced.get(id(node), [node])
-    replace_nodes(model.graph, in_order(model, [one for one in nodes if not set(one.output) & _presents(attentions, one)]))
+    replace_nodes(
+        model.graph, in_order(model, [one for one in nodes if not set(one.output) & _presents(attentions, one)])
+    )
     add_opset(model, MICROSOFT, 1)
     drop_dead(model)
     helper.set_model_props(model, {APPENDS: "1"})
@@ -153,7 +155,10 @@ def _product_of(wiring: Wiring, present: str) -> tuple[NodeProto | None, int]:
     name, repeats = present, 1
     for _ in range(6):
         readers = wiring.readers.get(name, [])
-        step = next((node for node in readers if node.op_type in ("Transpose", "Unsqueeze", "Expand", "Reshape", "MatMul")), None)
+        step = next(
+            (node for node in readers if node.op_type in ("Transpose", "Unsqueeze", "Expand", "Reshape", "MatMul")),
+            None,
+        )
         if step is None:
             return None, 0
         if step.op_type == "MatMul":
@@ -168,7 +173,9 @@ def _third(wiring: Wiring, shape: str) -> int:
     """The third number of a shape that is put together of constants and of what is not known; 0 when it is not known."""
     whole = wiring.numbers(shape)
     joined = wiring.maker(shape, "Concat")
-    parts = [whole] if whole is not None else [wiring.numbers(one) for one in joined.input] if joined is not None else []
+    parts = (
+        [whole] if whole is not None else [wiring.numbers(one) for one in joined.input] if joined is not None else []
+    )
     flat = [number for part in parts for number in (part if part is not None else [0])]
     return flat[2] if len(flat) == 5 else 0
 
@@ -289,8 +296,14 @@ def _nodes(
         split = wiring.maker(across.input[0], "Reshape") if across is not None else None
         if across is not None and split is not None and _list(across, "perm") == HEADS_FIRST:
             return split.input[0]
-        nodes.append(helper.make_node("Transpose", [state], [f"{name}.{kind}.across"], f"{name}_{kind}_across", perm=HEADS_FIRST))
-        nodes.append(helper.make_node("Reshape", [f"{name}.{kind}.across", LENGTHS + "whole"], [f"{name}.{kind}"], f"{name}_{kind}"))
+        nodes.append(
+            helper.make_node("Transpose", [state], [f"{name}.{kind}.across"], f"{name}_{kind}_across", perm=HEADS_FIRST)
+        )
+        nodes.append(
+            helper.make_node(
+                "Reshape", [f"{name}.{kind}.across", LENGTHS + "whole"], [f"{name}.{kind}"], f"{name}_{kind}"
+            )
+        )
         return f"{name}.{kind}"
 
     shape = f"{LENGTHS}heads.{heads * one.repeats}.{size}"
@@ -332,7 +345,9 @@ def in_order(model: onnx.ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
         stack: list[tuple[NodeProto, Callable[[], Any] | None]] = [(node, None)]
         while stack:
             current, _ = stack[-1]
-            waiting = [maker for name in current.input if (maker := makers.get(name)) is not None and id(maker) not in done]
+            waiting = [
+                maker for name in current.input if (maker := makers.get(name)) is not None and id(maker) not in done
+            ]
             if waiting and id(current) not in done:
                 stack.append((waiting[0], None))
                 continue

@@ -603,7 +603,9 @@ class OnnxRuntimeRunner:
         self.past = {port.name: port.shape for port in self.session.get_inputs() if port.name.startswith(PAST)}
         self.outputs = [port.name for port in self.session.get_outputs()]
         self.appends = APPENDS in self.session.get_modelmeta().custom_metadata_map
-        self.bound: tuple[dict[str, np.ndarray], Any] | None = None  # the last past that was appended to, with its binding
+        self.bound: tuple[dict[str, np.ndarray], Any] | None = (
+            None  # the last past that was appended to, with its binding
+        )
 
     def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
         """An empty past with room for so many tokens, which `run` appends to in place; nothing where the graph cannot."""

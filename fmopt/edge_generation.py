@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 PAST, PRESENT = "past_key_values.", "present."
-FIRST_LOGITS = "first_logits"  # where a graph has this input, logits come from there on; 0, all of them, if it is not given
+FIRST_LOGITS = (
+    "first_logits"  # where a graph has this input, logits come from there on; 0, all of them, if it is not given
+)
 NEW_TOKENS = 64  # made when the caller names no number
 
 

@@ -89,6 +89,7 @@ ROWS = (
         "bootstrap",
         "tidy",
         "onnx_graph",
+        "cached_attention",
         "tensorrt_check",
         "tensorrt_qdq",
         "half_precision",

@@ -14,9 +14,8 @@ from onnx import NodeProto, helper, numpy_helper
 from fmopt import generation
 from fmopt.cached_attention import MICROSOFT, Wiring, fuse_attention, in_order
 from fmopt.edge_generation import FIRST_LOGITS
-from fmopt.errors import PassError
 from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import add_opset, constant, drop_dead, read_onnx, replace_nodes, write_onnx
+from fmopt.onnx_graph import constant, drop_dead, read_onnx, replace_nodes, write_onnx
 from fmopt.passes.base import Context
 from fmopt.target import Target
 
@@ -37,27 +36,25 @@ class FuseDecoder:
         """A network without a cache, or a target without ONNX Runtime, whose operators these are."""
         if facts.task != generation.TASK:
             return f"{facts.task} keeps no cache"
-        return None if "onnxruntime" in target.runtimes else f"{target.name} has no onnxruntime, whose operators these are"
+        return (
+            None if "onnxruntime" in target.runtimes else f"{target.name} has no onnxruntime, whose operators these are"
+        )
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
-        """Write the graph into `out`. PassError when its attention is not of the plain kind."""
+        """Write the graph into `out`. Attention that is not of the plain kind stays as it is, in all layers."""
         model = read_onnx(graph.path)
         layers = fuse_decoder(model, int(ctx.facts.pipeline["max_length"]))
-        if not layers:
-            raise PassError(f"fuse_decoder found attention of another kind in {graph.path.name}; leave the step out")
         path = write_onnx(model, out / graph.path.name)
         return replace(graph, path=path, history=(*graph.history, f"fuse_decoder({layers} layers)"))
 
 
 def fuse_decoder(model: onnx.ModelProto, positions: int) -> int:
-    """All of it, in place; how many layers' attention was fused, 0 when the graph is left as it was."""
+    """All of it, in place; in how many layers attention was fused."""
     layers = fuse_attention(model, positions)
-    if layers:
-        add_opset(model, MICROSOFT, 1)
-        for step in (fuse_norms, flatten_products, take_biases_in, merge_products, pack_attention, choose_logits):
-            step(model)
-            replace_nodes(model.graph, in_order(model, list(model.graph.node)))
-            drop_dead(model)
+    for step in (fuse_norms, flatten_products, take_biases_in, merge_products, pack_attention, choose_logits):
+        step(model)
+        replace_nodes(model.graph, in_order(model, list(model.graph.node)))
+        drop_dead(model)
     return layers
 
 
@@ -123,7 +120,7 @@ def take_biases_in(model: onnx.ModelProto) -> None:
         bias = next(one for one in readers[0].input if one != node.output[0])
         if bias not in wiring.known or list(wiring.known[bias].dims) != [_integer(node, "N")]:
             continue
-        node.input.extend(["", "", ""][: 5 - len(node.input)] + [bias])
+        node.input.extend([*[""] * (5 - len(node.input)), bias])
         node.output[0] = readers[0].output[0]
         readers[0].output[0] += ".unused"
 

@@ -4,10 +4,12 @@ weight once and computes next to nothing."""
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import onnx
 from onnx import helper
 from onnxruntime.quantization.matmul_nbits_quantizer import (
@@ -18,7 +20,19 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 
 from fmopt.errors import ConfigError, PassError
 from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import constant_products, drop_dead, quiet_quantizer, read_onnx, write_onnx
+from fmopt.onnx_graph import (
+    add_opset,
+    array_of,
+    constant,
+    constant_products,
+    drop_dead,
+    quiet_quantizer,
+    read_bare,
+    replace_nodes,
+    take_weights_in,
+    weights,
+    write_onnx,
+)
 from fmopt.passes.base import Context
 from fmopt.target import Target
 
@@ -64,23 +78,55 @@ class QuantizeWeights:
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write the graph into `out`. PassError when it has no product with constant weights."""
-        model = read_onnx(graph.path)
-        constant_products(model)
+        folder, model = graph.path.parent, read_bare(graph.path)
+        swapped: dict[str, onnx.TensorProto] = {}  # a copy that is only made when its turn comes → what it is a copy of
+
+        def later(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+            swapped[name] = tensor
+            return onnx.TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims[::-1])
+
+        constant_products(model, later)
+        known, kept = weights(model), self._kept(model)
+        readers = Counter(name for node in model.graph.node for name in node.input)
+        done: list[onnx.NodeProto] = []
+        count = 0
+        for node in model.graph.node:
+            weight = known.get(node.input[1]) if node.op_type == "MatMul" else None
+            if weight is None or len(weight.dims) != 2 or node.name in kept:
+                done.append(node)
+                continue
+            values = array_of(swapped[weight.name], folder).T if weight.name in swapped else array_of(weight, folder)
+            made, tensors = self._narrow(node, np.ascontiguousarray(values))
+            done += made
+            model.graph.initializer.extend(tensors)
+            if readers[weight.name] == 1:  # it is not needed any more
+                weight.CopyFrom(onnx.TensorProto(name=weight.name))
+            count += 1
+        if not count:
+            raise PassError(f"quantize_weights found no MatMul with constant weights in {graph.path.name}")
+        replace_nodes(model.graph, done)
+        drop_dead(model)
+        for tensor in model.graph.initializer:
+            if tensor.name in swapped:
+                tensor.CopyFrom(constant(tensor.name, array_of(swapped[tensor.name], folder).T))
+        take_weights_in(model, folder)
+        add_opset(model, "com.microsoft", 1)
+        path = write_onnx(model, out / graph.path.name)
+        return replace(graph, path=path, history=(*graph.history, f"quantize_weights({self.bits} bit, {self.block})"))
+
+    def _narrow(self, node: onnx.NodeProto, values: np.ndarray) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """What stands for one product, and its weights: quantized alone, so that no two are in memory in full."""
+        alone = helper.make_graph([node], "one", [], [], [constant(node.input[1], values)])
         with quiet_quantizer(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
-            quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=self._kept(model), algo_config=self._method())
+            quantizer = MatMulNBitsQuantizer(helper.make_model(alone), algo_config=self._method())
             quantizer.process()
-        made = quantizer.model.model
-        nodes = [node for node in made.graph.node if node.op_type == "MatMulNBits"]
-        if not nodes:
-            raise PassError(f"quantize_weights found no MatMul with constant weights in {graph.path.name}")
-        for node in nodes:
-            kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
-            del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("accuracy_level", INT8_PRODUCTS)])
-        drop_dead(made)
-        path = write_onnx(made, out / graph.path.name)
-        return replace(graph, path=path, history=(*graph.history, f"quantize_weights({self.bits} bit, {self.block})"))
+        made = quantizer.model.model.graph
+        for one in made.node:
+            level = [attribute for attribute in one.attribute if attribute.name != "accuracy_level"]
+            del one.attribute[:]
+            one.attribute.extend([*level, helper.make_attribute("accuracy_level", INT8_PRODUCTS)])
+        return list(made.node), [tensor for tensor in made.initializer if tensor.name != node.input[1]]
 
     def _method(self) -> DefaultWeightOnlyQuantConfig | HQQWeightOnlyQuantConfig:
         if self.method == "hqq":
