@@ -90,6 +90,7 @@ ROWS = (
         "tidy",
         "onnx_graph",
         "cached_attention",
+        "block_rounding",
         "tensorrt_check",
         "tensorrt_qdq",
         "half_precision",

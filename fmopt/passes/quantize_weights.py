@@ -18,6 +18,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
     MatMulNBitsQuantizer,
 )
 
+from fmopt.block_rounding import rounded
 from fmopt.errors import ConfigError, PassError
 from fmopt.model import CheckpointFacts, Graph
 from fmopt.onnx_graph import (
@@ -36,7 +37,7 @@ from fmopt.onnx_graph import (
 from fmopt.passes.base import Context
 from fmopt.target import Target
 
-BITS, BLOCKS, METHODS = (4, 8), (16, 32, 64, 128, 256), ("rtn", "hqq")
+BITS, BLOCKS, METHODS = (4, 8), (16, 32, 64, 128, 256), ("rtn", "mse", "hqq")
 INT8_PRODUCTS = (
     4  # `accuracy_level` of MatMulNBits: activations become int8 block by block, and products are of integers
 )
@@ -46,7 +47,8 @@ INT8_PRODUCTS = (
 class QuantizeWeights:
     """Products with constant weights become ONNX Runtime's MatMulNBits, the output projection (head) among them.
 
-    `block` is how many weights of a column share a scale. `method` "rtn" rounds to the nearest; "hqq" chooses zero points
+    `block` is how many weights of a column share a scale. `method` "rtn" rounds to the nearest; "mse" does too, by the scale
+    that moves a block's weights least (block_rounding.py), which costs nothing later; "hqq" chooses zero points
     that lose less (half-quadratic quantization, Badri and Shaji, 2023; 4 bits), but are no whole numbers, and ONNX Runtime
     has no fast kernel for them on a CPU. `keep` names parts of layers' names that
     stay as they are. `symmetric` has no zero points: smaller, and faster.
@@ -54,7 +56,7 @@ class QuantizeWeights:
 
     bits: int = 4
     block: int = 32
-    method: Literal["rtn", "hqq"] = "rtn"
+    method: Literal["rtn", "mse", "hqq"] = "rtn"
     symmetric: bool = True
     head: bool = True
     keep: tuple[str, ...] = ()
@@ -67,6 +69,8 @@ class QuantizeWeights:
             if getattr(self, name) not in known:
                 told = ", ".join(map(str, known))
                 raise ConfigError(f"quantize_weights.{name} is {getattr(self, name)!r}; it is one of {told}")
+        if self.method == "mse" and not self.symmetric:
+            raise ConfigError("quantize_weights.method 'mse' has no zero points; leave symmetric = true")
         if self.method == "hqq" and self.bits != 4:
             raise ConfigError(
                 "quantize_weights.method 'hqq' is for 4 bits; with 8 rounding to the nearest loses nothing"
@@ -116,6 +120,8 @@ class QuantizeWeights:
 
     def _narrow(self, node: onnx.NodeProto, values: np.ndarray) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
         """What stands for one product, and its weights: quantized alone, so that no two are in memory in full."""
+        if self.method == "mse":
+            return self._searched(node, values)
         alone = helper.make_graph([node], "one", [], [], [constant(node.input[1], values)])
         with quiet_quantizer(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
@@ -127,6 +133,17 @@ class QuantizeWeights:
             del one.attribute[:]
             one.attribute.extend([*level, helper.make_attribute("accuracy_level", INT8_PRODUCTS)])
         return list(made.node), [tensor for tensor in made.initializer if tensor.name != node.input[1]]
+
+    def _searched(
+        self, node: onnx.NodeProto, values: np.ndarray
+    ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        packed, scales = rounded(values, self.bits, self.block)
+        names = [f"{node.input[1]}_Q{self.bits}", f"{node.input[1]}_scales"]
+        made = helper.make_node(
+            "MatMulNBits", [node.input[0], *names], list(node.output), f"{node.name}_Q{self.bits}", domain="com.microsoft",
+            K=values.shape[0], N=values.shape[1], bits=self.bits, block_size=self.block, accuracy_level=INT8_PRODUCTS,
+        )  # fmt: skip
+        return [made], [constant(name, array) for name, array in zip(names, (packed, scales), strict=True)]
 
     def _method(self) -> DefaultWeightOnlyQuantConfig | HQQWeightOnlyQuantConfig:
         if self.method == "hqq":
