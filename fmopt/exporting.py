@@ -167,12 +167,19 @@ def _trace(model: TorchModel, example: Inputs) -> Any:
 
 def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
     """The graph of a network that generates, its ports named, and the names of its outputs."""
+    from onnxscript.optimizer import optimize_ir
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     inputs = generation.tracing_inputs(model.net, list(model.facts.pipeline["inputs"]))
+    large = sum(parameter.nbytes for parameter in model.net.parameters()) > EXTERNAL_DATA_BYTES
+    config = OnnxConfig(dynamic=True, opset_version=OPSET, optimize=not large)
     with _plain_attention(model.net), quiet():
         net: Any = model.net
-        program = OnnxExporter().export(net, inputs, config=OnnxConfig(dynamic=True, opset_version=OPSET)).program
+        program = OnnxExporter().export(net, inputs, config=config).program
+        if (
+            large
+        ):  # as else, but no weight is turned: that copies it, and a network of 1.1B parameters twice is too much
+            optimize_ir(program, should_fold=lambda node: False if node.op_type == "Transpose" else None)
     generation.name_ports(program.graph)
     return program, tuple(str(value.name) for value in program.graph.outputs)
 

@@ -131,11 +131,12 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
     HQQ is left to recipes: its zero points are no whole numbers, for which ONNX Runtime has no fast kernel on a CPU.
     """
     tables, dynamic = Step(use="quantize_embeddings"), Step(use="quantize_dynamic")
+    fused = Step(use="fuse_decoder")
 
     def narrow(bits: int, block: int) -> Recipe:
         step = Step(use="quantize_weights", options={"bits": bits, "block": block})
         name = f"onnxruntime-weights-int{bits}-{block}"
-        return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, tables))
+        return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, tables, fused))
 
     return (
         _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic),

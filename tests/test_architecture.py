@@ -100,6 +100,8 @@ ROWS = (
         "bootstrap",
         "tidy",
         "onnx_graph",
+        "cached_attention",
+        "block_rounding",
         "tensorrt_check",
         "tensorrt_qdq",
         "half_precision",
