@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 LABELS = ("labels", "start_positions", "end_positions")
 LABELLED = {"task": 0.2, "logits": 1.0, "hidden": 1.0, "relations": 0.0}
+GENERATION = {"task": 0.5, "logits": 1.0, "hidden": 1.0, "relations": 0.0}  # what is judged is the likelihood of texts
 EMBEDDING = {"cosine": 1.0, "similarity": 1.0, "hidden": 1.0, "relations": 0.0}
 TELLS = {
     "logits": "outputs",
@@ -54,6 +55,7 @@ TELLS = {
     "similarity": "vectors",
 }
 PER_TOKEN = frozenset({"hidden", "relations"})  # and outputs, of some tasks
+OF_A_VOCABULARY = ("fill-mask", "text-generation")
 TOKEN_TASKS = ("token-classification", "question-answering")
 ITEM, KEPT = "item", "kept"  # in a batch: which examples it has, and what is kept of the teacher about them
 POOL = 50  # batches' worth of examples sorted by length at a time, as the Trainer's own grouping
@@ -224,7 +226,9 @@ def _kept_outputs(
 ) -> TeacherOutputs | None:  # fmt: skip
     """What the teacher says of every example, on disk beside `work`; None where it is asked in every epoch."""
     lesson, device = trainer.lesson, trainer.args.device
-    if not lesson.kinds or teacher.task == "fill-mask":  # a whole vocabulary for every token is never cheaper to read
+    if (
+        not lesson.kinds or teacher.task in OF_A_VOCABULARY
+    ):  # a whole vocabulary for every token is never cheaper to read
         return None
     if isinstance(examples, FileExamples):
         return None
@@ -449,17 +453,32 @@ class _Lesson:
         if name == "similarity":  # of the student's own vectors, unprojected: those are compared with one another later
             return losses.similarity_loss(self._vectors(got["outputs"][0], mask), wanted["vectors"][0])
         answers = self._answers(got["outputs"], mask)
-        hidden = labels["labels"] != IGNORED if self.pipeline["task"] == "fill-mask" else None
-        if hidden is not None:  # elsewhere the token can be read, and there is nothing to learn
-            answers, labels = [logits[hidden] for logits in answers], {"labels": labels["labels"][hidden]}
+        asked = self._asked(labels)
+        if asked is not None:
+            place, found = asked
+            answers, labels = [logits[place] for logits in answers], {"labels": found}
         if name == "task":
             return losses.task_loss(answers, labels)
         wished = self._answers(wanted["outputs"], mask)
-        if hidden is not None:
-            wished = [logits[hidden] for logits in wished]
+        if asked is not None:
+            wished = [logits[asked[0]] for logits in wished]
         if self.pipeline["task"] == "token-classification":
             answers, wished = ([logits[mask] for logits in part] for part in (answers, wished))
         return losses.logit_loss(answers, wished, self.temperature, self.kind)
+
+    def _asked(self, labels: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(bool [B, n] where a word of the vocabulary is asked for, the words [K]); None in other tasks.
+
+        Of a masked text where masks are: elsewhere the token can be read, and there is nothing to learn. Of a text that goes
+        on, each place asks for the token after it.
+        """
+        if self.pipeline["task"] not in OF_A_VOCABULARY:
+            return None
+        words = labels["labels"]
+        if self.pipeline["task"] == "text-generation":
+            words = torch.nn.functional.pad(words[:, 1:], (0, 1), value=IGNORED)
+        place = words != IGNORED
+        return place, words[place]
 
     def _vectors(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         assert mask is not None  # only texts are pooled
@@ -485,7 +504,7 @@ def _lesson(model: TorchModel, teacher: TorchModel, options: Distill, batch: dic
     taught = _View(teacher.net.requires_grad_(False), outputs, matched, nn.Identity())
     names = [_last_projections(part.net, part.family) for part in (model, teacher)]
     weights = _weights(options, model.facts, widths[0] == widths[1], related=all(names))
-    lesson = _Lesson(student, taught, model.facts, weights, options.temperature)
+    lesson = _Lesson(student, taught, model.facts, weights, options.softened(model.facts.task))
     if weights["relations"]:
         student.related, taught.related = names
         lesson.heads = _relation_heads(student, taught, inputs)
@@ -510,7 +529,7 @@ def _weights(options: Distill, facts: CheckpointFacts, same_width: bool, related
 
     Where widths differ, relations say more than states seen through a random projection, if there are layers to relate.
     """
-    found = dict(EMBEDDING if facts.task == "sentence-embedding" else LABELLED)
+    found = dict({"sentence-embedding": EMBEDDING, "text-generation": GENERATION}.get(facts.task, LABELLED))
     if related and not same_width:
         found |= {"hidden": 0.0, "relations": 1.0}
     unknown = [name for name in options.weights if name not in found]

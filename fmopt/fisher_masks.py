@@ -66,7 +66,7 @@ def _surprise(
     if pipeline.get("multi_label"):
         chances = outputs[0].detach().sigmoid()
         return F.binary_cross_entropy_with_logits(outputs[0], torch.bernoulli(chances, generator=draw), reduction="sum")
-    if task in ("token-classification", "fill-mask"):
+    if task in ("token-classification", "fill-mask", "text-generation"):
         outputs = [logits[mask] for logits in outputs]
     elif task == "question-answering":
         outputs = [logits.masked_fill(~mask, -torch.inf) for logits in outputs]
