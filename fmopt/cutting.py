@@ -76,7 +76,10 @@ def cut_heads(net: nn.Module, block: AttentionBlock, kept: Sequence[int]) -> Non
     columns = [head * block.width + feature for head in kept for feature in range(block.width)]
     shared = [head * block.head_dim + feature for head in kept for feature in range(block.head_dim)]
     present = [name for name in block.positions if _has(net, name)]
-    if block.fused:
+    if block.fused and block.interleaved:
+        size = 3 * block.head_dim
+        keep_rows(projection(net, block.query), [head * size + row for head in kept for row in range(size)])
+    elif block.fused:
         width = block.heads * block.head_dim
         keep_rows(projection(net, block.query), [part * width + row for part in range(3) for row in shared])
     else:

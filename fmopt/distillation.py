@@ -519,8 +519,11 @@ def _all_layers(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[torc
 
 
 def _last_projections(net: nn.Module, family: Family | None) -> tuple[str, ...]:
-    """The projections of the last layer that has heads: query, key and value, or the one that makes all three."""
+    """The projections of the last layer that has heads: query, key and value, or the one that makes all three;
+    none where that mixes them head by head."""
     blocks = [layer.attention for layer in family.layers(net) if layer.attention.heads] if family else []
+    if blocks and blocks[-1].interleaved:
+        return ()
     return tuple(dict.fromkeys((blocks[-1].query, blocks[-1].key, blocks[-1].value))) if blocks else ()
 
 

@@ -27,7 +27,7 @@ HEADS = {
     "question-answering": "AutoModelForQuestionAnswering",
     "text-generation": "AutoModelForCausalLM",
 }
-DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma")
+DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma", "phi")
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta-v2", "albert", "modernbert")
 
 # Enough different words for a vocabulary of about 200 pieces with whole words and fragments.

@@ -25,14 +25,8 @@ from fmopt.structure import save_checkpoint, structure_of
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.torch_models import items_of, model_of, outputs_of, padded
 
-FAMILIES = {
-    "gpt2": 4,
-    "llama": 2,
-    "qwen2": 2,
-    "mistral": 2,
-    "qwen3": 2,
-    "gemma": 2,
-}  # heads of keys and values of 32 features
+GROUPED, PLAIN = ("llama", "qwen2", "mistral", "qwen3", "gemma"), ("gpt2", "opt", "gpt_neox", "phi")
+FAMILIES = {**dict.fromkeys(PLAIN, 4), **dict.fromkeys(GROUPED, 2)}  # heads of keys and values; 4 of queries
 SHAPES = {  # heads or groups, and neurons, that each of the three layers keeps
     "narrow": (((0,), range(0, 64, 2)), ((1,), range(5, 21)), ((0, 1), range(64))),
     "no attention": (((1,), range(64)), ((), range(40)), ((0, 1), range(3, 30))),

@@ -29,6 +29,7 @@ class AttentionBlock:
     head_dim: int
     queries: int = 1
     fused: bool = False  # True: query == key == value, one projection makes all three
+    interleaved: bool = False  # of a fused one: the rows of each head's query, key and value lie together
     module: str = ""  # turns hidden states into (result, weights); `output` may lie inside or come after
     positions: tuple[str, ...] = ()  # further projections with one block of rows per head
     bias_argument: int | None = None  # which argument of `module` is a bias [B, heads, n, n] shared by all layers
@@ -116,7 +117,7 @@ def columns(net: torch.nn.Module, name: str) -> int:
 
 def attention_block(
     net: torch.nn.Module, module: str, names: tuple[str, str, str], output: str, *,
-    positions: tuple[str, ...] = (), bias_argument: int | None = None,
+    positions: tuple[str, ...] = (), bias_argument: int | None = None, interleaved: bool = False,
 ) -> AttentionBlock:  # fmt: skip
     """The block of `module` with projections `names` (query, key, value) inside it.
 
@@ -128,7 +129,8 @@ def attention_block(
     queries = config.num_attention_heads // shared if shared else 1  # type: ignore[union-attr,operator]
     return AttentionBlock(
         query, key, value, output, heads=columns(net, output) // (head_dim * queries), head_dim=head_dim,
-        queries=queries, fused=query == key, module=module, positions=positions, bias_argument=bias_argument,
+        queries=queries, fused=query == key, interleaved=interleaved, module=module, positions=positions,
+        bias_argument=bias_argument,
     )  # fmt: skip
 
 
