@@ -55,6 +55,7 @@ TELLS = {
     "similarity": "vectors",
 }
 PER_TOKEN = frozenset({"hidden", "relations"})  # and outputs, of some tasks
+SPELLING = "automatic-speech-recognition"
 OF_A_VOCABULARY = ("fill-mask", "text-generation")
 TOKEN_TASKS = ("token-classification", "question-answering")
 ITEM, KEPT = "item", "kept"  # in a batch: which examples it has, and what is kept of the teacher about them
@@ -274,6 +275,13 @@ def _mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     return inputs["attention_mask"].bool() if "attention_mask" in inputs else None
 
 
+def _of_states(net: Any, mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:
+    """`mask` as one of `states` [B, n, w]: a network of sounds makes a frame of some hundred samples."""
+    if mask is None or mask.shape[1] == states.shape[1]:
+        return mask
+    return torch.as_tensor(net._get_feature_vector_attention_mask(states.shape[1], mask.long())).bool()
+
+
 class _Schedule(torch.utils.data.Dataset[Example]):
     """Examples of all epochs in the order of training, so that a resumed run needs no generator to find its place.
 
@@ -439,7 +447,8 @@ class _Lesson:
     def loss(
         self, got: Any, wanted: Told, mask: torch.Tensor | None, labels: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """The weighted sum for one batch; `mask` is bool [B, n]."""
+        """The weighted sum for one batch; `mask` is bool [B, n], or of the samples that states are made of."""
+        mask = _of_states(self.student.net, mask, got["hidden"][0])
         terms = {name: weight for name, weight in self.weights.items() if weight}
         return torch.stack([w * self._term(name, got, wanted, mask, labels) for name, w in terms.items()]).sum()
 
@@ -457,12 +466,14 @@ class _Lesson:
         if asked is not None:
             place, found = asked
             answers, labels = [logits[place] for logits in answers], {"labels": found}
+        if name == "task" and self.pipeline["task"] == SPELLING:
+            return losses.spelled_loss(answers[0], labels["labels"], mask, self.pipeline["ctc"]["blank"])
         if name == "task":
             return losses.task_loss(answers, labels)
         wished = self._answers(wanted["outputs"], mask)
         if asked is not None:
             wished = [logits[asked[0]] for logits in wished]
-        if self.pipeline["task"] == "token-classification":
+        if self.pipeline["task"] in ("token-classification", SPELLING) and mask is not None:
             answers, wished = ([logits[mask] for logits in part] for part in (answers, wished))
         return losses.logit_loss(answers, wished, self.temperature, self.kind)
 
@@ -499,7 +510,7 @@ def _lesson(model: TorchModel, teacher: TorchModel, options: Distill, batch: dic
     states, taught_states = (_all_layers(part.net, inputs) for part in (model, teacher))
     widths = [states[0].shape[-1], taught_states[0].shape[-1]]
     projection = nn.Identity() if widths[0] == widths[1] else nn.Linear(widths[0], widths[1])
-    matched = losses.matched_layers(states, taught_states, _mask(inputs))
+    matched = losses.matched_layers(states, taught_states, _of_states(model.net, _mask(inputs), states[0]))
     student = _View(model.net, outputs, range(len(states)), projection)
     taught = _View(teacher.net.requires_grad_(False), outputs, matched, nn.Identity())
     names = [_last_projections(part.net, part.family) for part in (model, teacher)]

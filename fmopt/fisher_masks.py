@@ -68,6 +68,8 @@ def _surprise(
         return F.binary_cross_entropy_with_logits(outputs[0], torch.bernoulli(chances, generator=draw), reduction="sum")
     if task in ("token-classification", "fill-mask", "text-generation"):
         outputs = [logits[mask] for logits in outputs]
+    elif task == "automatic-speech-recognition":  # of one sound, which nothing is padded to
+        outputs = [logits.flatten(0, 1) for logits in outputs]
     elif task == "question-answering":
         outputs = [logits.masked_fill(~mask, -torch.inf) for logits in outputs]
     total = torch.zeros(())
