@@ -623,7 +623,7 @@ class OnnxRuntimeRunner:
         total = inputs["attention_mask"].shape[1] if self.appends else 0
         if self.appends and all(name in inputs and inputs[name].shape[2] >= total for name in self.past):
             return self._append({name: kind for name, kind in asked.items() if name not in self.past}, inputs)
-        feed = _feed(asked, _with_past(self.past, inputs))
+        feed = _feed(asked, with_past(self.past, inputs))
         return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
 
     def _append(self, asked: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -686,7 +686,7 @@ class OpenVinoRunner:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
-        feed = _feed(self.inputs, _with_past(self.past, inputs))
+        feed = _feed(self.inputs, with_past(self.past, inputs))
         shape = next(iter(feed.values())).shape
         results = self._request(shape if shape == self.shape else None).infer(feed, share_inputs=True)
         return dict(zip(self.outputs, results.values(), strict=True))
@@ -734,7 +734,7 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
     return RUNNERS[runtime](path, options, threads)
 
 
-def _with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """The inputs, with an empty one [rows, heads, 0, size] for each past that the graph takes and they lack."""
     lacking = {name: shape for name, shape in shapes.items() if name not in inputs}
     if not lacking:

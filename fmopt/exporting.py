@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fmopt import generation
+from fmopt.edge import PAST, with_past
 from fmopt.errors import ParityError
 from fmopt.model import Graph, TorchModel, axes_of
 from fmopt.passes.base import Inputs, token_mask
@@ -125,8 +126,9 @@ def first_divergence(graph: Graph, model: TorchModel, inputs: Inputs, tolerance:
     # Unfused, so that every value asked for exists.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    known = {value.name for value in session.get_inputs()}
-    values = dict(zip(ends, session.run(list(ends), {n: v for n, v in inputs.items() if n in known}), strict=True))
+    ports = {value.name: value.shape for value in session.get_inputs()}
+    given = with_past({name: shape for name, shape in ports.items() if name.startswith(PAST)}, inputs)
+    values = dict(zip(ends, session.run(list(ends), {n: v for n, v in given.items() if n in ports}), strict=True))
     every = token_mask(inputs)
     mask = None if every is None else every[0]
     for label, layer, wanted in expected:

@@ -119,6 +119,7 @@ ROWS = (
         "distillation_losses",
         "structure",
         "cutting",
+        "projections",
         "optimal_brain",
         "fisher_masks",
         "choose_widths",
