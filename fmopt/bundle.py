@@ -24,9 +24,10 @@ from fmopt.store import MARKER, disk_errors
 # Protobuf ends at 2 GB; below this one file is handier than two.
 EXTERNAL_DATA_BYTES = 1_500_000_000
 PROCESSOR = "preprocessor_config.json"  # of images and sounds
+VOCABULARY = "vocab.json"  # of letters
 # What encodes raws: a bundle carries those that the checkpoint has.
 ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", "vocab.json")  # fmt: skip
+            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", VOCABULARY)  # fmt: skip
 PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers")
 
 
@@ -240,11 +241,12 @@ def _put_onnx(path: Path, target: Path) -> None:
 
 def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Path) -> None:
     """What encodes raws, and config.json, under the names that transformers and optimum look for."""
-    needed = "tokenizer.json" if facts.modality == "text" else PROCESSOR
+    speaks = "speech" in facts.pipeline
+    needed = VOCABULARY if speaks else "tokenizer.json" if facts.modality == "text" else PROCESSOR
     if not (facts.folder / needed).is_file():
         raise BundleError(f"{facts.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
     for name in ENCODERS:
-        if (facts.folder / name).is_file() and (name != "vocab.json" or facts.modality == "audio"):
+        if (facts.folder / name).is_file() and (name != VOCABULARY or facts.modality == "audio" or speaks):
             shutil.copyfile(facts.folder / name, folder / name)
     # A checkpoint that was changed brings its own configuration.
     config = (artifact.path if artifact.path.is_dir() else facts.folder) / "config.json"
@@ -327,6 +329,7 @@ USAGE = {
     ),
     "image-classification": ("picture.png", "its label with scores"),
     "image-segmentation": ("picture.png", "the class of every pixel"),
+    "text-to-audio": ('"a text"', "its sound; --seed for another one"),
 }
 
 
@@ -336,7 +339,8 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
     on_tensorrt = artifact.runtime == edge_tensorrt.NAME
     alone = artifact.runtime in edge.RUNNERS or on_tensorrt
     packages = "tensorrt cuda-python" if on_tensorrt else artifact.runtime
-    reads = {"text": " tokenizers", "image": " pillow", "audio": ""}[facts.modality]
+    speaks = "speech" in facts.pipeline
+    reads = {"text": "" if speaks else " tokenizers", "image": " pillow", "audio": ""}[facts.modality]
     others = " (and soundfile, for other files than WAV)" if facts.modality == "audio" else ""
     needs = (
         f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."
@@ -348,7 +352,7 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
     predict, bench, verify = (
         f"python {script} {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
     )
-    encoder = "tokenizer*.json" if facts.modality == "text" else PROCESSOR
+    encoder = VOCABULARY if speaks else "tokenizer*.json" if facts.modality == "text" else PROCESSOR
     raw = texts if facts.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
     if facts.modality != "text":
         raw = f'open("{texts}", "rb").read()'
@@ -363,7 +367,7 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
 Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 
 ```
-{predict} {texts}     # {result}; also --file list.txt, --json
+{predict} {texts}{" -o out.wav" if speaks else ""}     # {result}; also --file list.txt, --json
 {bench}     # latency here
 {verify}     # are the files whole, does it compute here what it should
 ```
