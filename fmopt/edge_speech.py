@@ -27,7 +27,11 @@ SEED = 0  # of noise, when the caller names none
 BLANK = 0  # the id between letters
 NOISE_FRAMES = 1024  # drawn for each `LETTERS_OF_NOISE` ids or part of them: more than are spoken in any usual time
 LETTERS_OF_NOISE = 128
-WINDOW_S, MELS, FLOOR = 0.064, 80, 1e-10  # of the frames by which sounds are compared; the floor is 100 dB below full scale
+WINDOW_S, MELS, FLOOR = (
+    0.064,
+    80,
+    1e-10,
+)  # of the frames by which sounds are compared; the floor is 100 dB below full scale
 
 
 # -------------------------------------------------------------------------------- texts → ids and noise
@@ -74,7 +78,9 @@ class Preprocessor:
             "noise": drawn(self.speech["channels"], frames, seed, 1)[None] * np.float32(scale),
         }
         made |= {name: np.repeat(made[name], len(rows), axis=0) for name in ("duration_noise", "noise")}
-        return Batch({name: made[name] for name in self.pipeline["inputs"]}, mask, list(range(len(rows))), self.speech["least"])
+        return Batch(
+            {name: made[name] for name in self.pipeline["inputs"]}, mask, list(range(len(rows))), self.speech["least"]
+        )
 
     def ids(self, raw: Any) -> list[int]:
         """Ids of one text; ValueError when it has no letter that the model knows."""
@@ -82,7 +88,9 @@ class Preprocessor:
             raise ValueError(f"{str(raw)[:60]!r} is not a text")
         letters = self._lowered(raw) if self.speech["normalize"] else raw
         if self.speech["romanize"] and not letters.isascii():
-            raise ValueError(f"{raw[:60]!r} is not in Latin letters, which this model reads; romanize it first (uroman)")
+            raise ValueError(
+                f"{raw[:60]!r} is not in Latin letters, which this model reads; romanize it first (uroman)"
+            )
         if self.speech["normalize"]:
             letters = "".join(letter for letter in letters if letter in self.vocabulary).strip()
         if not letters:
@@ -154,7 +162,11 @@ def present(pipeline: Pipeline, prediction: np.ndarray, raw: Any, preprocessor: 
 
 
 def answer(
-    model: Any, raws: Sequence[Any], seed: int = SEED, noise_scale: float | None = None, output: str | Path | None = None
+    model: Any,
+    raws: Sequence[Any],
+    seed: int = SEED,
+    noise_scale: float | None = None,
+    output: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Each text spoken: {"audio", "sampling_rate"}, or with `output` {"file", "seconds", "sampling_rate"}.
 

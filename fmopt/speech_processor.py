@@ -76,4 +76,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         told = json.loads(path.read_text("utf8")) if path.is_file() else {}
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
-    return {name: value["content"] if isinstance(value, dict) and "content" in value else value for name, value in told.items()}
+    return {
+        name: value["content"] if isinstance(value, dict) and "content" in value else value
+        for name, value in told.items()
+    }

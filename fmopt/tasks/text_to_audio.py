@@ -19,7 +19,9 @@ class TextToAudio:
     name = "text-to-audio"
     auto_class = "AutoModelForTextToWaveform"
     architectures = ("VitsModel",)
-    columns: Mapping[str, tuple[str, ...]] = {"text": ("text", "sentence", "transcript", "transcription", "normalized_text")}
+    columns: Mapping[str, tuple[str, ...]] = {
+        "text": ("text", "sentence", "transcript", "transcription", "normalized_text")
+    }
     needed = (("text",),)
 
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
@@ -38,9 +40,7 @@ class TextToAudio:
         apart = [mel_distance(before, now, rate) for before, now in pairs]
         stretched = [abs(len(now) - len(before)) / len(before) for before, now in pairs]
         return [
-            Scores(
-                name="mel distance", metric="lower_mean", values=column(apart), primary=True, against_baseline=True
-            ),
+            Scores(name="mel distance", metric="lower_mean", values=column(apart), primary=True, against_baseline=True),
             Scores(name="change of length", metric="lower_mean", values=column(stretched), against_baseline=True),
         ]
 
@@ -53,7 +53,12 @@ class TextToAudio:
             apart = mel_distance(before, now, rate)
             if apart > HEARD or len(before) != len(now):
                 found.append(
-                    Change(index, f"{len(before) / rate:.2f} s", f"{len(now) / rate:.2f} s, {10 * apart:.1f} dB away", apart)
+                    Change(
+                        index,
+                        f"{len(before) / rate:.2f} s",
+                        f"{len(now) / rate:.2f} s, {10 * apart:.1f} dB away",
+                        apart,
+                    )
                 )
         return found
 
