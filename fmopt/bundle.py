@@ -25,9 +25,10 @@ from fmopt.store import MARKER, disk_errors
 # Protobuf ends at 2 GB; below this one file is handier than two.
 EXTERNAL_DATA_BYTES = 1_500_000_000
 PROCESSOR = "preprocessor_config.json"  # of images and sounds
+VOCABULARY = "vocab.json"  # of letters
 # What encodes raws: a bundle carries those that the checkpoint has.
 ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", "vocab.json",
+            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", VOCABULARY,
             CATALOGUE)  # fmt: skip
 ENCODER_OF = {"text": "tokenizer.json", "item": CATALOGUE}  # where it is not a processor
 PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers")
@@ -264,11 +265,11 @@ def _put_onnx(path: Path, target: Path) -> None:
 
 def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Path) -> None:
     """What encodes raws, and config.json, under the names that transformers and optimum look for."""
-    needed = ENCODER_OF.get(facts.modality, PROCESSOR)
+    needed = _encoder(facts)
     if not (facts.folder / needed).is_file():
         raise BundleError(f"{facts.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
     for name in ENCODERS:
-        if (facts.folder / name).is_file() and (name != "vocab.json" or facts.modality == "audio"):
+        if (facts.folder / name).is_file() and (name != VOCABULARY or facts.modality == "audio" or speaks):
             shutil.copyfile(facts.folder / name, folder / name)
     # A checkpoint that was changed brings its own configuration.
     config = (artifact.path if artifact.path.is_dir() else facts.folder) / "config.json"
@@ -352,6 +353,7 @@ USAGE = {
     "image-classification": ("picture.png", "its label with scores"),
     "image-segmentation": ("picture.png", "the class of every pixel"),
     "sequential-recommendation": ('"AN ITEM; ANOTHER"', "what comes next after these (ids or titles)"),
+    "text-to-audio": ('"a text"', "its sound; --seed for another one"),
 }
 
 
@@ -363,13 +365,19 @@ WITH_TRANSFORMERS_JS = "transformers.js opens this folder too, as a local model 
 DTYPES = {"model.onnx": "fp32", "model_fp16.onnx": "fp16", "model_quantized.onnx": "q8", "model_q4.onnx": "q4"}
 
 
+def _encoder(facts: CheckpointFacts) -> str:
+    """The file without which a bundle could not encode its raws."""
+    return VOCABULARY if "speech" in facts.pipeline else ENCODER_OF.get(facts.modality, PROCESSOR)
+
+
 def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file: str, *, page: bool) -> str:
     texts, result = USAGE[facts.task]
     texts = texts.replace("[MASK]", facts.pipeline.get("mask", {}).get("token", ""))
     on_tensorrt = artifact.runtime == edge_tensorrt.NAME
     alone = artifact.runtime in edge.RUNNERS or on_tensorrt
     packages = "tensorrt cuda-python" if on_tensorrt else artifact.runtime
-    reads = {"text": " tokenizers", "image": " pillow", "audio": "", "item": ""}[facts.modality]
+    encoder = _encoder(facts)
+    reads = {"tokenizer.json": " tokenizers", PROCESSOR: " pillow"}.get(encoder, "") if facts.modality != "audio" else ""
     others = " (and soundfile, for other files than WAV)" if facts.modality == "audio" else ""
     needs = (
         f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."
@@ -381,7 +389,7 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
     predict, bench, verify = (
         f"python {script} {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
     )
-    encoder = "tokenizer*.json" if facts.modality == "text" else ENCODER_OF.get(facts.modality, PROCESSOR)
+    encoder = encoder.replace("tokenizer.json", "tokenizer*.json")
     raw = texts if facts.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
     if facts.modality == "item":
         raw = json.dumps([edge.read_raw(facts.task, texts.strip('"'))])
@@ -400,7 +408,7 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
 Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 
 ```
-{predict} {texts}     # {result}; also --file list.txt, --json
+{predict} {texts}{" -o out.wav" if speaks else ""}     # {result}; also --file list.txt, --json
 {bench}     # latency here
 {verify}     # are the files whole, does it compute here what it should
 ```

@@ -27,6 +27,7 @@ from fmopt.image_processor import PROCESSOR, read_image_processor
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
 from fmopt.networks import known_transformers
 from fmopt.source import cache_folder, known_models
+from fmopt.speech_processor import speech_pipeline
 from fmopt.structure import STRUCTURE, load_facts, read_structure
 from fmopt.tasks.base import Task, modality_of
 from fmopt.tokenizer import TOKENIZER, convert_tokenizer, has_slow_tokenizer, read_tokenizer
@@ -35,7 +36,7 @@ from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_
 log = logging.getLogger(__name__)
 
 EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-generation"
-RECOGNITION = "automatic-speech-recognition"
+RECOGNITION, SPEECH = "automatic-speech-recognition", "text-to-audio"
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
@@ -258,7 +259,9 @@ def _pipeline(
         "labels": [],
         "multi_label": raw.get("problem_type") == "multi_label_classification",
     }
-    if modality == "text":
+    if task == SPEECH:
+        pipeline |= speech_pipeline(folder, config)
+    elif modality == "text":
         pipeline |= _text_pipeline(task, folder, home, config, raw, max_length)
     else:
         pipeline |= {"modality": modality, **INPUTS[modality](folder, config)}

@@ -12,7 +12,7 @@ Words used here. A *raw* is what the user has: a text, a pair of texts, a list o
 audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
 of JSON values; a part adds its own:
     task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
-                 fill-mask or text-generation
+                 fill-mask, text-generation or text-to-audio
     max_length   tokens; longer texts are cut, or read in windows where the task allows
     inputs       names the network takes: input_ids, attention_mask, token_type_ids
     outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
@@ -96,6 +96,7 @@ PARTS: dict[str, str] = {
     "text-generation": "edge_generation",
     "image-segmentation": "edge_image",
     "sequential-recommendation": "edge_recommendation",
+    "text-to-audio": "edge_speech",
 }
 
 

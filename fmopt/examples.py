@@ -110,6 +110,10 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
         "text-generation": _next_tokens,
         "sequential-recommendation": _next_tokens,
     }
+    if facts.task == "text-to-audio":
+        raise ConfigError(
+            "transformers has no training of networks that speak; start from a trained checkpoint, such as facebook/mms-tts-eng"
+        )
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
     if _several(facts):

@@ -150,6 +150,19 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
     )
 
 
+def speech_candidates(target: Target) -> tuple[Recipe, ...]:
+    """For networks that speak, nearly all of whose work are convolutions: dynamic INT8 reaches the products of the text
+    encoder, NNCF and narrow floats reach convolutions too."""
+    islands = {"precision": "bf16"} if "bf16" in target.precisions else {}
+    return (
+        _int8("onnxruntime-dynamic-int8", "onnxruntime", Step(use="quantize_dynamic"), Step(use="simplify")),
+        _int8("openvino-nncf-int8", "openvino", Step(use="quantize_nncf"), options=islands),
+        Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
+        Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
+        Recipe(name="onnxruntime-fp16-weights", runtime="onnxruntime", precision="fp16", steps=(Step(use="cast"),)),
+    )
+
+
 def make_plan(
     facts: CheckpointFacts,
     target: Target,
@@ -176,6 +189,8 @@ def make_plan(
         if on_tensorrt
         else generation_candidates(target)
         if generates
+        else speech_candidates(target)
+        if facts.task == "text-to-audio"
         else quick_candidates(target)
     )
     asked = (recipe,) if recipe else usual

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +105,22 @@ def _from_config(name: str, facts: Mapping[str, Any]) -> Path:
         if "processor" in facts:
             (Path(scratch) / "preprocessor_config.json").write_text(json.dumps(facts["processor"], indent=1))
         if "vocabulary" in facts:
-            _write_vocabulary(facts["vocabulary"]["tokens"], Path(scratch))
+            _write_vocabulary(facts["vocabulary"], Path(scratch))
         with contextlib.suppress(OSError):  # another process was faster
             shutil.copytree(scratch, place.with_suffix(".part"), dirs_exist_ok=True)
             place.with_suffix(".part").rename(place)
     return place
 
 
-def _write_vocabulary(tokens: Sequence[str], folder: Path) -> None:
-    """vocab.json of letters with their ids, and how transformers' CTC tokenizer reads it."""
+def _write_vocabulary(told: Mapping[str, Any], folder: Path) -> None:
+    """vocab.json of letters ("tokens") with their ids, and how a tokenizer of transformers reads it: that of CTC, or what
+    the other settings say."""
+    tokens, settings = told["tokens"], {name: value for name, value in told.items() if name != "tokens"}
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
     names = dict(
         zip(("pad_token", "bos_token", "eos_token", "unk_token", "word_delimiter_token"), tokens, strict=False)
     )
-    facts = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "do_lower_case": False, **names}
+    facts = settings or {"tokenizer_class": "Wav2Vec2CTCTokenizer", "do_lower_case": False, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=1))
 
 

@@ -174,10 +174,13 @@ def predict(
         float | None,
         typer.Option("--top-p", help="Generation: sample among the likeliest of this probability together."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Generation: of sampling.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Generation and speech: of what is drawn.")] = None,
     beams: Annotated[int | None, typer.Option("--beams", help="Generation: beam search over so many texts.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="Generation: end before this text; repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Speech: the WAV file to write, a folder for several texts.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Generation: print the text while it is made.")] = False,
     as_json: Json = False,
@@ -195,9 +198,11 @@ def predict(
     if not raws:
         raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
     told = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-            "beams": beams, "stop": tuple(stop) if stop else None}  # fmt: skip
+            "beams": beams, "stop": tuple(stop) if stop else None, "output": output}  # fmt: skip
     wishes = {name: value for name, value in told.items() if value is not None}
     model = bundles.load(bundle)
+    if "speech" in model.pipeline and output is None:
+        raise ConfigError("a sound cannot be printed; say where it goes: -o out.wav")
     if stream:
         if len(raws) != 1 or as_json:
             raise ConfigError("--stream prints one text as it is made; give one, and leave --json out")
