@@ -94,6 +94,7 @@ PARTS: dict[str, str] = {
     "automatic-speech-recognition": "edge_audio",
     "text-generation": "edge_generation",
     "image-segmentation": "edge_image",
+    "object-detection": "edge_image",
 }
 
 
