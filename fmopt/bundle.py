@@ -327,7 +327,10 @@ USAGE = {
     ),
     "image-classification": ("picture.png", "its label with scores"),
     "image-segmentation": ("picture.png", "the class of every pixel"),
-    "object-detection": ("picture.png", "boxes around what is in it, in its pixels; --threshold 0.5 is the least score"),
+    "object-detection": (
+        "picture.png",
+        "boxes around what is in it, in its pixels; --threshold 0.5 is the least score",
+    ),
 }
 
 

@@ -156,6 +156,9 @@ def predict(
         list[str] | None, typer.Option("--stop", help="Generation: end before this text; repeatable.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Generation: print the text while it is made.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Object detection: the least score of a box to tell; 0.5 if left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What a bundle makes of texts, pictures or sounds; one that generates text goes on from it."""
@@ -171,7 +174,7 @@ def predict(
     if not raws:
         raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
     told = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-            "beams": beams, "stop": tuple(stop) if stop else None}  # fmt: skip
+            "beams": beams, "stop": tuple(stop) if stop else None, "threshold": threshold}  # fmt: skip
     wishes = {name: value for name, value in told.items() if value is not None}
     model = bundles.load(bundle)
     if stream:

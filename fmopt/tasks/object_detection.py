@@ -71,7 +71,7 @@ class ObjectDetection:
         found = []
         for index, (item, got, old) in enumerate(zip(items, predictions, baseline, strict=True)):
             new, before = _shown(got, least), _shown(old, least)
-            hits, false, missed = _counts(new, _as_truth(before))
+            _, false, missed = _counts(new, _as_truth(before))
             if not false and not missed:
                 continue
             harm = 0.0 if item.label is None else _f1(before, item.label) - _f1(new, item.label)
