@@ -269,7 +269,7 @@ def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Pa
     if not (facts.folder / needed).is_file():
         raise BundleError(f"{facts.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
     for name in ENCODERS:
-        if (facts.folder / name).is_file() and (name != VOCABULARY or facts.modality == "audio" or speaks):
+        if (facts.folder / name).is_file() and (name != VOCABULARY or VOCABULARY == needed or facts.modality == "audio"):
             shutil.copyfile(facts.folder / name, folder / name)
     # A checkpoint that was changed brings its own configuration.
     config = (artifact.path if artifact.path.is_dir() else facts.folder) / "config.json"
@@ -354,6 +354,10 @@ USAGE = {
     "image-segmentation": ("picture.png", "the class of every pixel"),
     "sequential-recommendation": ('"AN ITEM; ANOTHER"', "what comes next after these (ids or titles)"),
     "text-to-audio": ('"a text"', "its sound; --seed for another one"),
+    "object-detection": (
+        "picture.png",
+        "boxes around what is in it, in its pixels; --threshold 0.5 is the least score",
+    ),
 }
 
 
@@ -408,7 +412,7 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
 Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 
 ```
-{predict} {texts}{" -o out.wav" if speaks else ""}     # {result}; also --file list.txt, --json
+{predict} {texts}{" -o out.wav" if encoder == VOCABULARY else ""}     # {result}; also --file list.txt, --json
 {bench}     # latency here
 {verify}     # are the files whole, does it compute here what it should
 ```

@@ -36,7 +36,7 @@ from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_
 log = logging.getLogger(__name__)
 
 EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-generation"
-RECOGNITION, SPEECH = "automatic-speech-recognition", "text-to-audio"
+RECOGNITION, SPEECH, DETECTION = "automatic-speech-recognition", "text-to-audio", "object-detection"
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
@@ -47,7 +47,12 @@ INPUTS = {
     "audio": read_audio_processor,
     "item": read_items,
 }  # what a pipeline says of raws that are not texts, by what they are
-OUTPUTS = {EMBEDDING: ["last_hidden_state"], "question-answering": ["start_logits", "end_logits"]}
+OUTPUTS = {
+    EMBEDDING: ["last_hidden_state"],
+    "question-answering": ["start_logits", "end_logits"],
+    DETECTION: ["logits", "pred_boxes"],
+}
+SHOWN_SCORE = 0.5  # of a detected box, as transformers' pipeline has it
 
 
 # ------------------------------------------------------------------------------------------------ what it is
@@ -267,6 +272,8 @@ def _pipeline(
         pipeline |= {"modality": modality, **INPUTS[modality](folder, config)}
     if task == RECOGNITION:
         pipeline["ctc"] = read_spelling(folder, config)
+    if task == DETECTION:
+        pipeline["threshold"] = SHOWN_SCORE
     if task.endswith(WITH_CLASSES):
         pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
     return pipeline

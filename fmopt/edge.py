@@ -97,6 +97,7 @@ PARTS: dict[str, str] = {
     "image-segmentation": "edge_image",
     "sequential-recommendation": "edge_recommendation",
     "text-to-audio": "edge_speech",
+    "object-detection": "edge_image",
 }
 
 

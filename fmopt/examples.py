@@ -37,12 +37,14 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if task == "image-segmentation":
         maps = (pictures.class_map(row["mask"]) for row in rows if row.get("mask") is not None)
         return [f"LABEL_{number}" for number in range(1 + max(int(each[each != 255].max(initial=1)) for each in maps))]
-    if not task.endswith("-classification"):
+    if not task.endswith(("-classification", "-detection")):
         return []
-    role = "tags" if task == "token-classification" else "label"
-    told = [row[role] for row in rows] if role == "label" else [tag for row in rows for tag in row[role]]
+    role = {"token-classification": "tags", "object-detection": "classes"}.get(task, "label")
+    told = [row[role] for row in rows] if role == "label" else [name for row in rows for name in row.get(role) or ()]
     found = set(told)
-    if len(found) < 2:
+    if not found and task == "object-detection":
+        raise DataError("no train row has a box with its class, so there is nothing to learn")
+    if len(found) < 2 and task != "object-detection":
         only = next(iter(found), None)
         raise DataError(f"all train rows have the same {role} ({only!r}), so there is nothing to learn")
     if all(isinstance(value, int | np.integer) for value in found):
@@ -103,6 +105,7 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
         "audio-classification": _class_example,
         "automatic-speech-recognition": _spelled_example,
         "image-segmentation": _map_example,
+        "object-detection": _boxes_example,
         "text-regression": _number_example,
         "token-classification": _tag_examples,
         "question-answering": _answer_examples,
@@ -210,6 +213,8 @@ def _no_label(facts: CheckpointFacts, tokens: int) -> Example:
         return {"start_positions": np.int64(IGNORED), "end_positions": np.int64(IGNORED)}
     if facts.task == "token-classification":
         return {"labels": np.full(tokens, IGNORED, dtype=np.int64)}
+    if facts.task == "object-detection":
+        return {"labels": {"class_labels": np.zeros(0, dtype=np.int64), "boxes": np.zeros((0, 4), dtype=np.float32)}}
     if facts.task == "automatic-speech-recognition":
         return {"labels": np.full(1, IGNORED, dtype=np.int64)}
     if _several(facts):
@@ -277,6 +282,15 @@ def _spelled_example(
 def _map_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     """The class of every pixel, int64 (H, W), in the size that the network reads."""
     return {"labels": pictures.resized_map(item.label, *batch.inputs["pixel_values"].shape[2:]).astype(np.int64)}
+
+
+def _boxes_example(batch: Any, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The class and the box of every thing in a picture: int64 (n,), and float32 (n, 4) of middle, width and height as
+    shares of the picture, as DETR's loss takes them."""
+    height, width = batch.sizes[window]
+    corners = item.label[:, 1:] / [width, height, width, height]
+    boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    return {"labels": {"class_labels": item.label[:, 0].astype(np.int64), "boxes": boxes.astype(np.float32)}}
 
 
 def _classes_example(classes: int, batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:

@@ -224,7 +224,7 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
         size_mb=(trial.size_bytes or 0) / 1e6,
         memory_mb=trial.footprint.peak_memory_mb if trial.footprint else None,
         device_present=present,
-        items_changed=int(np.any(ours.array() != theirs.array(), axis=1).sum()),
+        items_changed=int(np.any(np.not_equal(*ours.paired(theirs)), axis=1).sum()),
         n=len(ours.values),
         samples=len(trial.latency.samples_ms) if trial.latency else 0,
     )

@@ -183,6 +183,9 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="Speech: the WAV file to write, a folder for several texts.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Generation: print the text while it is made.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Object detection: the least score of a box to tell; 0.5 if left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What a bundle makes of texts, pictures or sounds; one that generates text goes on from it."""
@@ -198,7 +201,7 @@ def predict(
     if not raws:
         raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
     told = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-            "beams": beams, "stop": tuple(stop) if stop else None, "output": output}  # fmt: skip
+            "beams": beams, "stop": tuple(stop) if stop else None, "output": output, "threshold": threshold}  # fmt: skip
     wishes = {name: value for name, value in told.items() if value is not None}
     model = bundles.load(bundle)
     if "speech" in model.pipeline and output is None:
