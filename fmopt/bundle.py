@@ -269,7 +269,9 @@ def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Pa
     if not (facts.folder / needed).is_file():
         raise BundleError(f"{facts.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
     for name in ENCODERS:
-        if (facts.folder / name).is_file() and (name != VOCABULARY or VOCABULARY == needed or facts.modality == "audio"):
+        if (facts.folder / name).is_file() and (
+            name != VOCABULARY or needed == VOCABULARY or facts.modality == "audio"
+        ):
             shutil.copyfile(facts.folder / name, folder / name)
     # A checkpoint that was changed brings its own configuration.
     config = (artifact.path if artifact.path.is_dir() else facts.folder) / "config.json"
@@ -381,7 +383,9 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
     alone = artifact.runtime in edge.RUNNERS or on_tensorrt
     packages = "tensorrt cuda-python" if on_tensorrt else artifact.runtime
     encoder = _encoder(facts)
-    reads = {"tokenizer.json": " tokenizers", PROCESSOR: " pillow"}.get(encoder, "") if facts.modality != "audio" else ""
+    reads = (
+        {"tokenizer.json": " tokenizers", PROCESSOR: " pillow"}.get(encoder, "") if facts.modality != "audio" else ""
+    )
     others = " (and soundfile, for other files than WAV)" if facts.modality == "audio" else ""
     needs = (
         f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."
