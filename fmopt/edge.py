@@ -629,6 +629,8 @@ class OnnxRuntimeRunner:
         return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
 
     def _append(self, asked: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import onnxruntime as ort
+
         past = {name: inputs[name] for name in self.past}
         presents = {f"present.{name.removeprefix(PAST)}": array for name, array in past.items()}
         if self.bound is None or any(self.bound[0][name] is not array for name, array in past.items()):
@@ -641,7 +643,8 @@ class OnnxRuntimeRunner:
         binding = self.bound[1]
         feed = _feed(asked, inputs)  # lives until the run is over
         for name, array in feed.items():
-            binding.bind_cpu_input(name, array)
+            # An OrtValue, because a binding of an array finds no input that need not be given.
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         rest = [name for name in self.outputs if name not in presents]
         for name in rest:
             binding.bind_output(name, "cpu")
