@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 PAST, PRESENT = "past_key_values.", "present."
+FIRST_LOGITS = (
+    "first_logits"  # where a graph has this input, logits come from there on; 0, all of them, if it is not given
+)
 NEW_TOKENS = 64  # made when the caller names no number
 
 
@@ -110,12 +113,12 @@ class Wish:
 class Rows:
     """Texts that go on together: the mask of their tokens so far, and the past of the next call."""
 
-    def __init__(self, runner: Any, prompts: Sequence[Sequence[int]], pad: int):
+    def __init__(self, runner: Any, prompts: Sequence[Sequence[int]], pad: int, most: int):
         self.runner = runner
         width = max(map(len, prompts))
         self.ids = np.full((len(prompts), width), pad, dtype=np.int64)
         self.mask = np.zeros((len(prompts), 0), dtype=np.int64)
-        self.past: dict[str, np.ndarray] = {}
+        self.past: dict[str, np.ndarray] = room_for(runner, len(prompts), width + most)
         self.new = np.zeros_like(self.ids)
         for row, prompt in enumerate(prompts):  # on the left, so that all go on at the same place
             self.ids[row, width - len(prompt) :], self.new[row, width - len(prompt) :] = prompt, 1
@@ -126,6 +129,7 @@ class Rows:
         self.mask = np.concatenate([self.mask, self.new], axis=1)
         positions = np.maximum(before + self.new.cumsum(axis=1) - 1, 0)
         inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions, **self.past}
+        inputs[FIRST_LOGITS] = np.array([-1])
         outputs = self.runner.run(inputs)
         self.past = past_of(outputs)
         return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
@@ -145,6 +149,11 @@ class Rows:
         self.past = {name: value[rows] for name, value in self.past.items()}
 
 
+def room_for(runner: Any, rows: int, tokens: int) -> dict[str, np.ndarray]:
+    """An empty past with room for so many tokens of so many rows, where the runner can append to it; else nothing."""
+    return dict(runner.room(rows, tokens)) if hasattr(runner, "room") else {}
+
+
 def past_of(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The past of the next call, from the outputs of one."""
     return {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
@@ -156,7 +165,7 @@ def continuations(
     """The next token of every prompt, step by step; None for one that has ended. Token by token as `generate` of
     transformers where nothing is sampled."""
     room = [min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt)) for prompt in prompts]
-    return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"])), room, pipeline, wish)
+    return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"]), max(room)), room, pipeline, wish)
 
 
 def going_on(rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: Wish) -> Iterator[list[int | None]]:
@@ -194,7 +203,7 @@ def likeliest(runner: Any, prompt: Sequence[int], pipeline: Mapping[str, Any], w
     """The tokens that beam search adds to one prompt: those of the best mean log-probability, as transformers has it
     (`length_penalty` 1, `early_stopping` off)."""
     most = min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt))
-    return best(Rows(runner, [prompt] * wish.beams, int(pipeline["padding"]["id"])), most, pipeline, wish)
+    return best(Rows(runner, [prompt] * wish.beams, int(pipeline["padding"]["id"]), most), most, pipeline, wish)
 
 
 def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: Wish) -> list[int]:
@@ -344,6 +353,7 @@ def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     if inputs["input_ids"].shape[1] < 2:
         return dict(inputs)
     before = {name: value[:, :-1] for name, value in inputs.items()}
+    before |= room_for(runner, *inputs["input_ids"].shape)
     last = {name: value if name == "attention_mask" else value[:, -1:] for name, value in inputs.items()}
     return last | past_of(runner.run(before))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt.errors import CheckpointError
+from fmopt.networks import known_transformers
 from fmopt.results import Sensitivity
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class CheckpointFacts:
 
     @property
     def modality(self) -> str:
-        """What raws are: "text", "image" or "audio"."""
+        """What raws are: "text", "image", "audio" or "item" (histories of them)."""
         return str(self.pipeline.get("modality", "text"))
 
 
@@ -172,8 +173,8 @@ def load_network(
     a head that will be trained: it may be missing, or of other labels.
     """
     import torch
-    import transformers
 
+    transformers = known_transformers()
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, **(head or {})

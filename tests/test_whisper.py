@@ -65,7 +65,7 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_what_is_heard_is_what_generate_says(folder: Path, made: Any) -> None:
     opened, facts = bundle.load(made.out), made.facts
-    assert (facts.task, facts.pipeline["part"]) == (RECOGNITION, "edge_speech")
+    assert (facts.task, facts.pipeline["part"]) == (RECOGNITION, "edge_whisper")
     net: Any = load_network(facts.folder, lookup.find("tasks", RECOGNITION).auto_class)
     raws = [(made.data / f"{number}.wav").read_bytes() for number in range(3)]
     inputs = opened.preprocessor.encode(raws).inputs
@@ -94,7 +94,7 @@ def test_a_bundle_hears_without_torch(made: Any) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [bundle.load(made.out)(made.data / "1.wav")]
     assert {path.name for path in made.out.glob("edge_*.py")} == {
-        "edge_speech.py", "edge_audio.py", "edge_seq2seq.py", "edge_generation.py",
+        "edge_whisper.py", "edge_audio.py", "edge_seq2seq.py", "edge_generation.py",
     }  # fmt: skip
 
 
