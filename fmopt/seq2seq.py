@@ -56,9 +56,8 @@ def answer_pipeline(folder: Path, config: Any, raw: Mapping[str, Any]) -> dict[s
             f"{folder}: its configuration names no decoder_start_token_id; add the one it was trained with"
         )
     stops = told.get("eos_token_id")
-    longest = min(
-        (n for n in (told.get("max_length"), getattr(config, "max_position_embeddings", None)) if n), default=LONGEST
-    )
+    positions = (getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions"))
+    longest = min((n for n in (told.get("max_length"), *positions) if n), default=LONGEST)
     forced, last = told.get("forced_bos_token_id"), told.get("forced_eos_token_id")
     found: dict[str, Any] = {
         "start": [int(start), *_prompt(folder, told)],
@@ -73,7 +72,7 @@ def answer_pipeline(folder: Path, config: Any, raw: Mapping[str, Any]) -> dict[s
     counts = {
         "no_repeat": told.get("no_repeat_ngram_size"),
         "fewest": _fewest(told),
-        "early": told.get("early_stopping"),
+        "early": told.get("early_stopping") is True,  # not "never"
     }
     found |= {name: int(value) for name, value in counts.items() if value}
     return found | {name: int(np.ravel(ids)[0]) for name, ids in (("first", forced), ("last", last)) if ids is not None}
@@ -134,7 +133,7 @@ class Halves:
         from transformers import DynamicCache, EncoderDecoderCache
         from transformers.modeling_outputs import BaseModelOutput
 
-        hidden = self.net.get_encoder()(**inputs, return_dict=True)[0]
+        hidden = self.net.get_encoder()(**inputs)[0]
         caches = EncoderDecoderCache(DynamicCache(), DynamicCache())
         # The decoder makes them of the encoder's result alone: a token that stands for any.
         new = torch.zeros((hidden.shape[0], 1), dtype=torch.long, device=hidden.device)
@@ -176,7 +175,7 @@ class Halves:
         return {name: value.float().cpu().numpy() for name, value in found.items()}
 
     def _forward(self, **inputs: Any) -> Any:
-        return type(self.net).forward(self.net, **inputs, use_cache=True, return_dict=True)
+        return type(self.net).forward(self.net, **inputs, use_cache=True)
 
 
 def _cache(inputs: Mapping[str, Any], side: str) -> Any:
