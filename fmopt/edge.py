@@ -580,7 +580,7 @@ class OnnxRuntimeRunner:
     """An ONNX graph opened by ONNX Runtime. Option: "providers", by default the CPU's."""
 
     def __init__(self, path: Path, options: Mapping[str, Any], threads: int):
-        ort = _need("onnxruntime", "onnxruntime")
+        self.ort = ort = _need("onnxruntime", "onnxruntime")
         session = ort.SessionOptions()
         session.intra_op_num_threads = threads
         session.inter_op_num_threads = 1
@@ -638,7 +638,8 @@ class OnnxRuntimeRunner:
         binding = self.bound[1]
         feed = _feed(asked, inputs)  # lives until the run is over
         for name, array in feed.items():
-            binding.bind_cpu_input(name, array)
+            value = self.ort.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(name, value)  # not bind_cpu_input, which knows no optional inputs
         rest = [name for name in self.outputs if name not in presents]
         for name in rest:
             binding.bind_output(name, "cpu")
