@@ -611,7 +611,7 @@ class OnnxRuntimeRunner:
     """An ONNX graph opened by ONNX Runtime, or one `half` of it. Option: "providers", by default the CPU's."""
 
     def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
-        ort = _need("onnxruntime", "onnxruntime")
+        self.ort = ort = _need("onnxruntime", "onnxruntime")
         session = ort.SessionOptions()
         session.intra_op_num_threads = threads
         session.inter_op_num_threads = 1
@@ -659,8 +659,6 @@ class OnnxRuntimeRunner:
         return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
 
     def _append(self, asked: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        import onnxruntime as ort
-
         past = {name: inputs[name] for name in self.past}
         presents = {f"present.{name.removeprefix(PAST)}": array for name, array in past.items()}
         if self.bound is None or any(self.bound[0][name] is not array for name, array in past.items()):
@@ -673,8 +671,8 @@ class OnnxRuntimeRunner:
         binding = self.bound[1]
         feed = _feed(asked, inputs)  # lives until the run is over
         for name, array in feed.items():
-            # An OrtValue, because a binding of an array finds no input that need not be given.
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+            value = self.ort.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(name, value)  # not bind_cpu_input, which knows no optional inputs
         rest = [name for name in self.outputs if name not in presents]
         for name in rest:
             binding.bind_output(name, "cpu")
