@@ -12,7 +12,7 @@ from fmopt import bundle as bundles
 from fmopt import checkpoint, lookup, measure, probe, untrained, web
 from fmopt.benchmarking import deployed, open_artifact, plain_example
 from fmopt.build import Workshop
-from fmopt.data import load_data, training_texts
+from fmopt.data import catalogue, load_data, training_texts
 from fmopt.diagnosis import Diagnosis, diagnose, example_inputs
 from fmopt.edge import open_preprocessor, timed_inputs
 from fmopt.errors import CheckpointError, ConfigError, DataError
@@ -364,7 +364,7 @@ def finetune(
 
     What is None is as the entry of `models/` says, else 3 epochs in batches of 32 at 5e-5, a patience of 2, and pictures
     left as they are. `augment` names what is done to pictures: "shift", "mirror". An entry with a tokenizer to be made has
-    it trained on the texts of the train split.
+    it trained on the texts of the train split, one with a catalogue has that made of the items of the data.
     """
     from fmopt.finetune import finetune as train
     from fmopt.training import AUGMENTATIONS
@@ -372,7 +372,11 @@ def finetune(
     entry = untrained.read_entry(str(model))
     if entry is not None:
         kind = lookup.find("tasks", task or entry["task"])
-        texts = training_texts(str(data), kind, columns=columns, seed=seed)
+        texts = (
+            training_texts(str(data), kind, columns=columns, seed=seed)
+            if "tokenizer" in entry
+            else catalogue(str(data), kind, columns=columns)
+        )
         task = task or entry["task"]
         cache = checkpoint.cache_folder()
         model = untrained.write_untrained({**entry, "task": task}, texts, cache, str(model), seed)

@@ -17,6 +17,7 @@ import numpy as np
 
 from fmopt import edge, edge_tensorrt, lookup, web
 from fmopt.edge import GOLDEN, MANIFEST, UNFINISHED, Raw
+from fmopt.edge_recommendation import CATALOGUE
 from fmopt.errors import BundleError, DataError, StoreError
 from fmopt.model import Artifact, CheckpointFacts, ModelSource, takes_length
 from fmopt.store import MARKER, disk_errors
@@ -26,7 +27,9 @@ EXTERNAL_DATA_BYTES = 1_500_000_000
 PROCESSOR = "preprocessor_config.json"  # of images and sounds
 # What encodes raws: a bundle carries those that the checkpoint has.
 ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", "vocab.json")  # fmt: skip
+            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", "vocab.json",
+            CATALOGUE)  # fmt: skip
+ENCODER_OF = {"text": "tokenizer.json", "item": CATALOGUE}  # where it is not a processor
 PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers")
 
 
@@ -261,7 +264,7 @@ def _put_onnx(path: Path, target: Path) -> None:
 
 def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Path) -> None:
     """What encodes raws, and config.json, under the names that transformers and optimum look for."""
-    needed = "tokenizer.json" if facts.modality == "text" else PROCESSOR
+    needed = ENCODER_OF.get(facts.modality, PROCESSOR)
     if not (facts.folder / needed).is_file():
         raise BundleError(f"{facts.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
     for name in ENCODERS:
@@ -348,6 +351,7 @@ USAGE = {
     ),
     "image-classification": ("picture.png", "its label with scores"),
     "image-segmentation": ("picture.png", "the class of every pixel"),
+    "sequential-recommendation": ('"AN ITEM; ANOTHER"', "what comes next after these (ids or titles)"),
 }
 
 
@@ -365,7 +369,7 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
     on_tensorrt = artifact.runtime == edge_tensorrt.NAME
     alone = artifact.runtime in edge.RUNNERS or on_tensorrt
     packages = "tensorrt cuda-python" if on_tensorrt else artifact.runtime
-    reads = {"text": " tokenizers", "image": " pillow", "audio": ""}[facts.modality]
+    reads = {"text": " tokenizers", "image": " pillow", "audio": "", "item": ""}[facts.modality]
     others = " (and soundfile, for other files than WAV)" if facts.modality == "audio" else ""
     needs = (
         f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."
@@ -377,9 +381,11 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
     predict, bench, verify = (
         f"python {script} {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
     )
-    encoder = "tokenizer*.json" if facts.modality == "text" else PROCESSOR
+    encoder = "tokenizer*.json" if facts.modality == "text" else ENCODER_OF.get(facts.modality, PROCESSOR)
     raw = texts if facts.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
-    if facts.modality != "text":
+    if facts.modality == "item":
+        raw = json.dumps([edge.read_raw(facts.task, texts.strip('"'))])
+    elif facts.modality != "text":
         raw = f'open("{texts}", "rb").read()'
     dtype = DTYPES[Path(model_file).name] if model_file.startswith("onnx/") else None
     browsers = (IN_BROWSERS if page else "") + (WITH_TRANSFORMERS_JS.format(dtype=dtype) if dtype else "")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import fmopt.bundle as bundles
-from fmopt import checkpoint, findings, gate, lookup, probe, trials, web
+from fmopt import checkpoint, findings, gate, lookup, probe, trials, web, wording
 from fmopt.build import CHECKPOINT, Workshop
 from fmopt.data import load_data
 from fmopt.edge import open_preprocessor
@@ -26,7 +26,7 @@ from fmopt.plan import Training, make_plan
 from fmopt.predictions import changed_items
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, read_recipe
-from fmopt.record import Record, Rung, Trial, summary_sentence, value_of
+from fmopt.record import Record, Rung, Trial, endless, summary_sentence, value_of
 from fmopt.recording import by_kind, known, so_far
 from fmopt.report import write_markdown, write_report
 from fmopt.results import Verdict
@@ -229,18 +229,18 @@ def explain_losers(run: Run, winner: str, reference: str) -> None:
         )
         run.update(name, findings=found, profile=profile, layer_bytes=trials.layer_bytes(artifact))
         if name != winner and not run.trials[name].reason:
-            run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], limit))
+            run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], run.trials[reference], limit))
 
 
-def losing_reason(trial: Trial, winner: Trial, limit: float | None) -> str:
+def losing_reason(trial: Trial, winner: Trial, reference: Trial, limit: float | None) -> str:
     """Why this one was not chosen, in one line."""
     if trial.latency is None or winner.latency is None:
         return "not timed"
     ratio = float(np.median(trial.latency.samples_ms) / np.median(winner.latency.samples_ms))
     if ratio < 1:
-        drop = trial.drop.point if trial.drop else float("nan")
-        allowed = 100 * (limit or 0)
-        return f"faster, but lost {100 * drop:.2f} pt on validation, where half of the allowed {allowed:.2f} pt may go"
+        drops = (trial.drop.point if trial.drop else float("nan"), limit or 0.0)
+        lost, allowed = (wording.loss(drop, endless(reference)) for drop in drops)
+        return f"faster, but lost {lost} on validation, where half of the allowed {allowed} may go"
     why = f": {trial.findings[0].text}" if trial.findings else ""
     return f"{ratio:.2f}× as long as {winner.recipe.name}{why}"
 
