@@ -19,10 +19,13 @@ from typing import Any
 from fmopt import lookup
 from fmopt.adapters import is_adapter
 from fmopt.audio_processor import VOCABULARY, read_audio_processor, read_spelling
+from fmopt.catalogue import read_items
+from fmopt.edge_recommendation import CATALOGUE
 from fmopt.errors import CheckpointError
 from fmopt.generation import generation_pipeline
 from fmopt.image_processor import PROCESSOR, read_image_processor
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
+from fmopt.networks import known_transformers
 from fmopt.source import cache_folder, known_models
 from fmopt.structure import STRUCTURE, load_facts, read_structure
 from fmopt.tasks.base import Task, modality_of
@@ -41,6 +44,7 @@ WITH_CLASSES = ("-classification", "-detection", "-segmentation")  # ends of the
 INPUTS = {
     "image": read_image_processor,
     "audio": read_audio_processor,
+    "item": read_items,
 }  # what a pipeline says of raws that are not texts, by what they are
 OUTPUTS = {EMBEDDING: ["last_hidden_state"], "question-answering": ["start_logits", "end_logits"]}
 
@@ -136,15 +140,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _auto_config(folder: Path, raw: Mapping[str, Any]) -> Any:
     """The configuration with all of its family's defaults."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
+    transformers = known_transformers()
     model_type = raw["model_type"]
-    if model_type not in CONFIG_MAPPING:
-        near = lookup.did_you_mean(str(model_type), list(CONFIG_MAPPING.keys()))
+    if model_type not in transformers.CONFIG_MAPPING:
+        near = lookup.did_you_mean(str(model_type), list(transformers.CONFIG_MAPPING.keys()))
         near = near if "did you mean" in near else "; a newer transformers may"
         raise CheckpointError(f"{folder / 'config.json'}: transformers does not know model_type {model_type!r}{near}")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers validates with whatever exception it likes
         first = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {first}") from error
@@ -374,7 +377,7 @@ def _prepared(folder: Path, allow_pickle: bool) -> Path:
 
 def _digest(folder: Path, home: Path, weights: tuple[Path, ...]) -> str:
     """sha256 over the files that decide what the checkpoint computes."""
-    names: tuple[str, ...] = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR)
+    names: tuple[str, ...] = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR, CATALOGUE)
     names += () if (folder / TOKENIZER).is_file() else (VOCABULARY,)
     sentence = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
     paths = [*(folder / name for name in names), *(home / name for name in sentence), *weights]

@@ -8,8 +8,8 @@ It turns raw texts into arrays, runs the graph, turns outputs into predictions, 
 or that computes something else on this machine than where it was judged. It knows nothing of training or exporting.
 What other raws or answers need is in a *part*, a file beside this one (see `PARTS`).
 
-Words used here. A *raw* is what the user has: a text, a pair of texts, a list of words, or the bytes of an image or audio
-file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
+Words used here. A *raw* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of an image or
+audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
 of JSON values; a part adds its own:
     task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
                  fill-mask or text-generation
@@ -94,6 +94,7 @@ PARTS: dict[str, str] = {
     "automatic-speech-recognition": "edge_audio",
     "text-generation": "edge_generation",
     "image-segmentation": "edge_image",
+    "sequential-recommendation": "edge_recommendation",
 }
 
 

@@ -57,6 +57,7 @@ BASELINES = (
 TENSORRT_BASELINE = Recipe(name="tensorrt-fp32", runtime="tensorrt")
 
 
+CPU = "CPUExecutionProvider"
 QUANTIZERS = ("quantize_dynamic", "quantize_static", "quantize_static_ort", "quantize_nncf", "mixed_precision")
 STEPS, BATCH = 3_000, 32  # of a distillation at least: small data is seen more often, 3 to 30 times
 TOKENS = 128  # of a text; with fewer, what is kept of the teacher takes less disk
@@ -83,6 +84,16 @@ def quick_candidates(target: Target) -> tuple[Recipe, ...]:
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
         Recipe(name="onnxruntime-fp16-weights", runtime="onnxruntime", precision="fp16", steps=(Step(use="cast"),)),
+        *(arm_candidates() if target.arch == "aarch64" else ()),
+    )
+
+
+def arm_candidates() -> tuple[Recipe, ...]:
+    """Other kernels for Arm, in builds of ONNX Runtime that have them: XNNPACK's and the Arm Compute Library's, in fp32."""
+    kernels = {"xnnpack": "XnnpackExecutionProvider", "acl": "ACLExecutionProvider"}
+    return tuple(
+        Recipe(name=f"onnxruntime-{name}-fp32", runtime="onnxruntime", options={"providers": [provider, CPU]})
+        for name, provider in kernels.items()
     )
 
 

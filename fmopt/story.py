@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import fmopt.bundle as bundles
-from fmopt import checkpoint, findings, gate, lookup, probe, trials
+from fmopt import checkpoint, findings, gate, lookup, probe, trials, web, wording
 from fmopt.board_clock import board_target
 from fmopt.build import CHECKPOINT, Workshop
 from fmopt.clock import Clock, HostClock
@@ -29,7 +29,7 @@ from fmopt.plan import Training, make_plan
 from fmopt.predictions import changed_items
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, read_recipe
-from fmopt.record import Record, Rung, Trial, summary_sentence, value_of
+from fmopt.record import Record, Rung, Trial, endless, summary_sentence, value_of
 from fmopt.recording import by_kind, known, so_far
 from fmopt.report import write_markdown, write_report
 from fmopt.results import Verdict
@@ -65,6 +65,8 @@ def prepare(request: Request) -> Job:
             "have them): calibration and judgement on made-up text would mean nothing"
         )
     target, clock = device(request, facts)
+    if target.kind == "browser":
+        web.check(facts.task)
     data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
     recipe = read_recipe(request.recipe) if request.recipe else None
     shape = static_shape(facts.pipeline, request.batch, request.length)
@@ -237,7 +239,7 @@ def explain_losers(run: Run, winner: str, reference: str) -> None:
         profile_all(run, winner)
     for name in run.artifacts:
         if name != winner and not run.trials[name].reason:
-            run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], limit))
+            run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], run.trials[reference], limit))
 
 
 def profile_all(run: Run, winner: str) -> None:
@@ -252,15 +254,15 @@ def profile_all(run: Run, winner: str) -> None:
         run.update(name, findings=found, profile=profile, layer_bytes=trials.layer_bytes(artifact))
 
 
-def losing_reason(trial: Trial, winner: Trial, limit: float | None) -> str:
+def losing_reason(trial: Trial, winner: Trial, reference: Trial, limit: float | None) -> str:
     """Why this one was not chosen, in one line."""
     if trial.latency is None or winner.latency is None:
         return "not timed"
     ratio = float(np.median(trial.latency.samples_ms) / np.median(winner.latency.samples_ms))
     if ratio < 1:
-        drop = trial.drop.point if trial.drop else float("nan")
-        allowed = 100 * (limit or 0)
-        return f"faster, but lost {100 * drop:.2f} pt on validation, where half of the allowed {allowed:.2f} pt may go"
+        drops = (trial.drop.point if trial.drop else float("nan"), limit or 0.0)
+        lost, allowed = (wording.loss(drop, endless(reference)) for drop in drops)
+        return f"faster, but lost {lost} on validation, where half of the allowed {allowed} may go"
     why = f": {trial.findings[0].text}" if trial.findings else ""
     return f"{ratio:.2f}× as long as {winner.recipe.name}{why}"
 
@@ -323,6 +325,7 @@ def publish(run: Run, record: Record, winner: str) -> None:
         golden=[(item.raw, got) for item, got in zip(golden_items, predicted, strict=True)],
         tolerance=1e-3 if precision == "fp32" else 0.1,
         needs_isa=needed_isa(run, precision),
+        for_browser=run.job.target.kind == "browser",
     )
     made = run.shop.networks(run.recipes[winner].steps)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ def time_in_turn(
     on_drop: Callable[[str], object] = lambda name: None,
     progress: Callable[[], object] = lambda: None,
     seed: int = 0,
+    clock: Callable[[Callable[[], Any]], float] | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of every call, variant by variant; sample i of each was taken in round i, in randomised order.
 
@@ -40,20 +42,22 @@ def time_in_turn(
     (None: WARM_SECONDS; 0 for what was warmed up before). Then every round calls each
     once, until each has `min_samples`, or `min_seconds` of its own time when it is slow, or until `max_seconds` of all.
     `hopeless` (see `certainly_slower`) is asked now and then which names need no further samples: those keep what they
-    have and are told to `on_drop`. The garbage collector is off meanwhile. `progress` is called once a round.
+    have and are told to `on_drop`. The garbage collector is off meanwhile. `progress` is called once a round. `clock` calls
+    a variant and says its milliseconds, where this process' own clock would see more than the call (a browser's).
     """
+    clock = clock or _call_ms
     order = random.Random(seed)  # its own, so that it does not hang on how long warming up took
     samples: dict[str, list[float]] = {name: [] for name in variants}
     active = list(variants)
     with without_collector():
-        _warm_up(variants, random.Random(seed), WARM_SECONDS if warm_seconds is None else warm_seconds)
+        _warm_up(variants, random.Random(seed), WARM_SECONDS if warm_seconds is None else warm_seconds, clock)
         begun = time.monotonic()
         rounds = 0
         while not all(_enough(samples[name], min_samples, min_seconds) for name in active):
             if max_seconds is not None and rounds and time.monotonic() - begun > max_seconds:
                 break
             for name in order.sample(active, len(active)):
-                samples[name].append(_call_ms(variants[name]))
+                samples[name].append(clock(variants[name]))
             rounds += 1
             progress()
             if hopeless is not None and rounds % STOP_CHECK == 0:
@@ -119,14 +123,19 @@ def _enough(ms: Sequence[float], min_samples: int, min_seconds: float) -> bool:
     return len(ms) >= min_samples or (len(ms) >= min(FEWEST, min_samples) and sum(ms) >= 1e3 * min_seconds)
 
 
-def _warm_up(variants: Mapping[str, Callable[[], object]], order: random.Random, seconds: float) -> None:
+def _warm_up(
+    variants: Mapping[str, Callable[[], object]],
+    order: random.Random,
+    seconds: float,
+    clock: Callable[[Callable[[], Any]], float],
+) -> None:
     """Rounds of all variants until each has had two windows in a row that agree. All get equally many calls, so that
     variants that replay a sequence of inputs stay in step."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     cold = set(variants)
     while cold:
         for name in order.sample(list(variants), len(variants)):
-            times[name].append(_call_ms(variants[name]))
+            times[name].append(clock(variants[name]))
         cold = {name for name in cold if not _warm(times[name], seconds)}
 
 

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 
 # top row first; a module may import from its own row or a lower one, never from a higher one
 ROWS = (
+    {"__main__"},
     {"cli"},
     {"commands"},
     {"api", "benchmarking", "board_bench", "present", "doctor"},
@@ -63,6 +64,7 @@ ROWS = (
         "finetune",
         "vocabulary",
         "untrained",
+        "interactions",
         "adapters",
         "waterfall",
         "bench_record",
@@ -106,6 +108,7 @@ ROWS = (
         "tokenizer",
         "image_processor",
         "audio_processor",
+        "catalogue",
         "examples",
         "training",
         "distillation",
@@ -120,7 +123,7 @@ ROWS = (
         "latency_table",
         "scenarios",
     },
-    {"model", "target", "results", "metrics", "wording", "weights", "ceilings", "pictures", "sounds"},
+    {"model", "target", "results", "metrics", "wording", "weights", "ceilings", "pictures", "sounds", "networks"},
     {
         "errors",
         "board_agent",
@@ -131,7 +134,11 @@ ROWS = (
         "edge_image",
         "edge_audio",
         "edge_generation",
+        "edge_recommendation",
         "edge_tensorrt",
+        "edge_web",
+        "web",
+        "chromium",
         "several",
         "arguments",
     },
