@@ -71,6 +71,18 @@ def test_threads_share_the_arithmetic_and_an_unknown_ceiling_gives_no_number() -
     assert by_curve(CURVE, Sample(work, "onnxruntime", blind, "fp32", 1, 0.0)) is None
 
 
+def test_what_int8_leaves_in_float_is_at_the_float_ceiling() -> None:
+    float_work, int8_work = network(256, 2, False), network(256, 2, True)
+    full, left, quantized = (
+        by_curve(CURVE, Sample(work, "onnxruntime", DEVICE, precision, 1, 0.0))
+        for work, precision in ((float_work, "fp32"), (float_work, "int8"), (int8_work, "int8"))
+    )
+    assert full == left
+    assert quantized is not None
+    assert full is not None
+    assert quantized < full
+
+
 def test_weights_that_only_pass_by_take_the_memory_s_time() -> None:
     """One token: a product of few operations for the bytes it reads is no faster than the memory."""
     row = Work("MatMul", 2.0 * 4096 * 4096 / 8, 4.0 * 4096 * 4096, False)
