@@ -74,7 +74,7 @@ def shrink(run: Run, reference: str) -> None:
     wish, ever faster ones while they keep their accuracy.
     """
     base = to_prune(run, reference)
-    if run.job.request.effort == "quick" or base is None or not run.job.target.present:
+    if run.job.request.effort == "quick" or base is None or not run.job.target.here:
         return
     begun = time.monotonic()
     wish = wished_speedup(run, base.name, reference)

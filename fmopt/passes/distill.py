@@ -14,6 +14,12 @@ from fmopt.target import Target
 
 LOSSES = ("task", "logits", "hidden", "relations", "cosine", "similarity")
 
+# Tasks whose answers have no one vector to learn from.
+REFUSED = {
+    "image-segmentation": "maps of classes are not distilled",
+    "object-detection": "sets of boxes are not distilled",
+}
+
 
 @dataclass(frozen=True)
 class Distill:
@@ -67,7 +73,7 @@ class Distill:
 
     def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
         """Every network can be trained whose answer is one vector of classes or features, for an item or for each token."""
-        return "maps of classes are not distilled" if facts.task == "image-segmentation" else None
+        return REFUSED.get(facts.task)
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Train in place. PassError when there is nothing to train on, or the teacher does not fit."""

@@ -75,7 +75,7 @@ class PruneStructured:
             return f"fmopt does not know where the heads and neurons of {facts.model_type} are"
         if family.uncuttable:
             return f"{facts.model_type} cannot be pruned: {family.uncuttable}"
-        return None if target.present else f"{target.name} is not this machine, so its sublayers cannot be timed here"
+        return None if target.here else f"{target.name} is not this machine, so its sublayers cannot be timed here"
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Prune in place. PassError for a latency below the floor, for too few items, or without a clock."""
