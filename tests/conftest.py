@@ -61,7 +61,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
     """`tiny_checkpoint(family="bert", task="text-classification")`: folder of a tiny random checkpoint, made once.
 
     Hidden 32, 2 layers, 4 heads, FFN 64, 64 positions, a vocabulary of at most 200, seed 0, fast tokenizer trained on
-    SENTENCES. `family` is one of FAMILIES, DECODERS or MORE_DECODERS, `task` one of HEADS. Copy the folder before changing anything in it.
+    SENTENCES. `family` is one of FAMILIES, DECODERS or MORE_DECODERS, `task` one of HEADS.
+    Copy the folder before changing anything in it.
     """
     made: dict[tuple[str, str], Path] = {}
 
