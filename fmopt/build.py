@@ -180,8 +180,9 @@ class Workshop:
         judged = generation.TwoSteps(runner) if self.facts.task == generation.TASK else runner
         try:
             parity = exporting.check_parity(
-                judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine
-            )
+                judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine,
+                any_order=self.facts.task == checkpoint.DETECTION,
+            )  # fmt: skip
         finally:
             runner.close()
         return exporting.require_parity(parity, graph, model, batches[0])

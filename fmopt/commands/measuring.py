@@ -157,7 +157,8 @@ def predict(
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Generation: print the text while it is made.")] = False,
     threshold: Annotated[
-        float | None, typer.Option("--threshold", help="Object detection: the least score of a box to tell; 0.5 if left out.")
+        float | None,
+        typer.Option("--threshold", help="Object detection: the least score of a box to tell; 0.5 if left out."),
     ] = None,
     as_json: Json = False,
 ) -> None:
