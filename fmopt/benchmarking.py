@@ -206,12 +206,15 @@ def open_artifact(artifact: Artifact, threads: int) -> Runner:
 
 
 def plain_example(pipeline: Pipeline, text: str = BENCH_TEXTS[0]) -> Any:
-    """A raw that the pipeline's task takes, where no data is needed: export and bench without data. A text, or a picture or
-    sound made of it."""
+    """A raw that the pipeline's task takes, where no data is needed: export and bench without data. A text, or a picture,
+    sound or history made of it."""
     if pipeline.get("modality") == "image":
         return pictures.plain_picture(text)
     if pipeline.get("modality") == "audio":
         return sounds.plain_sound(text)
+    if pipeline.get("modality") == "item":
+        some = pipeline["some_items"]
+        return [some[ord(letter) % len(some)] for letter in text]
     task = pipeline["task"]
     if task == "fill-mask":
         first, _, rest = text.partition(" ")

@@ -131,7 +131,7 @@ class Workshop:
             **tool_versions(),
         }
         if steps:
-            key |= {"calibration": self.calibration_digest, "seed": self.seed, "int8_dot": self.target.int8_dot}
+            key |= {"calibration": self.calibration_digest, "seed": self.seed, **self._int8()}
             key |= digests_named(steps)
         context = self.context()
         if any(priced(step) for step in steps):
@@ -187,13 +187,17 @@ class Workshop:
             runner.close()
         return exporting.require_parity(parity, graph, model, batches[0])
 
+    def _int8(self) -> dict[str, bool]:
+        """What the target makes of INT8, so that no other target's stage is taken."""
+        return {"int8_dot": self.target.int8_dot, "signed_activations": self.target.signed_activations}
+
     def _after(self, graph: Graph, step: Step, made: Any) -> Graph:
         key = {
             "graph": graph_key(graph),
             "step": step.model_dump(),
             "calibration": self.calibration_digest,
             "seed": self.seed,
-            "int8_dot": self.target.int8_dot,
+            **self._int8(),
             **digests_named([step]),
             **tool_versions(),
         }

@@ -19,11 +19,15 @@ from typing import Any
 from fmopt import lookup
 from fmopt.adapters import is_adapter
 from fmopt.audio_processor import VOCABULARY, read_audio_processor, read_spelling
+from fmopt.catalogue import read_items
+from fmopt.edge_recommendation import CATALOGUE
 from fmopt.errors import CheckpointError
 from fmopt.generation import generation_pipeline
 from fmopt.image_processor import PROCESSOR, read_image_processor
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
+from fmopt.networks import known_transformers
 from fmopt.source import cache_folder, known_models
+from fmopt.speech_processor import speech_pipeline
 from fmopt.structure import STRUCTURE, load_facts, read_structure
 from fmopt.tasks.base import Task, modality_of
 from fmopt.tokenizer import TOKENIZER, convert_tokenizer, has_slow_tokenizer, read_tokenizer
@@ -32,7 +36,7 @@ from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_
 log = logging.getLogger(__name__)
 
 EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-generation"
-RECOGNITION, DETECTION = "automatic-speech-recognition", "object-detection"
+RECOGNITION, SPEECH, DETECTION = "automatic-speech-recognition", "text-to-audio", "object-detection"
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
@@ -41,6 +45,7 @@ WITH_CLASSES = ("-classification", "-detection", "-segmentation")  # ends of the
 INPUTS = {
     "image": read_image_processor,
     "audio": read_audio_processor,
+    "item": read_items,
 }  # what a pipeline says of raws that are not texts, by what they are
 OUTPUTS = {
     EMBEDDING: ["last_hidden_state"],
@@ -141,15 +146,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _auto_config(folder: Path, raw: Mapping[str, Any]) -> Any:
     """The configuration with all of its family's defaults."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
+    transformers = known_transformers()
     model_type = raw["model_type"]
-    if model_type not in CONFIG_MAPPING:
-        near = lookup.did_you_mean(str(model_type), list(CONFIG_MAPPING.keys()))
+    if model_type not in transformers.CONFIG_MAPPING:
+        near = lookup.did_you_mean(str(model_type), list(transformers.CONFIG_MAPPING.keys()))
         near = near if "did you mean" in near else "; a newer transformers may"
         raise CheckpointError(f"{folder / 'config.json'}: transformers does not know model_type {model_type!r}{near}")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers validates with whatever exception it likes
         first = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {first}") from error
@@ -260,7 +264,9 @@ def _pipeline(
         "labels": [],
         "multi_label": raw.get("problem_type") == "multi_label_classification",
     }
-    if modality == "text":
+    if task == SPEECH:
+        pipeline |= speech_pipeline(folder, config)
+    elif modality == "text":
         pipeline |= _text_pipeline(task, folder, home, config, raw, max_length)
     else:
         pipeline |= {"modality": modality, **INPUTS[modality](folder, config)}
@@ -381,7 +387,7 @@ def _prepared(folder: Path, allow_pickle: bool) -> Path:
 
 def _digest(folder: Path, home: Path, weights: tuple[Path, ...]) -> str:
     """sha256 over the files that decide what the checkpoint computes."""
-    names: tuple[str, ...] = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR)
+    names: tuple[str, ...] = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR, CATALOGUE)
     names += () if (folder / TOKENIZER).is_file() else (VOCABULARY,)
     sentence = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
     paths = [*(folder / name for name in names), *(home / name for name in sentence), *weights]

@@ -19,6 +19,7 @@ import numpy as np
 
 from fmopt import pictures, sounds
 from fmopt.errors import DataError
+from fmopt.interactions import are_interactions, catalogue_lines, leave_one_out
 from fmopt.lookup import did_you_mean
 from fmopt.model import CheckpointFacts
 from fmopt.pydoc import pydoc_splits
@@ -28,9 +29,10 @@ from fmopt.tasks.base import Task, name_key
 BUILTIN = "builtin:pydoc"
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?::[\w.-]+)?")
 LABELS = frozenset(
-    {"label", "tags", "score", "answers", "answer_starts", "mask", "transcript", "boxes", "classes"}
+    {"label", "tags", "score", "answers", "answer_starts", "mask", "transcript", "next", "boxes", "classes"}
 )  # roles that judge; the others are read
-LISTS = frozenset({"tokens", "tags"})  # roles that hold a value per word
+LISTS = frozenset({"tokens", "tags", "items"})  # roles that hold a value per word, or per item of a history
+IDS = frozenset({"user", "item", "time", "next"})  # roles that hold a number or a name
 BOXES = frozenset({"boxes", "classes"})  # roles that hold a value per box
 # Roles that hold a file: how an array becomes one, and what is wrong with one that cannot be read.
 FILES = {
@@ -81,7 +83,7 @@ def load_data(
     """
     tables, names = _read(spec)
     notes: list[str] = []
-    chosen = {split: _by_role(table, task, columns or {}) for split, table in tables.items()}
+    chosen = _histories({split: _by_role(table, task, columns or {}) for split, table in tables.items()}, notes)
     told = _label_names(next(iter(chosen.values())), names, task)
     for split, table in chosen.items():
         _spell_classes(table, names)
@@ -113,6 +115,25 @@ def training_texts(spec: str, task: Task, *, columns: Mapping[str, str] | None =
     return [
         text for value in values for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
     ]
+
+
+def catalogue(spec: str, task: Task, *, columns: Mapping[str, str] | None = None) -> list[str]:
+    """Every item that a model of `spec` may recommend, its id and title parted by a tab: to make a catalogue of."""
+    tables, _ = _read(spec)
+    chosen = {split: _by_role(table, task, columns or {}) for split, table in tables.items()}
+    for table in chosen.values():
+        _check(table)
+    path = Path(spec).expanduser()
+    return catalogue_lines(path if path.is_dir() else path.parent, chosen)
+
+
+def _histories(tables: Mapping[str, Table], notes: list[str]) -> dict[str, Table]:
+    """The tables, or the histories of all users where their rows are single interactions."""
+    if not any(are_interactions(table) for table in tables.values()):
+        return dict(tables)
+    for table in tables.values():
+        _check(table)
+    return leave_one_out(tables, notes)
 
 
 def _read(spec: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
@@ -278,6 +299,11 @@ def _problem(role: str, value: Any) -> str | None:
     if role == "tokens":
         words = isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
         return None if words else f"is {str(value)[:40]!r}, no list of words; remove or mend the row"
+    if role == "items":
+        ids = isinstance(value, list) and bool(value) and all(isinstance(item, str | int) for item in value)
+        return None if ids else f"is {str(value)[:40]!r}, no list of items; remove or mend the row"
+    if role in IDS:
+        return None if isinstance(value, str | int | float) else f"is {str(value)[:40]!r}, no number and no name"
     if not isinstance(value, str):
         return f"is {str(value)[:40]!r}, no text; remove or mend the row"
     return None if value.strip() or role == "text_pair" else "is an empty text; remove or mend the row"
@@ -420,7 +446,7 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 def _content(row: Row) -> str:
     """What a model reads of a row, as far as two rows are told apart: without labels, case and blanks."""
     parts = (
-        " ".join(v) if isinstance(v, list) else _short(v) if isinstance(v, bytes) else str(v)
+        " ".join(map(str, v)) if isinstance(v, list) else _short(v) if isinstance(v, bytes) else str(v)
         for role, v in row.items()
         if role not in LABELS
     )

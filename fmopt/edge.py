@@ -8,11 +8,11 @@ It turns raw texts into arrays, runs the graph, turns outputs into predictions, 
 or that computes something else on this machine than where it was judged. It knows nothing of training or exporting.
 What other raws or answers need is in a *part*, a file beside this one (see `PARTS`).
 
-Words used here. A *raw* is what the user has: a text, a pair of texts, a list of words, or the bytes of an image or audio
-file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
+Words used here. A *raw* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of an image or
+audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
 of JSON values; a part adds its own:
     task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
-                 fill-mask or text-generation
+                 fill-mask, text-generation or text-to-audio
     max_length   tokens; longer texts are cut, or read in windows where the task allows
     inputs       names the network takes: input_ids, attention_mask, token_type_ids
     outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
@@ -70,6 +70,7 @@ UNLISTED = frozenset(
 # CPU features that sum 8-bit products in 32 bits; a graph that needs one is served by any of them.
 INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
 ANSWER_TOKENS = 30  # longest answer looked for, as in the SQuAD evaluation of the BERT paper (2018)
+APPENDS = "fmopt.appends"  # metadata of a graph whose past may lie in buffers with room for more
 PAST = "past_key_values."  # begins the names of inputs that hold what earlier tokens left (see edge_generation.py)
 FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 
@@ -94,6 +95,8 @@ PARTS: dict[str, str] = {
     "automatic-speech-recognition": "edge_audio",
     "text-generation": "edge_generation",
     "image-segmentation": "edge_image",
+    "sequential-recommendation": "edge_recommendation",
+    "text-to-audio": "edge_speech",
     "object-detection": "edge_image",
 }
 
@@ -597,17 +600,61 @@ class OnnxRuntimeRunner:
             raise EdgeError(f"ONNX Runtime {ort.__version__} cannot open {path}: {_line(error)}") from error
         kinds = {f"tensor({name})": kind for name, kind in ONNX_KINDS.items()}
         self.inputs = {port.name: kinds.get(port.type, np.int64) for port in self.session.get_inputs()}
+        self.optional = {
+            port.name: kinds.get(port.type, np.int64) for port in self.session.get_overridable_initializers()
+        }
         self.past = {port.name: port.shape for port in self.session.get_inputs() if port.name.startswith(PAST)}
         self.outputs = [port.name for port in self.session.get_outputs()]
+        self.appends = APPENDS in self.session.get_modelmeta().custom_metadata_map
+        self.bound: tuple[dict[str, np.ndarray], Any] | None = (
+            None  # the last past that was appended to, with its binding
+        )
+
+    def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
+        """An empty past with room for so many tokens, which `run` appends to in place; nothing where the graph cannot."""
+        if not self.appends:
+            return {}
+        return {name: np.zeros((rows, shape[1], tokens, shape[3]), np.float32) for name, shape in self.past.items()}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
-        feed = _feed(self.inputs, _with_past(self.past, inputs))
+        """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty.
+
+        A past that has room for the new tokens too (see `room`) is appended to where it lies, and is the present.
+        """
+        asked = {**self.inputs, **{name: kind for name, kind in self.optional.items() if name in inputs}}
+        total = inputs["attention_mask"].shape[1] if self.appends else 0
+        if self.appends and all(name in inputs and inputs[name].shape[2] >= total for name in self.past):
+            return self._append({name: kind for name, kind in asked.items() if name not in self.past}, inputs)
+        feed = _feed(asked, with_past(self.past, inputs))
         return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
+
+    def _append(self, asked: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import onnxruntime as ort
+
+        past = {name: inputs[name] for name in self.past}
+        presents = {f"present.{name.removeprefix(PAST)}": array for name, array in past.items()}
+        if self.bound is None or any(self.bound[0][name] is not array for name, array in past.items()):
+            binding = self.session.io_binding()
+            for names in (past, presents):
+                bind = binding.bind_input if names is past else binding.bind_output
+                for name, array in names.items():
+                    bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            self.bound = past, binding
+        binding = self.bound[1]
+        feed = _feed(asked, inputs)  # lives until the run is over
+        for name, array in feed.items():
+            # An OrtValue, because a binding of an array finds no input that need not be given.
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        rest = [name for name in self.outputs if name not in presents]
+        for name in rest:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        made = dict(zip([*presents, *rest], binding.get_outputs(), strict=True))
+        return {**{name: made[name].numpy() for name in rest}, **presents}
 
     def close(self) -> None:
         """Give back memory and threads."""
-        self.session = None
+        self.session = self.bound = None
 
 
 class OpenVinoRunner:
@@ -644,7 +691,7 @@ class OpenVinoRunner:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
-        feed = _feed(self.inputs, _with_past(self.past, inputs))
+        feed = _feed(self.inputs, with_past(self.past, inputs))
         shape = next(iter(feed.values())).shape
         results = self._request(shape if shape == self.shape else None).infer(feed, share_inputs=True)
         return dict(zip(self.outputs, results.values(), strict=True))
@@ -692,7 +739,7 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
     return RUNNERS[runtime](path, options, threads)
 
 
-def _with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """The inputs, with an empty one [rows, heads, 0, size] for each past that the graph takes and they lack."""
     lacking = {name: shape for name, shape in shapes.items() if name not in inputs}
     if not lacking:

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 PAST, PRESENT = "past_key_values.", "present."
+FIRST_LOGITS = (
+    "first_logits"  # where a graph has this input, logits come from there on; 0, all of them, if it is not given
+)
 NEW_TOKENS = 64  # made when the caller names no number
 
 
@@ -110,12 +113,12 @@ class Wish:
 class Rows:
     """Texts that go on together: the mask of their tokens so far, and the past of the next call."""
 
-    def __init__(self, runner: Any, prompts: Sequence[Sequence[int]], pad: int):
+    def __init__(self, runner: Any, prompts: Sequence[Sequence[int]], pad: int, most: int):
         self.runner = runner
         width = max(map(len, prompts))
         self.ids = np.full((len(prompts), width), pad, dtype=np.int64)
         self.mask = np.zeros((len(prompts), 0), dtype=np.int64)
-        self.past: dict[str, np.ndarray] = {}
+        self.past: dict[str, np.ndarray] = room_for(runner, len(prompts), width + most)
         self.new = np.zeros_like(self.ids)
         for row, prompt in enumerate(prompts):  # on the left, so that all go on at the same place
             self.ids[row, width - len(prompt) :], self.new[row, width - len(prompt) :] = prompt, 1
@@ -126,6 +129,7 @@ class Rows:
         self.mask = np.concatenate([self.mask, self.new], axis=1)
         positions = np.maximum(before + self.new.cumsum(axis=1) - 1, 0)
         inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions, **self.past}
+        inputs[FIRST_LOGITS] = np.array([-1])
         outputs = self.runner.run(inputs)
         self.past = past_of(outputs)
         return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
@@ -139,6 +143,11 @@ class Rows:
         """Go on with these rows, in this order, a row perhaps several times."""
         self.mask = self.mask[rows]
         self.past = {name: value[rows] for name, value in self.past.items()}
+
+
+def room_for(runner: Any, rows: int, tokens: int) -> dict[str, np.ndarray]:
+    """An empty past with room for so many tokens of so many rows, where the runner can append to it; else nothing."""
+    return dict(runner.room(rows, tokens)) if hasattr(runner, "room") else {}
 
 
 def past_of(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -155,7 +164,7 @@ def continuations(
     stops = set(pipeline.get("stop_ids", ()))
     pad = int(pipeline["padding"]["id"])
     draw = np.random.default_rng(wish.seed)
-    rows, ended = Rows(runner, prompts, pad), np.zeros(len(prompts), dtype=bool)
+    rows, ended = Rows(runner, prompts, pad, max(room)), np.zeros(len(prompts), dtype=bool)
     for step in range(max(room)):
         logits = rows.logits()
         tokens = logits.argmax(axis=1) if wish.temperature == 0 else sampled(logits, wish, draw)
@@ -187,7 +196,7 @@ def likeliest(runner: Any, prompt: Sequence[int], pipeline: Mapping[str, Any], w
     most = min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt))
     stops = list(pipeline.get("stop_ids", ()))
     width = wish.beams
-    rows = Rows(runner, [prompt] * width, int(pipeline["padding"]["id"]))
+    rows = Rows(runner, [prompt] * width, int(pipeline["padding"]["id"]), most)
     texts: list[list[int]] = [[] for _ in range(width)]
     scores = np.array([0.0] + [-1e9] * (width - 1), dtype=np.float32)  # one beam at first, for all are the same
     done: list[tuple[float, list[int]]] = []
@@ -325,6 +334,7 @@ def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     if inputs["input_ids"].shape[1] < 2:
         return dict(inputs)
     before = {name: value[:, :-1] for name, value in inputs.items()}
+    before |= room_for(runner, *inputs["input_ids"].shape)
     last = {name: value if name == "attention_mask" else value[:, -1:] for name, value in inputs.items()}
     return last | past_of(runner.run(before))
 

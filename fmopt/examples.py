@@ -22,7 +22,8 @@ IGNORED = -100  # torch's cross entropy skips this label
 # and that are another token by chance; the rest stay as they are.
 TO_FIND, MASKED, SWAPPED = 0.15, 0.8, 0.1
 
-LABEL_IS_OPTIONAL = ("question-answering", "text-generation")  # no answer; a text is its own label
+# No answer; what comes next in a text or a history is its own label.
+LABEL_IS_OPTIONAL = ("question-answering", "text-generation", "sequential-recommendation")
 
 # input name → int64 (tokens,), pixel_values float32 (3, H, W); labels → scalar or (tokens,); start/end_positions → scalar
 Example = dict[str, Any]
@@ -85,11 +86,12 @@ def training_examples(
     bare = next((item for item in items if item.label is None), None)
     if bare is not None and facts.task not in LABEL_IS_OPTIONAL:
         raise DataError(f"train row {bare.row + 1} has no label; fine-tuning needs one in every row")
-    if facts.modality != "text":
+    if facts.modality not in ("text", "item"):
         return FileExamples(preprocessor, items, make)
     found = []
     for item in items:
-        batch = preprocessor.encode([rows[item.row]["text"] if facts.task == "fill-mask" else item.raw])
+        raws = pieces(item.raw, int(facts.pipeline["max_length"])) if facts.modality == "item" else [item.raw]
+        batch = preprocessor.encode([rows[item.row]["text"]] if facts.task == "fill-mask" else raws)
         for window, example in enumerate(_inputs(batch)):
             found.append(example | make(batch, window, item, rows[item.row]))
     return found
@@ -109,7 +111,12 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
         "question-answering": _answer_examples,
         "fill-mask": _whole_text,
         "text-generation": _next_tokens,
+        "sequential-recommendation": _next_tokens,
     }
+    if facts.task == "text-to-audio":
+        raise ConfigError(
+            "transformers has no training of networks that speak; start from a trained checkpoint, such as facebook/mms-tts-eng"
+        )
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
     if _several(facts):
@@ -122,13 +129,20 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
     return makers[facts.task]
 
 
+def pieces(history: Any, most: int) -> list[Any]:
+    """A history in pieces of at most `most` items, from the newest backwards, neighbours sharing one item: what comes after
+    every item is in one of them. A history of one item has nothing to learn from and gives one piece."""
+    ends = range(len(history), 1, -(most - 1))
+    return [history[max(0, end - most) : end] for end in ends] or [history]
+
+
 def known_examples(
     preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
 ) -> Sequence[Example]:
     """Unpadded examples of items made from `rows`, labelled where they can be, each text without a label once."""
     if facts.task == "fill-mask":
         return unlabelled_examples(preprocessor, facts, [rows[item.row]["text"] for item in items])
-    if facts.task == "text-generation":
+    if facts.task in ("text-generation", "sequential-recommendation"):
         return list(training_examples(preprocessor, facts, items, rows))
     if facts.modality != "text":
         return FileExamples(preprocessor, items, partial(_as_far_as_known, facts, _maker(preprocessor, facts, items)))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fmopt import generation
+from fmopt.edge import PAST, with_past
 from fmopt.errors import ParityError
 from fmopt.model import Graph, TorchModel, axes_of
 from fmopt.passes.base import Inputs, token_mask
@@ -21,6 +22,7 @@ from fmopt.results import Parity
 from fmopt.runtimes.base import Runner
 
 OPSET = 20  # the first with Gelu; ONNX Runtime and OpenVINO both know it
+SPEECH = "text-to-audio"
 EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB
 
 
@@ -35,11 +37,14 @@ def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str
     from fmopt.tidy import tidy
 
     outputs = tuple(model.facts.pipeline["outputs"])
+    axes = axes_of(model.facts.pipeline)
     if model.facts.task == generation.TASK:
         program, outputs = _trace_with_cache(model)
         axes = generation.port_axes(program.graph)
+    elif model.facts.task == SPEECH:
+        program = _trace_speech(model, example)
     else:
-        program, axes = _trace(model, example), axes_of(model.facts.pipeline)
+        program = _trace(model, example)
     tidy(program, outputs, axes)
     out.mkdir(parents=True, exist_ok=True)
     path = out / file_name
@@ -142,8 +147,9 @@ def first_divergence(graph: Graph, model: TorchModel, inputs: Inputs, tolerance:
     # Unfused, so that every value asked for exists.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    known = {value.name for value in session.get_inputs()}
-    values = dict(zip(ends, session.run(list(ends), {n: v for n, v in inputs.items() if n in known}), strict=True))
+    ports = {value.name: value.shape for value in session.get_inputs()}
+    given = with_past({name: shape for name, shape in ports.items() if name.startswith(PAST)}, inputs)
+    values = dict(zip(ends, session.run(list(ends), {n: v for n, v in given.items() if n in ports}), strict=True))
     every = token_mask(inputs)
     mask = None if every is None else every[0]
     for label, layer, wanted in expected:
@@ -184,14 +190,33 @@ def _trace(model: TorchModel, example: Inputs) -> Any:
 
 def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
     """The graph of a network that generates, its ports named, and the names of its outputs."""
+    from onnxscript.optimizer import optimize_ir
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     inputs = generation.tracing_inputs(model.net, list(model.facts.pipeline["inputs"]))
+    large = sum(parameter.nbytes for parameter in model.net.parameters()) > EXTERNAL_DATA_BYTES
+    config = OnnxConfig(dynamic=True, opset_version=OPSET, optimize=not large)
     with _plain_attention(model.net), quiet():
         net: Any = model.net
-        program = OnnxExporter().export(net, inputs, config=OnnxConfig(dynamic=True, opset_version=OPSET)).program
+        program = OnnxExporter().export(net, inputs, config=config).program
+        if (
+            large
+        ):  # as else, but no weight is turned: that copies it, and a network of 1.1B parameters twice is too much
+            optimize_ir(program, should_fold=lambda node: False if node.op_type == "Transpose" else None)
     generation.name_ports(program.graph)
     return program, tuple(str(value.name) for value in program.graph.outputs)
+
+
+def _trace_speech(model: TorchModel, example: Inputs) -> Any:
+    """The graph of a network that speaks, joined of the two halves that can be traced."""
+    import torch
+
+    from fmopt import speech
+
+    axes = axes_of(model.facts.pipeline)
+    inputs = {name: torch.from_numpy(_traceable(example[name], axes[name])) for name in axes}
+    with quiet():
+        return speech.trace(model.net, inputs, OPSET)
 
 
 def _traceable(array: np.ndarray, axes: Sequence[str | int]) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt.errors import CheckpointError
+from fmopt.networks import known_transformers
 from fmopt.results import Sensitivity
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class CheckpointFacts:
 
     @property
     def modality(self) -> str:
-        """What raws are: "text", "image" or "audio"."""
+        """What raws are: "text", "image", "audio" or "item" (histories of them)."""
         return str(self.pipeline.get("modality", "text"))
 
 
@@ -169,8 +170,8 @@ def load_network(
     a head that will be trained: it may be missing, or of other labels.
     """
     import torch
-    import transformers
 
+    transformers = known_transformers()
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     loader: Any = getattr(transformers, auto_class)
     config = transformers.AutoConfig.from_pretrained(

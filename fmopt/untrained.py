@@ -1,5 +1,6 @@
-"""Networks with random weights whose tokenizer is made of the data: an entry of `models/` with source = "config" and a
-[tokenizer], which `finetune` trains from the start where no pretrained checkpoint is at hand.
+"""Networks with random weights whose tokenizer or catalogue of items is made of the data: an entry of `models/` with
+source = "config" and a [tokenizer] or a [catalogue], which `finetune` trains from the start where no pretrained checkpoint
+is at hand.
 
     source = "config"
     task = "text-generation"
@@ -24,25 +25,30 @@ from pathlib import Path
 from typing import Any
 
 from fmopt import lookup
+from fmopt.catalogue import write_catalogue
 from fmopt.errors import CheckpointError, ConfigError
 from fmopt.model import quiet
+from fmopt.networks import known_transformers
 from fmopt.tokenizer import TOKENIZER
 
+MADE_OF_DATA = frozenset({"tokenizer", "catalogue"})
 END = "<|endoftext|>"  # begins every text, as in GPT-2, so that its first word is predicted too; pads, and ends a text
 
 
 def read_entry(model: str) -> dict[str, Any] | None:
-    """The entry of `models/` called `model` when it describes an untrained network with a tokenizer to be made, else None."""
+    """The entry of `models/` called `model` when a tokenizer or catalogue of its network is to be made of data, else None."""
     path = lookup.data_folder("models") / f"{model}.toml"
     if Path(model).name != model or not path.is_file():
         return None
     with path.open("rb") as stream:
         entry = tomllib.load(stream)
-    return entry if entry.get("source") == "config" and "tokenizer" in entry else None
+    return entry if entry.get("source") == "config" and MADE_OF_DATA & set(entry) else None
 
 
 def write_untrained(entry: Mapping[str, Any], texts: Sequence[str], cache: Path, name: str, seed: int = 0) -> Path:
-    """The checkpoint folder of `entry` below `cache`: made once for the same entry, texts and seed. Returns the folder."""
+    """The checkpoint folder of `entry` below `cache`: made once for the same entry, texts and seed. Returns the folder.
+
+    `texts` are those that a tokenizer is trained on, or the items of a catalogue, id and title parted by a tab."""
     told = json.dumps([entry.get("config"), entry.get("tokenizer"), seed], sort_keys=True)
     key = hashlib.sha256(told.encode())
     for text in texts:
@@ -53,7 +59,11 @@ def write_untrained(entry: Mapping[str, Any], texts: Sequence[str], cache: Path,
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
             out = Path(scratch) / name
             out.mkdir()
-            ids = _write_tokenizer(entry["tokenizer"], texts, out)
+            ids = (
+                _write_tokenizer(entry["tokenizer"], texts, out)
+                if "tokenizer" in entry
+                else write_catalogue(texts, out)
+            )
             _write_network(entry, ids, out, seed)
             if not place.is_dir():
                 shutil.move(out, place)
@@ -63,7 +73,8 @@ def write_untrained(entry: Mapping[str, Any], texts: Sequence[str], cache: Path,
 def _write_network(entry: Mapping[str, Any], ids: Mapping[str, int], out: Path, seed: int) -> None:
     """config.json and random weights of the entry's task."""
     import torch
-    import transformers
+
+    transformers = known_transformers()
 
     settings = {**entry["config"], **ids}
     kind = settings.pop("model_type")

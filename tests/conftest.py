@@ -27,7 +27,7 @@ HEADS = {
     "question-answering": "AutoModelForQuestionAnswering",
     "text-generation": "AutoModelForCausalLM",
 }
-DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "mistral")
+DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma", "phi")
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta-v2", "albert", "modernbert")
 
 # Enough different words for a vocabulary of about 200 pieces with whole words and fragments.
@@ -144,8 +144,10 @@ def tiny_config(family: str, tokenizer: Any, task: str) -> Any:
         settings |= {"max_position_embeddings": 66}
     if family == "opt":
         settings |= {"ffn_dim": 64, "word_embed_proj_dim": 32}
-    if family in ("llama", "qwen2", "mistral"):
+    if family in ("llama", "qwen2", "mistral", "qwen3", "gemma"):
         settings |= {"num_key_value_heads": 2}
+    if family in ("qwen3", "gemma"):
+        settings |= {"head_dim": 8}
     if family == "mistral":
         settings |= {"sliding_window": 8}
     if family in DECODERS:  # random weights of the usual size give every token the same probability

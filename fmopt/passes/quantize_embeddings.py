@@ -32,7 +32,7 @@ class QuantizeEmbeddings:
 
     def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
         """A model that looks nothing up; any runtime of ONNX knows Gather, Cast and Mul."""
-        return f"{facts.modality}s are not looked up in a table" if facts.modality != "text" else None
+        return f"{facts.modality}s are not looked up in a table" if facts.modality not in ("text", "item") else None
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write the graph into `out`. PassError when there is no such table."""

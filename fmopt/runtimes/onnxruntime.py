@@ -41,7 +41,10 @@ class OnnxRuntime:
         if self.name not in target.runtimes:
             return f"{target.name} has no runtime {self.name!r}; it has {', '.join(target.runtimes)}"
         unknown = next((name for name in options if name not in OPTIONS), None)
-        return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}" if unknown else None
+        if unknown:
+            return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}"
+        lacking = set(options.get("providers", ())) - set(_providers())
+        return f"the ONNX Runtime installed here was built without {', '.join(sorted(lacking))}" if lacking else None
 
     def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
         """The graph's files in `out`; ONNX Runtime compiles when it opens them."""
@@ -59,6 +62,12 @@ class OnnxRuntime:
         with tempfile.TemporaryDirectory() as folder:
             events = _profile_events(artifact, inputs, threads, Path(folder))
         return _op_times(events)
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
 
 
 def _profile_events(
