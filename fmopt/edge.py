@@ -806,12 +806,15 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
 
 
 def with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The inputs, with an empty one [rows, heads, 0, size] for each past that the graph takes and they lack."""
+    """The inputs, with an empty one for each past that the graph takes and they lack: [rows, heads, 0, size], or zeros of the
+    graph's own size where it is a state that does not grow."""
     lacking = {name: shape for name, shape in shapes.items() if name not in inputs}
     if not lacking:
         return inputs
     rows = len(next(iter(inputs.values())))
-    return {**inputs, **{name: np.zeros((rows, shape[1], 0, shape[3]), np.float32) for name, shape in lacking.items()}}
+    kept = {name: shape[2] if isinstance(shape[2], int) else 0 for name, shape in lacking.items()}
+    empty = {name: np.zeros((rows, lacking[name][1], kept[name], lacking[name][3]), np.float32) for name in lacking}
+    return {**inputs, **empty}
 
 
 def _feed(wanted: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
