@@ -317,7 +317,7 @@ def products_of(net: Any, feed: Mapping[str, torch.Tensor]) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         eager(net)(feed)
     return int(counter.get_total_flops())
 
@@ -346,7 +346,7 @@ def measured(subject: Subject, asked: argparse.Namespace, found: dict[str, Any],
             continue
         try:
             ready[variant.name] = prepared(variant, subject, state, asked)
-        except (ValueError, RuntimeError, ImportError, AssertionError) as error:
+        except (ValueError, TypeError, RuntimeError, ImportError, AssertionError) as error:
             kept["refused"][variant.name] = first_line(error)
     for batch, length in wanted:
         if (batch, length) not in finished_cells:

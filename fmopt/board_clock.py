@@ -107,7 +107,7 @@ class BoardClock:
 
     def close(self) -> None:
         """Nothing more is tried; with `clean`, nothing is left there."""
-        self.worker.shutdown(wait=False, cancel_futures=True)
+        self.worker.shutdown(wait=True, cancel_futures=True)  # what runs there would write into what is removed
         if self.clean:
             self.board.clean()
 

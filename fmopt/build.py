@@ -185,8 +185,9 @@ class Workshop:
             batches = [seq2seq.with_answer(batch, self.facts.pipeline["start"], words) for batch in batches]
         try:
             parity = exporting.check_parity(
-                judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine
-            )
+                judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine,
+                any_order=self.facts.task == checkpoint.DETECTION,
+            )  # fmt: skip
         finally:
             runner.close()
         return exporting.require_parity(parity, graph, model, batches[0])

@@ -462,7 +462,7 @@ class _Lesson:
         if name == "similarity":  # of the student's own vectors, unprojected: those are compared with one another later
             return losses.similarity_loss(self._vectors(got["outputs"][0], mask), wanted["vectors"][0])
         answers = self._answers(got["outputs"], mask)
-        asked = self._asked(labels)
+        asked = self._asked(labels, mask)
         if asked is not None:
             place, found = asked
             answers, labels = [logits[place] for logits in answers], {"labels": found}
@@ -477,7 +477,9 @@ class _Lesson:
             answers, wished = ([logits[mask] for logits in part] for part in (answers, wished))
         return losses.logit_loss(answers, wished, self.temperature, self.kind)
 
-    def _asked(self, labels: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _asked(
+        self, labels: Mapping[str, torch.Tensor], mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(bool [B, n] where a word of the vocabulary is asked for, the words [K]); None in other tasks.
 
         Of a masked text where masks are: elsewhere the token can be read, and there is nothing to learn. Of a text that goes
@@ -488,7 +490,7 @@ class _Lesson:
         words = labels["labels"]
         if self.pipeline["task"] == "text-generation":
             words = torch.nn.functional.pad(words[:, 1:], (0, 1), value=IGNORED)
-        place = words != IGNORED
+        place = words != IGNORED if mask is None else mask & (words != IGNORED)
         return place, words[place]
 
     def _vectors(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -611,7 +611,7 @@ class OnnxRuntimeRunner:
     """An ONNX graph opened by ONNX Runtime, or one `half` of it. Option: "providers", by default the CPU's."""
 
     def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
-        ort = _need("onnxruntime", "onnxruntime")
+        self.ort = ort = _need("onnxruntime", "onnxruntime")
         session = ort.SessionOptions()
         session.intra_op_num_threads = threads
         session.inter_op_num_threads = 1
@@ -659,8 +659,6 @@ class OnnxRuntimeRunner:
         return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
 
     def _append(self, asked: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        import onnxruntime as ort
-
         past = {name: inputs[name] for name in self.past}
         presents = {f"present.{name.removeprefix(PAST)}": array for name, array in past.items()}
         if self.bound is None or any(self.bound[0][name] is not array for name, array in past.items()):
@@ -673,8 +671,8 @@ class OnnxRuntimeRunner:
         binding = self.bound[1]
         feed = _feed(asked, inputs)  # lives until the run is over
         for name, array in feed.items():
-            # An OrtValue, because a binding of an array finds no input that need not be given.
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+            value = self.ort.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(name, value)  # not bind_cpu_input, which knows no optional inputs
         rest = [name for name in self.outputs if name not in presents]
         for name in rest:
             binding.bind_output(name, "cpu")
@@ -808,12 +806,15 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
 
 
 def with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The inputs, with an empty one [rows, heads, 0, size] for each past that the graph takes and they lack."""
+    """The inputs, with an empty one for each past that the graph takes and they lack: [rows, heads, 0, size], or zeros of the
+    graph's own size where it is a state that does not grow."""
     lacking = {name: shape for name, shape in shapes.items() if name not in inputs}
     if not lacking:
         return inputs
     rows = len(next(iter(inputs.values())))
-    return {**inputs, **{name: np.zeros((rows, shape[1], 0, shape[3]), np.float32) for name, shape in lacking.items()}}
+    kept = {name: shape[2] if isinstance(shape[2], int) else 0 for name, shape in lacking.items()}
+    empty = {name: np.zeros((rows, lacking[name][1], kept[name], lacking[name][3]), np.float32) for name in lacking}
+    return {**inputs, **empty}
 
 
 def _feed(wanted: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ One graph does both. It takes the tokens that are new (`input_ids` [rows, tokens
 keys and values of those before, `past_key_values.N.key` and `.value` [rows, heads, past, size], and gives `logits`
 [rows, tokens, vocabulary] and `present.N.key` and `.value`, the past of the next call. A whole text with an empty past is
 scored; a prompt with an empty past and then one token at a time is generation. A runner fills an empty past in by itself.
+A recurrent network's past is its state, [rows, 1, 1, size], which begins as zeros: of an LSTM `key` is h and `value` is c.
 """
 
 from __future__ import annotations

@@ -133,7 +133,9 @@ def terms(sample: Sample) -> dict[str, float] | None:
             row["moved"] += node.bytes / (target.bandwidth_gbs * 1e9)
             continue
         precision = own_precision(node, sample.precision)
-        ceiling = target.gops.get(precision, one) * 1e9 * whole  # type: ignore[call-overload]
+        floats = "fp32" if sample.precision in ("int8", "int4", "fp8") else sample.precision
+        computed = "int8" if node.integer else floats
+        ceiling = target.gops.get(computed, one) * 1e9 * whole  # type: ignore[call-overload]
         row[f"operations {precision}"] += node.operations / ceiling
         row[f"products {precision}"] += 1 / ceiling
         row["least"] += node.bytes / (target.bandwidth_gbs * 1e9) if node.operations < node.bytes else 0.0
@@ -141,8 +143,9 @@ def terms(sample: Sample) -> dict[str, float] | None:
 
 
 def own_precision(node: Work, precision: str) -> str:
-    """What a product is computed in: INT8 where it is quantized, else what floats are, as far as there are curves of it."""
-    return "int8" if node.integer else "bf16" if precision in ("bf16", "fp16") else "fp32"
+    """Which curve a product is on: INT8 where it is quantized, else that of what floats are computed in, as far as there is
+    one."""
+    return "int8" if node.integer else "bf16" if precision == "bf16" else "fp32"
 
 
 def fit(samples: Iterable[Sample]) -> dict[str, Curve]:

@@ -92,13 +92,13 @@ def name_ports(graph: ir.Graph) -> None:
 
 def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
     """Axes of every input of a graph with named ports; heads and their size are numbers, so that a runner can make an empty
-    past of them."""
+    past of them. The state of a recurrent network has the same size always."""
     axes: dict[str, tuple[str | int, ...]] = {}
     for value in graph.inputs:
         name = str(value.name)
         if name.startswith(PAST):
-            _, heads, _, size = (str(axis) for axis in value.shape or ())
-            axes[name] = ("batch", int(heads), "past", int(size))
+            _, heads, past, size = (str(axis) for axis in value.shape or ())
+            axes[name] = ("batch", int(heads), int(past) if past.isdecimal() else "past", int(size))
         else:
             axes[name] = ("batch", "total" if name == "attention_mask" else "tokens")
     return axes

@@ -95,11 +95,11 @@ class SeededVits(vits.VitsModel):
 
     def forward(  # type: ignore[override]
         self, input_ids: Any, attention_mask: Any, duration_noise: Any, noise: Any, return_dict: bool = True
-    ) -> Any:
+    ) -> dict[str, Any]:
         """See `Timing` and `Voice`; `duration_noise` is [rows, 2, tokens]."""
         timing = Timing(self)(input_ids, attention_mask, duration_noise)
         frames = torch.arange(int(timing["durations"].sum(1).max().clamp_min(1)), dtype=torch.float32)
-        return vits.VitsModelOutput(**Voice(self)(*timing.values(), noise, frames)) | {"durations": timing["durations"]}
+        return {**Voice(self)(*timing.values(), noise, frames), "durations": timing["durations"]}
 
 
 def seeded(net: Any) -> Any:

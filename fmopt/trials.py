@@ -302,11 +302,13 @@ def predict_latency(run: Run) -> None:
 
 
 def float_precision(recipe: Recipe) -> str:
-    """What a recipe's float products are computed in: what it casts to, where its INT8 or FP8 leaves off."""
+    """What a recipe's float products are computed in: what it casts to, where its INT8 or FP8 leaves off. Weights that are
+    only stored in 16 bits are widened before."""
     if recipe.options.get("precision") == "bf16":
         return "bf16"
     casts = [step.options.get("to") for step in recipe.steps if step.use == "cast"]
-    return next((str(to) for to in casts if to in ("fp16", "bf16")), recipe.precision)
+    stored = "fp32" if recipe.runtime == "onnxruntime" and recipe.precision == "fp16" else recipe.precision
+    return next((str(to) for to in casts if to in ("fp16", "bf16")), stored)
 
 
 def predictions(run: Run, name: str, split: str) -> list[Any]:

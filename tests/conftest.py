@@ -29,7 +29,8 @@ HEADS = {
     "translation": "AutoModelForSeq2SeqLM",
 }
 ENCODER_DECODERS = ("t5", "bart", "marian")
-DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma", "phi")
+DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "mistral")
+MORE_DECODERS = ("qwen3", "gemma", "phi")  # known families that only their own tests look at
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta-v2", "albert", "modernbert")
 
 # Enough different words for a vocabulary of about 200 pieces with whole words and fragments.
@@ -62,7 +63,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
     """`tiny_checkpoint(family="bert", task="text-classification")`: folder of a tiny random checkpoint, made once.
 
     Hidden 32, 2 layers, 4 heads, FFN 64, 64 positions, a vocabulary of at most 200, seed 0, fast tokenizer trained on
-    SENTENCES. `family` is one of FAMILIES or DECODERS, `task` one of HEADS. Copy the folder before changing anything in it.
+    SENTENCES. `family` is one of FAMILIES, DECODERS or MORE_DECODERS, `task` one of HEADS.
+    Copy the folder before changing anything in it.
     """
     made: dict[tuple[str, str], Path] = {}
 
@@ -152,7 +154,7 @@ def tiny_config(family: str, tokenizer: Any, task: str) -> Any:
         settings |= {"head_dim": 8}
     if family == "mistral":
         settings |= {"sliding_window": 8}
-    if family in DECODERS:  # random weights of the usual size give every token the same probability
+    if family in (*DECODERS, *MORE_DECODERS):  # random weights of the usual size give every token the same probability
         settings |= {"initializer_range": 0.3, "init_std": 0.3}
     if family in ENCODER_DECODERS:
         settings = _encoder_decoder(family, settings)
@@ -190,7 +192,7 @@ def write_tokenizer(folder: Path, family: str) -> Any:
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = dict.fromkeys(("roberta", "modernbert", *DECODERS, *ENCODER_DECODERS), _byte_bpe)
+    kinds = dict.fromkeys(("roberta", "modernbert", *DECODERS, *MORE_DECODERS, *ENCODER_DECODERS), _byte_bpe)
     kinds |= dict.fromkeys(("xlm-roberta", "deberta-v2", "albert"), _unigram)
     tokenizer, special, name = kinds.get(family, _word_piece)(family)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -264,7 +266,7 @@ def _byte_bpe(family: str) -> tuple[Any, dict[str, Any], str]:
 
     roberta = family in ("roberta", *ENCODER_DECODERS)
     special = _ROBERTA_TOKENS if roberta else _BERT_TOKENS
-    special = _DECODER_TOKENS if family in DECODERS else special
+    special = _DECODER_TOKENS if family in (*DECODERS, *MORE_DECODERS) else special
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -283,7 +285,7 @@ def _byte_bpe(family: str) -> tuple[Any, dict[str, Any], str]:
             )
             return tokenizer, special, "PreTrainedTokenizerFast"
         return tokenizer, special, "RobertaTokenizer"
-    if family in DECODERS:
+    if family in (*DECODERS, *MORE_DECODERS):
         end = special["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{end} $A", pair=f"{end} $A $B", special_tokens=[(end, tokenizer.token_to_id(end))]

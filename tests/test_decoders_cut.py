@@ -79,10 +79,10 @@ def told(net: Any, prompt: list[int]) -> list[int]:
     """What torch's own generate adds."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
-        made = net.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
-        )
-    return made[0, len(prompt) :].tolist()
+        made = net.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)
+    added = made[0, len(prompt) :].tolist()
+    end = net.config.eos_token_id
+    return added[: added.index(end)] if end in added else added
 
 
 def test_groups_of_heads_are_counted_and_one_must_stay_in_the_first_layer(model: TorchModel) -> None:
@@ -131,14 +131,16 @@ def test_it_comes_back_from_disk_and_generates_token_by_token(model: TorchModel,
     }
     batches = [inputs, *items_of(again)[:2]]
     for judged in (runner, TwoSteps(runner)):
-        assert exporting.check_parity(judged, again.net, batches, 2e-3, outputs=["logits"]).passed
+        assert exporting.check_parity(judged, again.net, batches, 5e-3, outputs=["logits"]).passed
 
     preprocessor = open_preprocessor(again.facts.folder, dict(again.facts.pipeline))
-    pipeline = {**again.facts.pipeline, "stop_ids": []}
-    for text in SENTENCES[:2]:
+    said = []
+    for text in SENTENCES[:3]:
         prompt = preprocessor.ids(text)
-        steps = list(continuations(runner, [prompt], pipeline, Wish(max_new_tokens=NEW)))
+        steps = list(continuations(runner, [prompt], again.facts.pipeline, Wish(max_new_tokens=NEW)))
+        said += [step[0] for step in steps]
         assert [step[0] for step in steps] == told(net, prompt)
+    assert len(set(said)) > 1
 
     net.train()(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.sum().backward()
 

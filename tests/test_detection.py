@@ -54,7 +54,7 @@ def told_by_transformers(folder, raw, threshold):
     return [found[name][order].numpy() for name in ("labels", "scores", "boxes")]
 
 
-@pytest.mark.parametrize("family", DETECTORS)
+@pytest.mark.parametrize("family", ["yolos", "detr"])
 def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what transformers says."""
     folder = tiny(family)

@@ -53,19 +53,16 @@ def bench(
     }
     if clean and on is None:
         raise ConfigError("--clean goes with --on; add it, or leave --clean out")
+    if not matrix:
+        only = {"--scenario": scenario, "--latency-limit": latency_limit, "--time-limit": time_limit}
+        only |= {"--output": output} if on is None else {}
+        given = [name for name, value in only.items() if value is not None]
+        if given:
+            raise ConfigError(f"{given[0]} goes with --matrix; add it, or leave {given[0]} out")
     if on is not None:
         bench_on_board(on, models, matrix, output or Path("fmopt-bench"), clean, shapes, as_json)
         return
     if not matrix:
-        only = {
-            "--scenario": scenario,
-            "--latency-limit": latency_limit,
-            "--time-limit": time_limit,
-            "--output": output,
-        }
-        given = [name for name, value in only.items() if value is not None]
-        if given:
-            raise ConfigError(f"{given[0]} goes with --matrix; add it, or leave {given[0]} out")
         with present.live_progress() as progress:
             got = benchmarking.benchmark(models, **shapes, seed=seed, progress=progress)
         rows = [{"model": name, **latency.model_dump(mode="json")} for name, latency in got]

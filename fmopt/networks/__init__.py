@@ -10,8 +10,10 @@ def known_transformers() -> Any:
     import transformers
 
     if "sasrec" not in transformers.CONFIG_MAPPING:
-        from fmopt.networks import sasrec
+        from fmopt.networks import lstm, sasrec
 
+        transformers.AutoConfig.register("lstm", lstm.LstmConfig)
+        transformers.AutoModelForCausalLM.register(lstm.LstmConfig, lstm.LstmForCausalLM)
         transformers.AutoConfig.register("sasrec", sasrec.SasRecConfig)
         transformers.AutoModel.register(sasrec.SasRecConfig, sasrec.SasRecForSequentialRecommendation)
     return transformers

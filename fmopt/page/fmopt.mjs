@@ -24,7 +24,8 @@ export async function load({ base = new URL('../', import.meta.url).href, thread
 
 // Whether this browser offers a GPU to pages, for a line in a report. Nothing here runs on it.
 export async function webgpu() {
-  const adapter = await navigator.gpu?.requestAdapter()
+  const late = new Promise(done => setTimeout(done, 5000, null)) // some browsers without a GPU never answer
+  const adapter = await Promise.race([navigator.gpu?.requestAdapter(), late])
   return adapter ? `${adapter.info.vendor} ${adapter.info.architecture}`.trim() : null
 }
 
