@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -84,6 +85,8 @@ def graphs(checkpoint: Path, out: Path, wanted: Mapping[str, tuple[int, int, Any
         ):
             graph = step.apply(graph, context, out / f".step-{number}")
         graph.path.parent.replace(folder)
+        for number in (0, 1):
+            shutil.rmtree(out / f".step-{number}")
         (folder / "pipeline.json").write_text(json.dumps(dict(facts.pipeline)))
 
 
