@@ -4,6 +4,7 @@ One graph does both. It takes the tokens that are new (`input_ids` [rows, tokens
 keys and values of those before, `past_key_values.N.key` and `.value` [rows, heads, past, size], and gives `logits`
 [rows, tokens, vocabulary] and `present.N.key` and `.value`, the past of the next call. A whole text with an empty past is
 scored; a prompt with an empty past and then one token at a time is generation. A runner fills an empty past in by itself.
+A recurrent network's past is its state, [rows, 1, 1, size], which begins as zeros: of an LSTM `key` is h and `value` is c.
 """
 
 from __future__ import annotations
@@ -134,6 +135,10 @@ class Rows:
         self.past = past_of(outputs)
         return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
 
+    def allowed(self, scores: np.ndarray) -> np.ndarray:
+        """Scores [rows, vocabulary], -inf where a token may not come next: here any may."""
+        return scores
+
     def take(self, tokens: np.ndarray) -> None:
         """Append one token to each row."""
         self.ids = np.asarray(tokens, dtype=np.int64)[:, None]
@@ -158,15 +163,20 @@ def past_of(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def continuations(
     runner: Any, prompts: Sequence[Sequence[int]], pipeline: Mapping[str, Any], wish: Wish
 ) -> Iterator[list[int | None]]:
-    """The next token of every row, step by step; None for a row that has ended. Token by token as `generate` of
+    """The next token of every prompt, step by step; None for one that has ended. Token by token as `generate` of
     transformers where nothing is sampled."""
     room = [min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt)) for prompt in prompts]
+    return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"]), max(room)), room, pipeline, wish)
+
+
+def going_on(rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: Wish) -> Iterator[list[int | None]]:
+    """The next token of every row of `rows` (`Rows`, or what takes its place), at most as many as it has `room` for."""
     stops = set(pipeline.get("stop_ids", ()))
     pad = int(pipeline["padding"]["id"])
     draw = np.random.default_rng(wish.seed)
-    rows, ended = Rows(runner, prompts, pad, max(room)), np.zeros(len(prompts), dtype=bool)
+    ended = np.zeros(len(room), dtype=bool)
     for step in range(max(room)):
-        logits = rows.logits()
+        logits = rows.allowed(rows.logits())
         tokens = logits.argmax(axis=1) if wish.temperature == 0 else sampled(logits, wish, draw)
         ended |= np.array([step >= most for most in room])
         ended |= np.isin(tokens, list(stops))
@@ -194,25 +204,35 @@ def likeliest(runner: Any, prompt: Sequence[int], pipeline: Mapping[str, Any], w
     """The tokens that beam search adds to one prompt: those of the best mean log-probability, as transformers has it
     (`length_penalty` 1, `early_stopping` off)."""
     most = min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt))
-    stops = list(pipeline.get("stop_ids", ()))
-    width = wish.beams
-    rows = Rows(runner, [prompt] * width, int(pipeline["padding"]["id"]), most)
+    return best(Rows(runner, [prompt] * wish.beams, int(pipeline["padding"]["id"]), most), most, pipeline, wish)
+
+
+def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: Wish) -> list[int]:
+    """The tokens of the best of beams that begin as equal `rows`, at most so many."""
+    stops, width = list(pipeline.get("stop_ids", ())), wish.beams
+    penalty = float(pipeline.get("length_penalty", 1.0))
     texts: list[list[int]] = [[] for _ in range(width)]
     scores = np.array([0.0] + [-1e9] * (width - 1), dtype=np.float32)  # one beam at first, for all are the same
     done: list[tuple[float, list[int]]] = []
     for length in range(1, most + 1):
-        totals = log_softmax(rows.logits()) + scores[:, None]
-        best = np.argsort(-totals, axis=None, kind="stable")[: max(2, 1 + len(stops)) * width]
-        beams, tokens = np.unravel_index(best, totals.shape)
-        values = totals.ravel()[best]
+        totals = rows.allowed(log_softmax(rows.logits())) + scores[:, None]
+        first = np.argsort(-totals, axis=None, kind="stable")[: max(2, 1 + len(stops)) * width]
+        beams, tokens = np.unravel_index(first, totals.shape)
+        values = totals.ravel()[first]
         ends = np.isin(tokens, stops) | (length == most)
         done += [
-            (float(values[at]) / length, [*texts[beams[at]], int(tokens[at])]) for at in np.flatnonzero(ends[:width])
+            (float(values[at]) / length**penalty, [*texts[beams[at]], int(tokens[at])])
+            for at in np.flatnonzero(ends[:width])
         ]
         done = sorted(done, key=lambda one: -one[0])[:width]
         going = np.flatnonzero(~ends)[:width]
         # What a beam can still reach is judged by the length it has now.
-        if not len(going) or (len(done) == width and values[going[0]] / length <= done[-1][0]):
+        full = len(done) == width
+        if (
+            not len(going)
+            or (full and pipeline.get("early"))
+            or (full and values[going[0]] / length**penalty <= done[-1][0])
+        ):
             break
         texts = [[*texts[beams[at]], int(tokens[at])] for at in going]
         scores = values[going]
