@@ -100,15 +100,16 @@ def fuse_attention(model: onnx.ModelProto, positions: int) -> int:
     attentions = [one for one in found if one is not None]
     turns = {(one.turned[0].cos, one.turned[0].sin) for one in attentions if one.turned is not None}
     tables = {pair: _tables(model, *pair, positions) for pair in turns} if "position_ids" in names else {}
-    nodes, replaced = _lengths(model), {}
-    for number, pair in enumerate(sorted(pair for pair, table in tables.items() if table is not None)):
+    nodes = _lengths(model)
+    replaced: dict[int, list[NodeProto]] = {}
+    order = {pair: number for number, pair in enumerate(sorted(pair for pair in tables if tables[pair] is not None))}
+    for pair, number in order.items():
         for kind, table in zip(("cos", "sin"), tables[pair] or (), strict=True):
             model.graph.initializer.append(constant(f"{LENGTHS}{kind}.{number}", table))
-    order = {pair: number for number, pair in enumerate(sorted(p for p, table in tables.items() if table is not None))}
     for one in attentions:
         _, heads, _, size = pasts[f"{PAST}{one.layer}.key"]
-        pair = None if one.turned is None else (one.turned[0].cos, one.turned[0].sin)
-        replaced[id(one.end)] = _nodes(model, wiring, one, heads, size, order.get(pair) if pair else None)
+        table_of = None if one.turned is None else order.get((one.turned[0].cos, one.turned[0].sin))
+        replaced[id(one.end)] = _nodes(model, wiring, one, heads, size, table_of)
     _forget_lengths(model, pasts)
     for node in model.graph.node:
         nodes += replaced.get(id(node), [node])
@@ -236,7 +237,8 @@ def _tables(model: onnx.ModelProto, cos: str, sin: str, positions: int) -> tuple
     than positions, or differ between the halves of a head."""
     import onnxruntime
 
-    needed, nodes = {cos, sin}, []
+    needed = {cos, sin}
+    nodes: list[NodeProto] = []
     for node in reversed(model.graph.node):
         if needed & set(node.output):
             nodes.append(node)
