@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -35,7 +36,9 @@ RESULTS = HERE / "results"
 MADE = HERE.parent / "out" / "decoding"
 MODELS = {"gpt2": "GPT-2, 124M parameters", "qwen2.5-0.5b": "Qwen2.5-0.5B's shape, 494M parameters"}
 LLAMA = "llama.cpp Q4_0"
-OURS = {"fmopt int4": (4, 128), "fmopt int4 32": (4, 32), "fmopt int8": (8, 128)}  # bits, weights that share a scale
+# bits, weights that share a scale, how the scale is found
+OURS = {"fmopt int4": (4, 128, "rtn"), "fmopt int4 32": (4, 32, "rtn"), "fmopt int8": (8, 128, "rtn")}
+ROUNDED = OURS | {"fmopt int4 mse": (4, 128, "mse"), "fmopt int4 32 mse": (4, 32, "mse")}  # as fast, and better
 CONTEXTS = (128, 512, 2048)
 ROOM = 256  # tokens after a context
 
@@ -54,7 +57,7 @@ def make(models: Sequence[str]) -> None:
         gguf(folder / "checkpoint", folder / "q4_0.gguf")
 
 
-def graphs(checkpoint: Path, out: Path, wanted: Mapping[str, tuple[int, int]]) -> None:
+def graphs(checkpoint: Path, out: Path, wanted: Mapping[str, tuple[int, int, Any]]) -> None:
     """The exported graph of a checkpoint, and of it every wanted rounding, by fmopt's own passes."""
     from fmopt import checkpoint as loading
     from fmopt import exporting
@@ -72,14 +75,18 @@ def graphs(checkpoint: Path, out: Path, wanted: Mapping[str, tuple[int, int]]) -
         exporting.export_onnx(loading.load(facts), {}, out / "fp32.part")
         (out / "fp32.part").replace(out / "fp32")
     context = Context(facts, load_target("host"), lambda: iter(()))
-    for name, (bits, block) in wanted.items():
+    for name, (bits, block, method) in wanted.items():
         folder = out / name.replace(" ", "-")
         if folder.is_dir():
             continue
         graph = plain
-        for number, step in enumerate((QuantizeWeights(bits=bits, block=block), QuantizeEmbeddings(), FuseDecoder())):
+        for number, step in enumerate(
+            (QuantizeWeights(bits=bits, block=block, method=method), QuantizeEmbeddings(), FuseDecoder())
+        ):
             graph = step.apply(graph, context, out / f".step-{number}")
         graph.path.parent.replace(folder)
+        for number in (0, 1):
+            shutil.rmtree(out / f".step-{number}")
         (folder / "pipeline.json").write_text(json.dumps(dict(facts.pipeline)))
 
 
@@ -291,22 +298,23 @@ def told(row: Mapping[str, Any]) -> str:
 def perplexity(checkpoint: Path, data: str, items: int) -> list[dict[str, Any]]:
     """Perplexity of a trained checkpoint on texts of the test split: in fp32, each of ours, and llama.cpp."""
     from fmopt import checkpoint as loading
-    from fmopt import data as datasets
+    from fmopt import lookup
+    from fmopt.data import load_data
     from fmopt.edge import Preprocessor
     from fmopt.source import resolve
 
     out = MADE / f"trained-{checkpoint.name}"
     out.mkdir(parents=True, exist_ok=True)
-    graphs(checkpoint, out, OURS)
+    graphs(checkpoint, out, ROUNDED)
     gguf(checkpoint, out / "q4_0.gguf")
     facts = loading.inspect(resolve(str(checkpoint)), None)
-    rows = datasets.load(data, facts).splits["test"][:items]
+    rows = load_data(data, lookup.find("tasks", facts.task), facts).split("test")[:items]
     encode = Preprocessor(checkpoint / "tokenizer.json", dict(facts.pipeline))
     texts = [encode.ids(row["text"])[: int(facts.pipeline["max_length"])] for row in rows]
     texts = [text for text in texts if len(text) > 1]
     count = sum(len(text) - 1 for text in texts)
     found = []
-    for name in ("fp32", *OURS, LLAMA):
+    for name in ("fp32", *ROUNDED, LLAMA):
         player = Contestant.start(name, out, 2)
         logs = player.ask(do="score", texts=texts)["logs"]
         player.close()

@@ -9,7 +9,7 @@ that is longer than its tokens, and the present is then written into the same bu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from fmopt.onnx_graph import add_opset, constant, consumers, drop_dead, producer
 
 MICROSOFT = "com.microsoft"
 LENGTHS = "cache/"  # begins the names of what all layers share
+ROWS, TOKENS = {"start": 0, "end": 1}, {"start": 2, "end": 3}  # of a Shape of a past: [rows, heads, tokens, size]
 HEADS_FIRST = [0, 2, 1, 3]  # [batch, tokens, heads, size] → [batch, heads, tokens, size] and back
 
 
@@ -52,7 +53,7 @@ class Wiring:
         return float(numpy_helper.to_array(tensor).reshape(()))
 
     def numbers(self, name: str) -> list[int] | None:
-        """A small constant of whole numbers; where it is put together of several, None stands for what is not known."""
+        """A small constant of whole numbers; None when it is none."""
         tensor = self.known.get(name)
         return None if tensor is None else [int(one) for one in numpy_helper.to_array(tensor).reshape(-1)]
 
@@ -94,24 +95,25 @@ def fuse_attention(model: onnx.ModelProto, positions: int) -> int:
     found = [_attention(wiring, layer) for layer in layers]
     if not layers or "attention_mask" not in names or any(one is None for one in found):
         return 0
+    if not all(_only_attended(wiring, name) for name in pasts):
+        return 0
     attentions = [one for one in found if one is not None]
     turns = {(one.turned[0].cos, one.turned[0].sin) for one in attentions if one.turned is not None}
     tables = {pair: _tables(model, *pair, positions) for pair in turns} if "position_ids" in names else {}
-    nodes, replaced = _lengths(model), {}
-    for number, pair in enumerate(sorted(pair for pair, table in tables.items() if table is not None)):
+    nodes = _lengths(model)
+    replaced: dict[int, list[NodeProto]] = {}
+    order = {pair: number for number, pair in enumerate(sorted(pair for pair in tables if tables[pair] is not None))}
+    for pair, number in order.items():
         for kind, table in zip(("cos", "sin"), tables[pair] or (), strict=True):
             model.graph.initializer.append(constant(f"{LENGTHS}{kind}.{number}", table))
-    order = {pair: number for number, pair in enumerate(sorted(p for p, table in tables.items() if table is not None))}
     for one in attentions:
         _, heads, _, size = pasts[f"{PAST}{one.layer}.key"]
-        pair = None if one.turned is None else (one.turned[0].cos, one.turned[0].sin)
-        replaced[id(one.end)] = _nodes(model, wiring, one, heads, size, order.get(pair) if pair else None)
+        table_of = None if one.turned is None else order.get((one.turned[0].cos, one.turned[0].sin))
+        replaced[id(one.end)] = _nodes(model, wiring, one, heads, size, table_of)
     _forget_lengths(model, pasts)
     for node in model.graph.node:
         nodes += replaced.get(id(node), [node])
-    replace_nodes(
-        model.graph, in_order(model, [one for one in nodes if not set(one.output) & _presents(attentions, one)])
-    )
+    replace_nodes(model.graph, in_order([one for one in nodes if not set(one.output) & _presents(attentions, one)]))
     add_opset(model, MICROSOFT, 1)
     drop_dead(model)
     helper.set_model_props(model, {APPENDS: "1"})
@@ -123,6 +125,15 @@ def _presents(attentions: list[Attention], node: NodeProto) -> set[str]:
     if node.op_type != "Concat":
         return set()
     return {f"{PRESENT}{one.layer}.{kind}" for one in attentions for kind in ("key", "value")}
+
+
+def _only_attended(wiring: Wiring, past: str) -> bool:
+    """Whether nothing but attention reads a past and its present; how many rows and tokens it has may be asked."""
+    for node in wiring.readers.get(past, []):
+        asked = {one.name: one.i for one in node.attribute}
+        if node.op_type != "Concat" and not (node.op_type == "Shape" and asked in (ROWS, TOKENS)):
+            return False
+    return len(wiring.readers.get(past.replace(PAST, PRESENT), [])) == 1
 
 
 def _attention(wiring: Wiring, layer: int) -> Attention | None:
@@ -226,7 +237,8 @@ def _tables(model: onnx.ModelProto, cos: str, sin: str, positions: int) -> tuple
     than positions, or differ between the halves of a head."""
     import onnxruntime
 
-    needed, nodes = {cos, sin}, []
+    needed = {cos, sin}
+    nodes: list[NodeProto] = []
     for node in reversed(model.graph.node):
         if needed & set(node.output):
             nodes.append(node)
@@ -326,39 +338,29 @@ def _forget_lengths(model: onnx.ModelProto, pasts: Mapping[str, Any]) -> None:
     for node in model.graph.node:
         if node.op_type != "Shape" or node.input[0] not in pasts:
             continue
-        told = {one.name: one.i for one in node.attribute}
-        if (told.get("start"), told.get("end")) == (2, 3):
-            node.op_type, name = "Identity", LENGTHS + "before"
-        else:  # how many rows there are
-            node.op_type, name = "Identity", LENGTHS + "rows"
+        tokens = {one.name: one.i for one in node.attribute} == TOKENS
         del node.attribute[:]
-        node.input[0] = name
+        node.op_type, node.input[0] = "Identity", LENGTHS + ("before" if tokens else "rows")
 
 
-def in_order(model: onnx.ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
+def in_order(nodes: list[NodeProto]) -> list[NodeProto]:
     """The nodes so that each comes after what it reads, otherwise as they were."""
     makers = {name: node for node in nodes for name in node.output}
     done: set[int] = set()
     ordered: list[NodeProto] = []
-
-    def place(node: NodeProto) -> None:
-        stack: list[tuple[NodeProto, Callable[[], Any] | None]] = [(node, None)]
+    for node in nodes:
+        stack = [node]
         while stack:
-            current, _ = stack[-1]
-            waiting = [
-                maker for name in current.input if (maker := makers.get(name)) is not None and id(maker) not in done
-            ]
-            if waiting and id(current) not in done:
-                stack.append((waiting[0], None))
+            current = stack[-1]
+            found = (makers.get(name) for name in current.input)
+            waiting = next((maker for maker in found if maker is not None and id(maker) not in done), None)
+            if waiting is not None and id(current) not in done:
+                stack.append(waiting)
                 continue
             stack.pop()
             if id(current) not in done:
                 done.add(id(current))
                 ordered.append(current)
-
-    for node in nodes:
-        if id(node) not in done:
-            place(node)
     return ordered
 
 

@@ -53,7 +53,7 @@ def fuse_decoder(model: onnx.ModelProto, positions: int) -> int:
     layers = fuse_attention(model, positions)
     for step in (fuse_norms, flatten_products, take_biases_in, merge_products, pack_attention, choose_logits):
         step(model)
-        replace_nodes(model.graph, in_order(model, list(model.graph.node)))
+        replace_nodes(model.graph, in_order(list(model.graph.node)))
         drop_dead(model)
     return layers
 

@@ -14,6 +14,7 @@ import onnx
 from onnx import helper
 from onnxruntime.quantization.matmul_nbits_quantizer import (
     DefaultWeightOnlyQuantConfig,
+    DefaultWeightOnlyQuantizer,
     HQQWeightOnlyQuantConfig,
     MatMulNBitsQuantizer,
 )
@@ -120,37 +121,40 @@ class QuantizeWeights:
 
     def _narrow(self, node: onnx.NodeProto, values: np.ndarray) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
         """What stands for one product, and its weights: quantized alone, so that no two are in memory in full."""
+        if self.method == "hqq":
+            return self._half_quadratic(node, values)
         if self.method == "mse":
-            return self._searched(node, values)
+            arrays = dict(zip((f"Q{self.bits}", "scales"), rounded(values, self.bits, self.block), strict=True))
+        else:
+            config = DefaultWeightOnlyQuantConfig(block_size=self.block, is_symmetric=self.symmetric, bits=self.bits)
+            rows = DefaultWeightOnlyQuantizer(config).qbits_block_quant(values)
+            arrays = dict(zip((f"Q{self.bits}", "scales", "zero_points"), rows, strict=True))
+            if self.symmetric:
+                del arrays["zero_points"]
+        tensors = [constant(f"{node.input[1]}_{kind}", array) for kind, array in arrays.items()]
+        inputs = [node.input[0], *(tensor.name for tensor in tensors)]
+        made = helper.make_node(
+            "MatMulNBits", inputs, list(node.output), f"{node.name}_Q{self.bits}", domain="com.microsoft",
+            K=values.shape[0], N=values.shape[1], bits=self.bits, block_size=self.block, accuracy_level=INT8_PRODUCTS,
+        )  # fmt: skip
+        return [made], tensors
+
+    def _half_quadratic(
+        self, node: onnx.NodeProto, values: np.ndarray
+    ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """As `_narrow`, by ONNX Runtime's own tool, on a graph of this product alone."""
+        config = HQQWeightOnlyQuantConfig(block_size=self.block, bits=self.bits, op_types_to_quantize=("MatMul",))
         alone = helper.make_graph([node], "one", [], [], [constant(node.input[1], values)])
         with quiet_quantizer(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
-            quantizer = MatMulNBitsQuantizer(helper.make_model(alone), algo_config=self._method())
+            quantizer = MatMulNBitsQuantizer(helper.make_model(alone), algo_config=config)
             quantizer.process()
         made = quantizer.model.model.graph
         for one in made.node:
-            level = [attribute for attribute in one.attribute if attribute.name != "accuracy_level"]
+            told = [attribute for attribute in one.attribute if attribute.name != "accuracy_level"]
             del one.attribute[:]
-            one.attribute.extend([*level, helper.make_attribute("accuracy_level", INT8_PRODUCTS)])
+            one.attribute.extend([*told, helper.make_attribute("accuracy_level", INT8_PRODUCTS)])
         return list(made.node), [tensor for tensor in made.initializer if tensor.name != node.input[1]]
-
-    def _searched(
-        self, node: onnx.NodeProto, values: np.ndarray
-    ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-        packed, scales = rounded(values, self.bits, self.block)
-        names = [f"{node.input[1]}_Q{self.bits}", f"{node.input[1]}_scales"]
-        made = helper.make_node(
-            "MatMulNBits", [node.input[0], *names], list(node.output), f"{node.name}_Q{self.bits}", domain="com.microsoft",
-            K=values.shape[0], N=values.shape[1], bits=self.bits, block_size=self.block, accuracy_level=INT8_PRODUCTS,
-        )  # fmt: skip
-        return [made], [constant(name, array) for name, array in zip(names, (packed, scales), strict=True)]
-
-    def _method(self) -> DefaultWeightOnlyQuantConfig | HQQWeightOnlyQuantConfig:
-        if self.method == "hqq":
-            return HQQWeightOnlyQuantConfig(block_size=self.block, bits=self.bits, op_types_to_quantize=("MatMul",))
-        return DefaultWeightOnlyQuantConfig(
-            block_size=self.block, is_symmetric=self.symmetric, bits=self.bits, op_types_to_quantize=("MatMul",)
-        )
 
     def _kept(self, model: onnx.ModelProto) -> list[str]:
         """Names of products that stay as they are."""
