@@ -103,9 +103,9 @@ def texts(net: Any, batch: int, length: int, device: str) -> dict[str, torch.Ten
 
 
 def images(net: Any, batch: int, length: int, device: str) -> dict[str, torch.Tensor]:
-    """Random pictures of the network's one size."""
+    """Random pictures of the network's one size, drawn in fp32 so that every precision is given the same."""
     side = net.config.image_size
-    return {"pixel_values": torch.randn(batch, 3, side, side, device=device, dtype=net.dtype)}
+    return {"pixel_values": torch.randn(batch, 3, side, side, device=device).to(net.dtype)}
 
 
 def one_step(net: Any, batch: int, length: int, device: str) -> dict[str, torch.Tensor]:
@@ -113,7 +113,7 @@ def one_step(net: Any, batch: int, length: int, device: str) -> dict[str, torch.
     config = net.config
     shape = (batch, config.n_head, length, config.n_embd // config.n_head)
     past = {
-        f"{PAST}{layer}.{kind}": torch.randn(shape, device=device, dtype=net.dtype)
+        f"{PAST}{layer}.{kind}": torch.randn(shape, device=device).to(net.dtype)
         for layer in range(config.n_layer)
         for kind in ("key", "value")
     }
@@ -219,7 +219,8 @@ class OnnxGraph:
 
         with torch.inference_mode():
             output = eager(self.net)(tensors)["last_hidden_state"].clone()
-        with tempfile.TemporaryDirectory() as scratch:
+        # Exporting traces with autograd's bookkeeping, which tensors of inference mode lack.
+        with tempfile.TemporaryDirectory() as scratch, torch.inference_mode(False), torch.no_grad():
             path = Path(scratch) / "model.onnx"
             torch.onnx.export(
                 self.net,

@@ -61,7 +61,8 @@ def test_without_the_emulated_python_one_line_says_how_to_make_it(tmp_path: Path
 def test_bundles_answer_on_emulated_cores_with_and_without_dot_products(tiny_checkpoint: Any, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint("bert", "sentence-embedding")
     data = tmp_path / "pairs.csv"
-    rows = [f"{first},{second},{len(first) % 5}" for first in TEXTS for second in TEXTS] * 8
+    pairs = [(f"{first} {number}", second) for number in range(12) for first in TEXTS for second in TEXTS]
+    rows = [f"{first},{second},{number % 5}" for number, (first, second) in enumerate(pairs)]
     data.write_text("sentence1,sentence2,score\n" + "\n".join(rows))
     for precision in ("fp32", "int8"):
         fmopt.export(checkpoint, tmp_path / precision, precision=precision, target="raspberry-pi-5", data=data)
@@ -90,5 +91,5 @@ def test_bundles_answer_on_emulated_cores_with_and_without_dot_products(tiny_che
         assert checks[name][-1]["name"] == "latency"
         assert checks[name][-1]["outcome"] == "UNMEASURED"
     assert [check["limit"] for check in checks["fp32"][:2]] == [1e-5, 1e-5]
-    assert found["bundles"]["int8"]["metric"]["items"] == 12
+    assert found["bundles"]["int8"]["metric"]["items"] == 40
     assert checks["int8"][2]["name"] == "accuracy drop"
