@@ -6,6 +6,8 @@ JSON with a "verb"; the answer is one line of JSON after `MARK`, whatever else a
 Python 3.7, so that a Python too old for a bundle can still say so.
 """
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import json
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from typing import IO, Any
 
 MARK = "fmopt-board: "
 FOLDER = ".fmopt-board"
@@ -42,19 +45,19 @@ os.rename(folder + "/code.new", folder + "/code")
 HOME = os.path.expanduser("~")
 
 
-def root():
+def root() -> str:
     """The board's own folder."""
     return os.path.join(HOME, FOLDER)
 
 
-def command(argv):
+def command(argv: list[str]) -> list[str]:
     """A command line: python3 is the Python that this runs in, ~ the home that was logged in to."""
     own = "~/" + FOLDER
     words = [root() + word[len(own) :] if word.startswith(own) else word for word in argv]
     return [sys.executable if words[0] == "python3" else words[0], *words[1:]]
 
 
-def inside(name):
+def inside(name: str) -> str:
     """A path within the folder; ValueError for one that leads out of it."""
     path = os.path.normpath(os.path.join(root(), name))
     if not path.startswith(root() + os.sep):
@@ -62,13 +65,13 @@ def inside(name):
     return path
 
 
-def answer(**what):
+def answer(**what: Any) -> None:
     """The one line that is the answer."""
     sys.stdout.write("\n" + MARK + json.dumps(what) + "\n")
     sys.stdout.flush()
 
 
-def hello(request, stream):
+def hello(request: dict[str, Any], stream: Any) -> None:
     """What this place is, as far as it decides which packages fit."""
     os.makedirs(root(), exist_ok=True)
     answer(
@@ -83,7 +86,7 @@ def hello(request, stream):
     )
 
 
-def have(request, stream):
+def have(request: dict[str, Any], stream: Any) -> None:
     """Of each file, how many bytes are here: all of them only when the sha256 is right too."""
     found = {}
     for name, (size, digest) in request["files"].items():
@@ -96,7 +99,7 @@ def have(request, stream):
     answer(have=found, free=shutil.disk_usage(root()).free)
 
 
-def take(request, stream):
+def take(request: dict[str, Any], stream: Any) -> None:
     """Files, or what is missing of them, one after the other from the stream.
 
     Written at offsets into a part beside the file, so that what a cut line delivers late does no harm; moved into place
@@ -124,7 +127,7 @@ def take(request, stream):
     answer(taken=len(request["files"]))
 
 
-def unpack(request, stream):
+def unpack(request: dict[str, Any], stream: Any) -> None:
     """Every wheel of a folder into another: a wheel is a zip of what an import wants."""
     place = inside(request["into"])
     os.makedirs(place, exist_ok=True)
@@ -136,7 +139,7 @@ def unpack(request, stream):
     answer(unpacked=wheels)
 
 
-def start(request, stream):
+def start(request: dict[str, Any], stream: Any) -> None:
     """Start a program that goes on without the line; nothing when the same job runs or has ended already."""
     folder = inside("jobs/" + request["job"])
     if state(folder) == "lost":
@@ -157,7 +160,7 @@ def start(request, stream):
     answer(state=state(folder))
 
 
-def poll(request, stream):
+def poll(request: dict[str, Any], stream: Any) -> None:
     """What became of a job; waits for its end up to `wait` seconds. An ended one comes with what it printed."""
     folder = inside("jobs/" + request["job"])
     until = time.time() + request["wait"]
@@ -170,7 +173,7 @@ def poll(request, stream):
     answer(state=now, code=int(text(folder, "code")), out=text(folder, "out"), err=text(folder, "err"))
 
 
-def forget(request, stream):
+def forget(request: dict[str, Any], stream: Any) -> None:
     """End a job and remove what it left."""
     folder = inside("jobs/" + request["job"])
     end(folder)
@@ -178,7 +181,7 @@ def forget(request, stream):
     answer(forgotten=request["job"])
 
 
-def remove(request, stream):
+def remove(request: dict[str, Any], stream: Any) -> None:
     """Remove a file or folder of ours."""
     path = inside(request["name"])
     shutil.rmtree(path, ignore_errors=True)
@@ -187,7 +190,7 @@ def remove(request, stream):
     answer(removed=request["name"])
 
 
-def clean(request, stream):
+def clean(request: dict[str, Any], stream: Any) -> None:
     """End every job and remove the whole folder."""
     jobs = os.path.join(root(), "jobs")
     for name in os.listdir(jobs) if os.path.isdir(jobs) else []:
@@ -196,7 +199,7 @@ def clean(request, stream):
     answer(left=os.path.exists(root()))
 
 
-def run(request, stream):
+def run(request: dict[str, Any], stream: Any) -> None:
     """A short program and what it printed."""
     argv = command(request["argv"])
     try:
@@ -208,7 +211,7 @@ def run(request, stream):
         answer(code=127, out="", err=str(error))
 
 
-def facts(request, stream):
+def facts(request: dict[str, Any], stream: Any) -> None:
     """The CPU as the system describes it; understood by the one who asked."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     places = set()
@@ -238,7 +241,7 @@ def facts(request, stream):
     )
 
 
-def lines(path):
+def lines(path: str) -> str:
     """The text of a system file; empty where there is none."""
     try:
         with open(path, errors="replace") as file:
@@ -247,13 +250,13 @@ def lines(path):
         return ""
 
 
-def text(folder, name):
+def text(folder: str, name: str) -> str:
     """What a job printed."""
     with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
         return file.read()
 
 
-def state(folder):
+def state(folder: str) -> str:
     """absent, running, ended, or lost: killed or switched off before it could say how it ended."""
     if os.path.exists(os.path.join(folder, "code")):
         return "ended"
@@ -270,18 +273,18 @@ def state(folder):
     return "running"
 
 
-def end(folder):
+def end(folder: str) -> None:
     """Kill what a job runs: its keeper leads a session of its own."""
     if state(folder) == "running":
         os.killpg(int(lines(os.path.join(folder, "pid")).split()[0]), signal.SIGKILL)
 
 
-def boot():
+def boot() -> str:
     """This start of the system: a process number of an earlier one means nothing."""
     return lines("/proc/sys/kernel/random/boot_id") or "unknown"
 
 
-def sha256(path):
+def sha256(path: str) -> str:
     """Of a file, read in blocks."""
     total = hashlib.sha256()
     with open(path, "rb") as file:
@@ -293,7 +296,7 @@ def sha256(path):
 VERBS = {f.__name__: f for f in (hello, have, take, unpack, start, poll, forget, remove, clean, run, facts)}
 
 
-def main(stream):
+def main(stream: IO[bytes]) -> None:
     """Answer one request."""
     os.umask(0o077)
     # Runtimes write caches and traces of use into a home: into one within the folder.

@@ -4,11 +4,14 @@ What ceilings.py measures on this machine, in the same way: the shortest call co
 NAME=GRAPH.onnx…` prints one line of JSON.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,7 +20,7 @@ NUMBERS = 16_000_000  # three float32 arrays of 64 MB each: beyond any last-leve
 KINDS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
 
-def best_seconds(kernel, seconds):
+def best_seconds(kernel: Any, seconds: float) -> float:
     """The shortest of the calls made in `seconds`."""
     kernel()
     best = float("inf")
@@ -29,16 +32,16 @@ def best_seconds(kernel, seconds):
     return best
 
 
-def wait_for_all(pool, work, parts):
+def wait_for_all(pool: ThreadPoolExecutor, work: Any, parts: list[slice]) -> None:
     """One call for each part, at once."""
     list(pool.map(work, parts))
 
 
-def bandwidth(seconds, cores):
+def bandwidth(seconds: float, cores: int) -> float:
     """GB/s by STREAM's add a = b + c, which moves what its triad moves; the better of one thread and all."""
     a, b, c = (np.ones(NUMBERS, np.float32) for _ in range(3))
 
-    def add(at):
+    def add(at: slice) -> None:
         np.add(b[at], c[at], out=a[at])
 
     best = float("inf")
@@ -49,7 +52,7 @@ def bandwidth(seconds, cores):
     return 3 * 4 * NUMBERS / best / 1e9
 
 
-def gops(path, seconds):
+def gops(path: str, seconds: float) -> float:
     """10⁹ operations/s of one core in the product of a graph x · weights."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -59,7 +62,7 @@ def gops(path, seconds):
     return 2 * port.shape[0] ** 3 / best_seconds(lambda: session.run(None, {"x": x}), seconds) / 1e9
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Measure, and say what came of it."""
     seconds, cores = float(argv[0]), int(argv[1])
     graphs = dict(word.split("=") for word in argv[2:])

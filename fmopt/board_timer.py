@@ -4,18 +4,22 @@ Runs there beside copies of edge.py and turns.py, by the same clock and the same
 fmopt. A variant that cannot be opened or run there is told with its reason, and the others are timed all the same.
 """
 
+from __future__ import annotations
+
 import itertools
 import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import edge  # type: ignore[import-not-found]
 import numpy as np
 import turns  # type: ignore[import-not-found]
 
 
-def opened(request):
+def opened(request: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, str]]:
     """(runners, reasons why some are none) by name; each has run once."""
     inputs = [dict(np.load(path)) for path in request["inputs"]]
     runners, failed = {}, {}
@@ -29,14 +33,14 @@ def opened(request):
     return inputs, runners, failed
 
 
-def alone(request, inputs, runners):
+def alone(request: dict[str, Any], inputs: list[dict[str, Any]], runners: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A call of each model on the next inputs."""
     for name, runner in runners.items():
         turn = itertools.cycle([edge.timed_call(request["pipeline"], runner, one) for one in inputs])
         yield name, (lambda turn=turn: next(turn)())
 
 
-def whole(request, runners):
+def whole(request: dict[str, Any], runners: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A call of each from raw to answer."""
     preprocessor = edge.open_preprocessor(Path(request["reader"]), request["pipeline"])
     batches = [[edge.raw_from_json(raw) for raw in batch] for batch in request["batches"]]
@@ -45,12 +49,12 @@ def whole(request, runners):
         yield name, (lambda model=model, turn=turn: model.soonest(next(turn)))
 
 
-def keep(samples, names):
+def keep(samples: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[str]:
     """The fastest of some names by the samples so far."""
     return sorted((name for name in names if samples.get(name)), key=lambda name: float(np.median(samples[name])))[:1]
 
 
-def main(path):
+def main(path: str) -> None:
     """Time, and say what came of it."""
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     inputs, runners, failed = opened(request)
