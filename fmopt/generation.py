@@ -123,7 +123,9 @@ def cache_tensors(cache: Any) -> dict[str, np.ndarray]:
     """Keys and values of a transformers cache as float32 arrays, by the names of the graph's outputs; none of None,
     or of the cache of an encoder and a decoder. The last layers of one stay empty where attentions were pruned away."""
     found = {}
-    for number, layer in enumerate(layer for layer in getattr(cache, "layers", ()) if layer.is_initialized):
+    for number, layer in enumerate(
+        layer for layer in getattr(cache, "layers", ()) if getattr(layer, "is_initialized", True)
+    ):
         found[f"{PRESENT}{number}.key"] = layer.keys.float().cpu().numpy()
         found[f"{PRESENT}{number}.value"] = layer.values.float().cpu().numpy()
     return found
