@@ -54,7 +54,7 @@ def told_by_transformers(folder, raw, threshold):
     return [found[name][order].numpy() for name in ("labels", "scores", "boxes")]
 
 
-@pytest.mark.parametrize("family", ["yolos", "detr"])
+@pytest.mark.parametrize("family", DETECTORS)
 def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what transformers says."""
     folder = tiny(family)
@@ -63,15 +63,16 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
     made = {p: api.export(folder, tmp_path / p, precision=p, data=data) for p in ("fp32", "int8")}
     shown = picture(7, size=(90, 70))
     (tmp_path / "seen.png").write_bytes(shown)
-    labels, scores, boxes = told_by_transformers(folder, shown, 0.05)
-    assert len(labels) > 2
+    labels, scores, boxes = (part[:5] for part in told_by_transformers(folder, shown, 0))
+    least = str(scores[4] - 1e-3)
     code = "import sys; sys.modules['torch'] = None; import run; sys.exit(run.main(sys.argv[1:]))"
     got = subprocess.run(
-        [sys.executable, "-c", code, "predict", "--json", "--threshold", "0.05", str(tmp_path / "seen.png")],
+        [sys.executable, "-c", code, "predict", "--json", "--threshold", least, str(tmp_path / "seen.png")],
         cwd=made["fp32"], capture_output=True, text=True, check=True,
         env={"PYTHONPATH": ":".join(path for path in sys.path if "site" in path), "PATH": ""},
     )  # fmt: skip
     (answer,) = json.loads(got.stdout)
+    answer = answer[:5]  # what follows may score as much as the fifth
     assert [one["label"] for one in answer] == [NAMES[number] for number in labels]
     np.testing.assert_allclose([one["score"] for one in answer], scores, atol=1e-3)
     np.testing.assert_allclose([list(one["box"].values()) for one in answer], boxes, atol=0.1)
