@@ -51,7 +51,7 @@ def test_boxes_are_read_from_arrays_and_from_an_objects_column(tiny, tmp_path, d
     (row, *_) = load_data(str(data), TASK, facts).split("test")
     told = box_arrays(8, 2)
     count = told["offsets"][1]
-    assert row["classes"] == [NAMES[number] for number in told["box_labels"][:count]]
+    assert row["classes"] == told["box_labels"][:count].tolist()
     (item,) = TASK.items([row], facts)
     np.testing.assert_allclose(item.label[:, 1:], told["boxes"][:count] * [48, 32, 48, 32], atol=1e-4)
     for number in range(4):
@@ -100,7 +100,7 @@ def told_by_transformers(folder, raw, threshold):
     return [found[name][order].numpy() for name in ("labels", "scores", "boxes")]
 
 
-@pytest.mark.parametrize("family", DETECTORS)
+@pytest.mark.parametrize("family", ["yolos", "detr"])
 def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what transformers says."""
     folder = tiny(family)
