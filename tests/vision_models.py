@@ -70,7 +70,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
                                  "depths": [1, 1, 1, 1], "layer_type": "basic", "out_features": ["stage4"]}},
     "rt_detr": {"d_model": 32, "encoder_hidden_dim": 32, "encoder_in_channels": [32, 32, 64], "encoder_ffn_dim": 64,
                 "encoder_attention_heads": 4, "decoder_in_channels": [32, 32, 32], "decoder_ffn_dim": 64,
-                "decoder_layers": 2, "decoder_attention_heads": 4, "num_queries": 12, "num_denoising": 4,
+                "decoder_layers": 2, "decoder_attention_heads": 4, "num_queries": 84, "num_denoising": 4,
                 "backbone_config": {"model_type": "rt_detr_resnet", "embedding_size": 16, "hidden_sizes": [16, 32, 32, 64],
                                     "depths": [1, 1, 1, 1], "layer_type": "basic",
                                     "out_features": ["stage2", "stage3", "stage4"]}},
@@ -90,8 +90,9 @@ def write_detector(folder: Path, family: str, seed: int = 0) -> Path:
     )
     with torch.no_grad():  # boxes and scores that differ, as a trained network's do
         for name, value in net.named_parameters():
-            if value.ndim > 1 and ("class" in name or "bbox" in name or "query" in name or "tokens" in name):
-                value.normal_(0, 0.3)
+            heads = any(part in name for part in ("class", "bbox", "query", "tokens", "score"))
+            if value.ndim > 1:
+                torch.nn.init.normal_(value, 0, 0.3) if heads else torch.nn.init.kaiming_normal_(value)
     folder.mkdir(parents=True, exist_ok=True)
     net.eval().save_pretrained(folder)
     size = {"height": 64, "width": 64} if family == "rt_detr" else {"height": 32, "width": 48}
