@@ -48,6 +48,7 @@ ROWS = (
         "data",
         "tables",
         "pydoc",
+        "stdlib_source",
         "store",
         "record",
         "side",
