@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from fmopt.interactions import are_interactions, catalogue_lines, leave_one_out
 from fmopt.lookup import did_you_mean
 from fmopt.model import CheckpointFacts
 from fmopt.pydoc import pydoc_splits
+from fmopt.stdlib_source import stdlib_splits
 from fmopt.tables import Row, Table, label_names, read_file, read_folder, read_hub, suffix
 from fmopt.tasks.base import Task, name_key
 
-BUILTIN = "builtin:pydoc"
+BUILTIN, SOURCE_CODE = "builtin:pydoc", "builtin:stdlib"
+BUILTINS: Mapping[str, Callable[[], Mapping[str, Sequence[Row]]]] = {BUILTIN: pydoc_splits, SOURCE_CODE: stdlib_splits}
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?::[\w.-]+)?")
 LABELS = frozenset(
     {"label", "tags", "score", "answers", "answer_starts", "mask", "transcript", "target", "next", "boxes", "classes"}
@@ -76,7 +79,7 @@ class Dataset:
 def load_data(
     spec: str, task: Task, facts: CheckpointFacts, *, columns: Mapping[str, str] | None = None, seed: int = 0
 ) -> Dataset:
-    """The data set that `spec` names: a file, a folder with one file per split, a hub name, or `builtin:pydoc`.
+    """The data set that `spec` names: a file, a folder with one file per split, a hub name, or one of BUILTINS.
 
     `columns` maps roles to column names where they are not the usual ones. `seed` decides what is cut from what.
     DataError, one line with the way out, when it cannot be used.
@@ -100,6 +103,9 @@ def load_data(
         notes.append("docstrings of the Python standard library, split by module")
         licence = "PSF-2.0"
     else:
+        if spec == SOURCE_CODE:
+            notes.append(f"functions of the standard library of Python {platform.python_version()}, split by module")
+            licence = "PSF-2.0"
         splits = _assign(_judgeable(chosen, notes), Path(spec).name or spec, seed, notes)
     return Dataset(Path(spec).name or spec, _digest(splits), splits, tuple(notes), licence, told)
 
@@ -140,9 +146,9 @@ def _histories(tables: Mapping[str, Table], notes: list[str]) -> dict[str, Table
 def _read(spec: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
     """Tables by split ("" for one without splits), and what a labels.json says."""
     if spec.startswith("builtin:"):
-        if spec != BUILTIN:
-            raise DataError(f"there is no data set {spec!r}{did_you_mean(spec, [BUILTIN])}")
-        return {split: Table(f"{spec} ({split})", [*rows]) for split, rows in pydoc_splits().items()}, {}
+        if spec not in BUILTINS:
+            raise DataError(f"there is no data set {spec!r}{did_you_mean(spec, BUILTINS)}")
+        return {split: Table(f"{spec} ({split})", [*rows]) for split, rows in BUILTINS[spec]().items()}, {}
     path = Path(spec).expanduser()
     if path.is_dir():
         return read_folder(path), label_names(path / "labels.json")
@@ -153,7 +159,7 @@ def _read(spec: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
         return read_hub(spec), {}
     raise DataError(
         f"there is no file or folder {spec}; give a csv, tsv, json, jsonl, parquet or txt file, a folder with one "
-        f"file per split, a hub data set (owner/name), or {BUILTIN}"
+        f"file per split, a hub data set (owner/name), or {' or '.join(BUILTINS)}"
     )
 
 

@@ -50,6 +50,7 @@ ROWS = (
         "data",
         "tables",
         "pydoc",
+        "stdlib_source",
         "store",
         "record",
         "side",

@@ -15,7 +15,8 @@ Model = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", help="csv/tsv/jsonl/parquet file, folder with one file per split, hub data set, or builtin:pydoc."
+        "--data",
+        help="csv/tsv/jsonl/parquet file, folder with one file per split, hub data set, builtin:pydoc or builtin:stdlib.",
     ),
 ]
 Task = Annotated[str | None, typer.Option("--task", help="Overrides the task found in the checkpoint.")]

@@ -128,21 +128,24 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  
         )
         return told if return_dict else told.to_tuple()
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]  # the rest of transformers' arguments are in `others`
         self, input_ids: torch.Tensor, past_key_values: DynamicCache | None = None,
         attention_mask: torch.Tensor | None = None, **others: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """What `generate` gives to the next call: all of a prompt, then one word at a time."""
-        begun = (
-            past_key_values is not None and bool(past_key_values.layers) and past_key_values.layers[0].is_initialized
-        )
+        begun = past_key_values is not None and _has(past_key_values, 0)
         given = {"past_key_values": past_key_values, "attention_mask": attention_mask, "use_cache": True}
         return {"input_ids": input_ids[:, -1:] if begun else input_ids, **given}
 
 
+def _has(cache: Any, number: int) -> bool:
+    """Whether a layer has read something."""
+    return number < len(cache.layers) and bool(cache.layers[number].is_initialized)
+
+
 def _state(cache: DynamicCache, number: int, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(h, c), each [1, rows, width], that a layer goes on from; zeros where nothing was read yet."""
-    if number >= len(cache.layers) or not cache.layers[number].is_initialized:
+    if not _has(cache, number):
         zeros = states.new_zeros(1, states.shape[0], states.shape[2])
         return zeros, zeros
     kept: Any = cache.layers[number]
@@ -151,7 +154,7 @@ def _state(cache: DynamicCache, number: int, states: torch.Tensor) -> tuple[torc
 
 def _keep(cache: DynamicCache, number: int, state: Sequence[torch.Tensor]) -> None:
     said, remembered = (part.transpose(0, 1)[:, None] for part in state)
-    if number < len(cache.layers) and cache.layers[number].is_initialized:
+    if _has(cache, number):
         kept: Any = cache.layers[number]
         kept.keys, kept.values = said, remembered  # in place of the last ones: a state does not grow
     else:
