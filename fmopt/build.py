@@ -181,7 +181,8 @@ class Workshop:
         outputs = self.facts.pipeline["outputs"]  # of a cache, what is kept is proved by what is made of it
         judged: Runner = generation.TwoSteps(runner) if self.facts.task == generation.TASK else runner
         if seq2seq.makes_answers(self.facts.pipeline):
-            judged, words = seq2seq.InHalves(runner), model.net.config.vocab_size
+            config: Any = model.net.config
+            judged, words = seq2seq.InHalves(runner), int(config.vocab_size)
             batches = [seq2seq.with_answer(batch, self.facts.pipeline["start"], words) for batch in batches]
         try:
             parity = exporting.check_parity(

@@ -269,7 +269,7 @@ def _tables(model: onnx.ModelProto, cos: str, sin: str, positions: int) -> tuple
 
 def _lengths(model: onnx.ModelProto) -> list[NodeProto]:
     """Nodes that tell how many tokens there are, new and in all, for every row."""
-    constants = {"one": np.array([1], np.int32), "whole": np.array([0, 0, -1], np.int64)}
+    constants: dict[str, np.ndarray] = {"one": np.array([1], np.int32), "whole": np.array([0, 0, -1], np.int64)}
     model.graph.initializer.extend(constant(LENGTHS + name, value) for name, value in constants.items())
 
     def node(kind: str, inputs: list[str], out: str, **attributes: Any) -> NodeProto:
@@ -325,7 +325,7 @@ def _nodes(
     inputs = [*states, f"{PAST}{one.layer}.key", f"{PAST}{one.layer}.value", LENGTHS + "lasts", LENGTHS + "total",
               *turned, one.bias, "", "", "", "", "", LENGTHS + "news"]  # fmt: skip
     outputs = [f"{name}.out", f"{PRESENT}{one.layer}.key", f"{PRESENT}{one.layer}.value"]
-    attributes = {"num_heads": heads * one.repeats, "kv_num_heads": heads, "scale": one.scale}
+    attributes: dict[str, Any] = {"num_heads": heads * one.repeats, "kv_num_heads": heads, "scale": one.scale}
     if table is not None and one.turned is not None:
         attributes["do_rotary"] = 1
     nodes.append(helper.make_node("GroupQueryAttention", inputs, outputs, name, domain=MICROSOFT, **attributes))

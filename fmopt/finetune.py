@@ -165,7 +165,7 @@ def _network(job: _Job) -> torch.nn.Module:
             options["problem_type"] = "single_label_classification"
     if job.facts.pipeline.get("no_answer"):
         options["no_answer"] = True
-    net = load_network(job.facts.folder, job.task.auto_class, head=options)
+    net: Any = load_network(job.facts.folder, job.task.auto_class, head=options)
     if has_halves(net):  # what it answers is not to be seen in its weights
         net.config.task_specific_params = {job.task.name: {}}
     return net

@@ -189,7 +189,7 @@ def _cache(inputs: Mapping[str, Any], side: str) -> Any:
 
 
 def _tensors(cache: Any, side: str) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for number, layer in enumerate(cache.layers):
         found |= {f"{PRESENT}{number}.{side}.key": layer.keys, f"{PRESENT}{number}.{side}.value": layer.values}
     return found

@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -294,8 +295,15 @@ def predict_latency(run: Run) -> None:
         ms = run.store.value(
             "prediction",
             key,
-            lambda path=artifact.path, runtime=artifact.runtime, precision=precision: efficiency.predict_ms(
-                path, runtime, run.job.target, request.batch, length, precision, threads=request.threads
+            partial(
+                efficiency.predict_ms,
+                artifact.path,
+                artifact.runtime,
+                run.job.target,
+                request.batch,
+                length,
+                precision,
+                threads=request.threads,
             ),
         )
         run.update(name, predicted_ms=ms)

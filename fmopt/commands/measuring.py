@@ -54,7 +54,7 @@ def bench(
     if clean and on is None:
         raise ConfigError("--clean goes with --on; add it, or leave --clean out")
     if not matrix:
-        only = {"--scenario": scenario, "--latency-limit": latency_limit, "--time-limit": time_limit}
+        only: dict[str, object] = {"--scenario": scenario, "--latency-limit": latency_limit, "--time-limit": time_limit}
         only |= {"--output": output} if on is None else {}
         given = [name for name, value in only.items() if value is not None]
         if given:

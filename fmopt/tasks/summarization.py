@@ -49,7 +49,7 @@ class Summarization:
         """ROUGE-1, -2 and -L (F1) where there are summaries, of every text against the one that fits it best, as is usual for
         SciTLDR; the share of texts that are the baseline's, and ROUGE-L against those."""
         told = texts_of(predictions, facts)
-        found = []
+        found: list[Scores] = []
         if labelled(items):
             wanted = [summaries(item.label) for item in items]
             for name, measure in (("ROUGE-L", rouge_l), ("ROUGE-1", rouge_1), ("ROUGE-2", rouge_2)):
