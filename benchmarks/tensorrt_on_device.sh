@@ -27,7 +27,7 @@ recipe fp8 fp8 "$(printf '[[steps]]\nuse = "quantize_fp8"\n'; half fp16)"
 for name in fp32 fp16 bf16 int8 fp8; do
   bundle=$work/$name
   code=0  # 1, 3 and 4 are verdicts; 2 is a recipe that this device does not take
-  "$python" -m fmopt.cli optimize "$model" --target "$target" --length "$length" --recipe "$work/$name.toml" -o "$bundle" \
+  "$python" -m fmopt optimize "$model" --target "$target" --length "$length" --recipe "$work/$name.toml" -o "$bundle" \
     --json > "$work/$name.optimize.json" 2> "$work/$name.log" || code=$?
   if [ "$code" = 2 ]; then echo "$name: $(tail -n 1 "$work/$name.log")" >&2; continue; fi
   ( cd "$bundle"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version as distribution_version
+from typing import Annotated
 
 import typer
 
@@ -45,6 +47,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Make a pretrained Transformer as small and fast on your device as its accuracy allows, and prove it.",
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fmopt {distribution_version('fmopt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say it and exit.")
+    ] = False,
+) -> None:
+    """What may stand before a verb."""
+
+
 targets_app = typer.Typer(no_args_is_help=True, help="Devices that fmopt knows, and this one.", rich_markup_mode=None)
 app.add_typer(targets_app, name="targets")
 for verb in VERBS:
@@ -74,7 +93,3 @@ def main(argv: list[str] | None = None) -> int:
 def entry() -> None:
     """The console script."""
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    entry()

@@ -32,17 +32,22 @@ BUILTIN, SOURCE_CODE = "builtin:pydoc", "builtin:stdlib"
 BUILTINS: Mapping[str, Callable[[], Mapping[str, Sequence[Row]]]] = {BUILTIN: pydoc_splits, SOURCE_CODE: stdlib_splits}
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?::[\w.-]+)?")
 LABELS = frozenset(
-    {"label", "tags", "score", "answers", "answer_starts", "mask", "transcript", "next"}
+    {"label", "tags", "score", "answers", "answer_starts", "mask", "transcript", "target", "next", "boxes", "classes"}
 )  # roles that judge; the others are read
 LISTS = frozenset({"tokens", "tags", "items"})  # roles that hold a value per word, or per item of a history
 IDS = frozenset({"user", "item", "time", "next"})  # roles that hold a number or a name
+BOXES = frozenset({"boxes", "classes"})  # roles that hold a value per box
 # Roles that hold a file: how an array becomes one, and what is wrong with one that cannot be read.
 FILES = {
     "image": (pictures.png_file, pictures.problem),
     "mask": (pictures.png_file, pictures.problem),
     "audio": (sounds.wav_file, sounds.problem),
 }
-CLASSES = {"label": ("", "label", "labels", "intents", "classes"), "tags": ("", "tags", "ner_tags", "labels")}
+CLASSES = {
+    "label": ("", "label", "labels", "intents", "classes"),
+    "tags": ("", "tags", "ner_tags", "labels"),
+    "classes": ("", "classes", "labels", "categories"),
+}
 
 CALIBRATION, VALIDATION = 0.25, 0.25  # shares of a table without splits; the rest judges
 CUT_FROM_TRAIN = 0.1  # validation, where a folder has none
@@ -107,9 +112,10 @@ def load_data(
 
 def training_texts(spec: str, task: Task, *, columns: Mapping[str, str] | None = None, seed: int = 0) -> list[str]:
     """Every text of the rows that `load_data` would train on, before there is a model: to make a vocabulary of."""
-    tables, _ = _read(spec)
+    tables, names = _read(spec)
     chosen = {split: _by_role(table, task, columns or {}) for split, table in tables.items()}
     for table in chosen.values():
+        _spell_classes(table, names)
         _check(table)
     train = _assign(chosen, Path(spec).name or spec, seed, [])["train"]
     values = (value for row in train for value in row.values())
@@ -164,6 +170,8 @@ def _by_role(table: Table, task: Task, asked: Mapping[str, str]) -> Table:
     """The table with its columns named by role, lists read where a file format has none."""
     if not table.rows:
         raise DataError(f"{table.where} has no rows; give some hundred")
+    if "boxes" in task.columns and not {"boxes", "classes"} & set(asked):
+        table = _unfolded(table)
     roles = _roles(table, task, asked)
     rows = [
         {role: _value(role, row, column, f"{table.where}, row {number}") for role, column in roles.items()}
@@ -173,6 +181,19 @@ def _by_role(table: Table, task: Task, asked: Mapping[str, str]) -> Table:
     kept = [{role: value for role, value in row.items() if role not in empty} for row in rows]
     names = {role: table.names[column] for role, column in roles.items() if column in table.names}
     return Table(table.where, kept, names)
+
+
+def _unfolded(table: Table) -> Table:
+    """Boxes out of a column "objects", as `datasets` and COCO write them: {"bbox": x, y, width, height in pixels}."""
+    rows: list[Row] = []
+    for row in table.rows:
+        told = row.get("objects")
+        if not isinstance(told, Mapping) or "bbox" not in told:
+            return table
+        boxes = [[x, y, x + width, y + height] for x, y, width, height in told["bbox"]]
+        classes = next((list(told[key]) for key in ("category", "categories", "label", "labels") if key in told), None)
+        rows.append({**{k: v for k, v in row.items() if k != "objects"}, "boxes": boxes, "classes": classes})
+    return Table(table.where, rows, table.names)
 
 
 def _roles(table: Table, task: Task, asked: Mapping[str, str]) -> dict[str, str]:
@@ -216,6 +237,8 @@ def _match(roles: Iterable[str], task: Task, have: Sequence[str], asked: Mapping
 def _value(role: str, row: Row, column: str, where: str) -> Any:
     """What a row holds for a role: lists read where a file format has none, and the bytes of files."""
     value = row.get(column)
+    if role in BOXES and isinstance(value, np.ndarray):
+        return value.tolist()
     return _file(role, value, row, where) if role in FILES else _listed(role, value)
 
 
@@ -240,7 +263,7 @@ def _file(role: str, value: Any, row: Row, where: str) -> Any:
 
 def _listed(role: str, value: Any) -> Any:
     """A list that a csv wrote as text: JSON, Python's own form, or words with blanks between them."""
-    if not isinstance(value, str) or role not in LISTS | {"answers", "answer_starts"}:
+    if not isinstance(value, str) or role not in LISTS | BOXES | {"answers", "answer_starts"}:
         return value
     if value.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, ast.literal_eval):
@@ -306,7 +329,7 @@ def _check_labels(table: Table, task: Task, facts: CheckpointFacts) -> None:
 def _label_names(table: Table, written: Mapping[str, tuple[str, ...]], task: Task) -> tuple[str, ...]:
     """Names of the label ids: those of labels.json, else those in the file's own schema."""
     role = next((role for role in CLASSES if role in task.columns), None)
-    if role is None or not task.name.endswith("classification"):
+    if role is None or not task.name.endswith(("classification", "detection")):
         return ()
     return next((written[key] for key in CLASSES[role] if key in written), table.names.get(role, ()))
 

@@ -14,6 +14,7 @@ from fmopt import pictures
 from fmopt.edge import Batch, EdgeError, Preprocessor
 from fmopt.errors import ConfigError, DataError
 from fmopt.model import CheckpointFacts
+from fmopt.seq2seq import makes_answers
 from fmopt.tasks.automatic_speech_recognition import words_of
 from fmopt.tasks.base import Item, Raw
 
@@ -37,12 +38,14 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if task == "image-segmentation":
         maps = (pictures.class_map(row["mask"]) for row in rows if row.get("mask") is not None)
         return [f"LABEL_{number}" for number in range(1 + max(int(each[each != 255].max(initial=1)) for each in maps))]
-    if not task.endswith("-classification"):
+    if not task.endswith(("-classification", "-detection")):
         return []
-    role = "tags" if task == "token-classification" else "label"
-    told = [row[role] for row in rows] if role == "label" else [tag for row in rows for tag in row[role]]
+    role = {"token-classification": "tags", "object-detection": "classes"}.get(task, "label")
+    told = [row[role] for row in rows] if role == "label" else [name for row in rows for name in row.get(role) or ()]
     found = set(told)
-    if len(found) < 2:
+    if not found and task == "object-detection":
+        raise DataError("no train row has a box with its class, so there is nothing to learn")
+    if len(found) < 2 and task != "object-detection":
         only = next(iter(found), None)
         raise DataError(f"all train rows have the same {role} ({only!r}), so there is nothing to learn")
     if all(isinstance(value, int | np.integer) for value in found):
@@ -103,17 +106,26 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
         "audio-classification": _class_example,
         "automatic-speech-recognition": _spelled_example,
         "image-segmentation": _map_example,
+        "object-detection": _boxes_example,
         "text-regression": _number_example,
         "token-classification": _tag_examples,
         "question-answering": _answer_examples,
         "fill-mask": _whole_text,
         "text-generation": _next_tokens,
+        "translation": partial(_answer_tokens, preprocessor),
+        "summarization": partial(_answer_tokens, preprocessor),
         "sequential-recommendation": _next_tokens,
     }
+    if facts.task == "text-to-audio":
+        raise ConfigError(
+            "transformers has no training of networks that speak; start from a trained checkpoint, such as facebook/mms-tts-eng"
+        )
     if facts.task not in makers:
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
     if _several(facts):
         return partial(_classes_example, len(facts.pipeline["labels"]))
+    if facts.task == "automatic-speech-recognition" and makes_answers(facts.pipeline):
+        return partial(_answer_tokens, preprocessor)
     if facts.task == "automatic-speech-recognition":
         encoder: Any = preprocessor
         tokens, delimiter = encoder.own.tokens, facts.pipeline["ctc"]["delimiter"]
@@ -206,6 +218,8 @@ def _no_label(facts: CheckpointFacts, tokens: int) -> Example:
         return {"start_positions": np.int64(IGNORED), "end_positions": np.int64(IGNORED)}
     if facts.task == "token-classification":
         return {"labels": np.full(tokens, IGNORED, dtype=np.int64)}
+    if facts.task == "object-detection":
+        return {"labels": {"class_labels": np.zeros(0, dtype=np.int64), "boxes": np.zeros((0, 4), dtype=np.float32)}}
     if facts.task == "automatic-speech-recognition":
         return {"labels": np.full(1, IGNORED, dtype=np.int64)}
     if _several(facts):
@@ -241,6 +255,22 @@ def _next_tokens(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) 
     return {"labels": batch.inputs["input_ids"][window][batch.mask[window].astype(bool)].copy()}
 
 
+def _answer_tokens(
+    preprocessor: Preprocessor, batch: Batch, window: int, item: Item, row: Mapping[str, Any]
+) -> Example:
+    """The tokens of the answer that is wanted, its end included; the decoder begins with one of its own."""
+    pipeline = preprocessor.pipeline
+    wanted = item.label if isinstance(item.label, str) else item.label[0]  # of several summaries
+    encoder: Any = getattr(preprocessor, "own", preprocessor)
+    if "first" in pipeline:  # the language of the answer, which a tokenizer made for texts does not know
+        ids = [pipeline["first"], *encoder.ids(wanted, special=False)]
+    else:
+        ids = [*pipeline["start"][1:], *encoder.ids(wanted)]
+    ids = ids[: pipeline["max_new_tokens"] - 1]
+    stop = pipeline["stop_ids"][:1]
+    return {"labels": np.array(ids if ids[-1:] == stop else [*ids, *stop], dtype=np.int64)}
+
+
 def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     return {"labels": np.int64(item.label)}
 
@@ -273,6 +303,15 @@ def _spelled_example(
 def _map_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     """The class of every pixel, int64 (H, W), in the size that the network reads."""
     return {"labels": pictures.resized_map(item.label, *batch.inputs["pixel_values"].shape[2:]).astype(np.int64)}
+
+
+def _boxes_example(batch: Any, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The class and the box of every thing in a picture: int64 (n,), and float32 (n, 4) of middle, width and height as
+    shares of the picture, as DETR's loss takes them."""
+    height, width = batch.sizes[window]
+    corners = item.label[:, 1:] / [width, height, width, height]
+    boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    return {"labels": {"class_labels": item.label[:, 0].astype(np.int64), "boxes": boxes.astype(np.float32)}}
 
 
 def _classes_example(classes: int, batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:

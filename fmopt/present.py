@@ -157,6 +157,16 @@ def bench(found: Sequence[tuple[str, Latency]]) -> None:
     out.print(table)
 
 
+def bench_on_board(found: Benchmark, rows: Sequence[tuple[str, Latency]], folder: Path) -> None:
+    """What a board is, a bundle's percentiles there, and where the page is."""
+    runtime = " ".join(f"{name} {version}" for name, version in found.versions.items())
+    out.print(f"{found.host['cpu']} ({found.host['arch']}, {found.host['cores']} cores), {runtime}", markup=False)
+    bench([(f"{name}{', raw to answer' if latency.end_to_end else ''}", latency) for name, latency in rows])
+    for warning in dict.fromkeys(warning for cell in found.cells for warning in cell.warnings):
+        out.print(f"warning: {warning}", markup=False)
+    out.print(f"page    {folder / 'benchmark.html'}", markup=False)
+
+
 def matrix(found: Benchmark, folder: Path) -> None:
     """One table per scenario and thread count, and where the page is."""
     shown = view(found)

@@ -73,7 +73,7 @@ class Trial(Frozen):
     layers: LayerFacts = LayerFacts()
     layer_bytes: dict[str, int] = Field(default_factory=dict)  # torch module -> bytes of its weights as stored
     seconds: dict[str, float] = Field(default_factory=dict)  # stage -> seconds
-    predicted_ms: float | None = None  # roofline, for a device that is not here: never a measurement
+    predicted_ms: float | None = None  # by efficiency.py: never a measurement
 
     @property
     def name(self) -> str:

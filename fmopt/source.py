@@ -11,13 +11,13 @@ import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fmopt import lookup
 from fmopt.errors import CheckpointError
-from fmopt.model import ModelSource, quiet
+from fmopt.model import ModelSource, auto_loader, quiet
 from fmopt.networks import known_transformers
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -99,26 +99,28 @@ def _from_config(name: str, facts: Mapping[str, Any]) -> Path:
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch, torch.random.fork_rng([]):
         torch.manual_seed(0)
         config = transformers.AutoConfig.for_model(**facts["config"])
-        loader: Any = getattr(transformers, lookup.find("tasks", facts["task"]).auto_class)
+        loader = auto_loader(lookup.find("tasks", facts["task"]).auto_class, config)
         with quiet(transformers.utils.logging):
             loader.from_config(config).save_pretrained(scratch)
         if "processor" in facts:
             (Path(scratch) / "preprocessor_config.json").write_text(json.dumps(facts["processor"], indent=1))
         if "vocabulary" in facts:
-            _write_vocabulary(facts["vocabulary"]["tokens"], Path(scratch))
+            _write_vocabulary(facts["vocabulary"], Path(scratch))
         with contextlib.suppress(OSError):  # another process was faster
             shutil.copytree(scratch, place.with_suffix(".part"), dirs_exist_ok=True)
             place.with_suffix(".part").rename(place)
     return place
 
 
-def _write_vocabulary(tokens: Sequence[str], folder: Path) -> None:
-    """vocab.json of letters with their ids, and how transformers' CTC tokenizer reads it."""
+def _write_vocabulary(told: Mapping[str, Any], folder: Path) -> None:
+    """vocab.json of letters ("tokens") with their ids, and how a tokenizer of transformers reads it: that of CTC, or what
+    the other settings say."""
+    tokens, settings = told["tokens"], {name: value for name, value in told.items() if name != "tokens"}
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
     names = dict(
         zip(("pad_token", "bos_token", "eos_token", "unk_token", "word_delimiter_token"), tokens, strict=False)
     )
-    facts = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "do_lower_case": False, **names}
+    facts = settings or {"tokenizer_class": "Wav2Vec2CTCTokenizer", "do_lower_case": False, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=1))
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STRUCTURE = "structure.json"
 POOLING_MODES = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
+SPEAKING = "AutoModelForTextToWaveform"
 OURS = ("config.json", "modules.json", "sentence_bert_config.json", STRUCTURE)  # written anew, not copied
 
 
@@ -102,10 +103,15 @@ def read_structure(folder: Path) -> Structure | None:
 def load_network(
     folder: Path, auto_class: str, dtype: str = "fp32", *, head: Mapping[str, Any] | None = None
 ) -> torch.nn.Module:
-    """`model.load_network`, for pruned checkpoints too."""
+    """`model.load_network`, for pruned checkpoints too; what speaks takes its noise as an input."""
     structure = read_structure(folder)
     rebuild = None if structure is None else partial(apply_structure, structure=structure)
-    return models.load_network(folder, auto_class, dtype, rebuild=rebuild, head=head)
+    net = models.load_network(folder, auto_class, dtype, rebuild=rebuild, head=head)
+    if auto_class == SPEAKING:
+        from fmopt.speech import seeded
+
+        return seeded(net)
+    return net
 
 
 def load_facts(facts: CheckpointFacts, dtype: str = "fp32") -> TorchModel:

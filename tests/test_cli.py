@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -12,7 +13,7 @@ from fmopt.cli import main
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "fmopt.cli", *argv], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-m", "fmopt", *argv], capture_output=True, text=True, check=False)
 
 
 def test_help_lists_the_verbs():
@@ -35,6 +36,11 @@ def test_help_lists_the_verbs():
         "finetune",
     ):
         assert f"  {verb} " in got.stdout
+
+
+def test_the_version_is_that_of_the_installed_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fmopt {metadata.version('fmopt')}\n"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_finetuning_takes_the_same_course(undropped: Path, tmp_path: Path):
     words = ["finetune", str(undropped), "--data", str(tmp_path / "data"), "--epochs", "3", "--batch", "8",
              "--learning-rate", "1e-3", "-o"]  # fmt: skip
     assert main([*words, str(tmp_path / "one")]) == 0
-    got = run(*TORCHRUN, "-m", "fmopt.cli", *words, tmp_path / "two")
+    got = run(*TORCHRUN, "-m", "fmopt", *words, tmp_path / "two")
     assert got.returncode == 0, got.stderr
     assert got.stdout.count("on validation") == 1
     one, two = (json.loads((tmp_path / name / "finetune.json").read_text())["epochs"] for name in ("one", "two"))

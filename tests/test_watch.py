@@ -40,7 +40,7 @@ def begin(tmp_path: Path, tiny_checkpoint: TinyCheckpoint) -> Callable[[], subpr
              "--recipe", tmp_path / "mine.toml", "--max-drop", "100pt", "-o", tmp_path / "out"]  # fmt: skip
 
     def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "fmopt.cli", *map(str, words)]
+        command = [sys.executable, "-m", "fmopt", *map(str, words)]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
     return start
@@ -104,7 +104,7 @@ def test_an_interrupt_ends_the_watching_and_not_the_run(tmp_path: Path):
     with noted(tmp_path, Silent(), 2.0) as notes:
         notes.so_far = lambda: so_far(records.realistic())
         notes.start("timing 9 variants in turn", 200)
-        command = [sys.executable, "-m", "fmopt.cli", "report", str(tmp_path), "--watch"]
+        command = [sys.executable, "-m", "fmopt", "report", str(tmp_path), "--watch"]
         watching = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it

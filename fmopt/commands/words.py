@@ -26,6 +26,13 @@ Seed = Annotated[int, typer.Option("--seed")]
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickle weights (weights_only) where there is no safetensors.")
 ]
+On = Annotated[
+    str | None,
+    typer.Option("--on", help="A board: ssh://user@host[:port]. Its host key must be known (docs/board.md)."),
+]
+Clean = Annotated[
+    bool, typer.Option("--clean", help="--on: remove fmopt's folder from the board, and what runs in it, at the end.")
+]
 
 
 def answer(data: Any, as_json: bool, show: Callable[[], Any]) -> None:

@@ -1,0 +1,7 @@
+"""`python -m fmopt`: the command where its script is not on the path."""
+
+from __future__ import annotations
+
+from fmopt.cli import entry
+
+entry()
