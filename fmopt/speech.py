@@ -185,7 +185,11 @@ def plain_weights(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module)
     for part in copied.modules():
         if parametrize.is_parametrized(part, "weight"):
-            parametrize.remove_parametrizations(part, "weight")
+            weight = part.weight.detach().clone()
+            # torch's own way back takes the weight off the class, which the original and its copy share.
+            part.__class__ = type(part).__bases__[0]
+            del part.parametrizations
+            part.weight = nn.Parameter(weight)
     return copied
 
 

@@ -46,9 +46,15 @@ def model(facts):
 
 
 @pytest.fixture(scope="module")
-def graph(facts, model, tmp_path_factory):
-    example = encoded(facts, ["no", "seven of them"]).inputs
-    return exporting.export_onnx(model, example, tmp_path_factory.mktemp("graph"))
+def bundle(voice, tmp_path_factory):
+    """Exported once: compared with torch on real texts on the way."""
+    home = tmp_path_factory.mktemp("bundle")
+    return api.export(voice, home / "made", data=write_texts(home / "data"))
+
+
+@pytest.fixture(scope="module")
+def graph(bundle):
+    return bundle / "model.onnx"
 
 
 def encoded(facts, texts, **told):
@@ -56,7 +62,7 @@ def encoded(facts, texts, **told):
 
 
 def opened(graph, runtime):
-    return lookup.find("runtimes", runtime).open(Artifact(runtime, graph.path), 1)
+    return lookup.find("runtimes", runtime).open(Artifact(runtime, graph), 1)
 
 
 def test_what_the_files_say(facts):
@@ -65,8 +71,12 @@ def test_what_the_files_say(facts):
     assert facts.pipeline["axes"]["noise"] == ["batch", 16, "drawn"]
 
 
-def test_noise_as_an_input_changes_nothing(voice, facts, model):
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_noise_as_an_input_changes_nothing(tmp_path, stochastic):
     """transformers' own network, given the same numbers when it draws some, says the same."""
+    voice = write_voice(tmp_path / "voice", use_stochastic_duration_prediction=stochastic)
+    facts = checkpoint.inspect(resolve(str(voice)))
+    model = checkpoint.load(facts)
     batch = encoded(facts, ["three one", "two"])
     tensors = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
     theirs = VitsModel.from_pretrained(voice).eval()
@@ -91,7 +101,6 @@ def test_the_graph_says_what_the_network_says(graph, facts, model, runtime):
         inputs["noise"] = inputs["noise"][:, :, :40]  # begins anew for the longer ones
         wanted = exporting.torch_outputs(model.net, inputs, facts.pipeline["outputs"])
         got = runner.run(inputs)
-        assert np.ptp(wanted["durations"][wanted["durations"] > 0]) >= 0
         for name in facts.pipeline["outputs"]:
             np.testing.assert_allclose(got[name], wanted[name], atol=1e-4, err_msg=f"{name} of {texts}")
     runner.close()
@@ -104,18 +113,6 @@ def test_durations_are_whole_and_make_the_length(model, facts):
     assert len(np.unique(durations)) > 2
     assert got["sequence_lengths"].tolist() == (durations.sum(axis=1) * 32).tolist()
     assert not durations[1, 3:].any()  # padding lasts no time
-
-
-def test_a_plain_duration_predictor_is_taken_apart_too(tmp_path):
-    folder = write_voice(tmp_path / "plain", use_stochastic_duration_prediction=False)
-    facts = checkpoint.inspect(resolve(str(folder)))
-    model = checkpoint.load(facts)
-    inputs = encoded(facts, ["seven", "one two"]).inputs
-    graph = exporting.export_onnx(model, inputs, tmp_path / "graph")
-    wanted = exporting.torch_outputs(model.net, inputs, facts.pipeline["outputs"])
-    got = opened(graph, "onnxruntime").run(inputs)
-    for name, value in wanted.items():
-        np.testing.assert_allclose(got[name], value, atol=1e-4, err_msg=name)
 
 
 def test_splines_are_those_of_transformers():
@@ -182,9 +179,8 @@ def write_texts(folder, count=12):
     return folder
 
 
-def test_a_bundle_speaks_without_torch(voice, facts, model, tmp_path):
+def test_a_bundle_speaks_without_torch(bundle, facts, model, tmp_path):
     """What run.py writes is what the torch network says."""
-    made = api.export(voice, tmp_path / "made", data=write_texts(tmp_path / "data"))
     out = tmp_path / "said" / "seven.wav"
     code = "import sys; sys.modules['torch'] = None; import run; sys.exit(run.main(sys.argv[1:]))"
     paths = ":".join(path for path in sys.path if "site" in path)
@@ -192,7 +188,7 @@ def test_a_bundle_speaks_without_torch(voice, facts, model, tmp_path):
     def told(*arguments):
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            cwd=made, capture_output=True, text=True, env={"PYTHONPATH": paths, "PATH": "", "HOME": str(tmp_path)},
+            cwd=bundle, capture_output=True, text=True, env={"PYTHONPATH": paths, "PATH": "", "HOME": str(tmp_path)},
         )  # fmt: skip
 
     got = told("predict", "--json", "Seven!", "-o", str(out), "--seed", "5")
@@ -209,11 +205,11 @@ def test_a_bundle_speaks_without_torch(voice, facts, model, tmp_path):
     again = told("predict", "seven", "-o", str(out))
     assert (again.returncode, "is there already" in again.stderr) == (2, True)
     assert told("verify").returncode == 0
-    spoken = fmopt.load(made)("seven", seed=5)
+    spoken = fmopt.load(bundle)("seven", seed=5)
     assert spoken["sampling_rate"] == 8000
     np.testing.assert_allclose(spoken["audio"], wanted, atol=1e-4)
     with pytest.raises(DataError, match=r"'\?!' has no letter that this model speaks; it speaks ' a b c"):
-        fmopt.load(made)("?!")
+        fmopt.load(bundle)("?!")
 
 
 def test_two_sounds_are_compared_in_bels():
@@ -251,13 +247,13 @@ def test_least_path_is_that_of_the_recursion():
 def test_scores_measure_what_changed(facts):
     task, draw = lookup.find("tasks", TASK), np.random.default_rng(0)
     before = [0.1 * draw.standard_normal(4000) for _ in range(3)]
-    after = [before[0], 10**0.05 * before[1], before[2][:3000]]
+    after = [before[0], 10**0.049 * before[1], before[2][:3000]]
     items = [Item(number, word) for number, word in enumerate(WORDS[:3])]
     distance, length = task.scores(after, items, before, facts)
     assert (distance.name, distance.primary, distance.metric) == ("mel distance", True, "lower_mean")
-    assert distance.array()[:2, 0] == pytest.approx([0, 0.1])  # a decibel
+    assert distance.array()[:2, 0] == pytest.approx([0, 0.098])
     assert length.array()[:, 0] == pytest.approx([0, 0, 0.25])
-    assert [change.item for change in task.changes(after, items, before, facts)] == [2, 1] or [1, 2]
+    assert [change.item for change in task.changes(after, items, before, facts)] == [2]  # a decibel is not heard yet
     assert task.scores(after, items, None, facts) == []
 
 
