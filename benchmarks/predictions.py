@@ -30,7 +30,7 @@ from fmopt.benchmarking import bench_raws
 from fmopt.build import Workshop
 from fmopt.edge import open_preprocessor
 from fmopt.efficiency import Sample
-from fmopt.plan import quick_candidates
+from fmopt.plan import quick_candidates, refusal
 from fmopt.progress import Silent
 from fmopt.recipe import Recipe, Step
 from fmopt.roofline import Work
@@ -94,7 +94,15 @@ def variants(model: str) -> Iterator[tuple[str, Any, Recipe]]:
     """(name, artifact, recipe) of a model's variants, made now or found finished."""
     shop = workshop(model)
     for recipe in recipes(shop.target):
-        yield recipe.name, shop.artifact(recipe), recipe
+        if (reason := refusal(recipe, shop.facts, shop.target)) is not None:
+            print(f"{model} {recipe.name} refused: {reason}", file=sys.stderr)
+            continue
+        try:
+            made = shop.artifact(recipe)
+        except Exception as error:  # a quantizer's own failure is not this benchmark's
+            print(f"{model} {recipe.name} could not be made: {error}", file=sys.stderr)
+            continue
+        yield recipe.name, made, recipe
 
 
 def workshop(model: str) -> Workshop:

@@ -15,7 +15,6 @@ from fmopt.bench_record import Benchmark, Cell, Place, SingleStream, Variant
 from fmopt.bench_report import write_benchmark
 from fmopt.benchmarking import check_matrix, lengths
 from fmopt.board import Board, job_name, open_board
-from fmopt.board_clock import READERS
 from fmopt.board_probe import fingerprint
 from fmopt.board_python import ensure_python
 from fmopt.errors import BoardError, BundleError, ConfigError
@@ -52,7 +51,7 @@ def benchmark_on(
     board, place = open_board(url, progress)
     told = board.ask("facts")
     refuse_isa(board, bundle, manifest, fingerprint(told)["isa"])
-    python = ensure_python(board, place, packages(manifest, facts.modality))
+    python = ensure_python(board, place, packages(manifest, bundles.readers(facts)))
     there = f"bundles/{manifest['digest'][:16]}"
     names = [*manifest["files"], edge.MANIFEST]
     board.send({f"{there}/{name}": bundle / name for name in names})
@@ -112,9 +111,9 @@ def refuse_isa(board: Board, bundle: Path, manifest: Mapping[str, Any], isa: Seq
         raise BoardError(f"{bundle} does not fit {board.address}: {warnings[0]}")
 
 
-def packages(manifest: Mapping[str, Any], modality: str) -> dict[str, str | None]:
+def packages(manifest: Mapping[str, Any], readers: Sequence[str]) -> dict[str, str | None]:
     """What run.py imports, in the versions that the bundle was judged with."""
-    names = ("numpy", manifest["runtime"], *READERS[modality])
+    names = ("numpy", manifest["runtime"], *readers)
     return {name: manifest["versions"].get(name) for name in names}
 
 

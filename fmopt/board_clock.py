@@ -20,7 +20,7 @@ from fmopt import edge, turns
 from fmopt.board import Board, job_name, open_board
 from fmopt.board_probe import RUNTIMES, fingerprint, probe_board
 from fmopt.board_python import ensure_python, imports, versions
-from fmopt.bundle import ENCODERS
+from fmopt.bundle import ENCODERS, readers
 from fmopt.clock import Timed, Work
 from fmopt.errors import BoardError, ConfigError, FmoptError, UnmeasuredError
 from fmopt.model import Artifact, CheckpointFacts, model_files
@@ -29,7 +29,6 @@ from fmopt.results import Footprint
 from fmopt.target import Target, read_target
 
 FOLDER = "timer"
-READERS = {"text": ("tokenizers",), "image": ("pillow",), "audio": ()}  # what encodes raws, by modality
 TRIED_SAMPLES, TRIED_SECONDS = 40, 5.0  # of the first try of a variant, while the next is built
 
 
@@ -191,8 +190,7 @@ def board_target(
     ConfigError for a target whose instruction set the board lacks; BoardError for a board that cannot be used.
     """
     board, place = open_board(url, progress)
-    readers = dict.fromkeys(READERS[facts.modality])
-    wanted = {"numpy": None, **dict.fromkeys(RUNTIMES), **readers}
+    wanted = dict.fromkeys(("numpy", *RUNTIMES, *readers(facts)))
     try:
         python = ensure_python(board, place, wanted)
     except FmoptError:  # ONNX Runtime alone, where there are no wheels of both

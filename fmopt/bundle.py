@@ -380,6 +380,14 @@ def _encoder(facts: CheckpointFacts) -> str:
     return VOCABULARY if "speech" in facts.pipeline else ENCODER_OF.get(facts.modality, PROCESSOR)
 
 
+def readers(facts: CheckpointFacts) -> tuple[str, ...]:
+    """The packages, beside numpy, that a bundle encodes and spells by."""
+    encoder = _encoder(facts)
+    if encoder == "tokenizer.json" or (facts.modality == "audio" and "start" in facts.pipeline):
+        return ("tokenizers",)
+    return ("pillow",) if encoder == PROCESSOR and facts.modality != "audio" else ()
+
+
 def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file: str, *, page: bool) -> str:
     texts, result = USAGE[facts.task]
     texts = texts.replace("[MASK]", facts.pipeline.get("mask", {}).get("token", ""))
@@ -387,8 +395,7 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
     alone = artifact.runtime in edge.RUNNERS or on_tensorrt
     packages = "tensorrt cuda-python" if on_tensorrt else artifact.runtime
     encoder = _encoder(facts)
-    spells = encoder == "tokenizer.json" or (facts.modality == "audio" and "start" in facts.pipeline)
-    reads = " tokenizers" if spells else " pillow" if encoder == PROCESSOR and facts.modality != "audio" else ""
+    reads = "".join(f" {package}" for package in readers(facts))
     others = " (and soundfile, for other files than WAV)" if facts.modality == "audio" else ""
     needs = (
         f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."
