@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test test-arm lint types web clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,22 @@ types: setup
 
 test: setup lint types
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# MiniLM's bundles by their own run.py on emulated Arm processors (benchmarks/arm.py): right answers, never speed
+ARM  ?= $(HOME)/.cache/fmopt/arm64
+DATA ?= ../shared/data/stsb
+test-arm: setup
+	PYTHON=$(CURDIR)/$(BIN)/python benchmarks/arm_setup.sh $(ARM)
+	for kind in fp32 int8; do [ -f out/arm-$$kind/fmopt.json ] || \
+	  $(BIN)/fmopt export minilm --target raspberry-pi-5 --precision $$kind --data $(DATA) -o out/arm-$$kind || exit; done
+	[ -f out/arm-int8-7bit/fmopt.json ] || \
+	  $(BIN)/fmopt export minilm --target raspberry-pi-4 --precision int8 --data $(DATA) -o out/arm-int8-7bit
+	FMOPT_ARM=$(ARM) $(BIN)/python benchmarks/arm.py out/arm-fp32 out/arm-int8 out/arm-int8-7bit --data $(DATA) \
+	  -o benchmarks/results/arm-emulated.json
+
+# what bundles for browsers carry: pinned npm packages, checked, into the cache folder
+web: setup
+	$(BIN)/python -m fmopt.web
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache

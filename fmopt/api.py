@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt import bundle as bundles
-from fmopt import checkpoint, lookup, measure, probe, untrained
+from fmopt import checkpoint, lookup, measure, probe, untrained, web
 from fmopt.benchmarking import deployed, open_artifact, plain_example
 from fmopt.build import Workshop
-from fmopt.data import load_data, training_texts
+from fmopt.data import catalogue, load_data, training_texts
 from fmopt.diagnosis import Diagnosis, diagnose, example_inputs
 from fmopt.edge import open_preprocessor, timed_inputs
 from fmopt.errors import CheckpointError, ConfigError, DataError
 from fmopt.gate import Budget
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact, CheckpointFacts, takes_length
-from fmopt.plan import Effort, Plan, Training, refusal
+from fmopt.plan import TOKEN_BY_TOKEN, Effort, Plan, Training, refusal
 from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step
@@ -55,6 +55,8 @@ def optimize(
     fresh: bool = False,
     allow_pickle: bool = False,
     max_calibration_memory: int = 1 << 30,
+    on: str | None = None,
+    clean: bool = False,
     command: str = "",
     progress: Progress | None = None,
 ) -> Record:
@@ -62,7 +64,8 @@ def optimize(
 
     `effort` "quick" quantizes; "standard" prunes in one shot too, towards the budget's speedup or latency; "max" distils
     after each step of pruning. Latency is judged at `batch` × `length` tokens with `threads`; `max_calibration_memory` is
-    in bytes. The same call again resumes. Raises FmoptError subclasses; an impossible budget is no error but a verdict:
+    in bytes. With `on` ("ssh://user@host") variants are timed on that board, and `clean` leaves nothing there. The same call
+    again resumes. Raises FmoptError subclasses; an impossible budget is no error but a verdict:
     see `Record.verdict`.
     """
     request = make_request(
@@ -84,6 +87,8 @@ def optimize(
         fresh=fresh,
         allow_pickle=allow_pickle,
         max_calibration_memory=max_calibration_memory,
+        on=on,
+        clean=clean,
         command=command,
     )
     return run_optimize(request, progress)
@@ -109,12 +114,16 @@ def make_request(
     fresh: bool,
     allow_pickle: bool,
     max_calibration_memory: int,
+    on: str | None = None,
+    clean: bool = False,
     command: str,
 ) -> Request:
     """The words of the call as a checked value."""
     for name, value in (("batch", batch), ("length", length), ("threads", threads)):
         if isinstance(value, int) and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if on is not None and threads == "all":
+        raise ConfigError("--threads all is about this machine; with --on say how many of the board's cores")
     return Request(
         model=str(model),
         target=target,
@@ -134,6 +143,8 @@ def make_request(
         fresh=fresh,
         allow_pickle=allow_pickle,
         max_calibration_memory=max_calibration_memory,
+        on=on,
+        clean=clean,
         command=command,
     )
 
@@ -149,6 +160,7 @@ def export(
     *,
     format: Literal["onnx", "openvino"] = "onnx",
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
+    target: str = "host",
     task: str | None = None,
     data: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
@@ -158,16 +170,19 @@ def export(
 ) -> Path:
     """Export `model` as a bundle in one format and precision, checked against the torch model; no candidates, no gate.
 
-    INT8 is calibrated on the calibration split of `data`. Returns the folder `out`.
+    `target` decides how INT8 is made (in 7 or 8 bits) and how the bundle is laid out (for browsers). INT8 is calibrated
+    on the calibration split of `data`. Returns the folder `out`.
     """
     out = Path(out)
     source = resolve(str(model))
     facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
     recipe = export_recipe(format, precision, facts.task)
-    target = probe.load_target("host")
-    reason = refusal(recipe, facts, target)
+    device = probe.load_target(target)
+    reason = refusal(recipe, facts, device)
     if reason:
         raise ConfigError(f"--format {format} --precision {precision}: {reason}")
+    if device.kind == "browser":
+        web.check(facts.task)
     kind = lookup.find("tasks", facts.task)
     spec = str(data) if data else source.default_data
     if spec is None:
@@ -182,7 +197,7 @@ def export(
     with own_folder(out), disk_errors(out / "stages"):
         shop = Workshop(
             facts,
-            target,
+            device,
             Store(out / "stages"),
             open_preprocessor(facts.folder, dict(facts.pipeline)),
             raws,
@@ -206,6 +221,7 @@ def export(
             golden=list(zip(raws[:8], golden, strict=True)),
             tolerance=1e-3 if precision == "fp32" else 0.1,
             needs_isa=[],
+            for_browser=device.kind == "browser",
         )
     return out
 
@@ -214,7 +230,7 @@ def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
     """The one recipe that a format and precision name, for a model of `task`."""
     name = f"{format}-{precision}"
     runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
-    if precision == "int8" and task == "text-generation":
+    if precision == "int8" and task in TOKEN_BY_TOKEN:
         if format == "openvino":
             raise ConfigError("--precision int8 of a text generator is made for ONNX Runtime; use --format onnx")
         narrow = Step(use="quantize_weights", options={"bits": 8, "block": 32})
@@ -359,7 +375,7 @@ def finetune(
 
     What is None is as the entry of `models/` says, else 3 epochs in batches of 32 at 5e-5, a patience of 2, and pictures
     left as they are. `augment` names what is done to pictures: "shift", "mirror". An entry with a tokenizer to be made has
-    it trained on the texts of the train split.
+    it trained on the texts of the train split, one with a catalogue has that made of the items of the data.
     """
     from fmopt.finetune import finetune as train
     from fmopt.training import AUGMENTATIONS
@@ -367,7 +383,11 @@ def finetune(
     entry = untrained.read_entry(str(model))
     if entry is not None:
         kind = lookup.find("tasks", task or entry["task"])
-        texts = training_texts(str(data), kind, columns=columns, seed=seed)
+        texts = (
+            training_texts(str(data), kind, columns=columns, seed=seed)
+            if "tokenizer" in entry
+            else catalogue(str(data), kind, columns=columns)
+        )
         task = task or entry["task"]
         cache = checkpoint.cache_folder()
         model = untrained.write_untrained({**entry, "task": task}, texts, cache, str(model), seed)

@@ -16,7 +16,7 @@ import numpy as np
 from fmopt import lookup, measure, probe, wording
 from fmopt.bench_record import Cell, Measured, Offline, Place, Server, SingleStream, Variant
 from fmopt.build import tool_versions
-from fmopt.edge import Preprocessor, timed_inputs
+from fmopt.edge import Preprocessor, timed_call
 from fmopt.model import Artifact, static_shape
 from fmopt.progress import Progress
 from fmopt.runtimes.base import Runner
@@ -144,9 +144,9 @@ class Matrix:
             for size in sizes
         }
         inputs = {
-            size: itertools.cycle([timed_inputs(pipeline, runner, row) for row in made]) for size, made in rows.items()
+            size: itertools.cycle([timed_call(pipeline, runner, row) for row in made]) for size, made in rows.items()
         }
-        return lambda count: runner.run(next(inputs[count]))
+        return lambda count: next(inputs[count])()
 
 
 def places(

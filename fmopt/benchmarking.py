@@ -15,7 +15,7 @@ from fmopt.bench_matrix import Contestant, Matrix, places
 from fmopt.bench_record import Benchmark
 from fmopt.bench_report import write_benchmark
 from fmopt.build import Workshop
-from fmopt.edge import Pipeline, open_preprocessor, timed_inputs
+from fmopt.edge import Pipeline, open_preprocessor, timed_call
 from fmopt.errors import ConfigError, UnmeasuredError
 from fmopt.model import Artifact, CheckpointFacts, takes_length
 from fmopt.plan import BASELINES, refusal
@@ -74,8 +74,7 @@ def bench_once(
     turns = {}
     for one, runner in runners:
         inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=length, seed=seed)
-        call = timed_inputs(one.preprocessor.pipeline, runner, inputs[0])
-        turns[one.name] = lambda r=runner, i=call: r.run(i)
+        turns[one.name] = timed_call(one.preprocessor.pipeline, runner, inputs[0])
     return measure.time_in_turn(turns, seed=seed, progress=progress.step)
 
 
@@ -206,12 +205,15 @@ def open_artifact(artifact: Artifact, threads: int) -> Runner:
 
 
 def plain_example(pipeline: Pipeline, text: str = BENCH_TEXTS[0]) -> Any:
-    """A raw that the pipeline's task takes, where no data is needed: export and bench without data. A text, or a picture or
-    sound made of it."""
+    """A raw that the pipeline's task takes, where no data is needed: export and bench without data. A text, or a picture,
+    sound or history made of it."""
     if pipeline.get("modality") == "image":
         return pictures.plain_picture(text)
     if pipeline.get("modality") == "audio":
         return sounds.plain_sound(text)
+    if pipeline.get("modality") == "item":
+        some = pipeline["some_items"]
+        return [some[ord(letter) % len(some)] for letter in text]
     task = pipeline["task"]
     if task == "fill-mask":
         first, _, rest = text.partition(" ")

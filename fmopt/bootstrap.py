@@ -144,7 +144,7 @@ def _same_items(base: Scores, candidate: Scores) -> tuple[np.ndarray, np.ndarray
     if not base.values:
         raise DataError(f"{base.name} has no items to judge by")
     if base.metric == candidate.metric and len(base.values) == len(candidate.values):
-        ours, theirs = base.array(), candidate.array()
+        ours, theirs = base.paired(candidate)
         if ours.shape == theirs.shape:
             return ours, theirs
     raise DataError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import checkpoint, exporting, generation, lookup
+from fmopt import checkpoint, exporting, generation, lookup, seq2seq
 from fmopt.edge import Preprocessor
 from fmopt.errors import FmoptError, PassError
 from fmopt.examples import Example, known_examples
@@ -24,6 +24,7 @@ from fmopt.probe import versions
 from fmopt.progress import Progress
 from fmopt.recipe import Recipe, Step
 from fmopt.results import Parity
+from fmopt.runtimes.base import Runner, opening_options
 from fmopt.source import resolve
 from fmopt.store import Store
 from fmopt.structure import LayerFacts, left_of, save_checkpoint
@@ -131,7 +132,7 @@ class Workshop:
             **tool_versions(),
         }
         if steps:
-            key |= {"calibration": self.calibration_digest, "seed": self.seed, "int8_dot": self.target.int8_dot}
+            key |= {"calibration": self.calibration_digest, "seed": self.seed, **self._int8()}
             key |= digests_named(steps)
         context = self.context()
         if any(priced(step) for step in steps):
@@ -174,17 +175,27 @@ class Workshop:
 
     def _check_parity(self, graph: Graph, model: TorchModel, min_cosine: float | None) -> Parity:
         runtime = lookup.find("runtimes", "onnxruntime")
-        runner = runtime.open(Artifact("onnxruntime", graph.path), threads=self.target.cores)
+        artifact = Artifact("onnxruntime", graph.path, opening_options(graph))
+        runner = runtime.open(artifact, threads=self.target.cores)
         batches = [dict(self.preprocessor.encode([raw]).inputs) for raw in self.calibration[:PARITY_ITEMS]]
         outputs = self.facts.pipeline["outputs"]  # of a cache, what is kept is proved by what is made of it
-        judged = generation.TwoSteps(runner) if self.facts.task == generation.TASK else runner
+        judged: Runner = generation.TwoSteps(runner) if self.facts.task == generation.TASK else runner
+        if seq2seq.makes_answers(self.facts.pipeline):
+            config: Any = model.net.config
+            judged, words = seq2seq.InHalves(runner), int(config.vocab_size)
+            batches = [seq2seq.with_answer(batch, self.facts.pipeline["start"], words) for batch in batches]
         try:
             parity = exporting.check_parity(
-                judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine
-            )
+                judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine,
+                any_order=self.facts.task == checkpoint.DETECTION,
+            )  # fmt: skip
         finally:
             runner.close()
         return exporting.require_parity(parity, graph, model, batches[0])
+
+    def _int8(self) -> dict[str, bool]:
+        """What the target makes of INT8, so that no other target's stage is taken."""
+        return {"int8_dot": self.target.int8_dot, "signed_activations": self.target.signed_activations}
 
     def _after(self, graph: Graph, step: Step, made: Any) -> Graph:
         key = {
@@ -192,7 +203,7 @@ class Workshop:
             "step": step.model_dump(),
             "calibration": self.calibration_digest,
             "seed": self.seed,
-            "int8_dot": self.target.int8_dot,
+            **self._int8(),
             **digests_named([step]),
             **tool_versions(),
         }

@@ -10,13 +10,14 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from fmopt import edge, edge_tensorrt, lookup
+from fmopt import edge, edge_tensorrt, lookup, web
 from fmopt.edge import GOLDEN, MANIFEST, UNFINISHED, Raw
+from fmopt.edge_recommendation import CATALOGUE
 from fmopt.errors import BundleError, DataError, StoreError
 from fmopt.model import Artifact, CheckpointFacts, ModelSource, takes_length
 from fmopt.store import MARKER, disk_errors
@@ -27,7 +28,9 @@ PROCESSOR = "preprocessor_config.json"  # of images and sounds
 VOCABULARY = "vocab.json"  # of letters
 # What encodes raws: a bundle carries those that the checkpoint has.
 ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", VOCABULARY)  # fmt: skip
+            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", VOCABULARY,
+            CATALOGUE)  # fmt: skip
+ENCODER_OF = {"text": "tokenizer.json", "item": CATALOGUE}  # where it is not a processor
 PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers")
 
 
@@ -67,13 +70,15 @@ def write_bundle(
     tolerance: float,
     needs_isa: Sequence[str],
     record_files: Mapping[str, Path] | None = None,
+    for_browser: bool = False,
 ) -> Path:
     """Write a bundle into the folder `out`: made beside it and moved in when whole. Returns `out`.
 
     `golden` are raws with their predictions as judged; another machine must reproduce them within `tolerance`
     (absolute, in units of the prediction). `needs_isa` are CPU features the graph was judged with and may compute
-    otherwise without. `record_files` are further files by their name in the bundle. StoreError when `out` holds
-    something that is not ours or cannot be written; BundleError when a part is missing.
+    otherwise without. `record_files` are further files by their name in the bundle. `for_browser` lays the graph where
+    transformers.js looks for it and adds a page that runs it. StoreError when `out` holds something that is not ours or
+    cannot be written; BundleError when a part is missing.
     """
     _refuse_foreign(out)
     staging = out.with_name(f".fmopt-making-{out.name}")
@@ -82,15 +87,19 @@ def write_bundle(
         with disk_errors(staging):
             staging.mkdir(parents=True)
             model_file = _put_model(artifact, staging)
+            page = for_browser and web.put_page(staging, facts.task)
+            if for_browser:
+                model_file = _where_browsers_look(staging, model_file, str(recipe.get("precision", "fp32")))
             _put_checkpoint_files(facts, artifact, staging)
             _put_golden(golden, tolerance, staging)
             shutil.copyfile(edge.__file__, staging / "run.py")
-            part = edge.part_of(facts.task)
-            if part is not None:
-                shutil.copyfile(part.__file__, staging / Path(part.__file__).name)
+            for file in edge.part_files(facts.pipeline):
+                shutil.copyfile(file, staging / file.name)
             if artifact.runtime == edge_tensorrt.NAME:
                 shutil.copyfile(edge_tensorrt.__file__, staging / edge_tensorrt.IN_BUNDLE)
-            (staging / "README.md").write_text(_readme(facts, artifact, verdict), encoding="utf-8")
+            (staging / "README.md").write_text(
+                _readme(facts, artifact, verdict, model_file, page=page), encoding="utf-8"
+            )
             for name, path in (record_files or {}).items():
                 shutil.copyfile(path, staging / name)
             _put_manifest(facts, artifact, model_file, recipe, verdict, needs_isa, staging)
@@ -215,6 +224,20 @@ def _put_model(artifact: Artifact, folder: Path) -> str:
     raise BundleError(f"{path} is neither model.onnx nor model.xml nor a checkpoint folder")
 
 
+def _where_browsers_look(folder: Path, model_file: str, precision: str) -> str:
+    """Move the graph to the name that transformers.js gives a precision; returns it."""
+    name = web.MODEL_FILES.get(precision)
+    if model_file != "model.onnx" or name is None:
+        raise BundleError(
+            f"a browser runs an ONNX graph in {', '.join(web.MODEL_FILES)}; this is {model_file}, {precision}"
+        )
+    if (folder / "model.onnx.data").exists():
+        raise BundleError("the graph is too large for a browser: with its weights it must be one file under 1.5 GB")
+    (folder / "onnx").mkdir()
+    (folder / "model.onnx").rename(folder / "onnx" / name)
+    return f"onnx/{name}"
+
+
 def _put_onnx(path: Path, target: Path) -> None:
     """One file, or weights beside it in model.onnx.data when both together are over 1.5 GB."""
     import onnx
@@ -241,12 +264,13 @@ def _put_onnx(path: Path, target: Path) -> None:
 
 def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Path) -> None:
     """What encodes raws, and config.json, under the names that transformers and optimum look for."""
-    speaks = "speech" in facts.pipeline
-    needed = VOCABULARY if speaks else "tokenizer.json" if facts.modality == "text" else PROCESSOR
+    needed = _encoder(facts)
     if not (facts.folder / needed).is_file():
         raise BundleError(f"{facts.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
     for name in ENCODERS:
-        if (facts.folder / name).is_file() and (name != VOCABULARY or facts.modality == "audio" or speaks):
+        if (facts.folder / name).is_file() and (
+            name != VOCABULARY or needed == VOCABULARY or facts.modality == "audio"
+        ):
             shutil.copyfile(facts.folder / name, folder / name)
     # A checkpoint that was changed brings its own configuration.
     config = (artifact.path if artifact.path.is_dir() else facts.folder) / "config.json"
@@ -327,20 +351,44 @@ USAGE = {
         '"a beginning"',
         "how it goes on; --max-new-tokens, --temperature, --stream and more: see --help",
     ),
+    "translation": ('"a text"', "its translation; --beams, --max-new-tokens, --stream and more: see --help"),
+    "summarization": (
+        '"a long text"',
+        "what it says in short; --beams, --max-new-tokens, --stream and more: see --help",
+    ),
     "image-classification": ("picture.png", "its label with scores"),
     "image-segmentation": ("picture.png", "the class of every pixel"),
+    "sequential-recommendation": ('"AN ITEM; ANOTHER"', "what comes next after these (ids or titles)"),
     "text-to-audio": ('"a text"', "its sound; --seed for another one"),
+    "object-detection": (
+        "picture.png",
+        "boxes around what is in it, in its pixels; --threshold 0.5 is the least score",
+    ),
 }
 
 
-def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
+IN_BROWSERS = """
+In a browser: `python serve.py`, open the address it prints (`?threads=4` for more threads); the page loads nothing from
+elsewhere. In a page of your own: `import { load } from './web/fmopt.mjs'`; `await (await load()).answer("a text")`.
+"""
+WITH_TRANSFORMERS_JS = "transformers.js opens this folder too, as a local model of `dtype` {dtype}.\n"
+DTYPES = {"model.onnx": "fp32", "model_fp16.onnx": "fp16", "model_quantized.onnx": "q8", "model_q4.onnx": "q4"}
+
+
+def _encoder(facts: CheckpointFacts) -> str:
+    """The file without which a bundle could not encode its raws."""
+    return VOCABULARY if "speech" in facts.pipeline else ENCODER_OF.get(facts.modality, PROCESSOR)
+
+
+def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file: str, *, page: bool) -> str:
     texts, result = USAGE[facts.task]
     texts = texts.replace("[MASK]", facts.pipeline.get("mask", {}).get("token", ""))
     on_tensorrt = artifact.runtime == edge_tensorrt.NAME
     alone = artifact.runtime in edge.RUNNERS or on_tensorrt
     packages = "tensorrt cuda-python" if on_tensorrt else artifact.runtime
-    speaks = "speech" in facts.pipeline
-    reads = {"text": "" if speaks else " tokenizers", "image": " pillow", "audio": ""}[facts.modality]
+    encoder = _encoder(facts)
+    spells = encoder == "tokenizer.json" or (facts.modality == "audio" and "start" in facts.pipeline)
+    reads = " tokenizers" if spells else " pillow" if encoder == PROCESSOR and facts.modality != "audio" else ""
     others = " (and soundfile, for other files than WAV)" if facts.modality == "audio" else ""
     needs = (
         f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."
@@ -352,11 +400,15 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
     predict, bench, verify = (
         f"python {script} {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
     )
-    encoder = VOCABULARY if speaks else "tokenizer*.json" if facts.modality == "text" else PROCESSOR
+    encoder = encoder.replace("tokenizer.json", "tokenizer*.json")
     raw = texts if facts.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
-    if facts.modality != "text":
+    if facts.modality == "item":
+        raw = json.dumps([edge.read_raw(facts.task, texts.strip('"'))])
+    elif facts.modality != "text":
         raw = f'open("{texts}", "rb").read()'
-    weights = {".onnx": "model.onnx", ".xml": "model.xml, model.bin"}.get(artifact.path.suffix, "*.safetensors")
+    dtype = DTYPES[Path(model_file).name] if model_file.startswith("onnx/") else None
+    browsers = (IN_BROWSERS if page else "") + (WITH_TRANSFORMERS_JS.format(dtype=dtype) if dtype else "")
+    weights = {".onnx": model_file, ".xml": "model.xml, model.bin"}.get(artifact.path.suffix, "*.safetensors")
     windows = facts.task in ("question-answering", "token-classification")
     long = (
         f"Texts longer than {facts.pipeline['max_length']} tokens are {'read in overlapping windows' if windows else 'cut'}.\n"
@@ -367,7 +419,7 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str) -> str:
 Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 
 ```
-{predict} {texts}{" -o out.wav" if speaks else ""}     # {result}; also --file list.txt, --json
+{predict} {texts}{" -o out.wav" if encoder == VOCABULARY else ""}     # {result}; also --file list.txt, --json
 {bench}     # latency here
 {verify}     # are the files whole, does it compute here what it should
 ```
@@ -376,7 +428,7 @@ Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 model = load(".")
 model({raw})     # or a list of them
 ```
-
+{browsers}
 | file | what it is |
 |---|---|
 | `{weights}` | the model |
@@ -416,6 +468,7 @@ def _replace(made: Path, out: Path) -> None:
     for name in stale:
         (out / name).unlink(missing_ok=True)
     for name in sorted(new, key=lambda name: name == MANIFEST):  # the manifest comes last
+        (out / name).parent.mkdir(exist_ok=True)
         os.replace(made / name, out / name)
     shutil.rmtree(made, ignore_errors=True)
     marker.unlink()
@@ -427,4 +480,10 @@ def _listed(folder: Path) -> set[str]:
         names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-    return {MANIFEST, *(name for name in names if Path(name).name == name)}  # never a path out of the folder
+    return {MANIFEST, *(name for name in names if _inside(name))}
+
+
+def _inside(name: str) -> bool:
+    """Whether a listed name is one in the folder or in a folder of it, never a path out of it."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and len(path.parts) in (1, 2) and ".." not in path.parts

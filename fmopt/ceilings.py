@@ -47,15 +47,12 @@ def _bf16_product() -> Callable[[], object]:
     return lambda: a @ b
 
 
-def _onnx_product(operator: str) -> Callable[[], object]:
-    """x · weights by one thread of ONNX Runtime: "MatMul" of floats, or "MatMulInteger" of uint8 × int8."""
-    import onnxruntime as ort
+def product_model(operator: str) -> bytes:
+    """An ONNX graph x · weights: "MatMul" of floats, or "MatMulInteger" of uint8 × int8; SIDE × SIDE both."""
     from onnx import TensorProto, helper, numpy_helper
 
-    rng = np.random.default_rng(0)
     integer = operator == "MatMulInteger"
-    x = rng.integers(0, 255, (SIDE, SIDE)).astype(np.uint8 if integer else np.float32)
-    weights = rng.integers(-64, 64, (SIDE, SIDE)).astype(np.int8 if integer else np.float32)
+    weights = np.random.default_rng(0).integers(-64, 64, (SIDE, SIDE)).astype(np.int8 if integer else np.float32)
     kinds = (TensorProto.UINT8, TensorProto.INT32) if integer else (TensorProto.FLOAT, TensorProto.FLOAT)
     graph = helper.make_graph(
         [helper.make_node(operator, ["x", "weights"], ["y"])],
@@ -65,9 +62,18 @@ def _onnx_product(operator: str) -> Callable[[], object]:
         [numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def _onnx_product(operator: str) -> Callable[[], object]:
+    """x · weights by one thread of ONNX Runtime."""
+    import onnxruntime as ort
+
+    kind = np.uint8 if operator == "MatMulInteger" else np.float32
+    x = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE)).astype(kind)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(product_model(operator), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"x": x})
 
 

@@ -19,10 +19,15 @@ from typing import Any
 from fmopt import lookup
 from fmopt.adapters import is_adapter
 from fmopt.audio_processor import VOCABULARY, read_audio_processor, read_spelling
+from fmopt.catalogue import read_items
+from fmopt.edge_recommendation import CATALOGUE
 from fmopt.errors import CheckpointError
 from fmopt.generation import generation_pipeline
 from fmopt.image_processor import PROCESSOR, read_image_processor
 from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
+from fmopt.networks import known_transformers
+from fmopt.seq2seq import TASKS as ANSWERS
+from fmopt.seq2seq import answer_pipeline
 from fmopt.source import cache_folder, known_models
 from fmopt.speech_processor import speech_pipeline
 from fmopt.structure import STRUCTURE, load_facts, read_structure
@@ -33,7 +38,7 @@ from fmopt.weights import PICKLES, convert_pickle, has_pickle, link_files, read_
 log = logging.getLogger(__name__)
 
 EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-generation"
-RECOGNITION, SPEECH = "automatic-speech-recognition", "text-to-audio"
+RECOGNITION, SPEECH, DETECTION = "automatic-speech-recognition", "text-to-audio", "object-detection"
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
@@ -42,8 +47,14 @@ WITH_CLASSES = ("-classification", "-detection", "-segmentation")  # ends of the
 INPUTS = {
     "image": read_image_processor,
     "audio": read_audio_processor,
+    "item": read_items,
 }  # what a pipeline says of raws that are not texts, by what they are
-OUTPUTS = {EMBEDDING: ["last_hidden_state"], "question-answering": ["start_logits", "end_logits"]}
+OUTPUTS = {
+    EMBEDDING: ["last_hidden_state"],
+    "question-answering": ["start_logits", "end_logits"],
+    DETECTION: ["logits", "pred_boxes"],
+}
+SHOWN_SCORE = 0.5  # of a detected box, as transformers' pipeline has it
 
 
 # ------------------------------------------------------------------------------------------------ what it is
@@ -68,7 +79,9 @@ def inspect(
     read_structure(source.folder)  # a record that cannot be read is refused before any work
     config = _auto_config(source.folder, raw)
     architecture = str((raw.get("architectures") or [""])[0])
-    head = _Head(architecture, frozenset(weights.shapes), is_regression(raw), len(config.id2label or {}))
+    head = _Head(
+        architecture, frozenset(weights.shapes), is_regression(raw), len(config.id2label or {}), _task_in(raw)
+    )  # fmt: skip
     found = _known_task(task).name if task else _task_of(head, source, home)
     if task and not fresh_head:
         _refuse_misfit(found, head, source)
@@ -137,15 +150,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _auto_config(folder: Path, raw: Mapping[str, Any]) -> Any:
     """The configuration with all of its family's defaults."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
+    transformers = known_transformers()
     model_type = raw["model_type"]
-    if model_type not in CONFIG_MAPPING:
-        near = lookup.did_you_mean(str(model_type), list(CONFIG_MAPPING.keys()))
+    if model_type not in transformers.CONFIG_MAPPING:
+        near = lookup.did_you_mean(str(model_type), list(transformers.CONFIG_MAPPING.keys()))
         near = near if "did you mean" in near else "; a newer transformers may"
         raise CheckpointError(f"{folder / 'config.json'}: transformers does not know model_type {model_type!r}{near}")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers validates with whatever exception it likes
         first = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {first}") from error
@@ -178,6 +190,7 @@ class _Head:
     tensors: frozenset[str]
     regression: bool
     outputs: int
+    told: str = ""  # the task that config.json names, of a network that could be for several
 
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.tensors)
@@ -223,7 +236,17 @@ def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
     if not shown:
         tasks = ", ".join(_known_task(name).name for name in lookup.names("tasks"))
         raise CheckpointError(f"{source.folder}: fmopt has no task for {head.architecture}; there are: {tasks}")
-    return shown[0]
+    if len(shown) > 1 and head.told not in shown:
+        raise CheckpointError(
+            f"{source.folder}: {head.architecture} could be for {' or '.join(shown)}; say --task {shown[0]} or another"
+        )
+    return head.told if head.told in shown else shown[0]
+
+
+def _task_in(config: Mapping[str, Any]) -> str:
+    """The one task that `task_specific_params` of a configuration has settings for ("translation_en_to_de": translation)."""
+    names = {str(name).partition("_")[0] for name in config.get("task_specific_params") or ()}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _refuse_misfit(task: str, head: _Head, source: ModelSource) -> None:
@@ -262,8 +285,14 @@ def _pipeline(
         pipeline |= _text_pipeline(task, folder, home, config, raw, max_length)
     else:
         pipeline |= {"modality": modality, **INPUTS[modality](folder, config)}
-    if task == RECOGNITION:
+    if task == RECOGNITION and config.is_encoder_decoder:
+        read_tokenizer(folder, config)  # which spells; refused here when it does not fit
+        pipeline |= {"part": "edge_whisper", "padding": {"id": int(config.pad_token_id or 0)}}
+        pipeline |= answer_pipeline(folder, config, raw)
+    elif task == RECOGNITION:
         pipeline["ctc"] = read_spelling(folder, config)
+    if task == DETECTION:
+        pipeline["threshold"] = SHOWN_SCORE
     if task.endswith(WITH_CLASSES):
         pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
     return pipeline
@@ -299,6 +328,8 @@ def _text_pipeline(
         pipeline |= generation_pipeline(folder, config)
         # One text a row, so that the side is free, and no row begins with tokens that attend to nothing.
         pipeline["padding"]["side"] = "right"
+    if task in ANSWERS:
+        pipeline |= answer_pipeline(folder, config, raw)
     if task == "question-answering":
         # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
         pipeline |= {"stride": min(128, length // 4), "no_answer": bool(raw.get("no_answer", False))}
@@ -377,7 +408,7 @@ def _prepared(folder: Path, allow_pickle: bool) -> Path:
 
 def _digest(folder: Path, home: Path, weights: tuple[Path, ...]) -> str:
     """sha256 over the files that decide what the checkpoint computes."""
-    names: tuple[str, ...] = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR)
+    names: tuple[str, ...] = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR, CATALOGUE)
     names += () if (folder / TOKENIZER).is_file() else (VOCABULARY,)
     sentence = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
     paths = [*(folder / name for name in names), *(home / name for name in sentence), *weights]

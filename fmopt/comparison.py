@@ -12,6 +12,7 @@ from pydantic import computed_field
 
 from fmopt import gate, wording
 from fmopt.errors import ConfigError
+from fmopt.metrics import METRICS
 from fmopt.record import Record, Trial, percentile, value_of
 from fmopt.results import Estimate, Frozen, Latency, Scores
 from fmopt.side import Side, read_side
@@ -173,7 +174,7 @@ def accuracy_row(sides: Sequence[Side]) -> Difference:
     def value(side: Side) -> tuple[float | None, str]:
         scores = _scores(side, split, name)
         got = value_of(scores) if scores else None
-        return got, wording.score(got)
+        return got, wording.score(got, bounded=scores is None or METRICS[scores.metric].bounded)
 
     return row(f"{name}, shipped", "", sides, value, lambda a, b: against_accuracy(a, b, split, name))
 
@@ -187,8 +188,10 @@ def against_accuracy(a: Side, b: Side, split: str, name: str) -> Cell:
         return Cell(shown="", change="not comparable: other items")
     drop = gate.paired_drop(first, second, confidence=max(a.confidence, b.confidence))
     matters = drop.low > 0 or drop.high < 0
-    moved = f"{'loses' if drop.point >= 0 else 'gains'} {wording.points(abs(drop.point))} pt"
-    change = f"{moved} (drop {wording.points_interval(drop)})"
+    whole = None if METRICS[first.metric].bounded else value_of(first) or None
+    shown = drop if whole is None else Estimate(point=drop.point / whole, low=drop.low / whole, high=drop.high / whole)
+    moved = f"{'loses' if drop.point >= 0 else 'gains'} {wording.loss(abs(drop.point), whole)}"
+    change = f"{moved} (drop {wording.points_interval(shown)})"
     return Cell(shown="", estimate=drop, matters=matters, change=change if matters else f"not significant: {change}")
 
 

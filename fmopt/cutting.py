@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from fmopt.errors import PassError
-from fmopt.families.base import AttentionBlock, Family, FeedForward, Layer
+from fmopt.families.base import AttentionBlock, Family, FeedForward, Layer, find_family
 from fmopt.model import TorchModel
+from fmopt.projections import keep_columns, keep_rows, projection, weight_of
 from fmopt.quantize_linears import replace_module
 
 
@@ -23,9 +24,9 @@ class OnlyBias(nn.Module):
 
     in_features = 0
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Any) -> None:
         super().__init__()
-        self.out_features = linear.out_features
+        self.out_features = len(weight_of(linear))
         self.bias = linear.bias
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -72,13 +73,21 @@ def cut_heads(net: nn.Module, block: AttentionBlock, kept: Sequence[int]) -> Non
         _remove_attention(net, block)
         return
     attention: Any = net.get_submodule(block.module)
-    columns = [head * block.head_dim + feature for head in kept for feature in range(block.head_dim)]
-    parts = 3 if block.fused else 1
-    rows = [part * block.heads * block.head_dim + column for part in range(parts) for column in columns]
+    columns = [head * block.width + feature for head in kept for feature in range(block.width)]
+    shared = [head * block.head_dim + feature for head in kept for feature in range(block.head_dim)]
     present = [name for name in block.positions if _has(net, name)]
-    for name in dict.fromkeys((block.query, block.key, block.value, *present)):
-        _keep_rows(_linear(net, name), rows)
-    _keep_columns(_linear(net, block.output), columns)
+    if block.fused and block.interleaved:
+        size = 3 * block.head_dim
+        keep_rows(projection(net, block.query), [head * size + row for head in kept for row in range(size)])
+    elif block.fused:
+        width = block.heads * block.head_dim
+        keep_rows(projection(net, block.query), [part * width + row for part in range(3) for row in shared])
+    else:
+        for name in (block.query, *present):
+            keep_rows(projection(net, name), columns)
+        for name in dict.fromkeys((block.key, block.value)):
+            keep_rows(projection(net, name), shared)
+    keep_columns(projection(net, block.output), columns)
     _tell_heads(attention, block, kept)
 
 
@@ -89,15 +98,15 @@ def cut_neurons(net: nn.Module, ffn: FeedForward, kept: Sequence[int]) -> None:
     if not kept:
         for name in ffn.widen:
             replace_module(net, name, nn.Identity())
-        replace_module(net, ffn.narrow, OnlyBias(_linear(net, ffn.narrow)))
+        replace_module(net, ffn.narrow, OnlyBias(projection(net, ffn.narrow)))
         # ModernBERT's FFN would be given random weights on reloading, and has none any more to give them to.
         net.get_submodule(ffn.narrow.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
         return
     for name in ffn.widen:
-        linear = _linear(net, name)
-        halves = linear.out_features // ffn.width
-        _keep_rows(linear, [half * ffn.width + neuron for half in range(halves) for neuron in kept])
-    _keep_columns(_linear(net, ffn.narrow), list(kept))
+        linear = projection(net, name)
+        halves = len(weight_of(linear)) // ffn.width
+        keep_rows(linear, [half * ffn.width + neuron for half in range(halves) for neuron in kept])
+    keep_columns(projection(net, ffn.narrow), list(kept))
 
 
 def drop_layers(model: TorchModel, numbers: Sequence[int]) -> None:
@@ -110,6 +119,12 @@ def drop_layers(model: TorchModel, numbers: Sequence[int]) -> None:
     dropped = set(numbers)
     if not dropped <= set(range(len(names))) or len(dropped) == len(names):
         raise PassError(f"layers {sorted(dropped)} cannot be dropped from {len(names)}; at least one must stay")
+    if getattr(net.config, "scale_attn_by_inverse_layer_idx", False):
+        raise PassError(
+            f"each layer of {model.facts.source.title} scales its attention by its number, so none can be dropped"
+        )
+    if not any(layer.attention.heads for n, layer in enumerate(family.layers(net)) if n not in dropped) and caches(net):
+        raise PassError("the layers left would have no attention, which a network that generates cannot do without")
     home = names[0].rpartition(".")[0]
     if 0 in dropped and _first_differs(net, home):
         raise PassError(
@@ -120,9 +135,10 @@ def drop_layers(model: TorchModel, numbers: Sequence[int]) -> None:
     assert isinstance(layers, nn.ModuleList)
     replace_module(net, home, nn.ModuleList(layers[number] for number in kept))
     config: Any = net.config
-    if getattr(config, "layer_types", None):  # ModernBERT: which layers look at everything, which nearby
+    if getattr(config, "layer_types", None):  # ModernBERT, Qwen2: which layers look at everything, which nearby
         config.layer_types = [config.layer_types[number] for number in kept]
     config.num_hidden_layers = len(kept)
+    number_caches(net)
 
 
 def kept_heads(net: nn.Module, block: AttentionBlock) -> tuple[int, ...]:
@@ -131,13 +147,43 @@ def kept_heads(net: nn.Module, block: AttentionBlock) -> tuple[int, ...]:
     return tuple(range(block.heads)) if told is None else tuple(told)
 
 
+def caches(net: Any) -> bool:
+    """Whether a network generates, so that its attention keeps keys and values for the tokens to come."""
+    return bool(net.can_generate())
+
+
+def least_heads(net: Any, family: Family) -> tuple[int, ...]:
+    """How many heads, or groups of them, must stay in every layer.
+
+    Of a network that generates, one in the first layer: the first cache tells how long the past is, and of what size. One in
+    every layer where some look at everything and some only nearby, for then a layer's cache is of a kind of its own.
+    """
+    layers = family.layers(net)
+    if not caches(net):
+        return (0,) * len(layers)
+    mixed = len(set(getattr(net.config, "layer_types", None) or ())) > 1
+    return (1, *(int(mixed) for _ in layers[1:]))
+
+
+def number_caches(net: Any) -> None:
+    """Number the attentions of a network that generates anew, in place: a layer without one has no keys and values, and the
+    others' follow one another without a gap."""
+    family = find_family(str(net.config.model_type))
+    if family is None or not caches(net):
+        return
+    attentions = (net.get_submodule(layer.attention.module) for layer in family.layers(net) if layer.attention.heads)
+    for number, attention in enumerate(attentions):
+        attention.layer_idx = number
+
+
 def _remove_attention(net: nn.Module, block: AttentionBlock) -> None:
-    only = OnlyBias(_linear(net, block.output))
+    only = OnlyBias(projection(net, block.output))
     inside = block.output.startswith(block.module + ".")
     inner = block.output.removeprefix(block.module + ".") if inside else ""
     if not inside:
         replace_module(net, block.output, only)
     replace_module(net, block.module, NoAttention(inner, only if inside else None))
+    number_caches(net)
 
 
 def _tell_heads(attention: Any, block: AttentionBlock, kept: Sequence[int]) -> None:
@@ -145,8 +191,8 @@ def _tell_heads(attention: Any, block: AttentionBlock, kept: Sequence[int]) -> N
     first_cut = not hasattr(attention, "kept_heads")
     before = range(block.heads) if first_cut else attention.kept_heads
     attention.kept_heads = tuple(before[head] for head in kept)
-    for name, value in (("num_attention_heads", len(kept)), ("n_heads", len(kept)),
-                        ("all_head_size", len(kept) * block.head_dim)):  # fmt: skip
+    for name, value in (("num_attention_heads", len(kept)), ("n_heads", len(kept)), ("num_heads", len(kept)),
+                        ("all_head_size", len(kept) * block.width), ("split_size", len(kept) * block.width)):  # fmt: skip
         if hasattr(attention, name):
             setattr(attention, name, value)
     if block.bias_argument is not None and first_cut:
@@ -168,27 +214,6 @@ def _first_differs(net: nn.Module, home: str) -> bool:
     ]
     parent = net.get_submodule(home.rpartition(".")[0])
     return any(found != norms[0] for found in norms) or getattr(parent, "conv", None) is not None
-
-
-def _keep_rows(linear: nn.Linear, rows: Sequence[int]) -> None:
-    index = torch.tensor(rows, device=linear.weight.device)
-    linear.weight = nn.Parameter(linear.weight.detach()[index].clone())
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias.detach()[index].clone())
-    linear.out_features = len(rows)
-
-
-def _keep_columns(linear: nn.Linear, columns: Sequence[int]) -> None:
-    index = torch.tensor(columns, device=linear.weight.device)
-    linear.weight = nn.Parameter(linear.weight.detach()[:, index].clone())
-    linear.in_features = len(columns)
-
-
-def _linear(net: nn.Module, name: str) -> nn.Linear:
-    module = net.get_submodule(name)
-    if not isinstance(module, nn.Linear):
-        raise PassError(f"{name} is a {type(module).__name__}, not a Linear; cut before quantizing")
-    return module
 
 
 def _has(net: nn.Module, name: str) -> bool:

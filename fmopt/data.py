@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,25 +20,34 @@ import numpy as np
 
 from fmopt import pictures, sounds
 from fmopt.errors import DataError
+from fmopt.interactions import are_interactions, catalogue_lines, leave_one_out
 from fmopt.lookup import did_you_mean
 from fmopt.model import CheckpointFacts
 from fmopt.pydoc import pydoc_splits
+from fmopt.stdlib_source import stdlib_splits
 from fmopt.tables import Row, Table, label_names, read_file, read_folder, read_hub, suffix
 from fmopt.tasks.base import Task, name_key
 
-BUILTIN = "builtin:pydoc"
+BUILTIN, SOURCE_CODE = "builtin:pydoc", "builtin:stdlib"
+BUILTINS: Mapping[str, Callable[[], Mapping[str, Sequence[Row]]]] = {BUILTIN: pydoc_splits, SOURCE_CODE: stdlib_splits}
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?::[\w.-]+)?")
 LABELS = frozenset(
-    {"label", "tags", "score", "answers", "answer_starts", "mask", "transcript"}
+    {"label", "tags", "score", "answers", "answer_starts", "mask", "transcript", "target", "next", "boxes", "classes"}
 )  # roles that judge; the others are read
-LISTS = frozenset({"tokens", "tags"})  # roles that hold a value per word
+LISTS = frozenset({"tokens", "tags", "items"})  # roles that hold a value per word, or per item of a history
+IDS = frozenset({"user", "item", "time", "next"})  # roles that hold a number or a name
+BOXES = frozenset({"boxes", "classes"})  # roles that hold a value per box
 # Roles that hold a file: how an array becomes one, and what is wrong with one that cannot be read.
 FILES = {
     "image": (pictures.png_file, pictures.problem),
     "mask": (pictures.png_file, pictures.problem),
     "audio": (sounds.wav_file, sounds.problem),
 }
-CLASSES = {"label": ("", "label", "labels", "intents", "classes"), "tags": ("", "tags", "ner_tags", "labels")}
+CLASSES = {
+    "label": ("", "label", "labels", "intents", "classes"),
+    "tags": ("", "tags", "ner_tags", "labels"),
+    "classes": ("", "classes", "labels", "categories"),
+}
 
 CALIBRATION, VALIDATION = 0.25, 0.25  # shares of a table without splits; the rest judges
 CUT_FROM_TRAIN = 0.1  # validation, where a folder has none
@@ -69,14 +79,14 @@ class Dataset:
 def load_data(
     spec: str, task: Task, facts: CheckpointFacts, *, columns: Mapping[str, str] | None = None, seed: int = 0
 ) -> Dataset:
-    """The data set that `spec` names: a file, a folder with one file per split, a hub name, or `builtin:pydoc`.
+    """The data set that `spec` names: a file, a folder with one file per split, a hub name, or one of BUILTINS.
 
     `columns` maps roles to column names where they are not the usual ones. `seed` decides what is cut from what.
     DataError, one line with the way out, when it cannot be used.
     """
     tables, names = _read(spec)
     notes: list[str] = []
-    chosen = {split: _by_role(table, task, columns or {}) for split, table in tables.items()}
+    chosen = _histories({split: _by_role(table, task, columns or {}) for split, table in tables.items()}, notes)
     told = _label_names(next(iter(chosen.values())), names, task)
     for split, table in chosen.items():
         _spell_classes(table, names)
@@ -93,15 +103,19 @@ def load_data(
         notes.append("docstrings of the Python standard library, split by module")
         licence = "PSF-2.0"
     else:
+        if spec == SOURCE_CODE:
+            notes.append(f"functions of the standard library of Python {platform.python_version()}, split by module")
+            licence = "PSF-2.0"
         splits = _assign(_judgeable(chosen, notes), Path(spec).name or spec, seed, notes)
     return Dataset(Path(spec).name or spec, _digest(splits), splits, tuple(notes), licence, told)
 
 
 def training_texts(spec: str, task: Task, *, columns: Mapping[str, str] | None = None, seed: int = 0) -> list[str]:
     """Every text of the rows that `load_data` would train on, before there is a model: to make a vocabulary of."""
-    tables, _ = _read(spec)
+    tables, names = _read(spec)
     chosen = {split: _by_role(table, task, columns or {}) for split, table in tables.items()}
     for table in chosen.values():
+        _spell_classes(table, names)
         _check(table)
     train = _assign(chosen, Path(spec).name or spec, seed, [])["train"]
     values = (value for row in train for value in row.values())
@@ -110,12 +124,31 @@ def training_texts(spec: str, task: Task, *, columns: Mapping[str, str] | None =
     ]
 
 
+def catalogue(spec: str, task: Task, *, columns: Mapping[str, str] | None = None) -> list[str]:
+    """Every item that a model of `spec` may recommend, its id and title parted by a tab: to make a catalogue of."""
+    tables, _ = _read(spec)
+    chosen = {split: _by_role(table, task, columns or {}) for split, table in tables.items()}
+    for table in chosen.values():
+        _check(table)
+    path = Path(spec).expanduser()
+    return catalogue_lines(path if path.is_dir() else path.parent, chosen)
+
+
+def _histories(tables: Mapping[str, Table], notes: list[str]) -> dict[str, Table]:
+    """The tables, or the histories of all users where their rows are single interactions."""
+    if not any(are_interactions(table) for table in tables.values()):
+        return dict(tables)
+    for table in tables.values():
+        _check(table)
+    return leave_one_out(tables, notes)
+
+
 def _read(spec: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
     """Tables by split ("" for one without splits), and what a labels.json says."""
     if spec.startswith("builtin:"):
-        if spec != BUILTIN:
-            raise DataError(f"there is no data set {spec!r}{did_you_mean(spec, [BUILTIN])}")
-        return {split: Table(f"{spec} ({split})", [*rows]) for split, rows in pydoc_splits().items()}, {}
+        if spec not in BUILTINS:
+            raise DataError(f"there is no data set {spec!r}{did_you_mean(spec, BUILTINS)}")
+        return {split: Table(f"{spec} ({split})", [*rows]) for split, rows in BUILTINS[spec]().items()}, {}
     path = Path(spec).expanduser()
     if path.is_dir():
         return read_folder(path), label_names(path / "labels.json")
@@ -126,7 +159,7 @@ def _read(spec: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
         return read_hub(spec), {}
     raise DataError(
         f"there is no file or folder {spec}; give a csv, tsv, json, jsonl, parquet or txt file, a folder with one "
-        f"file per split, a hub data set (owner/name), or {BUILTIN}"
+        f"file per split, a hub data set (owner/name), or {' or '.join(BUILTINS)}"
     )
 
 
@@ -137,6 +170,8 @@ def _by_role(table: Table, task: Task, asked: Mapping[str, str]) -> Table:
     """The table with its columns named by role, lists read where a file format has none."""
     if not table.rows:
         raise DataError(f"{table.where} has no rows; give some hundred")
+    if "boxes" in task.columns and not {"boxes", "classes"} & set(asked):
+        table = _unfolded(table)
     roles = _roles(table, task, asked)
     rows = [
         {role: _value(role, row, column, f"{table.where}, row {number}") for role, column in roles.items()}
@@ -146,6 +181,19 @@ def _by_role(table: Table, task: Task, asked: Mapping[str, str]) -> Table:
     kept = [{role: value for role, value in row.items() if role not in empty} for row in rows]
     names = {role: table.names[column] for role, column in roles.items() if column in table.names}
     return Table(table.where, kept, names)
+
+
+def _unfolded(table: Table) -> Table:
+    """Boxes out of a column "objects", as `datasets` and COCO write them: {"bbox": x, y, width, height in pixels}."""
+    rows: list[Row] = []
+    for row in table.rows:
+        told = row.get("objects")
+        if not isinstance(told, Mapping) or "bbox" not in told:
+            return table
+        boxes = [[x, y, x + width, y + height] for x, y, width, height in told["bbox"]]
+        classes = next((list(told[key]) for key in ("category", "categories", "label", "labels") if key in told), None)
+        rows.append({**{k: v for k, v in row.items() if k != "objects"}, "boxes": boxes, "classes": classes})
+    return Table(table.where, rows, table.names)
 
 
 def _roles(table: Table, task: Task, asked: Mapping[str, str]) -> dict[str, str]:
@@ -189,6 +237,8 @@ def _match(roles: Iterable[str], task: Task, have: Sequence[str], asked: Mapping
 def _value(role: str, row: Row, column: str, where: str) -> Any:
     """What a row holds for a role: lists read where a file format has none, and the bytes of files."""
     value = row.get(column)
+    if role in BOXES and isinstance(value, np.ndarray):
+        return value.tolist()
     return _file(role, value, row, where) if role in FILES else _listed(role, value)
 
 
@@ -213,7 +263,7 @@ def _file(role: str, value: Any, row: Row, where: str) -> Any:
 
 def _listed(role: str, value: Any) -> Any:
     """A list that a csv wrote as text: JSON, Python's own form, or words with blanks between them."""
-    if not isinstance(value, str) or role not in LISTS | {"answers", "answer_starts"}:
+    if not isinstance(value, str) or role not in LISTS | BOXES | {"answers", "answer_starts"}:
         return value
     if value.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, ast.literal_eval):
@@ -256,6 +306,11 @@ def _problem(role: str, value: Any) -> str | None:
     if role == "tokens":
         words = isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
         return None if words else f"is {str(value)[:40]!r}, no list of words; remove or mend the row"
+    if role == "items":
+        ids = isinstance(value, list) and bool(value) and all(isinstance(item, str | int) for item in value)
+        return None if ids else f"is {str(value)[:40]!r}, no list of items; remove or mend the row"
+    if role in IDS:
+        return None if isinstance(value, str | int | float) else f"is {str(value)[:40]!r}, no number and no name"
     if not isinstance(value, str):
         return f"is {str(value)[:40]!r}, no text; remove or mend the row"
     return None if value.strip() or role == "text_pair" else "is an empty text; remove or mend the row"
@@ -274,7 +329,7 @@ def _check_labels(table: Table, task: Task, facts: CheckpointFacts) -> None:
 def _label_names(table: Table, written: Mapping[str, tuple[str, ...]], task: Task) -> tuple[str, ...]:
     """Names of the label ids: those of labels.json, else those in the file's own schema."""
     role = next((role for role in CLASSES if role in task.columns), None)
-    if role is None or not task.name.endswith("classification"):
+    if role is None or not task.name.endswith(("classification", "detection")):
         return ()
     return next((written[key] for key in CLASSES[role] if key in written), table.names.get(role, ()))
 
@@ -398,7 +453,7 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 def _content(row: Row) -> str:
     """What a model reads of a row, as far as two rows are told apart: without labels, case and blanks."""
     parts = (
-        " ".join(v) if isinstance(v, list) else _short(v) if isinstance(v, bytes) else str(v)
+        " ".join(map(str, v)) if isinstance(v, list) else _short(v) if isinstance(v, bytes) else str(v)
         for role, v in row.items()
         if role not in LABELS
     )

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 LABELS = ("labels", "start_positions", "end_positions")
 LABELLED = {"task": 0.2, "logits": 1.0, "hidden": 1.0, "relations": 0.0}
+GENERATION = {"task": 0.5, "logits": 1.0, "hidden": 1.0, "relations": 0.0}  # what is judged is the likelihood of texts
 EMBEDDING = {"cosine": 1.0, "similarity": 1.0, "hidden": 1.0, "relations": 0.0}
 TELLS = {
     "logits": "outputs",
@@ -54,6 +55,8 @@ TELLS = {
     "similarity": "vectors",
 }
 PER_TOKEN = frozenset({"hidden", "relations"})  # and outputs, of some tasks
+SPELLING = "automatic-speech-recognition"
+OF_A_VOCABULARY = ("fill-mask", "text-generation")
 TOKEN_TASKS = ("token-classification", "question-answering")
 ITEM, KEPT = "item", "kept"  # in a batch: which examples it has, and what is kept of the teacher about them
 POOL = 50  # batches' worth of examples sorted by length at a time, as the Trainer's own grouping
@@ -224,7 +227,9 @@ def _kept_outputs(
 ) -> TeacherOutputs | None:  # fmt: skip
     """What the teacher says of every example, on disk beside `work`; None where it is asked in every epoch."""
     lesson, device = trainer.lesson, trainer.args.device
-    if not lesson.kinds or teacher.task == "fill-mask":  # a whole vocabulary for every token is never cheaper to read
+    if (
+        not lesson.kinds or teacher.task in OF_A_VOCABULARY
+    ):  # a whole vocabulary for every token is never cheaper to read
         return None
     if isinstance(examples, FileExamples):
         return None
@@ -268,6 +273,13 @@ def _train_along(
 def _mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """Bool [B, n], True on tokens that are no padding; None where nothing is padded."""
     return inputs["attention_mask"].bool() if "attention_mask" in inputs else None
+
+
+def _of_states(net: Any, mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:
+    """`mask` as one of `states` [B, n, w]: a network of sounds makes a frame of some hundred samples."""
+    if mask is None or mask.shape[1] == states.shape[1]:
+        return mask
+    return torch.as_tensor(net._get_feature_vector_attention_mask(states.shape[1], mask.long())).bool()
 
 
 class _Schedule(torch.utils.data.Dataset[Example]):
@@ -435,7 +447,8 @@ class _Lesson:
     def loss(
         self, got: Any, wanted: Told, mask: torch.Tensor | None, labels: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """The weighted sum for one batch; `mask` is bool [B, n]."""
+        """The weighted sum for one batch; `mask` is bool [B, n], or of the samples that states are made of."""
+        mask = _of_states(self.student.net, mask, got["hidden"][0])
         terms = {name: weight for name, weight in self.weights.items() if weight}
         return torch.stack([w * self._term(name, got, wanted, mask, labels) for name, w in terms.items()]).sum()
 
@@ -449,17 +462,36 @@ class _Lesson:
         if name == "similarity":  # of the student's own vectors, unprojected: those are compared with one another later
             return losses.similarity_loss(self._vectors(got["outputs"][0], mask), wanted["vectors"][0])
         answers = self._answers(got["outputs"], mask)
-        hidden = labels["labels"] != IGNORED if self.pipeline["task"] == "fill-mask" else None
-        if hidden is not None:  # elsewhere the token can be read, and there is nothing to learn
-            answers, labels = [logits[hidden] for logits in answers], {"labels": labels["labels"][hidden]}
+        asked = self._asked(labels, mask)
+        if asked is not None:
+            place, found = asked
+            answers, labels = [logits[place] for logits in answers], {"labels": found}
+        if name == "task" and self.pipeline["task"] == SPELLING:
+            return losses.spelled_loss(answers[0], labels["labels"], mask, self.pipeline["ctc"]["blank"])
         if name == "task":
             return losses.task_loss(answers, labels)
         wished = self._answers(wanted["outputs"], mask)
-        if hidden is not None:
-            wished = [logits[hidden] for logits in wished]
-        if self.pipeline["task"] == "token-classification":
+        if asked is not None:
+            wished = [logits[asked[0]] for logits in wished]
+        if self.pipeline["task"] in ("token-classification", SPELLING) and mask is not None:
             answers, wished = ([logits[mask] for logits in part] for part in (answers, wished))
         return losses.logit_loss(answers, wished, self.temperature, self.kind)
+
+    def _asked(
+        self, labels: Mapping[str, torch.Tensor], mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(bool [B, n] where a word of the vocabulary is asked for, the words [K]); None in other tasks.
+
+        Of a masked text where masks are: elsewhere the token can be read, and there is nothing to learn. Of a text that goes
+        on, each place asks for the token after it.
+        """
+        if self.pipeline["task"] not in OF_A_VOCABULARY:
+            return None
+        words = labels["labels"]
+        if self.pipeline["task"] == "text-generation":
+            words = torch.nn.functional.pad(words[:, 1:], (0, 1), value=IGNORED)
+        place = words != IGNORED if mask is None else mask & (words != IGNORED)
+        return place, words[place]
 
     def _vectors(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         assert mask is not None  # only texts are pooled
@@ -480,12 +512,12 @@ def _lesson(model: TorchModel, teacher: TorchModel, options: Distill, batch: dic
     states, taught_states = (_all_layers(part.net, inputs) for part in (model, teacher))
     widths = [states[0].shape[-1], taught_states[0].shape[-1]]
     projection = nn.Identity() if widths[0] == widths[1] else nn.Linear(widths[0], widths[1])
-    matched = losses.matched_layers(states, taught_states, _mask(inputs))
+    matched = losses.matched_layers(states, taught_states, _of_states(model.net, _mask(inputs), states[0]))
     student = _View(model.net, outputs, range(len(states)), projection)
     taught = _View(teacher.net.requires_grad_(False), outputs, matched, nn.Identity())
     names = [_last_projections(part.net, part.family) for part in (model, teacher)]
     weights = _weights(options, model.facts, widths[0] == widths[1], related=all(names))
-    lesson = _Lesson(student, taught, model.facts, weights, options.temperature)
+    lesson = _Lesson(student, taught, model.facts, weights, options.softened(model.facts.task))
     if weights["relations"]:
         student.related, taught.related = names
         lesson.heads = _relation_heads(student, taught, inputs)
@@ -500,8 +532,11 @@ def _all_layers(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[torc
 
 
 def _last_projections(net: nn.Module, family: Family | None) -> tuple[str, ...]:
-    """The projections of the last layer that has heads: query, key and value, or the one that makes all three."""
+    """The projections of the last layer that has heads: query, key and value, or the one that makes all three;
+    none where that mixes them head by head."""
     blocks = [layer.attention for layer in family.layers(net) if layer.attention.heads] if family else []
+    if blocks and blocks[-1].interleaved:
+        return ()
     return tuple(dict.fromkeys((blocks[-1].query, blocks[-1].key, blocks[-1].value))) if blocks else ()
 
 
@@ -510,7 +545,7 @@ def _weights(options: Distill, facts: CheckpointFacts, same_width: bool, related
 
     Where widths differ, relations say more than states seen through a random projection, if there are layers to relate.
     """
-    found = dict(EMBEDDING if facts.task == "sentence-embedding" else LABELLED)
+    found = dict({"sentence-embedding": EMBEDDING, "text-generation": GENERATION}.get(facts.task, LABELLED))
     if related and not same_width:
         found |= {"hidden": 0.0, "relations": 1.0}
     unknown = [name for name in options.weights if name not in found]

@@ -43,6 +43,21 @@ def _cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return total / (target != IGNORED).sum().clamp(min=1)
 
 
+def spelled_loss(logits: torch.Tensor, letters: torch.Tensor, mask: torch.Tensor | None, blank: int) -> torch.Tensor:
+    """Minus the log-likelihood of what is said (CTC, Graves et al., 2006), a letter, for those sounds of which it is known.
+
+    `logits` [B, n, C] of frames, `letters` [B, L] padded by IGNORED, `mask` bool [B, n] where frames are no padding.
+    """
+    frames = mask.sum(1) if mask is not None else torch.full((len(logits),), logits.shape[1])
+    known = letters != IGNORED
+    count = known.sum(1)
+    logs = logits.log_softmax(-1).transpose(0, 1)
+    each = F.ctc_loss(
+        logs, letters.clamp(min=0), frames, count, blank=blank, reduction="none", zero_infinity=True
+    )  # fmt: skip
+    return each[count > 0].sum() / count.sum().clamp(min=1)
+
+
 def logit_loss(
     got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], temperature: float, kind: str
 ) -> torch.Tensor:

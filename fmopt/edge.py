@@ -8,11 +8,11 @@ It turns raw texts into arrays, runs the graph, turns outputs into predictions, 
 or that computes something else on this machine than where it was judged. It knows nothing of training or exporting.
 What other raws or answers need is in a *part*, a file beside this one (see `PARTS`).
 
-Words used here. A *raw* is what the user has: a text, a pair of texts, a list of words, or the bytes of an image or audio
-file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
+Words used here. A *raw* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of an image or
+audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
 of JSON values; a part adds its own:
     task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
-                 fill-mask, text-generation or text-to-audio
+                 fill-mask, text-generation, translation, summarization or text-to-audio
     max_length   tokens; longer texts are cut, or read in windows where the task allows
     inputs       names the network takes: input_ids, attention_mask, token_type_ids
     outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
@@ -70,6 +70,7 @@ UNLISTED = frozenset(
 # CPU features that sum 8-bit products in 32 bits; a graph that needs one is served by any of them.
 INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
 ANSWER_TOKENS = 30  # longest answer looked for, as in the SQuAD evaluation of the BERT paper (2018)
+APPENDS = "fmopt.appends"  # metadata of a graph whose past may lie in buffers with room for more
 PAST = "past_key_values."  # begins the names of inputs that hold what earlier tokens left (see edge_generation.py)
 FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 
@@ -81,8 +82,9 @@ FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 #     Preprocessor(folder, pipeline)   encode(raws, length=None) -> an object with inputs, mask (or None) and owner, as
 #                                      Batch; else `Preprocessor`, for texts
 #     read_raw(text) -> raw            what an argument of `run.py predict` means; else the text itself
-#     run(runner, batch, most)         when one pass through the graph is not enough; else `run_rows`
+#     run(pipeline, runner, batch, most)   when one pass through the graph is not enough; else `run_rows`
 #     timed(runner, inputs) -> inputs  of the call whose latency matters; else the inputs themselves
+#     work(runner, inputs)             what a latency is taken of, when it is more than one call
 #     answer(model, raws, **wishes)    what people read, where it is not the judged prediction made readable
 #     stream(model, raw, **wishes)     the same of one raw, in pieces as they come
 #     soonest(model, raws)             the first piece of every answer, for its latency; else the predictions
@@ -94,17 +96,34 @@ PARTS: dict[str, str] = {
     "automatic-speech-recognition": "edge_audio",
     "text-generation": "edge_generation",
     "image-segmentation": "edge_image",
+    "translation": "edge_seq2seq",
+    "summarization": "edge_seq2seq",
+    "sequential-recommendation": "edge_recommendation",
     "text-to-audio": "edge_speech",
+    "object-detection": "edge_image",
 }
+# Parts that work by another: they find it under the name it has for them, and bundles carry it too.
+BY_OTHERS = {
+    "edge_seq2seq": {"generation": "edge_generation"},
+    "edge_whisper": {"audio": "edge_audio", "seq2seq": "edge_seq2seq"},
+}
+HALVES = "halves"  # option of a graph of two halves, each opened by itself (see edge_seq2seq.py), …
+HALVES_BY = "decoder_input_ids"  # … and the input that the second takes
 
 
 class EdgeError(Exception):
     """Something that can be explained in one line: what, where, and the way out."""
 
 
-def part_of(task: str) -> Any:
-    """The module for a task that is not plain text, None for one that is."""
-    return _part(PARTS[task]) if task in PARTS else None
+def part_of(pipeline: Pipeline) -> Any:
+    """The module for a pipeline whose raws or answers are not plain text, None for others."""
+    name = part_name(pipeline)
+    return None if name is None else _part(name)
+
+
+def part_name(pipeline: Pipeline) -> str | None:
+    """The part that a pipeline names, else that of its task."""
+    return pipeline.get("part") or PARTS.get(pipeline["task"])
 
 
 @cache
@@ -117,8 +136,18 @@ def _part(name: str) -> Any:
     loader = SourceFileLoader(f"{name}@{path.parent}", str(path))
     module = ModuleType(loader.name)
     sys.modules[loader.name] = module  # dataclasses look their module up
+    for called, other in BY_OTHERS.get(name, {}).items():
+        setattr(module, called, _part(other))
     loader.exec_module(module)
     return module
+
+
+def part_files(pipeline: Pipeline) -> list[Path]:
+    """The files of a pipeline's part and those it works by, which lie beside this one, also in a bundle."""
+    names = [name for name in (part_name(pipeline),) if name is not None]
+    for name in names:
+        names += [other for other in BY_OTHERS.get(name, {}).values() if other not in names]
+    return [Path(__file__).with_name(f"{name}.py") for name in names]
 
 
 @contextmanager
@@ -132,7 +161,7 @@ def _explained() -> Iterator[None]:
 
 def read_raw(task: str, told: Any) -> Any:
     """The raw that one argument of a command means: itself, or what the task's part makes of it."""
-    read = getattr(part_of(task), "read_raw", None)
+    read = getattr(part_of({"task": task}), "read_raw", None)
     if read is None:
         return told
     with _explained():
@@ -141,7 +170,7 @@ def read_raw(task: str, told: Any) -> Any:
 
 def open_preprocessor(folder: Path, pipeline: Pipeline) -> Any:
     """What encodes raws for the model of a checkpoint or bundle folder: `Preprocessor`, or a part's with its interface."""
-    part = part_of(pipeline["task"])
+    part = part_of(pipeline)
     if not hasattr(part, "Preprocessor"):
         return Preprocessor(Path(folder) / "tokenizer.json", pipeline)
     return PartPreprocessor(part, Path(folder), pipeline)
@@ -203,15 +232,17 @@ class Preprocessor:
             raise EdgeError("there is no text to encode")
         return self._batch(rows, owner, length or max(len(row) for row in rows))
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids of a whole text, however long."""
+    def ids(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a whole text, however long; without `special` those of its own words alone."""
         self.tokenizer.no_truncation()
         self._truncation = None
-        return list(self._encode(text, None, words=False).ids)
+        return list(self._encode(text, None, words=False, special=special).ids)
 
     def _windows(self, raw: Any, limit: int) -> list[Any]:
         """The tokenizer's encodings of one raw: one, or several windows that overlap by `stride` tokens."""
         task = self.pipeline["task"]
+        if self.pipeline.get("prefix") and isinstance(raw, str):
+            raw = self.pipeline["prefix"] + raw
         if task == "question-answering":
             return self._question_windows(*_as_pair(raw), limit)
         if task == "token-classification":
@@ -347,7 +378,7 @@ def postprocess(pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Ba
     {"text", "start", "end", "score"} with character offsets in the context; fill-mask: log-probabilities float32 (masks,
     vocabulary). EdgeError for a text without any mask. Other tasks: see their part.
     """
-    part = part_of(pipeline["task"])
+    part = part_of(pipeline)
     if part is not None:
         with _explained():
             return list(part.postprocess(pipeline, outputs, batch, raws))
@@ -488,7 +519,7 @@ def present(pipeline: Pipeline, prediction: Any, raw: Raw, preprocessor: Any = N
     "sequence"}, or one such list for each of several masks, as transformers' fill-mask pipeline gives.
     """
     task = pipeline["task"]
-    part = part_of(task)
+    part = part_of(pipeline)
     if part is not None:
         return part.present(pipeline, prediction, raw, getattr(preprocessor, "own", preprocessor))
     if task == "sentence-embedding":
@@ -577,10 +608,10 @@ OPENVINO_KINDS = {"i64": np.int64, "i32": np.int32, "f32": np.float32, "f16": np
 
 
 class OnnxRuntimeRunner:
-    """An ONNX graph opened by ONNX Runtime. Option: "providers", by default the CPU's."""
+    """An ONNX graph opened by ONNX Runtime, or one `half` of it. Option: "providers", by default the CPU's."""
 
-    def __init__(self, path: Path, options: Mapping[str, Any], threads: int):
-        ort = _need("onnxruntime", "onnxruntime")
+    def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
+        self.ort = ort = _need("onnxruntime", "onnxruntime")
         session = ort.SessionOptions()
         session.intra_op_num_threads = threads
         session.inter_op_num_threads = 1
@@ -591,35 +622,90 @@ class OnnxRuntimeRunner:
             session.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = ort.InferenceSession(
-                str(path), session, providers=list(options.get("providers", ["CPUExecutionProvider"]))
+                onnx_model(path, session, half),
+                session,
+                providers=list(options.get("providers", ["CPUExecutionProvider"])),
             )
         except Exception as error:  # pybind classes derive from Exception only
             raise EdgeError(f"ONNX Runtime {ort.__version__} cannot open {path}: {_line(error)}") from error
         kinds = {f"tensor({name})": kind for name, kind in ONNX_KINDS.items()}
         self.inputs = {port.name: kinds.get(port.type, np.int64) for port in self.session.get_inputs()}
+        self.optional = {
+            port.name: kinds.get(port.type, np.int64) for port in self.session.get_overridable_initializers()
+        }
         self.past = {port.name: port.shape for port in self.session.get_inputs() if port.name.startswith(PAST)}
         self.outputs = [port.name for port in self.session.get_outputs()]
+        self.appends = APPENDS in self.session.get_modelmeta().custom_metadata_map
+        self.bound: tuple[dict[str, np.ndarray], Any] | None = (
+            None  # the last past that was appended to, with its binding
+        )
+
+    def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
+        """An empty past with room for so many tokens, which `run` appends to in place; nothing where the graph cannot."""
+        if not self.appends:
+            return {}
+        return {name: np.zeros((rows, shape[1], tokens, shape[3]), np.float32) for name, shape in self.past.items()}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
-        feed = _feed(self.inputs, _with_past(self.past, inputs))
+        """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty.
+
+        A past that has room for the new tokens too (see `room`) is appended to where it lies, and is the present.
+        """
+        asked = {**self.inputs, **{name: kind for name, kind in self.optional.items() if name in inputs}}
+        total = inputs["attention_mask"].shape[1] if self.appends else 0
+        if self.appends and all(name in inputs and inputs[name].shape[2] >= total for name in self.past):
+            return self._append({name: kind for name, kind in asked.items() if name not in self.past}, inputs)
+        feed = _feed(asked, with_past(self.past, inputs))
         return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
+
+    def _append(self, asked: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        past = {name: inputs[name] for name in self.past}
+        presents = {f"present.{name.removeprefix(PAST)}": array for name, array in past.items()}
+        if self.bound is None or any(self.bound[0][name] is not array for name, array in past.items()):
+            binding = self.session.io_binding()
+            for names in (past, presents):
+                bind = binding.bind_input if names is past else binding.bind_output
+                for name, array in names.items():
+                    bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            self.bound = past, binding
+        binding = self.bound[1]
+        feed = _feed(asked, inputs)  # lives until the run is over
+        for name, array in feed.items():
+            value = self.ort.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(name, value)  # not bind_cpu_input, which knows no optional inputs
+        rest = [name for name in self.outputs if name not in presents]
+        for name in rest:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        made = dict(zip([*presents, *rest], binding.get_outputs(), strict=True))
+        return {**{name: made[name].numpy() for name in rest}, **presents}
 
     def close(self) -> None:
         """Give back memory and threads."""
-        self.session = None
+        self.session = self.bound = None
+
+
+def onnx_model(path: Path, session: Any, half: int | None) -> str | bytes:
+    """What a session opens: the file, or one half of it, in memory."""
+    if half is None:
+        return str(path)
+    # Weights that lie beside a file are not found by what is in memory.
+    session.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(path).parent))
+    model: bytes = _part("edge_seq2seq").halves(path)[half]
+    return model
 
 
 class OpenVinoRunner:
     """An IR or ONNX graph opened by OpenVINO on the CPU.
 
     Options: "precision", "f32" (default) or "bf16"; "shape", [batch, tokens] that it is compiled for: other shapes run
-    too, on a second compilation that is made when the first of them comes (a fraction of a second).
+    too, on a second compilation that is made when the first of them comes (a fraction of a second). `half`: of two, the one
+    that is opened.
     """
 
-    def __init__(self, path: Path, options: Mapping[str, Any], threads: int):
+    def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
         openvino = _need("openvino", "openvino")
-        self.path = path
+        self.path, self.half = path, half
         self.properties = {
             # Without the hint OpenVINO silently computes in bf16 where the CPU can.
             "INFERENCE_PRECISION_HINT": str(options.get("precision", "f32")),
@@ -644,7 +730,7 @@ class OpenVinoRunner:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
-        feed = _feed(self.inputs, _with_past(self.past, inputs))
+        feed = _feed(self.inputs, with_past(self.past, inputs))
         shape = next(iter(feed.values())).shape
         results = self._request(shape if shape == self.shape else None).infer(feed, share_inputs=True)
         return dict(zip(self.outputs, results.values(), strict=True))
@@ -652,7 +738,7 @@ class OpenVinoRunner:
     def _request(self, shape: tuple[int, ...] | None) -> Any:
         if shape not in self.requests:
             core = _need("openvino", "openvino").Core()
-            model = read_openvino(self.path, shape)
+            model = read_openvino(self.path, shape, self.half)
             self.requests[shape] = core.compile_model(model, "CPU", self.properties).create_infer_request()
         return self.requests[shape]
 
@@ -661,12 +747,37 @@ class OpenVinoRunner:
         self.requests = {}
 
 
-def read_openvino(path: Path, shape: Sequence[int] | None = None) -> Any:
-    """An openvino.Model of an IR or ONNX file, its inputs [batch, tokens] fixed to `shape` where one is given."""
-    model = _need("openvino", "openvino").Core().read_model(str(path))
+def read_openvino(path: Path, shape: Sequence[int] | None = None, half: int | None = None) -> Any:
+    """An openvino.Model of an IR or ONNX file or of one half of it, its inputs [batch, tokens] fixed to `shape` where one is
+    given."""
+    openvino = _need("openvino", "openvino")
+    model = openvino.Core().read_model(str(path))
+    if half is not None:
+        model = _part("edge_seq2seq").openvino_halves(openvino, model)[half]
     if shape:
         model.reshape({port.any_name: list(shape) for port in model.inputs})
     return model
+
+
+class HalvesRunner:
+    """The two halves of a graph, each opened by itself."""
+
+    def __init__(self, halves: Sequence[Any]):
+        self.halves = halves
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of that half whose inputs these are."""
+        return self.halves[half_of(inputs)].run(inputs)
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        for half in self.halves:
+            half.close()
+
+
+def half_of(inputs: Mapping[str, Any]) -> int:
+    """Which of two halves takes these inputs."""
+    return int(HALVES_BY in inputs)
 
 
 RUNNERS: dict[str, type[OnnxRuntimeRunner] | type[OpenVinoRunner]] = {
@@ -689,16 +800,21 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
         )
     if not Path(path).is_file():
         raise EdgeError(f"{path} is missing")
+    if options.get(HALVES):
+        return HalvesRunner([RUNNERS[runtime](path, options, threads, half) for half in (0, 1)])
     return RUNNERS[runtime](path, options, threads)
 
 
-def _with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The inputs, with an empty one [rows, heads, 0, size] for each past that the graph takes and they lack."""
+def with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The inputs, with an empty one for each past that the graph takes and they lack: [rows, heads, 0, size], or zeros of the
+    graph's own size where it is a state that does not grow."""
     lacking = {name: shape for name, shape in shapes.items() if name not in inputs}
     if not lacking:
         return inputs
     rows = len(next(iter(inputs.values())))
-    return {**inputs, **{name: np.zeros((rows, shape[1], 0, shape[3]), np.float32) for name, shape in lacking.items()}}
+    kept = {name: shape[2] if isinstance(shape[2], int) else 0 for name, shape in lacking.items()}
+    empty = {name: np.zeros((rows, lacking[name][1], kept[name], lacking[name][3]), np.float32) for name in lacking}
+    return {**inputs, **empty}
 
 
 def _feed(wanted: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -732,7 +848,7 @@ class Model:
 
     def soonest(self, raws: Sequence[Raw]) -> Any:
         """What a latency from raw to answer is taken of: the predictions, or the first piece of answers made in pieces."""
-        part = part_of(self.pipeline["task"])
+        part = part_of(self.pipeline)
         if not hasattr(part, "soonest"):
             return self.predict(raws, len(raws))
         with _explained():
@@ -748,7 +864,7 @@ class Model:
         return shown if isinstance(raw, list) else shown[0]
 
     def _shown(self, raws: Sequence[Raw], wishes: Mapping[str, Any]) -> list[Any]:
-        part = part_of(self.pipeline["task"])
+        part = part_of(self.pipeline)
         if not raws:
             return []
         if hasattr(part, "answer"):
@@ -761,7 +877,7 @@ class Model:
 
     def stream(self, raw: Any, **wishes: Any) -> Iterator[Any]:
         """The answer to one raw in pieces, as they are made; EdgeError for a task that answers at once."""
-        part = part_of(self.pipeline["task"])
+        part = part_of(self.pipeline)
         if not hasattr(part, "stream"):
             raise EdgeError(f"{self.pipeline['task']} answers at once; there is nothing to stream")
         with _explained():
@@ -786,17 +902,26 @@ class Model:
 
 def run_batch(pipeline: Pipeline, runner: Any, batch: Any, most: int) -> Mapping[str, Any]:
     """The outputs `postprocess` reads, of at most `most` rows at once."""
-    run = getattr(part_of(pipeline["task"]), "run", None)
+    run = getattr(part_of(pipeline), "run", None)
     if run is None:
         return run_rows(runner, batch.inputs, most)
     with _explained():
-        return dict(run(runner, batch, most))
+        return dict(run(pipeline, runner, batch, most))
 
 
 def timed_inputs(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """Inputs of the call whose latency matters, made of those of whole raws: for text generation one step of decoding."""
-    part = part_of(pipeline["task"])
+    part = part_of(pipeline)
     return part.timed(runner, inputs) if hasattr(part, "timed") else inputs
+
+
+def timed_call(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
+    """What a latency is taken of, made of inputs of whole raws: one call of the runner, or what the task's part says."""
+    part = part_of(pipeline)
+    if hasattr(part, "work"):
+        return lambda: part.work(runner, inputs)
+    call = timed_inputs(pipeline, runner, inputs)
+    return lambda: runner.run(call)
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -994,7 +1119,7 @@ def self_test(folder: Path, model: Model) -> tuple[float, float]:
         written = [item["prediction"] for item in items]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EdgeError(f"{folder}: {GOLDEN} cannot be read: {_line(error)}") from error
-    gap = getattr(part_of(model.pipeline["task"]), "difference", difference)
+    gap = getattr(part_of(model.pipeline), "difference", difference)
     worst = max(map(gap, written, model.predict(raws)), default=0.0)
     if not worst <= tolerance:
         raise EdgeError(
@@ -1117,11 +1242,12 @@ def bench(
     raws = [raws[index % len(raws)] for index in range(batch)]
     encoded = model.preprocessor.encode([_repeated(raw, length) for raw in raws] if length else raws, length)
     inputs = {name: array[:batch] for name, array in encoded.inputs.items()}
-    call = timed_inputs(model.pipeline, model.runner, inputs)
+    part = part_of(model.pipeline)
     return {
-        "model": _sampled(lambda: model.runner.run(call), seconds),
+        "model": _sampled(timed_call(model.pipeline, model.runner, inputs), seconds),
         "end_to_end": _sampled(lambda: model.soonest(raws), seconds),
-        "steps": call is not inputs,  # whether "model" is one step of several, and "end_to_end" ends with the first
+        # whether "model" is one step of several, and "end_to_end" ends with the first
+        "steps": hasattr(part, "timed") and not hasattr(part, "work"),
         "batch": batch,
         "tokens": int(encoded.mask.shape[1]) if "max_length" in model.pipeline else None,  # what has none has no tokens
         "threads": threads or available_cores(),
@@ -1192,7 +1318,7 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
         "--pair", action="store_true", help="take the texts two by two (question context is always so)"
     )
     try:
-        part = part_of(read_facts(folder)["pipeline"]["task"])
+        part = part_of(read_facts(folder)["pipeline"])
     except EdgeError:  # told when the command runs
         part = None
     if hasattr(part, "add_arguments"):
@@ -1218,11 +1344,12 @@ def _count(text: str) -> int:
 
 
 def _predict(folder: Path, asked: argparse.Namespace) -> int:
-    task = read_facts(folder)["pipeline"]["task"]
+    pipeline = read_facts(folder)["pipeline"]
+    task = pipeline["task"]
     raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
     if not raws:
         raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
-    part = part_of(task)
+    part = part_of(pipeline)
     wishes = part.wishes_of(asked) if hasattr(part, "wishes_of") else {}
     model = load(folder, asked.threads)
     if getattr(asked, "stream", False):

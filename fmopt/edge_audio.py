@@ -49,6 +49,7 @@ class Batch:
     mask: np.ndarray | None = None
     frames: list[int] | None = None
     tokens: Sequence[str] = ()  # by id, for a network that spells
+    decode: Any = None  # ids -> text, for one that makes tokens (see edge_whisper.py)
 
 
 class Preprocessor:

@@ -4,6 +4,7 @@ One graph does both. It takes the tokens that are new (`input_ids` [rows, tokens
 keys and values of those before, `past_key_values.N.key` and `.value` [rows, heads, past, size], and gives `logits`
 [rows, tokens, vocabulary] and `present.N.key` and `.value`, the past of the next call. A whole text with an empty past is
 scored; a prompt with an empty past and then one token at a time is generation. A runner fills an empty past in by itself.
+A recurrent network's past is its state, [rows, 1, 1, size], which begins as zeros: of an LSTM `key` is h and `value` is c.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 import numpy as np
 
 PAST, PRESENT = "past_key_values.", "present."
+FIRST_LOGITS = (
+    "first_logits"  # where a graph has this input, logits come from there on; 0, all of them, if it is not given
+)
 NEW_TOKENS = 64  # made when the caller names no number
 
 
@@ -110,12 +114,12 @@ class Wish:
 class Rows:
     """Texts that go on together: the mask of their tokens so far, and the past of the next call."""
 
-    def __init__(self, runner: Any, prompts: Sequence[Sequence[int]], pad: int):
+    def __init__(self, runner: Any, prompts: Sequence[Sequence[int]], pad: int, most: int):
         self.runner = runner
         width = max(map(len, prompts))
         self.ids = np.full((len(prompts), width), pad, dtype=np.int64)
         self.mask = np.zeros((len(prompts), 0), dtype=np.int64)
-        self.past: dict[str, np.ndarray] = {}
+        self.past: dict[str, np.ndarray] = room_for(runner, len(prompts), width + most)
         self.new = np.zeros_like(self.ids)
         for row, prompt in enumerate(prompts):  # on the left, so that all go on at the same place
             self.ids[row, width - len(prompt) :], self.new[row, width - len(prompt) :] = prompt, 1
@@ -126,9 +130,14 @@ class Rows:
         self.mask = np.concatenate([self.mask, self.new], axis=1)
         positions = np.maximum(before + self.new.cumsum(axis=1) - 1, 0)
         inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions, **self.past}
+        inputs[FIRST_LOGITS] = np.array([-1])
         outputs = self.runner.run(inputs)
         self.past = past_of(outputs)
         return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
+
+    def allowed(self, scores: np.ndarray) -> np.ndarray:
+        """Scores [rows, vocabulary], -inf where a token may not come next: here any may."""
+        return scores
 
     def take(self, tokens: np.ndarray) -> None:
         """Append one token to each row."""
@@ -141,6 +150,11 @@ class Rows:
         self.past = {name: value[rows] for name, value in self.past.items()}
 
 
+def room_for(runner: Any, rows: int, tokens: int) -> dict[str, np.ndarray]:
+    """An empty past with room for so many tokens of so many rows, where the runner can append to it; else nothing."""
+    return dict(runner.room(rows, tokens)) if hasattr(runner, "room") else {}
+
+
 def past_of(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The past of the next call, from the outputs of one."""
     return {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
@@ -149,15 +163,20 @@ def past_of(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def continuations(
     runner: Any, prompts: Sequence[Sequence[int]], pipeline: Mapping[str, Any], wish: Wish
 ) -> Iterator[list[int | None]]:
-    """The next token of every row, step by step; None for a row that has ended. Token by token as `generate` of
+    """The next token of every prompt, step by step; None for one that has ended. Token by token as `generate` of
     transformers where nothing is sampled."""
     room = [min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt)) for prompt in prompts]
+    return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"]), max(room)), room, pipeline, wish)
+
+
+def going_on(rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: Wish) -> Iterator[list[int | None]]:
+    """The next token of every row of `rows` (`Rows`, or what takes its place), at most as many as it has `room` for."""
     stops = set(pipeline.get("stop_ids", ()))
     pad = int(pipeline["padding"]["id"])
     draw = np.random.default_rng(wish.seed)
-    rows, ended = Rows(runner, prompts, pad), np.zeros(len(prompts), dtype=bool)
+    ended = np.zeros(len(room), dtype=bool)
     for step in range(max(room)):
-        logits = rows.logits()
+        logits = rows.allowed(rows.logits())
         tokens = logits.argmax(axis=1) if wish.temperature == 0 else sampled(logits, wish, draw)
         ended |= np.array([step >= most for most in room])
         ended |= np.isin(tokens, list(stops))
@@ -185,25 +204,35 @@ def likeliest(runner: Any, prompt: Sequence[int], pipeline: Mapping[str, Any], w
     """The tokens that beam search adds to one prompt: those of the best mean log-probability, as transformers has it
     (`length_penalty` 1, `early_stopping` off)."""
     most = min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt))
-    stops = list(pipeline.get("stop_ids", ()))
-    width = wish.beams
-    rows = Rows(runner, [prompt] * width, int(pipeline["padding"]["id"]))
+    return best(Rows(runner, [prompt] * wish.beams, int(pipeline["padding"]["id"]), most), most, pipeline, wish)
+
+
+def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: Wish) -> list[int]:
+    """The tokens of the best of beams that begin as equal `rows`, at most so many."""
+    stops, width = list(pipeline.get("stop_ids", ())), wish.beams
+    penalty = float(pipeline.get("length_penalty", 1.0))
     texts: list[list[int]] = [[] for _ in range(width)]
     scores = np.array([0.0] + [-1e9] * (width - 1), dtype=np.float32)  # one beam at first, for all are the same
     done: list[tuple[float, list[int]]] = []
     for length in range(1, most + 1):
-        totals = log_softmax(rows.logits()) + scores[:, None]
-        best = np.argsort(-totals, axis=None, kind="stable")[: max(2, 1 + len(stops)) * width]
-        beams, tokens = np.unravel_index(best, totals.shape)
-        values = totals.ravel()[best]
+        totals = rows.allowed(log_softmax(rows.logits())) + scores[:, None]
+        first = np.argsort(-totals, axis=None, kind="stable")[: max(2, 1 + len(stops)) * width]
+        beams, tokens = np.unravel_index(first, totals.shape)
+        values = totals.ravel()[first]
         ends = np.isin(tokens, stops) | (length == most)
         done += [
-            (float(values[at]) / length, [*texts[beams[at]], int(tokens[at])]) for at in np.flatnonzero(ends[:width])
+            (float(values[at]) / length**penalty, [*texts[beams[at]], int(tokens[at])])
+            for at in np.flatnonzero(ends[:width])
         ]
         done = sorted(done, key=lambda one: -one[0])[:width]
         going = np.flatnonzero(~ends)[:width]
         # What a beam can still reach is judged by the length it has now.
-        if not len(going) or (len(done) == width and values[going[0]] / length <= done[-1][0]):
+        full = len(done) == width
+        if (
+            not len(going)
+            or (full and pipeline.get("early"))
+            or (full and values[going[0]] / length**penalty <= done[-1][0])
+        ):
             break
         texts = [[*texts[beams[at]], int(tokens[at])] for at in going]
         scores = values[going]
@@ -325,6 +354,7 @@ def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     if inputs["input_ids"].shape[1] < 2:
         return dict(inputs)
     before = {name: value[:, :-1] for name, value in inputs.items()}
+    before |= room_for(runner, *inputs["input_ids"].shape)
     last = {name: value if name == "attention_mask" else value[:, -1:] for name, value in inputs.items()}
     return last | past_of(runner.run(before))
 

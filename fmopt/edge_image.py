@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 Pipeline = Mapping[str, Any]
+DETECTION, SEGMENTATION = "object-detection", "image-segmentation"
+MOST_BOXES, LEAST_SCORE = 100, 0.01  # of a picture, as COCO judges; scores below it are of no use to anyone
 
 
 @dataclass
@@ -124,12 +126,48 @@ def postprocess(
     pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, raws: Sequence[bytes]
 ) -> list[np.ndarray]:
     """One prediction per raw: image-classification gives logits float32 (classes,), image-segmentation a map of class
-    numbers uint8 (height, width) in the size of the picture."""
+    numbers uint8 (height, width) in the size of the picture, object-detection boxes float32 (n, 6), the best first: class,
+    score, x1, y1, x2, y2 in pixels of the picture."""
     logits = np.asarray(outputs["logits"], dtype=np.float32)
-    if pipeline["task"] == "image-segmentation":
+    if pipeline["task"] == DETECTION:
+        boxes = np.asarray(outputs["pred_boxes"], dtype=np.float32)
+        several = logits.shape[-1] == len(pipeline["labels"])
+        return [detections(*each, several) for each in zip(logits, boxes, batch.sizes, strict=True)]
+    if pipeline["task"] == SEGMENTATION:
         pairs = zip(logits, batch.sizes, strict=True)
         return [upsampled(each, *size).argmax(axis=0).astype(np.uint8) for each, size in pairs]
     return list(logits)
+
+
+def detections(logits: np.ndarray, boxes: np.ndarray, size: tuple[int, int], several: bool) -> np.ndarray:
+    """float32 (n, 6) of logits [queries, classes] and boxes [queries, 4] (middle, width and height as shares of the picture).
+
+    DETR and YOLOS give each query one class, the last of which is "nothing"; with `several`, each class of each query is a
+    detection of its own, as in RT-DETR.
+    """
+    if several:
+        scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        query, number = (part.ravel() for part in np.indices(scores.shape))
+        score = scores.ravel()
+    else:
+        shares = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+        shares = (shares / shares.sum(axis=-1, keepdims=True))[:, :-1]
+        query, number, score = np.arange(len(shares)), shares.argmax(axis=-1), shares.max(axis=-1)
+    best = np.argsort(-score, kind="stable")[:MOST_BOXES]
+    best = best[score[best] >= LEAST_SCORE]
+    middle, half = boxes[query[best], :2], boxes[query[best], 2:] / 2
+    height, width = size
+    corners = np.concatenate([middle - half, middle + half], axis=1) * np.array([width, height] * 2, dtype=np.float32)
+    return np.column_stack([number[best], score[best], corners]).astype(np.float32)
+
+
+def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union (n, m) of boxes (n, 4) and (m, 4), as x1, y1, x2, y2."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=-1)
+    areas = [np.clip(part[:, 2:] - part[:, :2], 0, None).prod(axis=-1) for part in (first, second)]
+    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9))
 
 
 def upsampled(maps: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -148,8 +186,12 @@ def _stretched(maps: np.ndarray, axis: int, size: int) -> np.ndarray:
 
 
 def difference(written: Any, got: np.ndarray) -> float:
-    """Largest absolute difference of logits; of class maps the share of pixels that have another class."""
+    """Largest absolute difference of logits; of class maps the share of pixels that have another class; of boxes the largest
+    change of a score, a box that moved counting as its score times the part that is not shared."""
     before = np.asarray(written, dtype=np.float64)
+    if got.ndim == 2 and got.dtype != np.uint8:
+        sides = before.reshape(-1, 6), got.astype(np.float64).reshape(-1, 6)
+        return max(_moved(*sides), _moved(*sides[::-1]))
     if before.shape != got.shape:
         return float("inf")
     gap = np.abs(before - got)
@@ -158,11 +200,53 @@ def difference(written: Any, got: np.ndarray) -> float:
     return float("inf") if np.isnan(gap).any() else float(gap.max(initial=0.0))
 
 
-def present(pipeline: Pipeline, prediction: np.ndarray, raw: bytes, preprocessor: Any = None) -> dict[str, Any]:
+def _moved(boxes: np.ndarray, others: np.ndarray) -> float:
+    """The largest gap of a box to the other that is most like it; one alone counts as much as its score."""
+    gaps = boxes[:, 1].copy()
+    if len(boxes) and len(others):
+        scores = np.abs(boxes[:, None, 1] - others[None, :, 1])
+        away = boxes[:, None, 1] * (1 - overlaps(boxes[:, 2:], others[:, 2:]))
+        alike = boxes[:, None, 0] == others[None, :, 0]
+        gaps = np.minimum(gaps, np.where(alike, np.maximum(scores, away), np.inf).min(axis=1))
+    return float("inf") if np.isnan(gaps).any() else float(gaps.max(initial=0.0))
+
+
+def answer(model: Any, raws: Sequence[bytes], threshold: float | None = None) -> list[Any]:
+    """What people read for each picture. `threshold` is the least score of a box that is told, by default the pipeline's.
+    ValueError where nothing is told by boxes, or when it is no share."""
+    pipeline = model.pipeline
+    if threshold is not None:
+        if pipeline["task"] != DETECTION:
+            raise ValueError(f"{pipeline['task']} has no threshold; leave it out")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"a threshold of {threshold:g} is no share; give one from 0 to 1")
+        pipeline = {**pipeline, "threshold": threshold}
+    return [present(pipeline, got, raw) for got, raw in zip(model.predict(raws), raws, strict=True)]
+
+
+def add_arguments(parser: Any) -> None:
+    """What `run.py predict` takes beside pictures."""
+    parser.add_argument("--threshold", type=float, help="of object detection: the least score of a box to tell (0.5)")
+
+
+def wishes_of(asked: Any) -> dict[str, Any]:
+    """The wishes in parsed arguments."""
+    return {} if asked.threshold is None else {"threshold": asked.threshold}
+
+
+def present(pipeline: Pipeline, prediction: np.ndarray, raw: bytes, preprocessor: Any = None) -> Any:
     """A prediction as JSON for people: {"label", "score", "scores"}, or of a map {"size": [height, width], "segments"} with
     the "label", the "share" of the picture and the "mask" of every class that is there, background apart. A mask is written
-    as COCO does: how many pixels are out, in, out … going down its columns."""
-    if pipeline["task"] == "image-segmentation":
+    as COCO does: how many pixels are out, in, out … going down its columns. Of boxes a list of {"label", "score", "box"},
+    the box as {"xmin", "ymin", "xmax", "ymax"} in pixels, as transformers' pipeline gives them."""
+    if pipeline["task"] == DETECTION:
+        corners = ("xmin", "ymin", "xmax", "ymax")
+        return [
+            {"label": pipeline["labels"][int(row[0])], "score": row[1], "box": dict(zip(corners, row[2:], strict=True))}
+            for row in prediction.tolist()
+            if row[1] >= pipeline["threshold"]
+        ]
+    if pipeline["task"] == SEGMENTATION:
         segments = [
             {"label": pipeline["labels"][number], "share": float((prediction == number).mean()),
              "mask": _run_lengths(prediction == number)}

@@ -145,7 +145,7 @@ def read_letters(folder: Path) -> dict[str, int]:
 # -------------------------------------------------------------------------------- the graph → sounds
 
 
-def run(runner: Any, batch: Batch, most: int) -> dict[str, list[np.ndarray]]:
+def run(pipeline: Pipeline, runner: Any, batch: Batch, most: int) -> dict[str, list[np.ndarray]]:
     """The sound of every row, each computed alone: beside a longer one, the end of a sound would be another."""
     sounds = []
     for row, mask in enumerate(batch.mask):
@@ -184,7 +184,7 @@ def answer(
     own, found = model.preprocessor.own, []
     for raw in raws:
         batch = own.encode([raw], seed=seed, noise_scale=noise_scale)
-        (sound,) = postprocess(model.pipeline, run(model.runner, batch, 1), batch, [raw])
+        (sound,) = postprocess(model.pipeline, run(model.pipeline, model.runner, batch, 1), batch, [raw])
         shown = present(model.pipeline, sound, raw)
         found.append(shown if output is None else _written(shown, Path(output), raw))
     return found

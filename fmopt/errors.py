@@ -9,6 +9,7 @@ FmoptError              anything below; the command prints it in one line, witho
 ├── ParityError         an exported graph does not compute what the torch model computes
 ├── BundleError         a bundle is damaged, or not a bundle
 ├── StoreError          a folder cannot be written, or is not ours
+├── BoardError          a device at the end of an ssh line cannot be reached, or cannot be used as it is
 └── UnmeasuredError     something asked for could not be measured here (exit code 4)
 
 A message says what, where, and the way out.
@@ -53,6 +54,10 @@ class BundleError(FmoptError):
 
 class StoreError(FmoptError):
     """A folder cannot be written, or is not ours."""
+
+
+class BoardError(FmoptError):
+    """A device at the end of an ssh line cannot be reached, or cannot be used as it is."""
 
 
 class UnmeasuredError(FmoptError):

@@ -14,6 +14,7 @@ from fmopt import pictures
 from fmopt.edge import Batch, EdgeError, Preprocessor
 from fmopt.errors import ConfigError, DataError
 from fmopt.model import CheckpointFacts
+from fmopt.seq2seq import makes_answers
 from fmopt.tasks.automatic_speech_recognition import words_of
 from fmopt.tasks.base import Item, Raw
 
@@ -22,7 +23,8 @@ IGNORED = -100  # torch's cross entropy skips this label
 # and that are another token by chance; the rest stay as they are.
 TO_FIND, MASKED, SWAPPED = 0.15, 0.8, 0.1
 
-LABEL_IS_OPTIONAL = ("question-answering", "text-generation")  # no answer; a text is its own label
+# No answer; what comes next in a text or a history is its own label.
+LABEL_IS_OPTIONAL = ("question-answering", "text-generation", "sequential-recommendation")
 
 # input name → int64 (tokens,), pixel_values float32 (3, H, W); labels → scalar or (tokens,); start/end_positions → scalar
 Example = dict[str, Any]
@@ -36,12 +38,14 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if task == "image-segmentation":
         maps = (pictures.class_map(row["mask"]) for row in rows if row.get("mask") is not None)
         return [f"LABEL_{number}" for number in range(1 + max(int(each[each != 255].max(initial=1)) for each in maps))]
-    if not task.endswith("-classification"):
+    if not task.endswith(("-classification", "-detection")):
         return []
-    role = "tags" if task == "token-classification" else "label"
-    told = [row[role] for row in rows] if role == "label" else [tag for row in rows for tag in row[role]]
+    role = {"token-classification": "tags", "object-detection": "classes"}.get(task, "label")
+    told = [row[role] for row in rows] if role == "label" else [name for row in rows for name in row.get(role) or ()]
     found = set(told)
-    if len(found) < 2:
+    if not found and task == "object-detection":
+        raise DataError("no train row has a box with its class, so there is nothing to learn")
+    if len(found) < 2 and task != "object-detection":
         only = next(iter(found), None)
         raise DataError(f"all train rows have the same {role} ({only!r}), so there is nothing to learn")
     if all(isinstance(value, int | np.integer) for value in found):
@@ -83,11 +87,12 @@ def training_examples(
     bare = next((item for item in items if item.label is None), None)
     if bare is not None and facts.task not in LABEL_IS_OPTIONAL:
         raise DataError(f"train row {bare.row + 1} has no label; fine-tuning needs one in every row")
-    if facts.modality != "text":
+    if facts.modality not in ("text", "item"):
         return FileExamples(preprocessor, items, make)
     found = []
     for item in items:
-        batch = preprocessor.encode([rows[item.row]["text"] if facts.task == "fill-mask" else item.raw])
+        raws = pieces(item.raw, int(facts.pipeline["max_length"])) if facts.modality == "item" else [item.raw]
+        batch = preprocessor.encode([rows[item.row]["text"]] if facts.task == "fill-mask" else raws)
         for window, example in enumerate(_inputs(batch)):
             found.append(example | make(batch, window, item, rows[item.row]))
     return found
@@ -101,11 +106,15 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
         "audio-classification": _class_example,
         "automatic-speech-recognition": _spelled_example,
         "image-segmentation": _map_example,
+        "object-detection": _boxes_example,
         "text-regression": _number_example,
         "token-classification": _tag_examples,
         "question-answering": _answer_examples,
         "fill-mask": _whole_text,
         "text-generation": _next_tokens,
+        "translation": partial(_answer_tokens, preprocessor),
+        "summarization": partial(_answer_tokens, preprocessor),
+        "sequential-recommendation": _next_tokens,
     }
     if facts.task == "text-to-audio":
         raise ConfigError(
@@ -115,6 +124,8 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
         raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
     if _several(facts):
         return partial(_classes_example, len(facts.pipeline["labels"]))
+    if facts.task == "automatic-speech-recognition" and makes_answers(facts.pipeline):
+        return partial(_answer_tokens, preprocessor)
     if facts.task == "automatic-speech-recognition":
         encoder: Any = preprocessor
         tokens, delimiter = encoder.own.tokens, facts.pipeline["ctc"]["delimiter"]
@@ -123,13 +134,20 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
     return makers[facts.task]
 
 
+def pieces(history: Any, most: int) -> list[Any]:
+    """A history in pieces of at most `most` items, from the newest backwards, neighbours sharing one item: what comes after
+    every item is in one of them. A history of one item has nothing to learn from and gives one piece."""
+    ends = range(len(history), 1, -(most - 1))
+    return [history[max(0, end - most) : end] for end in ends] or [history]
+
+
 def known_examples(
     preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
 ) -> Sequence[Example]:
     """Unpadded examples of items made from `rows`, labelled where they can be, each text without a label once."""
     if facts.task == "fill-mask":
         return unlabelled_examples(preprocessor, facts, [rows[item.row]["text"] for item in items])
-    if facts.task == "text-generation":
+    if facts.task in ("text-generation", "sequential-recommendation"):
         return list(training_examples(preprocessor, facts, items, rows))
     if facts.modality != "text":
         return FileExamples(preprocessor, items, partial(_as_far_as_known, facts, _maker(preprocessor, facts, items)))
@@ -200,6 +218,8 @@ def _no_label(facts: CheckpointFacts, tokens: int) -> Example:
         return {"start_positions": np.int64(IGNORED), "end_positions": np.int64(IGNORED)}
     if facts.task == "token-classification":
         return {"labels": np.full(tokens, IGNORED, dtype=np.int64)}
+    if facts.task == "object-detection":
+        return {"labels": {"class_labels": np.zeros(0, dtype=np.int64), "boxes": np.zeros((0, 4), dtype=np.float32)}}
     if facts.task == "automatic-speech-recognition":
         return {"labels": np.full(1, IGNORED, dtype=np.int64)}
     if _several(facts):
@@ -235,6 +255,22 @@ def _next_tokens(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) 
     return {"labels": batch.inputs["input_ids"][window][batch.mask[window].astype(bool)].copy()}
 
 
+def _answer_tokens(
+    preprocessor: Preprocessor, batch: Batch, window: int, item: Item, row: Mapping[str, Any]
+) -> Example:
+    """The tokens of the answer that is wanted, its end included; the decoder begins with one of its own."""
+    pipeline = preprocessor.pipeline
+    wanted = item.label if isinstance(item.label, str) else item.label[0]  # of several summaries
+    encoder: Any = getattr(preprocessor, "own", preprocessor)
+    if "first" in pipeline:  # the language of the answer, which a tokenizer made for texts does not know
+        ids = [pipeline["first"], *encoder.ids(wanted, special=False)]
+    else:
+        ids = [*pipeline["start"][1:], *encoder.ids(wanted)]
+    ids = ids[: pipeline["max_new_tokens"] - 1]
+    stop = pipeline["stop_ids"][:1]
+    return {"labels": np.array(ids if ids[-1:] == stop else [*ids, *stop], dtype=np.int64)}
+
+
 def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     return {"labels": np.int64(item.label)}
 
@@ -267,6 +303,15 @@ def _spelled_example(
 def _map_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     """The class of every pixel, int64 (H, W), in the size that the network reads."""
     return {"labels": pictures.resized_map(item.label, *batch.inputs["pixel_values"].shape[2:]).astype(np.int64)}
+
+
+def _boxes_example(batch: Any, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The class and the box of every thing in a picture: int64 (n,), and float32 (n, 4) of middle, width and height as
+    shares of the picture, as DETR's loss takes them."""
+    height, width = batch.sizes[window]
+    corners = item.label[:, 1:] / [width, height, width, height]
+    boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    return {"labels": {"class_labels": item.label[:, 0].astype(np.int64), "boxes": boxes.astype(np.float32)}}
 
 
 def _classes_example(classes: int, batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import generation
+from fmopt import generation, seq2seq
+from fmopt.edge import PAST, with_past
 from fmopt.errors import ParityError
 from fmopt.model import Graph, TorchModel, axes_of
 from fmopt.passes.base import Inputs, token_mask
@@ -39,6 +41,9 @@ def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str
     if model.facts.task == generation.TASK:
         program, outputs = _trace_with_cache(model)
         axes = generation.port_axes(program.graph)
+    elif seq2seq.makes_answers(model.facts.pipeline):
+        program, outputs = _trace_halves(model)
+        axes = seq2seq.port_axes(program.graph)
     elif model.facts.task == SPEECH:
         program = _trace_speech(model, example)
     else:
@@ -74,6 +79,7 @@ def check_parity(
     *,
     outputs: Sequence[str],
     min_cosine: float | None = None,
+    any_order: bool = False,
 ) -> Parity:
     """Compare an opened graph with the torch network `net` on real batches, at the positions that are not padding, where
     the batch says which.
@@ -81,12 +87,17 @@ def check_parity(
     Passed when no output is further off than `tolerance`, an absolute difference; `cosine` is the smallest of all.
     A Q/DQ graph rounds: a difference of 1e-7 moves a value that lies between two integers, and the next layers carry a
     whole step on. There `min_cosine` says how alike is alike enough, whatever the largest difference.
+
+    With `any_order`, rows of an item's outputs are a set: RT-DETR ranks its queries by scores, and those that are as good
+    as equal may change places.
     """
     furthest, cosine = 0.0, 1.0
     for batch in batches:
         expected = torch_outputs(net, batch, outputs)
         got = runner.run(batch)
         mask = token_mask(batch)
+        if any_order:
+            got = _in_order(got, expected, outputs)
         for name in outputs:
             for index in range(len(expected[name])):
                 own = None if mask is None else mask[index]
@@ -95,6 +106,16 @@ def check_parity(
                 cosine = min(cosine, _cosine(ours, theirs))
     alike = min_cosine is not None and np.isfinite(furthest) and cosine >= min_cosine
     return Parity(max_abs=furthest, cosine=cosine, tolerance=tolerance, passed=bool(furthest <= tolerance or alike))
+
+
+def _in_order(got: Mapping[str, Any], wanted: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    """Outputs [batch, rows, …] with the rows of each item in the order that is nearest to the wanted ones."""
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
+    ours, theirs = (np.concatenate([np.asarray(side[name]) for name in outputs], axis=-1) for side in (got, wanted))
+    places = [linear_sum_assignment(cdist(theirs[i], np.nan_to_num(ours[i]), "cityblock"))[1] for i in range(len(ours))]
+    return {name: np.stack([np.asarray(got[name])[i][at] for i, at in enumerate(places)]) for name in outputs}
 
 
 def require_parity(parity: Parity, graph: Graph, model: TorchModel, inputs: Inputs) -> Parity:
@@ -129,8 +150,9 @@ def first_divergence(graph: Graph, model: TorchModel, inputs: Inputs, tolerance:
     # Unfused, so that every value asked for exists.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    known = {value.name for value in session.get_inputs()}
-    values = dict(zip(ends, session.run(list(ends), {n: v for n, v in inputs.items() if n in known}), strict=True))
+    ports = {value.name: value.shape for value in session.get_inputs()}
+    given = with_past({name: shape for name, shape in ports.items() if name.startswith(PAST)}, inputs)
+    values = dict(zip(ends, session.run(list(ends), {n: v for n, v in given.items() if n in ports}), strict=True))
     every = token_mask(inputs)
     mask = None if every is None else every[0]
     for label, layer, wanted in expected:
@@ -163,7 +185,7 @@ def _trace(model: TorchModel, example: Inputs) -> Any:
     shapes = {
         name: {place: dynamic for place, size in enumerate(axes[name]) if isinstance(size, str)} for name in inputs
     }
-    with _plain_attention(model.net), quiet():
+    with _plain_attention(model.net), _lengths_traced(model.net), quiet():
         config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
         net: Any = model.net
         return OnnxExporter().export(net, inputs, config=config).program
@@ -171,13 +193,36 @@ def _trace(model: TorchModel, example: Inputs) -> Any:
 
 def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
     """The graph of a network that generates, its ports named, and the names of its outputs."""
+    from onnxscript.optimizer import optimize_ir
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     inputs = generation.tracing_inputs(model.net, list(model.facts.pipeline["inputs"]))
+    large = sum(parameter.nbytes for parameter in model.net.parameters()) > EXTERNAL_DATA_BYTES
+    config = OnnxConfig(dynamic=True, opset_version=OPSET, optimize=not large)
     with _plain_attention(model.net), quiet():
         net: Any = model.net
-        program = OnnxExporter().export(net, inputs, config=OnnxConfig(dynamic=True, opset_version=OPSET)).program
+        program = OnnxExporter().export(net, inputs, config=config).program
+        if (
+            large
+        ):  # as else, but no weight is turned: that copies it, and a network of 1.1B parameters twice is too much
+            optimize_ir(program, should_fold=lambda node: False if node.op_type == "Transpose" else None)
     generation.name_ports(program.graph)
+    return program, tuple(str(value.name) for value in program.graph.outputs)
+
+
+def _trace_halves(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
+    """The graph of a network's two halves, its ports named, and the names of its outputs."""
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    net: Any = model.net
+    with (
+        _plain_attention(net),
+        quiet(),
+        seq2seq.both_halves(net, list(model.facts.pipeline["inputs"])) as (inputs, shapes),
+    ):
+        config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
+        program = OnnxExporter().export(net, inputs, config=config).program
+    seq2seq.name_ports(program.graph)
     return program, tuple(str(value.name) for value in program.graph.outputs)
 
 
@@ -205,13 +250,30 @@ def _traceable(array: np.ndarray, axes: Sequence[str | int]) -> np.ndarray:
 def _plain_attention(net: Any) -> Iterator[None]:
     """Trace attention as MatMul, Softmax, MatMul. The other form adds a check for rows without any attended key, at
     every layer, which no item has and no runtime fuses."""
-    before = net.config._attn_implementation
+    # Each part of a network has a configuration of its own, and a backbone may know no other form than this.
+    configs = {id(module.config): module.config for module in net.modules() if hasattr(module, "config")}
+    before = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
     net.set_attn_implementation("eager")
     try:
         yield
     finally:
-        if before:
-            net.set_attn_implementation(before)
+        for config, attention in before:
+            if attention:
+                config._attn_implementation = attention
+
+
+@contextlib.contextmanager
+def _lengths_traced(net: Any) -> Iterator[None]:
+    """Let `len(tensor)` in the network's own file (RT-DETR counts its batch so) be a length that varies: the builtin must
+    give a plain int, which would fix it to the example's."""
+    import torch
+
+    file = sys.modules[type(net).__module__]
+    vars(file)["len"] = lambda value: value.shape[0] if isinstance(value, torch.Tensor) else len(value)
+    try:
+        yield
+    finally:
+        del vars(file)["len"]
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from fmopt.metrics import METRICS
 from fmopt.model import CheckpointFacts, quiet
 from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
+from fmopt.seq2seq import Halves, has_halves
 from fmopt.store import disk_errors, own_folder
 from fmopt.structure import STRUCTURE, load_network
 from fmopt.tasks.base import Item, Task
@@ -164,7 +165,10 @@ def _network(job: _Job) -> torch.nn.Module:
             options["problem_type"] = "single_label_classification"
     if job.facts.pipeline.get("no_answer"):
         options["no_answer"] = True
-    return load_network(job.facts.folder, job.task.auto_class, head=options)
+    net: Any = load_network(job.facts.folder, job.task.auto_class, head=options)
+    if has_halves(net):  # what it answers is not to be seen in its weights
+        net.config.task_specific_params = {job.task.name: {}}
+    return net
 
 
 class _Trainer(transformers.Trainer):
@@ -222,6 +226,8 @@ class _NetRunner:
     outputs: Sequence[str]
 
     def run(self, inputs: Any) -> dict[str, Any]:
+        if has_halves(self.net):
+            return Halves(self.net).run(inputs)
         device = next(self.net.parameters()).device
         with torch.inference_mode():
             out = self.net(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()})

@@ -66,8 +66,10 @@ def _surprise(
     if pipeline.get("multi_label"):
         chances = outputs[0].detach().sigmoid()
         return F.binary_cross_entropy_with_logits(outputs[0], torch.bernoulli(chances, generator=draw), reduction="sum")
-    if task in ("token-classification", "fill-mask"):
+    if task in ("token-classification", "fill-mask", "text-generation"):
         outputs = [logits[mask] for logits in outputs]
+    elif task == "automatic-speech-recognition":  # of one sound, which nothing is padded to
+        outputs = [logits.flatten(0, 1) for logits in outputs]
     elif task == "question-answering":
         outputs = [logits.masked_fill(~mask, -torch.inf) for logits in outputs]
     total = torch.zeros(())

@@ -92,13 +92,13 @@ def name_ports(graph: ir.Graph) -> None:
 
 def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
     """Axes of every input of a graph with named ports; heads and their size are numbers, so that a runner can make an empty
-    past of them."""
+    past of them. The state of a recurrent network has the same size always."""
     axes: dict[str, tuple[str | int, ...]] = {}
     for value in graph.inputs:
         name = str(value.name)
         if name.startswith(PAST):
-            _, heads, _, size = (str(axis) for axis in value.shape or ())
-            axes[name] = ("batch", int(heads), "past", int(size))
+            _, heads, past, size = (str(axis) for axis in value.shape or ())
+            axes[name] = ("batch", int(heads), int(past) if past.isdecimal() else "past", int(size))
         else:
             axes[name] = ("batch", "total" if name == "attention_mask" else "tokens")
     return axes
@@ -121,15 +121,17 @@ class TwoSteps:
 
 def cache_tensors(cache: Any) -> dict[str, np.ndarray]:
     """Keys and values of a transformers cache as float32 arrays, by the names of the graph's outputs; none of None,
-    or of the cache of an encoder and a decoder."""
+    or of the cache of an encoder and a decoder. The last layers of one stay empty where attentions were pruned away."""
     found = {}
-    for number, layer in enumerate(getattr(cache, "layers", ())):
-        found[f"{PRESENT}{number}.key"] = layer.keys.float().numpy()
-        found[f"{PRESENT}{number}.value"] = layer.values.float().numpy()
+    for number, layer in enumerate(
+        layer for layer in getattr(cache, "layers", ()) if getattr(layer, "is_initialized", True)
+    ):
+        found[f"{PRESENT}{number}.key"] = layer.keys.float().cpu().numpy()
+        found[f"{PRESENT}{number}.value"] = layer.values.float().cpu().numpy()
     return found
 
 
-def cache_of(inputs: Mapping[str, np.ndarray], dtype: Any) -> Any:
+def cache_of(inputs: Mapping[str, Any], dtype: Any) -> Any:
     """A transformers cache of the past in `inputs`; None when they hold none."""
     import torch
     from transformers import DynamicCache
@@ -139,6 +141,6 @@ def cache_of(inputs: Mapping[str, np.ndarray], dtype: Any) -> Any:
         return None
     cache = DynamicCache()
     for number in range(layers):
-        key, value = (torch.from_numpy(inputs[f"{PAST}{number}.{kind}"]).to(dtype) for kind in ("key", "value"))
+        key, value = (torch.as_tensor(inputs[f"{PAST}{number}.{kind}"]).to(dtype) for kind in ("key", "value"))
         cache.update(key, value, number)
     return cache

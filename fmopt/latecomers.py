@@ -74,7 +74,7 @@ def shrink(run: Run, reference: str) -> None:
     wish, ever faster ones while they keep their accuracy.
     """
     base = to_prune(run, reference)
-    if run.job.request.effort == "quick" or base is None or not run.job.target.present:
+    if run.job.request.effort == "quick" or base is None or not run.job.target.here:
         return
     begun = time.monotonic()
     wish = wished_speedup(run, base.name, reference)
@@ -93,9 +93,9 @@ def shrink(run: Run, reference: str) -> None:
 
 
 def to_prune(run: Run, reference: str) -> Recipe | None:
-    """The recipe that pruned networks are deployed by: the fastest INT8 one that keeps its accuracy, else the fastest."""
+    """The recipe that pruned networks are deployed by: the fastest of INT8 or INT4 that keeps its accuracy, else the fastest."""
     limit = drop_limit(run, reference)
-    quantized = [name for name in by_speed(run) if run.recipes[name].precision == "int8"]
+    quantized = [name for name in by_speed(run) if run.recipes[name].precision in ("int8", "int4")]
     best = next((name for name in quantized if keeps_accuracy(run, name, limit)), next(iter(quantized), None))
     return None if best is None else run.recipes[best]
 

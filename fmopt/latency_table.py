@@ -2,7 +2,8 @@
 
 Every figure is a difference between whole networks that were built as a candidate is built (exported, quantized,
 opened by its runtime) and timed in turn: all layers with so many heads and no FFN, all with so many neurons and no
-attention, all with neither. So caches, threads and fused kernels are those of the real thing.
+attention, all with neither. So caches, threads and fused kernels are those of the real thing. A network that generates is
+timed as it makes one more token, and cannot do without any attention: what must stay is in all of them, and is subtracted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from fmopt.cutting import cut_layer, least_heads
 from fmopt.errors import PassError
 from fmopt.families.base import Family
 from fmopt.model import TorchModel
@@ -49,6 +51,7 @@ class LatencyTable(Frozen):
     ffn_ms: tuple[float, ...]
     layers: int
     whole_ms: float  # the uncut network, measured beside the others
+    least: tuple[int, ...] = ()  # heads that must stay, layer by layer; empty: none
 
     def attention(self, heads: int) -> float:
         """Of one attention sublayer with so many heads."""
@@ -61,6 +64,11 @@ class LatencyTable(Frozen):
     def total(self, widths: Sequence[tuple[int, int]]) -> float:
         """Of a network whose layers have these (heads, neurons)."""
         return self.base_ms + sum(self.attention(heads) + self.ffn(neurons) for heads, neurons in widths)
+
+    @property
+    def floor_ms(self) -> float:
+        """Of a network with nothing but what must stay."""
+        return self.base_ms + sum(self.attention(heads) for heads in self.least)
 
     @property
     def additivity_error(self) -> float:
@@ -85,10 +93,11 @@ def latency_table(model: TorchModel, family: Family, clock: Clock, multiple: int
 
 def measure(model: TorchModel, family: Family, clock: Clock, multiple: int) -> LatencyTable:
     """Time networks of random weights in the shapes of `model`; FFN widths are multiples of `multiple`."""
-    layers = family.layers(uncut(model))
+    net = uncut(model)
+    layers, least = family.layers(net), least_heads(net, family)
     if not layers:
         raise PassError(f"{model.facts.model_type} has no layers to time")
-    heads = _levels(layers[0].attention.heads, 1)
+    heads = _levels(layers[0].attention.heads, 1, *filter(None, least))
     neurons = _levels(layers[0].ffn.width, multiple)
     shapes = {
         "base": (0, 0),
@@ -97,17 +106,19 @@ def measure(model: TorchModel, family: Family, clock: Clock, multiple: int) -> L
         **{f"{count} neurons": (0, count) for count in neurons},
     }
     ms = clock({name: partial(_uniform, model, family, *shape) for name, shape in shapes.items()})
-    each = {name: max(taken - ms["base"], 0.0) / len(layers) for name, taken in ms.items()}
+    more, free = {name: max(taken - ms["base"], 0.0) for name, taken in ms.items()}, least.count(0)
+    one = more[f"{heads[0]} heads"] / free if free and any(least) else 0.0  # of what must stay, in a layer
+    bound = (len(layers) - free) * one
     return LatencyTable(
-        base_ms=ms["base"], heads=(0, *heads), attention_ms=_rising(each[f"{count} heads"] for count in heads),
-        neurons=(0, *neurons), ffn_ms=_rising(each[f"{count} neurons"] for count in neurons),
-        layers=len(layers), whole_ms=ms["whole"],
+        base_ms=ms["base"] - bound, heads=(0, *heads), neurons=(0, *neurons), layers=len(layers), whole_ms=ms["whole"],
+        attention_ms=_rising((more[f"{count} heads"] + bound) / len(layers) for count in heads),
+        ffn_ms=_rising(more[f"{count} neurons"] / len(layers) for count in neurons), least=least,
     )  # fmt: skip
 
 
-def _levels(most: int, multiple: int) -> tuple[int, ...]:
+def _levels(most: int, multiple: int, *also: int) -> tuple[int, ...]:
     rounded = (round(most * share / multiple) * multiple for share in SHARES)
-    return tuple(sorted({max(min(count, most), min(multiple, most)) for count in rounded} | {most}))
+    return tuple(sorted({max(min(count, most), min(multiple, most)) for count in rounded} | {most, *also}))
 
 
 def _rising(times: object) -> tuple[float, ...]:
@@ -122,9 +133,7 @@ def uncut(model: TorchModel) -> torch.nn.Module:
 
 
 def _uniform(model: TorchModel, family: Family, heads: int, neurons: int) -> TorchModel:
-    from fmopt.cutting import cut_layer
-
     net = uncut(model)
-    for layer in family.layers(net):
-        cut_layer(net, layer, range(heads), range(neurons))
+    for layer, least in zip(family.layers(net), least_heads(net, family), strict=True):
+        cut_layer(net, layer, range(max(heads, least)), range(neurons))
     return TorchModel(net, model.facts, family)

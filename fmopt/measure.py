@@ -1,8 +1,7 @@
-"""Latency of variants in turn, peak memory and load time in a fresh process, and whether the machine is quiet."""
+"""Latency of variants in turn (by turns.py), peak memory and load time in a fresh process, and whether the machine is quiet."""
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
@@ -10,8 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,73 +21,18 @@ from fmopt.errors import DataError, UnmeasuredError
 from fmopt.model import Artifact, takes_length
 from fmopt.results import Footprint
 from fmopt.tasks.base import Raw
+from fmopt.turns import FEWEST as FEWEST
+from fmopt.turns import MIN_SAMPLES as MIN_SAMPLES
+from fmopt.turns import MIN_SECONDS as MIN_SECONDS
+from fmopt.turns import certainly_slower as certainly_slower
+from fmopt.turns import drift_warning as drift_warning
+from fmopt.turns import spin_ms as spin_ms
+from fmopt.turns import time_in_turn as time_in_turn
+from fmopt.turns import without_collector as without_collector
 
-MIN_SAMPLES = 200
-MIN_SECONDS = 10.0  # a variant so slow that it runs this long before MIN_SAMPLES has enough…
-FEWEST = 20  # …from this many samples on
-STOP_CHECK = 20  # rounds between two looks at which variants are hopeless
-WARM_WINDOW = 5  # rounds whose medians are compared
-WARM_AGREE = 0.03  # two windows agree within this share: warm
-WARM_SECONDS = 5.0  # at most, for each variant
 DISTINCT_INPUTS = 8  # inputs of one length that are replayed in turn
 REPLAYED_ITEMS = 64  # items of the data replayed at their own lengths
 SERVE_TIMEOUT_S = 600
-
-
-def time_in_turn(
-    variants: Mapping[str, Callable[[], object]],
-    *,
-    min_samples: int = MIN_SAMPLES,
-    min_seconds: float = MIN_SECONDS,
-    max_seconds: float | None = None,
-    warm_seconds: float | None = None,
-    hopeless: Callable[[Mapping[str, list[float]]], set[str]] | None = None,
-    on_drop: Callable[[str], object] = lambda name: None,
-    progress: Callable[[], object] = lambda: None,
-    seed: int = 0,
-) -> dict[str, list[float]]:
-    """Milliseconds of every call, variant by variant; sample i of each was taken in round i, in randomised order.
-
-    All variants warm up together, round by round, until the median of each is stable or each ran for `warm_seconds`
-    (None: WARM_SECONDS; 0 for what was warmed up before). Then every round calls each
-    once, until each has `min_samples`, or `min_seconds` of its own time when it is slow, or until `max_seconds` of all.
-    `hopeless` (see `certainly_slower`) is asked now and then which names need no further samples: those keep what they
-    have and are told to `on_drop`. The garbage collector is off meanwhile. `progress` is called once a round.
-    """
-    order = random.Random(seed)  # its own, so that it does not hang on how long warming up took
-    samples: dict[str, list[float]] = {name: [] for name in variants}
-    active = list(variants)
-    with without_collector():
-        _warm_up(variants, random.Random(seed), WARM_SECONDS if warm_seconds is None else warm_seconds)
-        begun = time.monotonic()
-        rounds = 0
-        while not all(_enough(samples[name], min_samples, min_seconds) for name in active):
-            if max_seconds is not None and rounds and time.monotonic() - begun > max_seconds:
-                break
-            for name in order.sample(active, len(active)):
-                samples[name].append(_call_ms(variants[name]))
-            rounds += 1
-            progress()
-            if hopeless is not None and rounds % STOP_CHECK == 0:
-                for name in hopeless({name: samples[name] for name in active}) & set(active):
-                    active.remove(name)
-                    on_drop(name)
-    return samples
-
-
-def certainly_slower(
-    samples: Mapping[str, Sequence[float]], *, keep: Sequence[str] = (), margin: float = 1.1
-) -> set[str]:
-    """Names that cannot become the fastest any more: 99 % sure to take `margin` times as long as the best.
-
-    By the order statistics of the median, which assume nothing about the distribution (David and Nagaraja, Order
-    Statistics, 2003, chapter 7). Names in `keep` (what a speedup is claimed against) are never among them.
-    """
-    bounds = {name: _median_bounds(np.asarray(ms)) for name, ms in samples.items() if len(ms) >= FEWEST}
-    if not bounds:
-        return set()
-    best = min(high for _, high in bounds.values())
-    return {name for name, (low, _) in bounds.items() if low > margin * best and name not in keep}
 
 
 def latency_inputs(
@@ -141,66 +84,6 @@ def quiet_machine(seconds: float = 0.5) -> list[str]:
     """What could spoil a measurement here and now, one line each with what to do; empty when nothing was found."""
     found = [_other_work(seconds), _stolen(seconds), *_governor(), _drift(seconds)]
     return [line for line in found if line]
-
-
-def spin_ms() -> float:
-    """Milliseconds of a fixed piece of pure arithmetic, about 2 ms: longer now than before means a slower clock."""
-    begun = time.perf_counter_ns()
-    total = 0
-    for number in range(40_000):
-        total += number * number
-    return (time.perf_counter_ns() - begun) / 1e6
-
-
-def _call_ms(call: Callable[[], object]) -> float:
-    begun = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - begun) / 1e6
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """The garbage collector off, so that its pauses are not in a measurement."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _enough(ms: Sequence[float], min_samples: int, min_seconds: float) -> bool:
-    return len(ms) >= min_samples or (len(ms) >= min(FEWEST, min_samples) and sum(ms) >= 1e3 * min_seconds)
-
-
-def _warm_up(variants: Mapping[str, Callable[[], object]], order: random.Random, seconds: float) -> None:
-    """Rounds of all variants until each has had two windows in a row that agree. All get equally many calls, so that
-    variants that replay a sequence of inputs stay in step."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    cold = set(variants)
-    while cold:
-        for name in order.sample(list(variants), len(variants)):
-            times[name].append(_call_ms(variants[name]))
-        cold = {name for name in cold if not _warm(times[name], seconds)}
-
-
-def _warm(ms: Sequence[float], seconds: float) -> bool:
-    if sum(ms) > 1e3 * seconds:
-        return len(ms) >= 2
-    if len(ms) < 2 * WARM_WINDOW:
-        return False
-    before = np.median(ms[-2 * WARM_WINDOW : -WARM_WINDOW])
-    return bool(abs(np.median(ms[-WARM_WINDOW:]) - before) <= WARM_AGREE * before)
-
-
-def _median_bounds(ms: np.ndarray) -> tuple[float, float]:
-    """Order statistics that enclose the median with 99 % on either side (normal approximation to the binomial)."""
-    ordered = np.sort(ms)
-    n = len(ordered)
-    reach = 2.33 * np.sqrt(n) / 2
-    return float(ordered[max(0, int(n / 2 - reach))]), float(ordered[min(n - 1, int(np.ceil(n / 2 + reach)))])
 
 
 def _filled(preprocessor: Preprocessor, raws: Sequence[Raw], length: int) -> dict[str, np.ndarray]:
@@ -299,12 +182,3 @@ def _drift(seconds: float) -> str:
     third = len(spins) // 3
     early, late = float(np.median(spins[:third])), float(np.median(spins[-third:]))
     return drift_warning(early, late)
-
-
-def drift_warning(before_ms: float, after_ms: float) -> str:
-    """A line when the same arithmetic (`spin_ms`) takes over 5 % longer or shorter than before; empty otherwise."""
-    change = after_ms / before_ms - 1
-    if abs(change) <= 0.05:
-        return ""
-    changed = f"{abs(change):.0%} {'more' if change > 0 else 'less'}".replace("%", " %")
-    return f"the clock drifts: the same arithmetic took {changed} time after a moment; let it settle (heat, boost)"

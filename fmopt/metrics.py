@@ -21,7 +21,8 @@ CHUNK_NUMBERS = 4_000_000  # counts handled at a time: 32 MB, and a few temporar
 
 @dataclass(frozen=True)
 class Metric:
-    """A formula with its name and the columns it reads. Where it is undefined (0 items, no spread) it gives NaN.
+    """A formula with its name and the columns it reads, none where their number varies (the formula says what they are).
+    Where it is undefined (0 items, no spread) it gives NaN.
 
     `bounded`: it lies within [0, 1] (or −1 and 1), so that 1 is what there is to lose; perplexity has no such end.
     """
@@ -39,9 +40,9 @@ class Metric:
         """
         values = np.asarray(values, dtype=np.float64)
         values = values.reshape(len(values), -1 if len(values) else len(self.columns))
-        if not len(values) or values.shape[1] != len(self.columns):
+        if not len(values) or (self.columns and values.shape[1] != len(self.columns)):
             raise DataError(
-                f"{self.name} reads {', '.join(self.columns)} of every item, at least of one; "
+                f"{self.name} reads {', '.join(self.columns) or 'values'} of every item, at least of one; "
                 f"given were {len(values)} items × {values.shape[1]}"
             )
         if weights is None:
@@ -86,6 +87,60 @@ def _error_rate(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return _ratio(edits, parts)  # of all words together, as WER is defined
 
 
+def _bleu(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Corpus BLEU (Papineni et al., 2002) in [0, 1], smoothed as sacrebleu does: the k-th order without any match counts as
+    1 / 2^k of a match."""
+    sums = counts @ values
+    system, reference, hits, total = sums[:, 0], sums[:, 1], sums[:, 2:6], sums[:, 6:10]
+    halved = 0.5 ** np.cumsum(hits == 0, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.where(hits > 0, hits, halved) / total).mean(axis=1)
+        brevity = np.minimum(0.0, 1 - reference / system)
+        score = np.exp(brevity + logs)
+    return np.where((total > 0).all(axis=1) & hits.any(axis=1), score, 0.0)
+
+
+def _chrf(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Corpus chrF2 (Popović, 2015) in [0, 1]: F2 of the mean precision and recall of character 1- to 6-grams."""
+    ours, theirs, hits = np.moveaxis((counts @ values).reshape(len(counts), -1, 3), 2, 0)
+    used = (ours > 0) & (theirs > 0)
+    orders = np.maximum(used.sum(axis=1), 1)
+    precision = np.where(used, hits / np.maximum(ours, 1), 0).sum(axis=1) / orders
+    recall = np.where(used, hits / np.maximum(theirs, 1), 0).sum(axis=1) / orders
+    return np.nan_to_num(_ratio(5 * precision * recall, 4 * precision + recall))
+
+
+def _mean_ap(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean over classes of the area under precision against recall (Pascal VOC since 2010: every point, the precision
+    made monotone), (B,). A class without true boxes in a resample is left out of its mean.
+
+    A row of values holds the number of classes, the true boxes of each, then (class, score, hit) of every box found, filled
+    up with 0. Which boxes hit is a matter of their own picture, so that one sort of all scores serves every resample: a
+    picture drawn twice adds its boxes twice at the same place.
+    """
+    classes = int(values[0, 0])
+    wanted = counts @ values[:, 1 : 1 + classes]  # (B, C)
+    found = values[:, 1 + classes :]
+    found = found[:, : found.shape[1] // 3 * 3].reshape(len(values), -1, 3)
+    picture, place = np.nonzero(found[..., 1] > 0)
+    boxes = found[picture, place]
+    areas = np.full(wanted.shape, np.nan)
+    for number in range(classes):
+        own = np.flatnonzero(boxes[:, 0] == number)
+        own = own[np.argsort(-boxes[own, 1], kind="stable")]
+        hit = boxes[own, 2]
+        rows = max(1, CHUNK_NUMBERS // max(1, len(own)))
+        for start in range(0, len(counts), rows):
+            part = slice(start, start + rows)
+            drawn = counts[part][:, picture[own]]  # (rows, boxes of this class)
+            right, all_of_them = np.cumsum(drawn * hit, axis=1), np.cumsum(drawn, axis=1)
+            precision = np.divide(right, all_of_them, out=np.zeros_like(right), where=all_of_them > 0)
+            precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            areas[part, number] = _ratio((drawn * hit * precision).sum(axis=1), wanted[part, number])
+    there = ~np.isnan(areas)
+    return _ratio(np.nansum(areas, axis=1), there.sum(axis=1))
+
+
 def _spearman(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return _pearson(_ranks(values[:, 0], counts), _ranks(values[:, 1], counts), counts)
 
@@ -117,6 +172,10 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         return np.where(below != 0, above / below, np.nan)
 
 
+ORDERS = range(1, 5)
+BLEU_COUNTS = ("tokens", "reference tokens", *(f"{n}-gram hits" for n in ORDERS), *(f"{n}-grams" for n in ORDERS))
+CHRF_COUNTS = tuple(f"{n}-grams {whose}" for n in range(1, 7) for whose in ("ours", "theirs", "common"))
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -125,9 +184,12 @@ METRICS: Mapping[str, Metric] = {
         Metric("micro_f1", ("tp", "fp", "fn"), _micro_f1),
         Metric("jaccard", ("tp", "fp", "fn"), _jaccard),
         Metric("macro_f1", ("true", "predicted"), _macro_f1),
+        Metric("mean_ap", (), _mean_ap),
         Metric("spearman", ("predicted", "true"), _spearman),
         # Above 1 only where more is put in than was said: a recogniser that says nothing has lost all there is to lose.
         Metric("error_rate", ("edits", "parts"), _error_rate, higher_is_better=False),
+        Metric("bleu", BLEU_COUNTS, _bleu),
+        Metric("chrf", CHRF_COUNTS, _chrf),
         Metric("perplexity", ("nats", "tokens"), _perplexity, higher_is_better=False, bounded=False),
     )
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt.errors import CheckpointError
+from fmopt.networks import known_transformers
 from fmopt.results import Sensitivity
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class CheckpointFacts:
 
     @property
     def modality(self) -> str:
-        """What raws are: "text", "image" or "audio"."""
+        """What raws are: "text", "image", "audio" or "item" (histories of them)."""
         return str(self.pipeline.get("modality", "text"))
 
 
@@ -83,7 +84,10 @@ def takes_length(pipeline: Mapping[str, Any]) -> bool:
 
 
 def static_shape(pipeline: Mapping[str, Any], batch: int, length: int | None) -> tuple[int, ...] | None:
-    """The one shape that all inputs have at `batch` × `length`; None where lengths vary, or inputs differ in shape."""
+    """The one shape that all inputs have at `batch` × `length`; None where lengths vary, inputs differ in shape, or tokens are
+    made one by one."""
+    if "stop_ids" in pipeline:
+        return None
     sizes = {"batch": batch, "tokens": length}
     shapes = {tuple(sizes.get(a) if isinstance(a, str) else a for a in axes) for axes in axes_of(pipeline).values()}
     shape = shapes.pop() if len(shapes) == 1 else (None,)
@@ -169,13 +173,13 @@ def load_network(
     a head that will be trained: it may be missing, or of other labels.
     """
     import torch
-    import transformers
 
+    transformers = known_transformers()
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    loader: Any = getattr(transformers, auto_class)
     config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, **(head or {})
     )
+    loader = auto_loader(auto_class, config)
     mapping = loader._model_mapping
     if type(config) not in mapping:
         raise CheckpointError(f"{folder}: transformers has no {auto_class} for model_type {config.model_type!r}")
@@ -199,6 +203,15 @@ def load_network(
     if rebuild is not None:
         net.__class__ = kind
     return net.eval()
+
+
+def auto_loader(auto_class: str, config: Any) -> Any:
+    """Of the transformers classes that `auto_class` names, one or several with blanks between, the first that has a network for
+    `config`; the last when none has."""
+    import transformers
+
+    loaders: list[Any] = [getattr(transformers, name) for name in auto_class.split()]
+    return next((loader for loader in loaders if type(config) in loader._model_mapping), loaders[-1])
 
 
 def _rebuilding(kind: Any, rebuild: Callable[[torch.nn.Module], None]) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,19 +109,49 @@ def drop_dead(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(tensors)
 
 
-def constant_products(model: onnx.ModelProto) -> None:
+def read_bare(path: Path) -> onnx.ModelProto:
+    """The model without the weights that lie beside it: read those one at a time with `array_of`."""
+    return onnx.load(str(path), load_external_data=False)
+
+
+def array_of(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
+    """A weight's values, mapped from the file in `folder` where they lie outside the graph."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    told = {entry.key: entry.value for entry in tensor.external_data}
+    kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    place, shape = int(told.get("offset", 0)), tuple(tensor.dims)
+    return (
+        np.memmap(folder / told["location"], kind, "r", place, shape)
+        if shape
+        else numpy_helper.to_array(tensor, str(folder))
+    )
+
+
+def take_weights_in(model: onnx.ModelProto, folder: Path) -> None:
+    """Read what still lies outside the graph, in place."""
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.CopyFrom(constant(tensor.name, array_of(tensor, folder)))
+
+
+def constant_products(
+    model: onnx.ModelProto, transpose: Callable[[onnx.TensorProto, str], onnx.TensorProto] | None = None
+) -> None:
     """Write every product with constant weights as MatMul (and Add) with the weights as they are multiplied, in place.
 
     GPT-2 has Gemm, and a head that shares the transposed table of embeddings has Transpose: quantizers see neither.
+    `transpose` makes the named transposed copy of a weight.
     """
     known, makers = weights(model), producers(model.graph)
     nodes: list[onnx.NodeProto] = []
     made: dict[str, str] = {}  # weights → their transposed copy
+    copy = transpose or (lambda tensor, name: constant(name, numpy_helper.to_array(tensor).T))
 
     def transposed(name: str) -> str:
         if name not in made:
             made[name] = f"{name}.transposed"
-            model.graph.initializer.append(constant(made[name], numpy_helper.to_array(known[name]).T))
+            model.graph.initializer.append(copy(known[name], made[name]))
         return made[name]
 
     for node in model.graph.node:

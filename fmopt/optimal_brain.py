@@ -23,9 +23,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fmopt.cutting import least_heads
 from fmopt.errors import PassError
 from fmopt.families.base import Family
 from fmopt.passes.base import Inputs, token_mask
+from fmopt.projections import projection, weight_of
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: calibration sees a part of all inputs
 COMPACT = 8  # rebuild the matrices without what is gone once an eighth of them is
@@ -41,6 +43,7 @@ class Sublayer:
     output: str  # dotted name of the projection
     units: int
     size: int
+    least: int = 0  # units that must stay
 
     def columns(self, kept: Iterable[int]) -> list[int]:
         """Columns of the projection that these units feed."""
@@ -66,10 +69,10 @@ class Removal:
 def sublayers(net: nn.Module, family: Family) -> tuple[Sublayer, ...]:
     """Attention and FFN of every layer, in order, without those that are gone already."""
     found: list[Sublayer] = []
-    for number, layer in enumerate(family.layers(net)):
+    for number, (layer, least) in enumerate(zip(family.layers(net), least_heads(net, family), strict=True)):
         block = layer.attention
         if block.heads:
-            found.append(Sublayer(number, "attention", block.output, block.heads, block.head_dim))
+            found.append(Sublayer(number, "attention", block.output, block.heads, block.width, least))
         if layer.ffn.width:
             found.append(Sublayer(number, "ffn", layer.ffn.narrow, layer.ffn.width, 1))
     return tuple(found)
@@ -88,9 +91,8 @@ class Scores:
 
     def updated(self, net: nn.Module, part: Sublayer, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(weights [out, columns kept], bias [out]) of the projection in `net` when the best `count` units stay."""
-        linear = net.get_submodule(part.output)
-        assert isinstance(linear, nn.Linear)
-        weight = linear.weight.detach()
+        linear = projection(net, part.output)
+        weight = weight_of(linear)
         if count == part.units:
             return weight, linear.bias
         stored = load_file(_file(self.folder, part))
@@ -126,9 +128,8 @@ def score(
             progress(f"scoring sublayers {len(found) + 1} to {len(found) + len(group)} of {len(parts)}")
             for part, (hessian, mean) in zip(group, collect(net, group, stream()), strict=True):
                 save_file({"h": hessian.float(), "mean": mean.float()}, _file(work, part))
-                weight = net.get_submodule(part.output).weight
-                assert isinstance(weight, torch.Tensor)
-                found.append(given[len(found)] if given else removal(weight.detach(), hessian, part.size))
+                weight = weight_of(projection(net, part.output))
+                found.append(given[len(found)] if given else removal(weight, hessian, part.size))
         (work / "removals.json").write_text(json.dumps([(entry.order, entry.errors) for entry in found]))
         work.rename(folder)
     return Scores(folder, parts)

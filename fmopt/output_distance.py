@@ -8,14 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from fmopt.edge_generation import log_softmax
 from fmopt.model import TorchModel
 from fmopt.passes.base import Context, Inputs
+
+TOKENS = 32
 
 
 def distance_from_now(model: TorchModel, ctx: Context, count: int) -> Callable[[], float]:
     """A function that measures how far `model` is, when called, from what it is now: on the first `count` calibration
-    items, the mean over outputs of ‖got − wanted‖² / ‖wanted‖²."""
+    items, the mean over outputs of ‖got − wanted‖² / ‖wanted‖²; for a network that generates, the Kullback-Leibler
+    divergence of the next token's distribution, the mean over tokens, at most `TOKENS` of an item."""
     items = list(islice(ctx.calibration(), count))
+    if model.facts.task == "text-generation":
+        return _divergence_from_now(model, items)
     wanted = _outputs(model, items)
 
     def now() -> float:
@@ -23,6 +29,30 @@ def distance_from_now(model: TorchModel, ctx: Context, count: int) -> Callable[[
         return sum(_error(a, b) for a, b in zip(got, wanted, strict=True)) / len(wanted)
 
     return now
+
+
+def _divergence_from_now(model: TorchModel, items: Sequence[Inputs]) -> Callable[[], float]:
+    wanted = [_next_tokens(model, item) for item in items]
+
+    def now() -> float:
+        total, tokens = 0.0, 0
+        for item, before in zip(items, wanted, strict=True):
+            before = before.astype(np.float32)
+            total += float((np.exp(before) * (before - _next_tokens(model, item))).sum(dtype=np.float64))
+            tokens += len(before)
+        return total / tokens
+
+    return now
+
+
+def _next_tokens(model: TorchModel, item: Inputs) -> Any:
+    """Log-probabilities float16 [tokens, vocabulary] after up to `TOKENS` tokens of an item, evenly spread. A large
+    vocabulary times all tokens would not fit in memory."""
+    from fmopt.exporting import torch_outputs
+
+    logits = torch_outputs(model.net, item, model.facts.pipeline["outputs"])["logits"][0]
+    places = np.unique(np.linspace(0, len(logits) - 1, min(TOKENS, len(logits))).astype(int))
+    return log_softmax(logits[places]).astype(np.float16)
 
 
 def _outputs(model: TorchModel, items: Sequence[Inputs]) -> list[Any]:

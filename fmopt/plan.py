@@ -17,6 +17,7 @@ from fmopt.model import CheckpointFacts, takes_length
 from fmopt.passes.distill import Distill
 from fmopt.recipe import Recipe, Step
 from fmopt.results import Frozen
+from fmopt.seq2seq import makes_answers
 from fmopt.target import Target
 
 Effort = Literal["quick", "standard", "max"]
@@ -57,6 +58,8 @@ BASELINES = (
 TENSORRT_BASELINE = Recipe(name="tensorrt-fp32", runtime="tensorrt")
 
 
+CPU = "CPUExecutionProvider"
+TOKEN_BY_TOKEN = ("text-generation", "translation", "summarization")  # tasks whose answers are made so
 QUANTIZERS = ("quantize_dynamic", "quantize_static", "quantize_static_ort", "quantize_nncf", "mixed_precision")
 STEPS, BATCH = 3_000, 32  # of a distillation at least: small data is seen more often, 3 to 30 times
 TOKENS = 128  # of a text; with fewer, what is kept of the teacher takes less disk
@@ -83,6 +86,16 @@ def quick_candidates(target: Target) -> tuple[Recipe, ...]:
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
         Recipe(name="onnxruntime-fp16-weights", runtime="onnxruntime", precision="fp16", steps=(Step(use="cast"),)),
+        *(arm_candidates() if target.arch == "aarch64" else ()),
+    )
+
+
+def arm_candidates() -> tuple[Recipe, ...]:
+    """Other kernels for Arm, in builds of ONNX Runtime that have them: XNNPACK's and the Arm Compute Library's, in fp32."""
+    kernels = {"xnnpack": "XnnpackExecutionProvider", "acl": "ACLExecutionProvider"}
+    return tuple(
+        Recipe(name=f"onnxruntime-{name}-fp32", runtime="onnxruntime", options={"providers": [provider, CPU]})
+        for name, provider in kernels.items()
     )
 
 
@@ -120,11 +133,12 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
     HQQ is left to recipes: its zero points are no whole numbers, for which ONNX Runtime has no fast kernel on a CPU.
     """
     tables, dynamic = Step(use="quantize_embeddings"), Step(use="quantize_dynamic")
+    fused = Step(use="fuse_decoder")
 
     def narrow(bits: int, block: int) -> Recipe:
         step = Step(use="quantize_weights", options={"bits": bits, "block": block})
         name = f"onnxruntime-weights-int{bits}-{block}"
-        return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, tables))
+        return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, tables, fused))
 
     return (
         _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic),
@@ -133,6 +147,28 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
         narrow(8, 128),
         narrow(4, 32),
         narrow(4, 128),
+        Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
+        Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
+    )
+
+
+def answer_candidates(*, words: bool) -> tuple[Recipe, ...]:
+    """For an encoder that reads all at once and a decoder that makes one token at a time: INT8 that both compute in, or narrow
+    weights. `words`: what is read are texts, whose words are looked up in a large table."""
+    dynamic = Step(use="quantize_dynamic")
+    tables = (Step(use="quantize_embeddings"),) if words else ()
+
+    def narrow(bits: int, block: int) -> Recipe:
+        step = Step(use="quantize_weights", options={"bits": bits, "block": block})
+        name = f"onnxruntime-weights-int{bits}-{block}"
+        return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, *tables))
+
+    looked_up = (_int8("onnxruntime-dynamic-int8-embeddings", "onnxruntime", dynamic, *tables),) if words else ()
+    return (
+        _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic),
+        *looked_up,
+        narrow(8, 32),
+        narrow(4, 32),
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
     )
@@ -170,11 +206,13 @@ def make_plan(
         raise PlanError(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
         )
-    generates = facts.task == "text-generation"
+    generates = facts.task in TOKEN_BY_TOKEN or makes_answers(facts.pipeline)
     on_tensorrt = "tensorrt" in target.runtimes and takes_length(facts.pipeline) and not generates
     usual = (
         tensorrt_candidates()
         if on_tensorrt
+        else answer_candidates(words=facts.modality == "text")
+        if makes_answers(facts.pipeline)
         else generation_candidates(target)
         if generates
         else speech_candidates(target)

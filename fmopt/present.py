@@ -24,7 +24,7 @@ from fmopt.diagnosis import Diagnosis
 from fmopt.doctor import Line
 from fmopt.model import CheckpointFacts, static_shape, takes_length
 from fmopt.plan import Plan
-from fmopt.record import Record
+from fmopt.record import Record, as_told, drop_unit
 from fmopt.record_tables import comparison_table, history_table, running_table, trial_table, verdict_panel
 from fmopt.results import Latency
 from fmopt.target import Target
@@ -110,8 +110,9 @@ def followed(looks: Iterable[Seen], page: Page, *, aside: bool) -> Seen:
 
 def family(speedups: Sequence[float], records: Sequence[Record], folder: Path) -> None:
     """One line per bundle of a family."""
-    table = Table("asked for", "shipped", "p50", "speedup", "drop, pt", "MB", "verdict", "bundle")
-    for asked, found in zip(speedups, records, strict=True):
+    units = sorted({drop_unit(found) for found in records})
+    table = Table("asked for", "shipped", "p50", "speedup", f"drop, {'/'.join(units)}", "MB", "verdict", "bundle")
+    for asked, found in zip(speedups, map(as_told, records), strict=True):
         trial = found.winning
         assert trial is not None  # every run ships something
         drop = trial.final_drop
@@ -154,6 +155,16 @@ def bench(found: Sequence[tuple[str, Latency]]) -> None:
             str(len(latency.samples_ms)),
         )
     out.print(table)
+
+
+def bench_on_board(found: Benchmark, rows: Sequence[tuple[str, Latency]], folder: Path) -> None:
+    """What a board is, a bundle's percentiles there, and where the page is."""
+    runtime = " ".join(f"{name} {version}" for name, version in found.versions.items())
+    out.print(f"{found.host['cpu']} ({found.host['arch']}, {found.host['cores']} cores), {runtime}", markup=False)
+    bench([(f"{name}{', raw to answer' if latency.end_to_end else ''}", latency) for name, latency in rows])
+    for warning in dict.fromkeys(warning for cell in found.cells for warning in cell.warnings):
+        out.print(f"warning: {warning}", markup=False)
+    out.print(f"page    {folder / 'benchmark.html'}", markup=False)
 
 
 def matrix(found: Benchmark, folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmopt import exporting, lookup, measure, probe
+from fmopt.edge import timed_inputs
 from fmopt.errors import PassError
 from fmopt.model import Artifact, TorchModel
 from fmopt.recipe import Recipe, Step
@@ -59,12 +60,14 @@ class RecipeClock:
         runtime = lookup.find("runtimes", self.recipe.runtime)
         runners: dict[str, Runner] = {}
         with tempfile.TemporaryDirectory(dir=shop.store.root, prefix="unfinished-") as scratch:
+            calls: dict[str, Callable[[], object]] = {}
             try:
                 for number, (name, make) in enumerate(networks.items()):
                     shop.progress.say(f"building networks to time, {number + 1} of {len(networks)}")
                     artifact = self._built(make(), Path(scratch) / str(number))
                     runners[name] = runtime.open(artifact, shop.threads)
-                calls = {name: _replay(runner, inputs) for name, runner in runners.items()}
+                    pipeline = shop.facts.pipeline
+                    calls[name] = _replay(runners[name], [timed_inputs(pipeline, runners[name], one) for one in inputs])
                 samples = measure.time_in_turn(calls, min_samples=SAMPLES, max_seconds=SECONDS, seed=shop.seed)
             finally:
                 for runner in runners.values():

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def probe_host(*, quick: bool = True) -> Target:
     facts = host_fingerprint()
     isa = tuple(facts["isa"])
     seconds = 0.4 if quick else 2.0
-    precisions = _precisions(isa)
+    precisions = precisions_of(isa)
     cache = _caches()
     return Target(
         name="host",
@@ -82,7 +83,7 @@ def probe_host(*, quick: bool = True) -> Target:
         gops_scope="core",
         precisions=precisions,
         runtimes=tuple(name for name in RUNTIMES if importlib.util.find_spec(name) is not None),
-        width_multiple=16 if "avx512f" in isa else 8,
+        width_multiple=width_multiple_of(isa),
         present=True,
     )
 
@@ -91,7 +92,7 @@ def host_fingerprint() -> dict[str, Any]:
     """What a measurement's meaning hangs on: CPU, ISA, cores, memory, system. Holds no name of the machine or user."""
     return {
         "cpu": cpu_model(),
-        "arch": _arch(),
+        "arch": arch_of(platform.machine()),
         "isa": list(isa_flags()),
         "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
@@ -130,15 +131,25 @@ def isa_flags() -> tuple[str, ...]:
     """Instruction set extensions in fmopt's names, sorted; empty where the system does not say."""
     if sys.platform == "darwin":
         return tuple(sorted(name for name, key in ISA_APPLE.items() if _sysctl(key) == "1"))
-    fields = _cpuinfo()
+    return isa_of(_cpuinfo())
+
+
+def isa_of(fields: Mapping[str, str]) -> tuple[str, ...]:
+    """Instruction set extensions by the fields of a /proc/cpuinfo, of this machine or another."""
     known = ISA_X86 if "flags" in fields else ISA_ARM
     has = set((fields.get("flags") or fields.get("Features") or "").split())
     return tuple(sorted(name for name, flag in known.items() if flag in has))
 
 
+def cpuinfo_fields(text: str) -> dict[str, str]:
+    """Fields of the first processor of a /proc/cpuinfo."""
+    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
 def save_target(target: Target, path: Path) -> None:
     """Write a target as TOML that `read_target` reads. Figures of a probe are marked as measured."""
-    facts = target.model_dump(mode="json", exclude_none=True, exclude={"name", "present", "gops"})
+    facts = target.model_dump(mode="json", exclude_none=True, exclude={"name", "present", "over_ssh", "gops"})
     source = "measured by fmopt targets probe" if target.present else "see the sources in its original file"
     lines = [f"# {target.title}: {source}", *(f"{key} = {_toml(value)}" for key, value in facts.items())]
     lines += ["", "[gops]", *(f"{key} = {_toml(value)}" for key, value in target.gops.items())]
@@ -180,7 +191,8 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmopt"
 
 
-def _precisions(isa: tuple[str, ...]) -> tuple[Precision, ...]:
+def precisions_of(isa: Sequence[str]) -> tuple[Precision, ...]:
+    """What a CPU with these extensions can hold and compute in."""
     # fp16 is stored everywhere (half the size) and computed in fp32 where there is no arithmetic for it.
     found: list[Precision] = ["fp32", "fp16", "int8", "int4"]
     if BF16_ISA & set(isa):
@@ -188,18 +200,22 @@ def _precisions(isa: tuple[str, ...]) -> tuple[Precision, ...]:
     return tuple(found)
 
 
-def _arch() -> str:
-    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+def width_multiple_of(isa: Sequence[str]) -> int:
+    """Floats in a register."""
+    return 16 if "avx512f" in isa else 8
+
+
+def arch_of(machine: str) -> str:
+    """An architecture by its one name."""
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
 def _cpuinfo() -> dict[str, str]:
     """Fields of the first processor in /proc/cpuinfo; empty on other systems."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        return cpuinfo_fields(Path("/proc/cpuinfo").read_text())
     except OSError:
         return {}
-    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def _sysctl(name: str) -> str:
@@ -215,13 +231,19 @@ def _caches() -> Cache:
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
             if (index / "type").read_text().strip() != "Instruction":
-                sizes[(index / "level").read_text().strip()] = _kilobytes((index / "size").read_text().strip())
+                sizes[(index / "level").read_text().strip()] = kilobytes((index / "size").read_text().strip())
         except (OSError, ValueError):
             continue
+    return cache_of(sizes)
+
+
+def cache_of(sizes: Mapping[str, int]) -> Cache:
+    """Caches by their levels' kilobytes."""
     return Cache(l2_kb=sizes.get("2"), l3_mb=sizes["3"] / 1024 if "3" in sizes else None)
 
 
-def _kilobytes(text: str) -> int:
+def kilobytes(text: str) -> int:
+    """`512K` → 512."""
     return int(text[:-1]) * {"K": 1, "M": 1024, "G": 1024**2}[text[-1]]
 
 

@@ -15,7 +15,7 @@ import platform
 import sysconfig
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,14 +51,14 @@ def pydoc_splits(root: Path | None = None) -> dict[str, list[Pair]]:
     return split_by_module(pairs)
 
 
-def split_by_module(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """Whole modules go, in the order of a hash, to the split that is furthest below its share."""
+def split_by_module(pairs: list[Pair], shares: Mapping[str, float] = SHARES) -> dict[str, list[Pair]]:
+    """Rows by split. Whole modules go, in the order of a hash, to the split that is furthest below its share."""
     groups: defaultdict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         groups[pair["module"]].append(pair)
-    splits: dict[str, list[Pair]] = {name: [] for name in SHARES}
+    splits: dict[str, list[Pair]] = {name: [] for name in shares}
     for module in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
-        emptiest = min(SHARES, key=lambda name: len(splits[name]) / SHARES[name])
+        emptiest = min(shares, key=lambda name: len(splits[name]) / shares[name])
         splits[emptiest] += groups[module]
     return splits
 
@@ -66,7 +66,7 @@ def split_by_module(pairs: list[Pair]) -> dict[str, list[Pair]]:
 def docstring_pairs(root: Path) -> list[Pair]:
     """Every docstring below `root` that has a first line and a rest; each query and each document once."""
     found, queries, documents = [], set(), set()
-    for path in _sources(root):
+    for path in sources(root):
         module = path.relative_to(root).with_suffix("").parts[0]
         for query, document in _pairs_of(path):
             if query not in queries and document not in documents:
@@ -76,7 +76,8 @@ def docstring_pairs(root: Path) -> list[Pair]:
     return found
 
 
-def _sources(root: Path) -> Iterator[Path]:
+def sources(root: Path) -> Iterator[Path]:
+    """The Python files below `root` in a fixed order, without tests and what comes from elsewhere."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(set(folders) - LEFT_OUT)
         yield from (Path(folder) / name for name in sorted(files) if name.endswith(".py"))
@@ -133,5 +134,5 @@ def _kept_pairs(root: Path) -> list[Pair]:
 
 def _stamp(root: Path) -> str:
     """Changes with every source file: a patched standard library has other docstrings under the same version."""
-    stamps = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in _sources(root)]
+    stamps = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in sources(root)]
     return hashlib.sha256(repr(stamps).encode()).hexdigest()

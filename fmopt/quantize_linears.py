@@ -84,7 +84,7 @@ def fold_value_smoothing(model: TorchModel) -> tuple[str, ...]:
         if not block.heads:
             continue
         output, value = model.net.get_submodule(block.output), model.net.get_submodule(block.value)
-        if block.fused or not isinstance(output, QuantizedLinear) or output.smoothing is None:
+        if block.fused or block.queries > 1 or not isinstance(output, QuantizedLinear) or output.smoothing is None:
             continue
         _scale_rows(value, output.smoothing)
         output.smoothing = None

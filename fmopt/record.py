@@ -73,7 +73,7 @@ class Trial(Frozen):
     layers: LayerFacts = LayerFacts()
     layer_bytes: dict[str, int] = Field(default_factory=dict)  # torch module -> bytes of its weights as stored
     seconds: dict[str, float] = Field(default_factory=dict)  # stage -> seconds
-    predicted_ms: float | None = None  # roofline, for a device that is not here: never a measurement
+    predicted_ms: float | None = None  # by efficiency.py: never a measurement
 
     @property
     def name(self) -> str:
@@ -198,6 +198,65 @@ class Record(Frozen):
             ) from error
 
 
+def drop_unit(record: Record) -> str:
+    """What a drop is told in: "pt", points of a metric that ends at 1; "%" of what full precision has where it has no end."""
+    return "pt" if _whole(record, test=False) is None and _whole(record, test=True) is None else "%"
+
+
+def as_told(record: Record) -> Record:
+    """The record as pages and tables tell it: where drops are told in percent, they are shares of what full precision has
+    instead of differences of the metric."""
+    if drop_unit(record) == "pt":
+        return record
+    validation, test = _whole(record, test=False), _whole(record, test=True)
+    judged = test if record.winning is not None and record.winning.test_drop is not None else validation
+    checks = [
+        check.model_copy(
+            update={
+                "unit": "%",
+                "got": _share(check.got, judged),
+                "limit": None if check.limit is None else check.limit / (judged or 1.0),
+            }
+        )
+        if check.name.endswith("drop")
+        else check
+        for check in record.verdict.checks
+    ]
+
+    def told(trial: Trial) -> Trial:
+        return trial.model_copy(
+            update={"drop": _share(trial.drop, validation), "test_drop": _share(trial.test_drop, test)}
+        )
+
+    return record.model_copy(
+        update={
+            "baselines": [told(trial) for trial in record.baselines],
+            "trials": [told(trial) for trial in record.trials],
+            "verdict": Verdict(checks=checks),
+            "waterfall": [rung.model_copy(update={"drop": _share(rung.drop, validation)}) for rung in record.waterfall],
+        }
+    )
+
+
+def endless(trial: Trial, *, test: bool = False) -> float | None:
+    """What a trial has of a metric that has no end (perplexity); None for one that has, and where it was not judged."""
+    primary = next((one for one in (trial.test_scores if test else trial.scores) if one.primary), None)
+    if primary is None or METRICS[primary.metric].bounded:
+        return None
+    return value_of(primary) or None
+
+
+def _whole(record: Record, *, test: bool) -> float | None:
+    reference = record.fastest_full_precision
+    return None if reference is None else endless(reference, test=test)
+
+
+def _share(drop: Estimate | None, whole: float | None) -> Estimate | None:
+    if drop is None or whole is None:
+        return drop
+    return Estimate(point=drop.point / whole, low=drop.low / whole, high=drop.high / whole)
+
+
 def percentile(latency: Latency | None, q: float) -> float | None:
     """The q-th percentile (0 to 100) of the samples, in ms; None without samples."""
     if latency is None or not latency.samples_ms:
@@ -265,6 +324,7 @@ def value_of(scores: Scores) -> float:
 
 def summary_sentence(record: Record) -> str:
     """One paragraph in plain words: what is shipped, how fast, at what cost, and whether that was asked for."""
+    record = as_told(record)
     winner, reference = record.winning, record.fastest_full_precision
     if winner is None:
         return f"Nothing could be built for {record.target.title}. {record.verdict.outcome}."
@@ -320,8 +380,8 @@ def _in_time(record: Record) -> str:
     if winner is not None and winner.p50 is not None and best.p50 is not None and winner.p50 <= best.p50:
         return ""
     return (
-        f"At the speed asked for, {best.name} loses least: {wording.points(best.drop.point)} pt on validation at "
-        f"{wording.times(best.speedup)}."
+        f"At the speed asked for, {best.name} loses least: {wording.points(best.drop.point)} {drop_unit(record)} on "
+        f"validation at {wording.times(best.speedup)}."
     )
 
 
@@ -333,13 +393,14 @@ def _accuracy(record: Record, winner: Trial) -> str:
     # An error rate or a perplexity that gets worse rises.
     falls = scores is None or METRICS[scores.metric].higher_is_better
     worse, better = ("fell", "rose") if falls else ("rose", "fell")
+    unit = drop_unit(record)
     if drop.point > 0:
-        moved = f"{worse} by {wording.points(drop.point)} pt"
+        moved = f"{worse} by {wording.points(drop.point)} {unit}"
     elif drop.point < 0:
-        moved = f"{better} by {wording.points(-drop.point)} pt"
+        moved = f"{better} by {wording.points(-drop.point)} {unit}"
     else:
         moved = "did not change"
-    bound = f"{'at most' if drop.point > 0 else f'and {worse} by at most'} {wording.points(max(drop.high, 0.0))} pt"
+    bound = f"{'at most' if drop.point > 0 else f'and {worse} by at most'} {wording.points(max(drop.high, 0.0))} {unit}"
     over = f" over {len(scores.values):,} items" if scores else ""
     split = "test" if winner.test_drop else "validation"
     judge = (
@@ -347,9 +408,8 @@ def _accuracy(record: Record, winner: Trial) -> str:
         if (scores and scores.against_baseline)
         else ""
     )
-    return f"{name} {moved}, {bound} at {record.confidence:.0%} confidence,{over} of the {split} split{judge}.".replace(
-        ", over", " over"
-    ).replace("%", " %")
+    sure = f"{wording.percent(record.confidence)} confidence"
+    return f"{name} {moved}, {bound} at {sure}{over} of the {split} split{judge}."
 
 
 def _size(winner: Trial, reference: Trial | None) -> str:

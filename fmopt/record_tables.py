@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fmopt import wording
 from fmopt.comparison import Comparison
-from fmopt.record import Record, Trial, latency_of, ordered, percentile, verdict_words, why_not
+from fmopt.record import Record, Trial, as_told, drop_unit, latency_of, ordered, percentile, verdict_words, why_not
 from fmopt.results import Outcome
 from fmopt.timeline import Group, day, place
 from fmopt.watch import Seen, sentence, time_words
@@ -24,9 +24,10 @@ STYLES = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNDECIDED: "yellow
 
 def trial_table(record: Record) -> Table:
     """All variants, the shipped one first, as in the report."""
+    record = as_told(record)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
     table.add_column("variant, and why not", overflow="fold", min_width=24)
-    for name in ("p50", "p99", "speedup", "drop, pt", "size"):
+    for name in ("p50", "p99", "speedup", f"drop, {drop_unit(record)}", "size"):
         table.add_column(name, justify="right", no_wrap=True)
     for trial in ordered(record):
         winner, reference = trial.name == record.winner, trial.name == record.reference
@@ -60,7 +61,7 @@ def verdict_panel(record: Record) -> Panel:
     word, note = verdict_words(record)
     style = STYLES[record.verdict.outcome] if record.verdict.checks else "bright_black"
     lines: list[Text] = [Text(record.summary)]
-    for check in record.verdict.checks:
+    for check in as_told(record).verdict.checks:
         got = wording.quantity(check.got.point if check.got else None, check)
         interval = f" ({wording.check_interval(check)})" if wording.check_interval(check) else ""
         line = Text(f"{check.outcome.value:<10} ", style=STYLES[check.outcome])

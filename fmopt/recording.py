@@ -42,8 +42,8 @@ def known(run: Run) -> dict[str, Any]:
         "effort": request.effort,
         "refused": [Refused(recipe=refusal.recipe, reason=refusal.reason) for refusal in run.job.plan.refused],
         "circumstances": Circumstances(
-            host=probe.host_fingerprint(),
-            versions=probe.versions(),
+            host=run.clock.host,
+            versions=probe.versions() | run.clock.versions,
             threads=request.threads,
             batch=request.batch,
             length=request.length,

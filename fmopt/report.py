@@ -16,7 +16,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fmopt import wording
-from fmopt.record import Record, Trial, ordered, percentile, role_of, value_of, verdict_words, why_not
+from fmopt.metrics import METRICS
+from fmopt.record import (
+    Record,
+    Trial,
+    as_told,
+    drop_unit,
+    ordered,
+    percentile,
+    role_of,
+    value_of,
+    verdict_words,
+    why_not,
+)
 from fmopt.report_lanes import lanes
 from fmopt.report_layers import layer_table
 from fmopt.report_plots import on_front, scatter
@@ -50,8 +62,9 @@ class Metric:
     name: str
     split: str
     items: int
-    before: float | None
-    after: float
+    before: str
+    after: str
+    change: str
     primary: bool
     against_baseline: bool
 
@@ -93,6 +106,7 @@ def write_text(template: str, shown: dict[str, Any], path: Path) -> Path:
 
 def view(record: Record) -> dict[str, Any]:
     """What the templates see."""
+    record = as_told(record)
     rows = numbered(record)
     trials = [row.trial for row in rows]
     winner, reference = record.winning, record.fastest_full_precision
@@ -109,6 +123,7 @@ def view(record: Record) -> dict[str, Any]:
         "badge_note": note,
         "plots": [(kind, scatter(record, trials, *size)) for kind, size in PLOT_SIZES.items()],
         "lanes": lanes(record, trials),
+        "drop_unit": drop_unit(record),
         "metrics": metrics(reference, winner),
         "tiles": tiles(record),
         "kinds": spent_by_kind(reference, winner),
@@ -149,8 +164,8 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
         found.append(
             (
                 "accuracy drop",
-                f"{wording.points(winner.final_drop.point)} pt",
-                f"at most {wording.points(winner.final_drop.high)} pt at {wording.percent(record.confidence)}",
+                f"{wording.points(winner.final_drop.point)} {drop_unit(record)}",
+                f"at most {wording.points(winner.final_drop.high)} {drop_unit(record)} at {wording.percent(record.confidence)}",
             )
         )
     if winner.size_bytes is not None:
@@ -168,14 +183,16 @@ def metrics(reference: Trial | None, winner: Trial | None) -> list[Metric]:
     for split in ("test", "validation"):
         before = {s.name: s for s in _scores(reference, split)}
         for scores in _scores(winner, split):
-            base = before.get(scores.name)
+            base = value_of(before[scores.name]) if scores.name in before else None
+            bounded, value = METRICS[scores.metric].bounded, value_of(scores)
             found.append(
                 Metric(
                     scores.name,
                     split,
                     len(scores.values),
-                    value_of(base) if base else None,
-                    value_of(scores),
+                    wording.score(base, bounded=bounded),
+                    wording.score(value, bounded=bounded),
+                    wording.change(base, value, bounded=bounded),
                     scores.primary,
                     scores.against_baseline,
                 )

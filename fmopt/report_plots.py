@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fmopt import wording
-from fmopt.record import Record, Trial, latency_of, role_of
+from fmopt.record import Record, Trial, drop_unit, latency_of, role_of
 from fmopt.report_axes import CHARACTER, LOG_FROM, Scale, nice_below, tick
 
 LARGEST = (4.5, 0.011)  # px, radius of the largest file's mark: this much, and this share of the plot's width
@@ -81,6 +81,7 @@ class Scatter:
     max_latency: float | None  # pixel of the latency limit
     max_latency_text: str
     metric: str  # what the change is of
+    unit: str  # and what it is told in, "pt" or "%"
     predicted: bool  # latencies are predictions: the device was not here
     missing: int  # variants without an accuracy or a latency
 
@@ -115,10 +116,11 @@ def scatter(record: Record, rows: Sequence[Trial], width: int, height: int) -> S
         _front_path(marks, right),
         _size_legend(radii, largest),
         None if limit is None else y.at(-100 * limit),
-        "" if limit is None else f"allowed drop {wording.points(limit)} pt",
+        "" if limit is None else f"allowed drop {wording.points(limit)} {drop_unit(record)}",
         None if latency_limit is None else x.at(latency_limit),
         "" if latency_limit is None else f"allowed {wording.milliseconds(latency_limit)}",
         metric=next((t.primary.name for _, t, _ in placed if t.primary), ""),
+        unit=drop_unit(record),
         predicted=all(t.latency is None for _, t, _ in placed),
         missing=len(rows) - len(placed),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fmopt import wording
-from fmopt.record import Record, Rung
+from fmopt.record import Record, Rung, drop_unit
 
 Kind = Literal["total", "better", "worse", "same"]
 
@@ -41,7 +41,7 @@ class Fall:
 
 def falls(record: Record) -> list[Fall]:
     """Latency, size and accuracy; empty without rungs. The first and the last bar are totals."""
-    rungs = record.waterfall
+    rungs, unit = record.waterfall, drop_unit(record)
     if not rungs:
         return []
     return [
@@ -49,7 +49,8 @@ def falls(record: Record) -> list[Fall]:
         _fall("Size", rungs, [float(r.size_bytes) for r in rungs], wording.size, _bytes),
         _fall(
             "Accuracy on validation", rungs, [-r.drop.point for r in rungs],
-            lambda v: f"{wording.points(v, sign=True)} pt", _points, more_is_better=True,
+            lambda v: f"{wording.points(v, sign=True)} {unit}",
+            lambda before, after: f"{wording.points(after - before, sign=True)} {unit}", more_is_better=True,
             bounds=[(-r.drop.high, -r.drop.low) for r in rungs],
         ),
     ]  # fmt: skip
@@ -97,7 +98,3 @@ def _ratio(before: float, after: float) -> str:
 
 def _bytes(before: float, after: float) -> str:
     return f"{'−' if after < before else '+'}{wording.size(abs(after - before))}" if after != before else "no change"
-
-
-def _points(before: float, after: float) -> str:
-    return f"{wording.points(after - before, sign=True)} pt"

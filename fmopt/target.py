@@ -33,15 +33,28 @@ class Target(Frozen):
     precisions: tuple[Precision, ...]
     runtimes: tuple[str, ...]
     width_multiple: int = 8  # widths that kernels like
-    present: bool = False  # True: this very machine, so it can be measured
+    present: bool = False  # True: this very machine or one that can be reached, so it can be measured
+    over_ssh: bool = False  # True: reached over an ssh line, so only what runs there is measured there
+
+    @property
+    def here(self) -> bool:
+        """True when it is this very machine."""
+        return self.present and not self.over_ssh
 
     @property
     def int8_dot(self) -> bool:
         """True when 8-bit × 8-bit products are summed in 32 bits without saturating at 16 (VNNI, AMX, dotprod, i8mm).
 
+        In browsers too, where ONNX Runtime Web widens them to 16 bits first (i32x4.dot_i16x8; tests/test_web.py).
         Without it u8 × s8 kernels on x86 add pairs in 16 bits (vpmaddubsw) and weights must stay within 7 bits.
         """
-        return bool({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"} & set(self.isa)) or self.kind == "gpu"
+        return bool({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"} & set(self.isa)) or self.kind != "cpu"
+
+    @property
+    def signed_activations(self) -> bool:
+        """True where activations in INT8 are signed and symmetric: TensorRT takes no others, and Arm's sdot and smmla
+        multiply signed by signed, so that no zero point has to be subtracted."""
+        return self.kind == "gpu" or self.arch == "aarch64"
 
 
 def target_names() -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from fmopt.comparison import (
 )
 from fmopt.errors import BundleError
 from fmopt.metrics import METRICS
-from fmopt.record import FILE, Record, value_of
+from fmopt.record import FILE, Record, as_told, value_of
 from fmopt.results import Estimate, Frozen, Scores
 from fmopt.side import Side, side_of_record
 
@@ -61,7 +61,7 @@ class Entry(Frozen):
     metric: str
     value: float | None
     items: int
-    drop: Estimate | None  # against its own full precision
+    drop: Estimate | None  # against its own full precision, as told
     size_bytes: int | None
     regressions: list[Regression]
     differs: list[str]  # circumstances that are not those of the one before
@@ -202,6 +202,7 @@ def _group(members: Sequence[Dated]) -> Group:
 
 def _entry(one: Dated, before: Sequence[Dated]) -> Entry:
     record, shipped = one.record, one.record.winning
+    told = as_told(record).winning
     scores = one.scores[1]
     return Entry(
         path=str(one.path),
@@ -216,7 +217,7 @@ def _entry(one: Dated, before: Sequence[Dated]) -> Entry:
         metric=scores.name if scores else "",
         value=value_of(scores) if scores else None,
         items=len(scores.values) if scores else 0,
-        drop=shipped.final_drop if shipped else None,
+        drop=told.final_drop if told else None,
         size_bytes=one.size,
         regressions=[found for measure in MEASURES if (found := _worst(measure, one, before)) is not None],
         differs=differences(before[-1], one) if before else [],

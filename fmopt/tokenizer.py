@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fmopt.edge_recommendation import CATALOGUE
 from fmopt.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
@@ -120,6 +121,6 @@ def _content(token: Any) -> str | None:
 
 def copy_encoders(folder: Path, out: Path) -> None:
     """The files of what encodes raws, those that one checkpoint folder has, into another."""
-    for name in (*FILES, *PROCESSORS):
+    for name in (*FILES, *PROCESSORS, CATALOGUE):
         if (folder / name).is_file():
             shutil.copy(folder / name, out / name)

@@ -24,6 +24,7 @@ GIVING_BACK = ((-1, 128 << 10), (-2, 128 << 10), (-4, 65536))
 WARMUP = 0.06  # share of the steps, as RoBERTa's fine-tuning (Liu et al., 2019)
 WEIGHT_DECAY = 0.01
 UNKNOWN_PIXEL = 255  # of a map of classes; the losses of transformers leave it out
+LEAST_SEEN = 0.3  # of a box, for it to be asked for in a picture that was shifted
 AUGMENTATIONS = ("shift", "mirror")  # what `augmented` does
 
 
@@ -35,8 +36,8 @@ class Collator:
     masking: Masking | None = None  # for examples that are whole texts
     augment: tuple[str, ...] = ()  # what is done to pictures: see `augmented`
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Tensors of [B] or [B, tokens] by name."""
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Tensors of [B] or [B, tokens] by name; labels that are boxes as a list of dicts."""
         if self.masking is not None or self.augment:
             # torch's generator, because the Trainer saves and restores it: a resumed run draws as an undisturbed one
             draw = np.random.default_rng(int(torch.randint(2**31, (1,))))
@@ -44,10 +45,13 @@ class Collator:
                 examples = [self.masking.masked(example, draw) for example in examples]
             if self.augment:
                 examples = [augmented(example, self.augment, draw) for example in examples]
-        columns = {name: [torch.as_tensor(example[name]) for example in examples] for name in examples[0]}
+        columns = {name: [example[name] for example in examples] for name in examples[0]}
         return {name: self._joined(name, parts) for name, parts in columns.items()}
 
-    def _joined(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+    def _joined(self, name: str, values: list[Any]) -> Any:
+        if isinstance(values[0], dict):  # boxes: each picture has its own number of them
+            return [{key: torch.as_tensor(value) for key, value in told.items()} for told in values]
+        parts = [torch.as_tensor(value) for value in values]
         if all(part.shape == parts[0].shape for part in parts):
             return torch.stack(parts)
         fills: dict[str, Any] = {
@@ -60,9 +64,11 @@ class Collator:
 
 def augmented(example: Example, ways: Sequence[str], draw: np.random.Generator) -> Example:
     """The example of a picture as one of another picture of the same: "mirror" every second one, "shift" by up to an eighth
-    of its size (He et al., 2016, for CIFAR-10). Where nothing is, pixels are 0 and classes of pixels are not known."""
+    of its size (He et al., 2016, for CIFAR-10). Where nothing is, pixels are 0 and classes of pixels are not known; boxes
+    go along, and one of which less than LEAST_SEEN is left is not asked for."""
     changed = {"pixel_values": example["pixel_values"]}
-    if np.ndim(example.get("labels", 0)) == 2:
+    told = example.get("labels", 0)
+    if not isinstance(told, dict) and np.ndim(told) == 2:
         changed["labels"] = example["labels"]
     mirror = "mirror" in ways and draw.random() < 0.5
     height, width = example["pixel_values"].shape[1:]
@@ -73,7 +79,21 @@ def augmented(example: Example, ways: Sequence[str], draw: np.random.Generator) 
         padded = np.pad(values, sides, constant_values=0 if name == "pixel_values" else UNKNOWN_PIXEL)
         moved = padded[..., top : top + height, left : left + width]
         changed[name] = np.ascontiguousarray(moved[..., ::-1] if mirror else moved)
+    if isinstance(told, dict):
+        away = np.array([(left - room[1]) / width, (top - room[0]) / height], dtype=np.float32)
+        changed["labels"] = _moved_boxes(told, away, mirror)
     return {**example, **changed}
+
+
+def _moved_boxes(told: Mapping[str, np.ndarray], away: np.ndarray, mirror: bool) -> dict[str, np.ndarray]:
+    """Boxes (n, 4) of middle and size, in shares of a picture whose pixels moved by `away` (x, y) to the left and up."""
+    middle, half = told["boxes"][:, :2] - away, told["boxes"][:, 2:] / 2
+    low, high = (np.clip(side, 0, 1) for side in (middle - half, middle + half))
+    if mirror:
+        low, high = (np.stack([1 - a[:, 0], b[:, 1]], axis=1) for a, b in ((high, low), (low, high)))
+    left = (high - low).prod(axis=1) >= LEAST_SEEN * told["boxes"][:, 2:].prod(axis=1)
+    boxes = np.concatenate([(low + high) / 2, high - low], axis=1)[left].astype(np.float32)
+    return {"class_labels": told["class_labels"][left], "boxes": boxes}
 
 
 @contextmanager

@@ -5,19 +5,20 @@ Knows how to measure, not in which order and not what follows from it: that is s
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from fmopt import gate, lookup, measure, probe, roofline
+from fmopt import efficiency, gate, lookup, measure, probe
 from fmopt.build import Workshop, plain_steps, tool_versions
+from fmopt.clock import Clock, HostClock, Work, measured
 from fmopt.data import Dataset
-from fmopt.edge import Model, timed_inputs
 from fmopt.errors import FmoptError
 from fmopt.gate import Budget
 from fmopt.model import Artifact, CheckpointFacts
@@ -51,6 +52,8 @@ class Request(Frozen):
     batch: int = 1
     length: int | None = 128  # tokens; None: the data's own lengths
     threads: int = 1
+    on: str | None = None  # ssh://… of the board that it is for and timed on
+    clean: bool = False  # leave nothing there
     recipe: Path | None = None
     time_limit_s: float | None = None
     seed: int = 0
@@ -77,6 +80,7 @@ class Job:
     target: Target
     data: Dataset
     plan: Plan
+    clock: Clock = field(default_factory=HostClock)
 
     @property
     def candidates(self) -> set[str]:
@@ -103,6 +107,16 @@ class Run:
     def store(self) -> Store:
         """Where finished stages are."""
         return self.shop.store
+
+    @property
+    def clock(self) -> Clock:
+        """What times its variants."""
+        return self.job.clock
+
+    def clock_versions(self) -> dict[str, Any]:
+        """What a timing depends on besides: our own tools, and the runtimes where the clock stands."""
+        own = tool_versions()
+        return own if not self.clock.note else {**own, "there": self.clock.versions}
 
     def out_of_time(self) -> bool:
         """True when the user's time limit is used up."""
@@ -161,6 +175,8 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
             seconds={"build": round(time.monotonic() - begun, 3)},
         )
     )
+    first = next(iter(run.artifacts))
+    run.clock.offer(recipe.name, lambda: timed_work(run, list(dict.fromkeys([first, recipe.name]))))
     return True
 
 
@@ -177,35 +193,24 @@ def line(run: Run, recipe: Recipe) -> RecipeLine:
 
 
 def time_in_turn(run: Run, names: Sequence[str]) -> None:
-    """Latency of variants, in turn in one process, at the asked batch, length and threads."""
+    """Latency of variants, in turn, at the asked batch, length and threads, on the run's clock.
+
+    One that the clock could not run is a failed trial with its reason.
+    """
     request = run.job.request
     key = {
         "artifacts": {name: run.artifacts[name].digest for name in names},
-        "host": probe.host_fingerprint(),
+        "host": run.clock.host,
         "batch": request.batch,
         "length": request.length,
         "threads": request.threads,
         "seed": request.seed,
         "data": run.job.data.digest,
-        **tool_versions(),
+        **run.clock_versions(),
     }
 
     def clock() -> dict[str, Any]:
-        inputs = latency_inputs(run)
-        runners = {name: run.open(name, request.threads) for name in names}
-        warnings = measure.quiet_machine()
-        run.progress.start(f"timing {len(names)} variants in turn", measure.MIN_SAMPLES)
-        try:
-            samples = measure.time_in_turn(
-                {name: replay(runner, measured(run, runner, inputs)) for name, runner in runners.items()},
-                hopeless=lambda so_far: measure.certainly_slower(so_far, keep=fastest_full_precision(run, so_far)),
-                seed=request.seed,
-                progress=lambda: run.progress.step(),
-            )
-        finally:
-            for runner in runners.values():
-                runner.close()
-        return {"samples": samples, "warnings": warnings}
+        return dataclasses.asdict(run.clock.in_turn(timed_work(run, names), run.progress))
 
     timed = run.store.value("latency", key, clock)
     run.warnings += [warning for warning in timed["warnings"] if warning not in run.warnings]
@@ -214,12 +219,22 @@ def time_in_turn(run: Run, names: Sequence[str]) -> None:
             name,
             latency=Latency(samples_ms=samples, batch=request.batch, length=request.length, threads=request.threads),
         )
+    for name, reason in timed.get("failed", {}).items():
+        run.update(name, status="failed", reason=reason)
+        run.artifacts.pop(name, None)
 
 
-def fastest_full_precision(run: Run, samples: Mapping[str, Sequence[float]]) -> list[str]:
-    """The baseline that speedups will be claimed against, by the samples so far: it keeps being timed."""
-    full = [recipe.name for recipe in run.job.plan.baselines if samples.get(recipe.name)]
-    return sorted(full, key=lambda name: float(np.median(samples[name])))[:1]
+def timed_work(run: Run, names: Sequence[str]) -> Work:
+    """What a clock is given to time."""
+    request = run.job.request
+    return Work(
+        artifacts={name: run.artifacts[name] for name in names},
+        pipeline=run.job.facts.pipeline,
+        threads=request.threads,
+        seed=request.seed,
+        inputs=latency_inputs(run),
+        full_precision=[recipe.name for recipe in run.job.plan.baselines],
+    )
 
 
 def time_end_to_end(run: Run, names: Sequence[str]) -> None:
@@ -227,34 +242,19 @@ def time_end_to_end(run: Run, names: Sequence[str]) -> None:
     request = run.job.request
     key = {
         "artifacts": {name: run.artifacts[name].digest for name in names},
-        "host": probe.host_fingerprint(),
+        "host": run.clock.host,
         "batch": request.batch,
         "threads": request.threads,
         "seed": request.seed,
         "data": run.job.data.digest,
-        **tool_versions(),
+        **run.clock_versions(),
     }
 
     def clock() -> dict[str, list[float]]:
         texts = [item.raw for item in run.items("validation")[:REPLAYED_ITEMS]]
         batches = [texts[i : i + request.batch] for i in range(0, len(texts), request.batch)]
-        runners = {name: run.open(name, request.threads) for name in names}
-        facts = {"pipeline": dict(run.job.facts.pipeline)}
-
-        def serve(runner: Runner) -> Callable[[], object]:
-            turn, model = itertools.cycle(batches), Model(facts, run.shop.preprocessor, runner)
-            return lambda: model.soonest(next(turn))
-
-        run.progress.start("timing end to end", measure.MIN_SAMPLES)
-        try:
-            return measure.time_in_turn(
-                {name: serve(runner) for name, runner in runners.items()},
-                seed=request.seed,
-                progress=lambda: run.progress.step(),
-            )
-        finally:
-            for runner in runners.values():
-                runner.close()
+        work = dataclasses.replace(timed_work(run, names), batches=batches)
+        return run.clock.end_to_end(work, run.shop.preprocessor, run.progress)
 
     for name, samples in run.store.value("end-to-end", key, clock).items():
         run.update(
@@ -274,40 +274,49 @@ def latency_inputs(run: Run) -> list[dict[str, np.ndarray]]:
     )
 
 
-def measured(run: Run, runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
-    """What a variant is timed on: `inputs`, or for text generation one step of decoding after each."""
-    return [timed_inputs(run.job.facts.pipeline, runner, one) for one in inputs]
-
-
-def replay(runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> Callable[[], object]:
-    """Call a runner with the next input each time, the same sequence for every variant."""
-    turn = itertools.cycle(inputs)
-    return lambda: runner.run(next(turn))
-
-
 def predict_latency(run: Run) -> None:
-    """The device is not here: a roofline prediction, labelled as one, and no claim."""
+    """What the target's ceilings and the runtimes' fitted curves let expect: shown beside what is measured, and alone, as no
+    claim, where the device is not here."""
     request = run.job.request
     # Of sounds, whose length is not one of tokens, the first that would be timed stands for all.
     sound = run.job.facts.modality == "audio"
     length = next(iter(latency_inputs(run)[0].values())).shape[1] if sound else request.length or 128
     for name, artifact in run.artifacts.items():
-        if artifact.path.suffix == ".onnx":
-            ms = roofline.predict_ms(
+        if artifact.path.suffix not in (".onnx", ".xml"):
+            continue
+        precision = float_precision(run.recipes[name])
+        key = {
+            "artifact": artifact.digest,
+            "target": run.job.target.model_dump(mode="json"),
+            "shape": (request.batch, length, request.threads),
+            "precision": precision,
+            "curves": efficiency.fitted(),
+        }
+        ms = run.store.value(
+            "prediction",
+            key,
+            partial(
+                efficiency.predict_ms,
                 artifact.path,
+                artifact.runtime,
                 run.job.target,
                 request.batch,
                 length,
-                float_precision(run.recipes[name]),
+                precision,
                 threads=request.threads,
-            )
-            run.update(name, predicted_ms=ms)
+            ),
+        )
+        run.update(name, predicted_ms=ms)
 
 
 def float_precision(recipe: Recipe) -> str:
-    """What a recipe's float products are computed in: what it casts to, where its INT8 or FP8 leaves off."""
+    """What a recipe's float products are computed in: what it casts to, where its INT8 or FP8 leaves off. Weights that are
+    only stored in 16 bits are widened before."""
+    if recipe.options.get("precision") == "bf16":
+        return "bf16"
     casts = [step.options.get("to") for step in recipe.steps if step.use == "cast"]
-    return next((str(to) for to in casts if to in ("fp16", "bf16")), recipe.precision)
+    stored = "fp32" if recipe.runtime == "onnxruntime" and recipe.precision == "fp16" else recipe.precision
+    return next((str(to) for to in casts if to in ("fp16", "bf16")), stored)
 
 
 def predictions(run: Run, name: str, split: str) -> list[Any]:
@@ -347,13 +356,13 @@ def footprint(run: Run, name: str) -> None:
     artifact = run.artifacts[name]
     key = {
         "artifact": artifact.digest,
-        "host": probe.host_fingerprint(),
+        "host": run.clock.host,
         "threads": run.job.request.threads,
-        **tool_versions(),
+        **run.clock_versions(),
     }
     inputs = latency_inputs(run)[0]
     got = run.store.value(
-        "footprint", key, lambda: measure.footprint(artifact, inputs, run.job.request.threads).model_dump()
+        "footprint", key, lambda: run.clock.footprint(artifact, inputs, run.job.request.threads).model_dump()
     )
     run.update(name, footprint=Footprint(**got))
 
@@ -374,7 +383,7 @@ def profile(run: Run, name: str) -> list[OpTime]:
     def make() -> list[dict[str, Any]]:
         runtime, runner = lookup.find("runtimes", artifact.runtime), run.open(name, request.threads)
         try:
-            inputs = measured(run, runner, latency_inputs(run)[:1])[0]
+            inputs = measured(run.job.facts.pipeline, runner, latency_inputs(run)[:1])[0]
         finally:
             runner.close()
         return [op.model_dump() for op in runtime.profile(artifact, inputs, request.threads)]

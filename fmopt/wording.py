@@ -64,9 +64,23 @@ def points(value: float, *, sign: bool = False) -> str:
     return "0.00" if float(text) == 0 else _minus(text)
 
 
-def score(value: float | None) -> str:
-    """A metric in percent: 0.9001 -> `90.01`."""
-    return MISSING if value is None or not math.isfinite(value) else points(value)
+def loss(value: float, whole: float | None = None) -> str:
+    """A drop: `0.12 pt`, or of a metric without an end, of which there is `whole`, `2.10 %`."""
+    return f"{points(value)} pt" if whole is None else f"{points(value / whole)} %"
+
+
+def score(value: float | None, *, bounded: bool = True) -> str:
+    """A metric in percent: 0.9001 -> `90.01`; one without an end (perplexity) as it is: 44.712 -> `44.71`."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return points(value) if bounded else number(value, 4)
+
+
+def change(before: float | None, after: float, *, bounded: bool = True) -> str:
+    """How a metric moved: `−0.12 pt`, or in percent where it has no end: `+2.10 %`."""
+    if before is None or not (bounded or before):
+        return MISSING
+    return f"{points(after - before, sign=True)} pt" if bounded else f"{points(after / before - 1, sign=True)} %"
 
 
 def times(estimate: Estimate | None) -> str:
@@ -112,11 +126,11 @@ def shape(batch: int, length: int | None, threads: int) -> str:
 
 
 def quantity(value: float | None, check: Check) -> str:
-    """A figure of a check with its unit. A drop comes in units of the metric and is shown in points."""
+    """A figure of a check with its unit. A drop is shown in points, or in percent where the check says so."""
     if value is None:
         return MISSING
     if check.name.endswith("drop"):
-        return f"{points(value)} pt"
+        return f"{points(value)} {check.unit or 'pt'}"
     return f"{value:.2f}×" if check.unit == "×" else f"{number(value)} {check.unit}".strip()
 
 

@@ -26,8 +26,11 @@ HEADS = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "text-generation": "AutoModelForCausalLM",
+    "translation": "AutoModelForSeq2SeqLM",
 }
+ENCODER_DECODERS = ("t5", "bart", "marian")
 DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "mistral")
+MORE_DECODERS = ("qwen3", "gemma", "phi")  # known families that only their own tests look at
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta-v2", "albert", "modernbert")
 
 # Enough different words for a vocabulary of about 200 pieces with whole words and fragments.
@@ -60,7 +63,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
     """`tiny_checkpoint(family="bert", task="text-classification")`: folder of a tiny random checkpoint, made once.
 
     Hidden 32, 2 layers, 4 heads, FFN 64, 64 positions, a vocabulary of at most 200, seed 0, fast tokenizer trained on
-    SENTENCES. `family` is one of FAMILIES or DECODERS, `task` one of HEADS. Copy the folder before changing anything in it.
+    SENTENCES. `family` is one of FAMILIES, DECODERS or MORE_DECODERS, `task` one of HEADS.
+    Copy the folder before changing anything in it.
     """
     made: dict[tuple[str, str], Path] = {}
 
@@ -144,12 +148,16 @@ def tiny_config(family: str, tokenizer: Any, task: str) -> Any:
         settings |= {"max_position_embeddings": 66}
     if family == "opt":
         settings |= {"ffn_dim": 64, "word_embed_proj_dim": 32}
-    if family in ("llama", "qwen2", "mistral"):
+    if family in ("llama", "qwen2", "mistral", "qwen3", "gemma"):
         settings |= {"num_key_value_heads": 2}
+    if family in ("qwen3", "gemma"):
+        settings |= {"head_dim": 8}
     if family == "mistral":
         settings |= {"sliding_window": 8}
-    if family in DECODERS:  # random weights of the usual size give every token the same probability
+    if family in (*DECODERS, *MORE_DECODERS):  # random weights of the usual size give every token the same probability
         settings |= {"initializer_range": 0.3, "init_std": 0.3}
+    if family in ENCODER_DECODERS:
+        settings = _encoder_decoder(family, settings)
     if family in ("electra", "albert"):
         settings |= {"embedding_size": 16}
     if family == "deberta-v2":  # as in DeBERTa-v3
@@ -167,12 +175,24 @@ def tiny_config(family: str, tokenizer: Any, task: str) -> Any:
     return transformers.AutoConfig.for_model(family, **settings)
 
 
+def _encoder_decoder(family: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of one layer that reads and one that writes; random weights of the usual size would all say the same."""
+    start = settings["pad_token_id"] if family != "bart" else settings["eos_token_id"]
+    kept = {name: value for name, value in settings.items() if name.endswith("token_id") or name == "vocab_size"}
+    kept |= {"d_model": 32, "decoder_start_token_id": start, "forced_eos_token_id": None}
+    if family == "t5":
+        return kept | {"d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "initializer_factor": 3.0}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder")
+             for name, value in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
+    return kept | sides | {"max_position_embeddings": 64, "init_std": 0.3}
+
+
 def write_tokenizer(folder: Path, family: str) -> Any:
     """Train a tokenizer of the family's kind on SENTENCES and save it; returns it as transformers loads it."""
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = dict.fromkeys(("roberta", "modernbert", *DECODERS), _byte_bpe)
+    kinds = dict.fromkeys(("roberta", "modernbert", *DECODERS, *MORE_DECODERS, *ENCODER_DECODERS), _byte_bpe)
     kinds |= dict.fromkeys(("xlm-roberta", "deberta-v2", "albert"), _unigram)
     tokenizer, special, name = kinds.get(family, _word_piece)(family)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -244,9 +264,9 @@ def _pieces(special: list[str]) -> dict[str, int]:
 def _byte_bpe(family: str) -> tuple[Any, dict[str, Any], str]:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    roberta = family == "roberta"
+    roberta = family in ("roberta", *ENCODER_DECODERS)
     special = _ROBERTA_TOKENS if roberta else _BERT_TOKENS
-    special = _DECODER_TOKENS if family in DECODERS else special
+    special = _DECODER_TOKENS if family in (*DECODERS, *MORE_DECODERS) else special
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -259,8 +279,13 @@ def _byte_bpe(family: str) -> tuple[Any, dict[str, Any], str]:
         ids = {token: tokenizer.token_to_id(token) for token in ("<s>", "</s>")}
         tokenizer.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]),
                                                                 add_prefix_space=False)  # fmt: skip
+        if family in ENCODER_DECODERS:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="$A </s>", special_tokens=[("</s>", ids["</s>"])]
+            )
+            return tokenizer, special, "PreTrainedTokenizerFast"
         return tokenizer, special, "RobertaTokenizer"
-    if family in DECODERS:
+    if family in (*DECODERS, *MORE_DECODERS):
         end = special["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{end} $A", pair=f"{end} $A $B", special_tokens=[(end, tokenizer.token_to_id(end))]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fmopt import bench_matrix, measure
+from fmopt import bench_matrix, measure, turns
 from fmopt.bench_matrix import places
 from fmopt.bench_record import Benchmark
 from fmopt.cli import main
@@ -19,7 +19,7 @@ from tests.conftest import TinyCheckpoint
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same measurements, only fewer."""
-    monkeypatch.setattr(measure, "WARM_SECONDS", 0.05)
+    monkeypatch.setattr(turns, "WARM_SECONDS", 0.05)
     monkeypatch.setattr(measure, "MIN_SAMPLES", 30)
     monkeypatch.setattr(bench_matrix, "BURST_MS", 2.0)
     monkeypatch.setattr(bench_matrix, "MOST_QUERIES", 100)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from fmopt.block_rounding import rounded
 from fmopt.edge import open_runner
 from fmopt.errors import ConfigError
 from fmopt.onnx_graph import constant_products, read_onnx
@@ -43,7 +44,7 @@ def test_products_with_constant_weights_compute_the_same_written_plainly(gpt2: A
 
 @pytest.mark.parametrize(("step", "least"), [
     (QuantizeWeights(bits=8, block=32), 0.999), (QuantizeWeights(bits=4, block=32), 0.95),
-    (QuantizeWeights(bits=4, block=16, method="hqq"), 0.95),
+    (QuantizeWeights(bits=4, block=32, method="mse"), 0.95), (QuantizeWeights(bits=4, block=16, method="hqq"), 0.95),
 ])  # fmt: skip
 def test_every_layer_and_the_head_are_narrow_and_the_output_stays_near(
     gpt2: Any, tmp_path: Path, step: QuantizeWeights, least: float
@@ -57,6 +58,17 @@ def test_every_layer_and_the_head_are_narrow_and_the_output_stays_near(
     mask = np.asarray(inputs["attention_mask"], dtype=bool)
     assert cosine(logits(made.path, inputs)[mask], logits(graph.path, inputs)[mask]) > least
     assert made.path.stat().st_size < graph.path.stat().st_size
+
+
+def test_the_scale_that_moves_weights_least_is_found_and_stored_as_the_operator_reads_it() -> None:
+    weights = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)  # no whole number of blocks
+    packed, scales = rounded(weights, 4, 32)
+    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(6, 2, 32).astype(np.float32) - 8
+    back = (numbers * scales[:, :, None]).reshape(6, 64)[:, :50].T
+    assert np.abs(back - weights).max() < np.abs(scales).max()
+    plain = np.abs(weights).max(axis=0) / 8
+    nearest = np.clip(np.rint(weights / plain), -8, 7) * plain
+    assert np.square(back - weights).sum() < np.square(nearest - weights).sum()
 
 
 def test_the_table_that_the_head_shared_can_be_narrow_then_too(gpt2: Any, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fmopt import chromium
 from fmopt.report import write_report
-from tests import chromium, records
+from tests import records
 
 pytestmark = pytest.mark.skipif(chromium.installed() is None, reason="no chromium is installed")
 

@@ -61,6 +61,65 @@ def write_vision(folder: Path, family: str, seed: int = 0) -> Path:
     return folder
 
 
+DETECTORS: dict[str, dict[str, Any]] = {
+    "yolos": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+              "image_size": [32, 48], "patch_size": 8, "num_detection_tokens": 8, "use_mid_position_embeddings": False},
+    "detr": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+             "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 8,
+             "backbone_config": {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32, 32, 64],
+                                 "depths": [1, 1, 1, 1], "layer_type": "basic", "out_features": ["stage4"]}},
+    "rt_detr": {"d_model": 32, "encoder_hidden_dim": 32, "encoder_in_channels": [32, 32, 64], "encoder_ffn_dim": 64,
+                "encoder_attention_heads": 4, "decoder_in_channels": [32, 32, 32], "decoder_ffn_dim": 64,
+                "decoder_layers": 2, "decoder_attention_heads": 4, "num_queries": 84, "num_denoising": 4,
+                "backbone_config": {"model_type": "rt_detr_resnet", "embedding_size": 16, "hidden_sizes": [16, 32, 32, 64],
+                                    "depths": [1, 1, 1, 1], "layer_type": "basic",
+                                    "out_features": ["stage2", "stage3", "stage4"]}},
+}  # fmt: skip
+DETECTOR_PROCESSORS = {"yolos": "YolosImageProcessor", "detr": "DetrImageProcessor", "rt_detr": "RTDetrImageProcessor"}
+
+
+def write_detector(folder: Path, family: str, seed: int = 0) -> Path:
+    """A random network of `family` that finds NAMES in pictures brought to 32 × 48 (RT-DETR: 64 × 64), as a checkpoint."""
+    import torch
+    import transformers
+
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
+    torch.manual_seed(seed)
+    net = transformers.AutoModelForObjectDetection.from_config(
+        transformers.AutoConfig.for_model(family, **DETECTORS[family], **labels)
+    )
+    with torch.no_grad():  # boxes and scores that differ, as a trained network's do
+        for name, value in net.named_parameters():
+            heads = any(part in name for part in ("class", "bbox", "query", "tokens", "score"))
+            if value.ndim > 1:
+                torch.nn.init.normal_(value, 0, 0.3) if heads else torch.nn.init.kaiming_normal_(value)
+    folder.mkdir(parents=True, exist_ok=True)
+    net.eval().save_pretrained(folder)
+    size = {"height": 64, "width": 64} if family == "rt_detr" else {"height": 32, "width": 48}
+    told = {"image_processor_type": DETECTOR_PROCESSORS[family], "size": size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    return folder
+
+
+def box_arrays(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Pictures uint8 [count, 32, 48, 3] with one or two bright rectangles (class 0) or dark ones (class 1) each, as the
+    arrays of an npz: images, boxes (shares), box_labels, offsets."""
+    draw = np.random.default_rng(seed)
+    images = np.clip(draw.normal(120, 10, (count, 32, 48, 3)), 0, 255).astype(np.uint8)
+    boxes, classes, offsets = [], [], [0]
+    for image in images:
+        for place in range(int(draw.integers(1, 3))):
+            left, top = int(draw.integers(0, 8)) + 24 * place, int(draw.integers(0, 16))
+            width, height = draw.integers(10, 16, 2)
+            number = int(draw.integers(0, 2))
+            image[top : top + height, left : left + width] = 20 if number else 240
+            boxes.append([left / 48, top / 32, (left + width) / 48, (top + height) / 32])
+            classes.append(number)
+        offsets.append(len(boxes))
+    return {"images": images, "boxes": np.array(boxes, dtype=np.float32),
+            "box_labels": np.array(classes, dtype=np.uint8), "offsets": np.array(offsets, dtype=np.int32)}  # fmt: skip
+
+
 def picture(seed: int = 0, size: tuple[int, int] = (48, 36), mode: str = "RGB", kind: str = "PNG") -> bytes:
     """The file of a made picture, `size` as (width, height)."""
     draw = np.random.default_rng(seed)

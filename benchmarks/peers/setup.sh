@@ -20,7 +20,8 @@ for name in "$@"; do
   rm -rf "$home/env" "$home/.ready" "$home/install-error.txt"
   "$python" -m venv "$home/env"
   # torch comes first and pinned: left to the resolver it would pull gigabytes of CUDA packages
-  if nice "$home/env/bin/pip" install --quiet "$(grep '^torch==' "$requirements")" 2>"$home/install.log" &&
+  torch=$(grep '^torch==' "$requirements")
+  if { [ -z "$torch" ] || nice "$home/env/bin/pip" install --quiet "$torch" 2>"$home/install.log"; } &&
      nice "$home/env/bin/pip" install --quiet -r "$requirements" 2>>"$home/install.log"; then
     "$home/env/bin/pip" freeze > "$home/freeze.txt"
     cp "$requirements" "$home/.ready"

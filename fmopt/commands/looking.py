@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fmopt.commands.words import Json, Model, Pickle, Task, answer, record_path
+from fmopt.commands.words import Clean, Json, Model, On, Pickle, Task, answer, record_path
 from fmopt.errors import ConfigError
 
 
@@ -140,14 +140,28 @@ def targets_show(name: str, as_json: Json = False) -> None:
 
 def targets_probe(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the target as TOML.")] = None,
+    on: On = None,
+    clean: Clean = False,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine: ISA, cores, caches, bandwidth, arithmetic."""
+    """Measure this machine, or a board --on ssh://…: ISA, cores, caches, bandwidth, arithmetic."""
     from fmopt import present, probe
 
-    target = probe.probe_host()
+    if output is not None and output.exists():
+        raise ConfigError(f"{output} exists; nothing was overwritten. Choose another name")
+    if on is not None:
+        from fmopt.board import open_board
+        from fmopt.board_probe import probe_board
+
+        with present.live_progress() as progress:
+            board, place = open_board(on, progress)
+            target = probe_board(board, place)
+            if clean:
+                board.clean()
+    elif clean:
+        raise ConfigError("--clean goes with --on; add it, or leave --clean out")
+    else:
+        target = probe.probe_host()
     if output is not None:
-        if output.exists():
-            raise ConfigError(f"{output} exists; nothing was overwritten. Choose another name")
         probe.save_target(target, output)
     answer(target.model_dump(mode="json"), as_json, lambda: present.target(target))

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from fmopt.arguments import parse_bytes, parse_choice, parse_columns, parse_count, parse_seconds, read_lines
-from fmopt.commands.words import Columns, Data, Json, Model, Pickle, Seed, Task, answer
+from fmopt.commands.words import Clean, Columns, Data, Json, Model, On, Pickle, Seed, Task, answer
 from fmopt.errors import ConfigError
 
 
@@ -21,6 +21,8 @@ def optimize(
     target: Annotated[
         str, typer.Option("--target", help="Device: host, or a name from `fmopt targets list`, or a TOML file.")
     ] = "host",
+    on: On = None,
+    clean: Clean = False,
     data: Data = None,
     task: Task = None,
     columns: Columns = None,
@@ -104,6 +106,8 @@ def optimize(
         fresh=fresh,
         allow_pickle=allow_pickle,
         max_calibration_memory=parse_bytes(max_calibration_memory),
+        on=on,
+        clean=clean,
         command=shlex.join(["fmopt", *sys.argv[1:]]),
     )
     if dry_run:
@@ -130,6 +134,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle.")],
     format: Annotated[str, typer.Option("--format", help="onnx or openvino.")] = "onnx",
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = "fp32",
+    target: Annotated[str, typer.Option("--target", "-t", help="What it is for; see `fmopt targets list`.")] = "host",
     data: Data = None,
     task: Task = None,
     columns: Columns = None,
@@ -146,6 +151,7 @@ def export(
             output,
             format=parse_choice("format", format, ("onnx", "openvino")),
             precision=parse_choice("precision", precision, ("fp32", "fp16", "bf16", "int8")),
+            target=target,
             task=task,
             data=data,
             columns=parse_columns(columns),

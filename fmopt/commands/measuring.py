@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fmopt.arguments import parse_choices, parse_columns, parse_counts, parse_seconds, read_lines
-from fmopt.commands.words import Columns, Data, Json, Seed, Task, answer
+from fmopt.commands.words import Clean, Columns, Data, Json, On, Seed, Task, answer
 from fmopt.errors import BundleError, ConfigError
 
 
@@ -34,8 +34,10 @@ def bench(
         str | None, typer.Option("--time-limit", help="--matrix: begin no further cell after 10m.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="--matrix: folder; fmopt-bench if left out.")
+        Path | None, typer.Option("--output", "-o", help="--matrix, --on: folder; fmopt-bench if left out.")
     ] = None,
+    on: On = None,
+    clean: Clean = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -49,16 +51,18 @@ def bench(
         "length": parse_counts("length", length),
         "threads": parse_counts("threads", threads),
     }
+    if clean and on is None:
+        raise ConfigError("--clean goes with --on; add it, or leave --clean out")
     if not matrix:
-        only = {
-            "--scenario": scenario,
-            "--latency-limit": latency_limit,
-            "--time-limit": time_limit,
-            "--output": output,
-        }
+        only: dict[str, object] = {"--scenario": scenario, "--latency-limit": latency_limit, "--time-limit": time_limit}
+        only |= {"--output": output} if on is None else {}
         given = [name for name, value in only.items() if value is not None]
         if given:
             raise ConfigError(f"{given[0]} goes with --matrix; add it, or leave {given[0]} out")
+    if on is not None:
+        bench_on_board(on, models, matrix, output or Path("fmopt-bench"), clean, shapes, as_json)
+        return
+    if not matrix:
         with present.live_progress() as progress:
             got = benchmarking.benchmark(models, **shapes, seed=seed, progress=progress)
         rows = [{"model": name, **latency.model_dump(mode="json")} for name, latency in got]
@@ -81,6 +85,23 @@ def bench(
             progress=progress,
         )
     answer(found.model_dump(mode="json"), as_json, lambda: present.matrix(found, folder))
+
+
+def bench_on_board(
+    on: str, models: list[str], matrix: bool, folder: Path, clean: bool, shapes: dict[str, list[int]], as_json: bool
+) -> None:
+    """A bundle's own benchmark on a board."""
+    from fmopt import present
+    from fmopt.board_bench import benchmark_on
+
+    if matrix:
+        raise ConfigError("--matrix is for this machine; leave it out with --on")
+    if len(models) != 1:
+        raise ConfigError(f"--on takes one bundle at a time; {len(models)} were named")
+    command = shlex.join(["fmopt", *sys.argv[1:]])
+    with present.live_progress() as progress:
+        found, rows = benchmark_on(on, models[0], out=folder, clean=clean, command=command, progress=progress, **shapes)
+    answer(found.model_dump(mode="json"), as_json, lambda: present.bench_on_board(found, rows, folder))
 
 
 def evaluate(
@@ -159,6 +180,10 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="Speech: the WAV file to write, a folder for several texts.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Generation: print the text while it is made.")] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="Object detection: the least score of a box to tell; 0.5 if left out."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What a bundle makes of texts, pictures or sounds; one that generates text goes on from it."""
@@ -174,7 +199,7 @@ def predict(
     if not raws:
         raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
     told = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-            "beams": beams, "stop": tuple(stop) if stop else None, "output": output}  # fmt: skip
+            "beams": beams, "stop": tuple(stop) if stop else None, "output": output, "threshold": threshold}  # fmt: skip
     wishes = {name: value for name, value in told.items() if value is not None}
     model = bundles.load(bundle)
     if "speech" in model.pipeline and output is None:

@@ -15,7 +15,8 @@ Model = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", help="csv/tsv/jsonl/parquet file, folder with one file per split, hub data set, or builtin:pydoc."
+        "--data",
+        help="csv/tsv/jsonl/parquet file, folder with one file per split, hub data set, builtin:pydoc or builtin:stdlib.",
     ),
 ]
 Task = Annotated[str | None, typer.Option("--task", help="Overrides the task found in the checkpoint.")]
@@ -24,6 +25,13 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout;
 Seed = Annotated[int, typer.Option("--seed")]
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickle weights (weights_only) where there is no safetensors.")
+]
+On = Annotated[
+    str | None,
+    typer.Option("--on", help="A board: ssh://user@host[:port]. Its host key must be known (docs/board.md)."),
+]
+Clean = Annotated[
+    bool, typer.Option("--clean", help="--on: remove fmopt's folder from the board, and what runs in it, at the end.")
 ]
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class AttentionBlock:
     """Dotted names of one self-attention: projections and how many heads.
 
-    With its heads pruned away (`heads` 0) the network has no query, key and value any more.
+    With its heads pruned away (`heads` 0) the network has no query, key and value any more. Where `queries` query heads
+    share one head of keys and values, `heads` counts the latter: such a group comes and goes as one.
     """
 
     query: str
@@ -26,10 +27,17 @@ class AttentionBlock:
     output: str
     heads: int
     head_dim: int
+    queries: int = 1
     fused: bool = False  # True: query == key == value, one projection makes all three
+    interleaved: bool = False  # of a fused one: the rows of each head's query, key and value lie together
     module: str = ""  # turns hidden states into (result, weights); `output` may lie inside or come after
     positions: tuple[str, ...] = ()  # further projections with one block of rows per head
     bias_argument: int | None = None  # which argument of `module` is a bias [B, heads, n, n] shared by all layers
+
+    @property
+    def width(self) -> int:
+        """Features of `output`'s input that one head, or one group, makes."""
+        return self.head_dim * self.queries
 
 
 @dataclass(frozen=True)
@@ -103,22 +111,26 @@ def modules_named(net: torch.nn.Module, pattern: str) -> Iterator[tuple[str, tor
 
 def columns(net: torch.nn.Module, name: str) -> int:
     """How many features the linear module `name` takes."""
-    return int(net.get_submodule(name).in_features)  # type: ignore[arg-type]
+    module = net.get_submodule(name)
+    return int(module.nx if hasattr(module, "nx") else module.in_features)  # type: ignore[arg-type]  # nx: GPT-2's Conv1D
 
 
 def attention_block(
     net: torch.nn.Module, module: str, names: tuple[str, str, str], output: str, *,
-    positions: tuple[str, ...] = (), bias_argument: int | None = None,
+    positions: tuple[str, ...] = (), bias_argument: int | None = None, interleaved: bool = False,
 ) -> AttentionBlock:  # fmt: skip
     """The block of `module` with projections `names` (query, key, value) inside it.
 
     Heads are counted from the width, which pruning may have changed.
     """
-    head_dim = size_of_head(net)
+    head_dim, config = size_of_head(net), net.config
     query, key, value = (f"{module}.{name}" for name in names)
+    shared = getattr(config, "num_key_value_heads", None)
+    queries = config.num_attention_heads // shared if shared else 1  # type: ignore[union-attr,operator]
     return AttentionBlock(
-        query, key, value, output, heads=columns(net, output) // head_dim, head_dim=head_dim, fused=query == key,
-        module=module, positions=positions, bias_argument=bias_argument,
+        query, key, value, output, heads=columns(net, output) // (head_dim * queries), head_dim=head_dim,
+        queries=queries, fused=query == key, interleaved=interleaved, module=module, positions=positions,
+        bias_argument=bias_argument,
     )  # fmt: skip
 
 

@@ -14,6 +14,12 @@ from fmopt.target import Target
 
 LOSSES = ("task", "logits", "hidden", "relations", "cosine", "similarity")
 
+# Tasks whose answers have no one vector to learn from.
+REFUSED = {
+    "image-segmentation": "maps of classes are not distilled",
+    "object-detection": "sets of boxes are not distilled",
+}
+
 
 @dataclass(frozen=True)
 class Distill:
@@ -21,7 +27,8 @@ class Distill:
 
     `weights` says how much each loss counts; without it each task has sensible ones:
     task        distance to the labels (cross entropy, squared error)
-    logits      KL divergence from the teacher's, softened by `temperature` (Hinton et al., 2015)
+    logits      KL divergence from the teacher's, softened by `temperature` (Hinton et al., 2015), at every token where the
+                network says how a text goes on; without one 2, and there 1: what is judged is the likelihood itself
     hidden      every token's states after every layer (CoFi, Xia et al., 2022), projected where widths differ
     relations   among queries, keys and values (MiniLM, Wang et al., 2020), the default where widths differ
     cosine      of text vectors to the teacher's; similarity: of the texts of a batch to each other (embedding models)
@@ -40,7 +47,7 @@ class Distill:
     batch_size: int = 32
     learning_rate: float = 1e-4
     accumulation: int = 1
-    temperature: float = 2.0
+    temperature: float | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     unlabelled: str | None = None
     bf16: bool | None = None
@@ -50,7 +57,7 @@ class Distill:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "accumulation", "temperature"):
-            if getattr(self, name) <= 0:
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"Distill.{name} is {getattr(self, name)}; it is above 0")
         if self.cache_gb < 0:
             raise ConfigError(f"Distill.cache_gb is {self.cache_gb}; it is 0 (keep nothing of the teacher) or more")
@@ -60,9 +67,13 @@ class Distill:
             if weight < 0:
                 raise ConfigError(f"Distill.weights[{name!r}] is {weight}; it is 0 or more")
 
+    def softened(self, task: str) -> float:
+        """The temperature of a task's logits."""
+        return self.temperature or (1.0 if task == "text-generation" else 2.0)
+
     def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
         """Every network can be trained whose answer is one vector of classes or features, for an item or for each token."""
-        return "maps of classes are not distilled" if facts.task == "image-segmentation" else None
+        return REFUSED.get(facts.task)
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Train in place. PassError when there is nothing to train on, or the teacher does not fit."""

@@ -24,7 +24,6 @@ from fmopt.target import Target
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from fmopt.latency_table import LatencyTable
     from fmopt.optimal_brain import Scores, Sublayer
@@ -76,7 +75,7 @@ class PruneStructured:
             return f"fmopt does not know where the heads and neurons of {facts.model_type} are"
         if family.uncuttable:
             return f"{facts.model_type} cannot be pruned: {family.uncuttable}"
-        return None if target.present else f"{target.name} is not this machine, so its sublayers cannot be timed here"
+        return None if target.here else f"{target.name} is not this machine, so its sublayers cannot be timed here"
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Prune in place. PassError for a latency below the floor, for too few items, or without a clock."""
@@ -106,12 +105,13 @@ class PruneStructured:
         return model.after(f"prune_structured({got:.2f} ms of {table.whole_ms:.2f}: {_listed(parts, counts)})")
 
     def wanted_ms(self, table: LatencyTable) -> float:
-        """The latency asked for; PassError below what is left without any sublayer."""
+        """The latency asked for; PassError below what is left with the least of every sublayer."""
         wanted = self.latency_ms if self.latency_ms is not None else table.whole_ms / (self.speedup or 1.0)
-        if wanted < table.base_ms:
+        if wanted < table.floor_ms:
+            without = "without any head or neuron" if not any(table.least) else "with one head left and no neuron"
             raise PassError(
-                f"prune_structured: {wanted:.2f} ms cannot be reached: without any head or neuron the network still takes "
-                f"{table.base_ms:.2f} ms of {table.whole_ms:.2f}, a speedup of {table.whole_ms / table.base_ms:.1f}; ask "
+                f"prune_structured: {wanted:.2f} ms cannot be reached: {without} the network still takes "
+                f"{table.floor_ms:.2f} ms of {table.whole_ms:.2f}, a speedup of {table.whole_ms / table.floor_ms:.1f}; ask "
                 "for less, or drop layers first"
             )
         return wanted
@@ -172,13 +172,14 @@ class _Pruning:
         times = [
             np.array([self._ms(part, count) for count in row]) for part, row in zip(self.parts, levels, strict=True)
         ]
+        floor = sum(float(row.min()) for row in times)
         room = wanted - self.table.base_ms
         loss_of = self._measured_loss(levels)
         best: tuple[tuple[int, ...], float] | None = None
         for _ in range(ROUNDS):
             self.ctx.progress("choosing how wide every sublayer stays")
-            chosen = search(losses, times, max(room, 0.0), loss_of, tries=tries, seed=self.ctx.seed)
-            assert chosen is not None  # nothing of everything takes no time in the table
+            chosen = search(losses, times, max(room, floor), loss_of, tries=tries, seed=self.ctx.seed)
+            assert chosen is not None  # the least of everything fits
             counts = tuple(row[level] for row, level in zip(levels, chosen, strict=True))
             got = self._measured_ms(counts)
             if best is None or abs(got - wanted) < abs(best[1] - wanted):
@@ -195,6 +196,7 @@ class _Pruning:
         from torch import nn
 
         from fmopt.cutting import cut_heads, cut_neurons
+        from fmopt.projections import put_weight
 
         layers = self.family.layers(model.net)
         for part, count in zip(self.parts, counts, strict=True):
@@ -205,8 +207,8 @@ class _Pruning:
             else:
                 cut_neurons(model.net, layers[part.layer].ffn, kept)
             left = model.net.get_submodule(part.output)
-            if isinstance(left, nn.Linear):
-                left.weight = nn.Parameter(weight.detach().clone())
+            if count:
+                put_weight(left, weight)
             if bias is not None:
                 left.bias = nn.Parameter(bias.detach().clone())
         assert all(bool(torch.isfinite(value).all()) for value in model.net.parameters())
@@ -214,7 +216,7 @@ class _Pruning:
     def _levels(self, part: Sublayer) -> tuple[int, ...]:
         """How many units may stay: any number of heads; neurons in multiples that kernels like."""
         if part.kind == "attention":
-            return tuple(range(part.units + 1))
+            return tuple(range(part.least, part.units + 1))
         multiple = self.ctx.target.width_multiple
         step = -(-part.units // (LEVELS * multiple)) * multiple
         return (*range(0, part.units, step), part.units)
@@ -262,22 +264,23 @@ class _Masked:
         self, pruning: _Pruning, counts: Sequence[int], updated: Callable[[int, int], tuple[Any, Any]]
     ) -> None:
         self.pruning, self.counts, self.updated = pruning, counts, updated
-        self.before: list[tuple[nn.Linear, torch.Tensor, torch.Tensor | None]] = []
+        self.before: list[tuple[Any, torch.Tensor, torch.Tensor | None]] = []
 
     def __enter__(self) -> None:
         import torch
 
+        from fmopt.projections import as_kept, projection, weight_of
+
         net, scores = self.pruning.model.net, self.pruning.scores
         for number, (part, count) in enumerate(zip(self.pruning.parts, self.counts, strict=True)):
-            linear = net.get_submodule(part.output)
-            assert isinstance(linear, torch.nn.Linear)
+            linear = projection(net, part.output)
             self.before.append((linear, linear.weight.data, None if linear.bias is None else linear.bias.data))
             if count == part.units:
                 continue
             weight, bias = self.updated(number, count)
-            masked = torch.zeros_like(linear.weight)
+            masked = torch.zeros_like(weight_of(linear))
             masked[:, part.columns(scores.removals[part.output].kept(count))] = weight
-            linear.weight.data = masked.detach()
+            linear.weight.data = as_kept(linear, masked)
             if bias is not None:
                 linear.bias.data = bias.detach()
 

@@ -37,7 +37,7 @@ class Qat:
     batch_size: int = 32
     learning_rate: float = 2e-5
     accumulation: int = 1
-    temperature: float = 2.0
+    temperature: float | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     unlabelled: str | None = None
     bf16: bool | None = None

@@ -24,7 +24,7 @@ from fmopt.target import Target
 
 @dataclass(frozen=True)
 class QuantizeDynamic:
-    """MatMul and Gemm with constant weights compute in INT8; each activation gets its range when it is seen.
+    """MatMul, Gemm and LSTM with constant weights compute in INT8; each activation gets its range when it is seen.
 
     `weights` "auto" takes what is right for the target: int8 in 8 bits where products are summed in 32 bits
     (`target.int8_dot`), else in 7 bits. Without such instructions ONNX Runtime's u8 × s8 kernel adds pairs of products
@@ -58,7 +58,7 @@ class QuantizeDynamic:
             quantize_dynamic(
                 model,
                 str(path),
-                op_types_to_quantize=["MatMul", "Gemm"],
+                op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
                 per_channel=self.per_channel,
                 reduce_range=kind == "int8-7bit",
                 weight_type=QuantType.QUInt8 if kind == "uint8" else QuantType.QInt8,

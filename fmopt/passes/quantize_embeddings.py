@@ -32,7 +32,8 @@ class QuantizeEmbeddings:
 
     def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
         """A model that looks nothing up; any runtime of ONNX knows Gather, Cast and Mul."""
-        return f"{facts.modality}s are not looked up in a table" if facts.modality != "text" else None
+        looked_up = facts.modality in ("text", "item") or "start" in facts.pipeline  # words, those of answers too
+        return None if looked_up else f"{facts.modality}s are not looked up in a table"
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write the graph into `out`. PassError when there is no such table."""

@@ -65,7 +65,7 @@ class QuantizeStatic:
         from fmopt.quantize_linears import Scheme
 
         bits = self.weight_bits or (8 if target.int8_dot else 7)
-        kind = self.activations or ("int8" if target.kind == "gpu" else "uint8")
+        kind = self.activations or ("int8" if target.signed_activations else "uint8")
         return Scheme(self.calibrator, self.smooth, kind == "uint8", bits)
 
     def with_statistics(self, model: TorchModel, found: Statistics, ctx: Context) -> TorchModel:

@@ -4,25 +4,41 @@ weight once and computes next to nothing."""
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import onnx
 from onnx import helper
 from onnxruntime.quantization.matmul_nbits_quantizer import (
     DefaultWeightOnlyQuantConfig,
+    DefaultWeightOnlyQuantizer,
     HQQWeightOnlyQuantConfig,
     MatMulNBitsQuantizer,
 )
 
+from fmopt.block_rounding import rounded
 from fmopt.errors import ConfigError, PassError
 from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import constant_products, drop_dead, quiet_quantizer, read_onnx, write_onnx
+from fmopt.onnx_graph import (
+    add_opset,
+    array_of,
+    constant,
+    constant_products,
+    drop_dead,
+    quiet_quantizer,
+    read_bare,
+    replace_nodes,
+    take_weights_in,
+    weights,
+    write_onnx,
+)
 from fmopt.passes.base import Context
 from fmopt.target import Target
 
-BITS, BLOCKS, METHODS = (4, 8), (16, 32, 64, 128, 256), ("rtn", "hqq")
+BITS, BLOCKS, METHODS = (4, 8), (16, 32, 64, 128, 256), ("rtn", "mse", "hqq")
 INT8_PRODUCTS = (
     4  # `accuracy_level` of MatMulNBits: activations become int8 block by block, and products are of integers
 )
@@ -32,7 +48,8 @@ INT8_PRODUCTS = (
 class QuantizeWeights:
     """Products with constant weights become ONNX Runtime's MatMulNBits, the output projection (head) among them.
 
-    `block` is how many weights of a column share a scale. `method` "rtn" rounds to the nearest; "hqq" chooses zero points
+    `block` is how many weights of a column share a scale. `method` "rtn" rounds to the nearest; "mse" does too, by the scale
+    that moves a block's weights least (block_rounding.py), which costs nothing later; "hqq" chooses zero points
     that lose less (half-quadratic quantization, Badri and Shaji, 2023; 4 bits), but are no whole numbers, and ONNX Runtime
     has no fast kernel for them on a CPU. `keep` names parts of layers' names that
     stay as they are. `symmetric` has no zero points: smaller, and faster.
@@ -40,7 +57,7 @@ class QuantizeWeights:
 
     bits: int = 4
     block: int = 32
-    method: Literal["rtn", "hqq"] = "rtn"
+    method: Literal["rtn", "mse", "hqq"] = "rtn"
     symmetric: bool = True
     head: bool = True
     keep: tuple[str, ...] = ()
@@ -53,6 +70,8 @@ class QuantizeWeights:
             if getattr(self, name) not in known:
                 told = ", ".join(map(str, known))
                 raise ConfigError(f"quantize_weights.{name} is {getattr(self, name)!r}; it is one of {told}")
+        if self.method == "mse" and not self.symmetric:
+            raise ConfigError("quantize_weights.method 'mse' has no zero points; leave symmetric = true")
         if self.method == "hqq" and self.bits != 4:
             raise ConfigError(
                 "quantize_weights.method 'hqq' is for 4 bits; with 8 rounding to the nearest loses nothing"
@@ -64,30 +83,78 @@ class QuantizeWeights:
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write the graph into `out`. PassError when it has no product with constant weights."""
-        model = read_onnx(graph.path)
-        constant_products(model)
-        with quiet_quantizer(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
-            quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=self._kept(model), algo_config=self._method())
-            quantizer.process()
-        made = quantizer.model.model
-        nodes = [node for node in made.graph.node if node.op_type == "MatMulNBits"]
-        if not nodes:
+        folder, model = graph.path.parent, read_bare(graph.path)
+        swapped: dict[str, onnx.TensorProto] = {}  # a copy that is only made when its turn comes → what it is a copy of
+
+        def later(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+            swapped[name] = tensor
+            return onnx.TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims[::-1])
+
+        constant_products(model, later)
+        known, kept = weights(model), self._kept(model)
+        readers = Counter(name for node in model.graph.node for name in node.input)
+        done: list[onnx.NodeProto] = []
+        count = 0
+        for node in model.graph.node:
+            weight = known.get(node.input[1]) if node.op_type == "MatMul" else None
+            if weight is None or len(weight.dims) != 2 or node.name in kept:
+                done.append(node)
+                continue
+            values = array_of(swapped[weight.name], folder).T if weight.name in swapped else array_of(weight, folder)
+            made, tensors = self._narrow(node, np.ascontiguousarray(values))
+            done += made
+            model.graph.initializer.extend(tensors)
+            if readers[weight.name] == 1:  # it is not needed any more
+                weight.CopyFrom(onnx.TensorProto(name=weight.name))
+            count += 1
+        if not count:
             raise PassError(f"quantize_weights found no MatMul with constant weights in {graph.path.name}")
-        for node in nodes:
-            kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
-            del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("accuracy_level", INT8_PRODUCTS)])
-        drop_dead(made)
-        path = write_onnx(made, out / graph.path.name)
+        replace_nodes(model.graph, done)
+        drop_dead(model)
+        for tensor in model.graph.initializer:
+            if tensor.name in swapped:
+                tensor.CopyFrom(constant(tensor.name, array_of(swapped[tensor.name], folder).T))
+        take_weights_in(model, folder)
+        add_opset(model, "com.microsoft", 1)
+        path = write_onnx(model, out / graph.path.name)
         return replace(graph, path=path, history=(*graph.history, f"quantize_weights({self.bits} bit, {self.block})"))
 
-    def _method(self) -> DefaultWeightOnlyQuantConfig | HQQWeightOnlyQuantConfig:
+    def _narrow(self, node: onnx.NodeProto, values: np.ndarray) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """What stands for one product, and its weights: quantized alone, so that no two are in memory in full."""
         if self.method == "hqq":
-            return HQQWeightOnlyQuantConfig(block_size=self.block, bits=self.bits, op_types_to_quantize=("MatMul",))
-        return DefaultWeightOnlyQuantConfig(
-            block_size=self.block, is_symmetric=self.symmetric, bits=self.bits, op_types_to_quantize=("MatMul",)
-        )
+            return self._half_quadratic(node, values)
+        if self.method == "mse":
+            arrays = dict(zip((f"Q{self.bits}", "scales"), rounded(values, self.bits, self.block), strict=True))
+        else:
+            config = DefaultWeightOnlyQuantConfig(block_size=self.block, is_symmetric=self.symmetric, bits=self.bits)
+            rows = DefaultWeightOnlyQuantizer(config).qbits_block_quant(values)
+            arrays = dict(zip((f"Q{self.bits}", "scales", "zero_points"), rows, strict=True))
+            if self.symmetric:
+                del arrays["zero_points"]
+        tensors = [constant(f"{node.input[1]}_{kind}", array) for kind, array in arrays.items()]
+        inputs = [node.input[0], *(tensor.name for tensor in tensors)]
+        made = helper.make_node(
+            "MatMulNBits", inputs, list(node.output), f"{node.name}_Q{self.bits}", domain="com.microsoft",
+            K=values.shape[0], N=values.shape[1], bits=self.bits, block_size=self.block, accuracy_level=INT8_PRODUCTS,
+        )  # fmt: skip
+        return [made], tensors
+
+    def _half_quadratic(
+        self, node: onnx.NodeProto, values: np.ndarray
+    ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """As `_narrow`, by ONNX Runtime's own tool, on a graph of this product alone."""
+        config = HQQWeightOnlyQuantConfig(block_size=self.block, bits=self.bits, op_types_to_quantize=("MatMul",))
+        alone = helper.make_graph([node], "one", [], [], [constant(node.input[1], values)])
+        with quiet_quantizer(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+            quantizer = MatMulNBitsQuantizer(helper.make_model(alone), algo_config=config)
+            quantizer.process()
+        made = quantizer.model.model.graph
+        for one in made.node:
+            told = [attribute for attribute in one.attribute if attribute.name != "accuracy_level"]
+            del one.attribute[:]
+            one.attribute.extend([*told, helper.make_attribute("accuracy_level", INT8_PRODUCTS)])
+        return list(made.node), [tensor for tensor in made.initializer if tensor.name != node.input[1]]
 
     def _kept(self, model: onnx.ModelProto) -> list[str]:
         """Names of products that stay as they are."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fmopt.edge import HALVES, HALVES_BY
 from fmopt.model import Artifact, CheckpointFacts, Format, Graph, model_files
 from fmopt.results import OpTime
 from fmopt.target import Target
@@ -45,6 +46,11 @@ class Runtime(Protocol):
 
     def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
         """Median milliseconds per operator over several runs, from the runtime's own profiler."""
+
+
+def opening_options(graph: Graph) -> dict[str, Any]:
+    """Options that a graph of two halves needs, to be opened one by one; none for others."""
+    return {HALVES: True} if HALVES_BY in graph.inputs else {}
 
 
 def copy_model(path: Path, out: Path) -> Path:

@@ -18,7 +18,7 @@ from fmopt.errors import PassError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
 from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner, copy_model
+from fmopt.runtimes.base import Runner, copy_model, opening_options
 from fmopt.target import Target
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
@@ -41,13 +41,16 @@ class OnnxRuntime:
         if self.name not in target.runtimes:
             return f"{target.name} has no runtime {self.name!r}; it has {', '.join(target.runtimes)}"
         unknown = next((name for name in options if name not in OPTIONS), None)
-        return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}" if unknown else None
+        if unknown:
+            return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}"
+        lacking = set(options.get("providers", ())) - set(_providers())
+        return f"the ONNX Runtime installed here was built without {', '.join(sorted(lacking))}" if lacking else None
 
     def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
         """The graph's files in `out`; ONNX Runtime compiles when it opens them."""
         if not isinstance(source, Graph) or source.format != "onnx":
             raise PassError(f"{self.name} builds from an ONNX graph, not from {_named(source)}")
-        return Artifact(self.name, copy_model(source.path, out), dict(options))
+        return Artifact(self.name, copy_model(source.path, out), {**options, **opening_options(source)})
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
         """The runner that bundles use."""
@@ -61,6 +64,12 @@ class OnnxRuntime:
         return _op_times(events)
 
 
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
 def _profile_events(
     artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int, folder: Path
 ) -> list[dict[str, Any]]:
@@ -72,7 +81,8 @@ def _profile_events(
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     providers = list(artifact.options.get("providers", ("CPUExecutionProvider",)))
-    session = ort.InferenceSession(str(artifact.path), options, providers=providers)
+    half = edge.half_of(inputs) if artifact.options.get(edge.HALVES) else None
+    session = ort.InferenceSession(edge.onnx_model(artifact.path, options, half), options, providers=providers)
     feed = {entry.name: inputs[entry.name] for entry in session.get_inputs()}
     for _ in range(WARM_UP_RUNS + PROFILED_RUNS):
         session.run(None, feed)

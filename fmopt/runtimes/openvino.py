@@ -16,7 +16,7 @@ from fmopt.errors import PassError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
 from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner
+from fmopt.runtimes.base import Runner, opening_options
 from fmopt.target import Target
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
@@ -67,7 +67,7 @@ class OpenVino:
             raise PassError(f"{self.name} builds from an ONNX or OpenVINO graph, not from a checkpoint")
         fp16 = bool(options.get("fp16_weights", False))
         path = save_ir(read_ir(source.path), out / "model.xml", fp16_weights=fp16)
-        kept = {"precision": options.get("precision", "f32")}
+        kept = {"precision": options.get("precision", "f32"), **opening_options(source)}
         return Artifact(self.name, path, kept | {name: options[name] for name in ("shape",) if name in options})
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
@@ -88,7 +88,8 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": str(artifact.options.get("precision", "f32")),
         }
-        model = edge.read_openvino(artifact.path, artifact.options.get("shape"))
+        half = edge.half_of(inputs) if artifact.options.get(edge.HALVES) else None
+        model = edge.read_openvino(artifact.path, artifact.options.get("shape"), half)
         compiled = openvino.Core().compile_model(model, "CPU", properties)
         request = compiled.create_infer_request()
         feed = {port.any_name: inputs[port.any_name] for port in request.model_inputs}

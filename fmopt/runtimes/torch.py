@@ -1,9 +1,9 @@
-"""PyTorch eager: what a user has before anything is done."""
+"""PyTorch: eager on a CPU, what a user has before anything is done; on an NVIDIA GPU also compiled or as CUDA graphs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmopt import generation, lookup
-from fmopt.errors import PassError
+from fmopt import generation, lookup, seq2seq
+from fmopt.edge import PAST
+from fmopt.edge_seq2seq import SOURCE_MASK
+from fmopt.errors import PassError, UnmeasuredError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
 from fmopt.results import OpTime
@@ -24,12 +26,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
-DTYPES = ("fp32", "bf16")
-OPTIONS = ("auto_class", "dtype")
+CHOICES = {
+    "dtype": ("fp32", "fp16", "bf16"),
+    "device": ("cpu", "cuda"),
+    "mode": ("eager", "compile", "cuda_graph"),
+    "quantize": ("int8", "fp8"),  # by torchao: weights per channel, activations per token when they are seen
+}
+OPTIONS = ("auto_class", *CHOICES)
 
 
 class Torch:
-    """Runs the checkpoint as it is. Options: `dtype` "fp32" (default) or "bf16"; `auto_class`, found from the task."""
+    """Runs the checkpoint as it is. Options: `dtype`, "fp32" (default) or "bf16"; `auto_class`, found from the task.
+
+    On GPUs `device` is "cuda", `dtype` may be "fp16", `mode` "eager" (default), "compile" or "cuda_graph" (kernels
+    recorded once for each shape), and `quantize` "int8" or "fp8".
+    """
 
     name = "torch"
     format = "torch"
@@ -46,9 +57,17 @@ class Torch:
         unknown = next((name for name in options if name not in OPTIONS), None)
         if unknown:
             return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}"
-        dtype = options.get("dtype", "fp32")
-        if dtype not in DTYPES:
-            return f"{self.name} has no dtype {dtype!r}{did_you_mean(str(dtype), DTYPES)}"
+        for name, known in CHOICES.items():
+            if name in options and options[name] not in known:
+                return f"{self.name} has no {name} {options[name]!r}{did_you_mean(str(options[name]), known)}"
+        dtype, on_gpu = options.get("dtype", "fp32"), options.get("device") == "cuda"
+        if on_gpu and target.kind != "gpu":
+            return f"{target.name} has no CUDA device"
+        for name, value in (("dtype", "fp16"), ("mode", "compile"), ("mode", "cuda_graph"), ("quantize", None)):
+            if not on_gpu and (options.get(name) == value if value else name in options):
+                return f"{self.name} option {name} = {options[name]!r} is for GPUs; give device = 'cuda' too"
+        if "quantize" in options and not find_spec("torchao"):
+            return "quantize needs torchao: pip install torchao"
         return None if dtype in target.precisions else f"{target.name} does not compute in {dtype}"
 
     def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
@@ -59,7 +78,7 @@ class Torch:
         return Artifact(self.name, source.folder, facts)
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
-        """The network in eager mode."""
+        """The network on its device, in its mode; UnmeasuredError when that device is not here."""
         return TorchRunner(artifact, threads)
 
     def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
@@ -91,28 +110,125 @@ class TorchRunner:
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         options = artifact.options
-        self.net: Any = load_network(artifact.path, str(options["auto_class"]), str(options.get("dtype", "fp32")))
+        self.device = str(options.get("device", "cpu"))
+        if self.device == "cuda":
+            _need_gpu()
+        net: Any = load_network(artifact.path, str(options["auto_class"]), str(options.get("dtype", "fp32")))
+        self.net: Any = on_device(net, self.device, options.get("quantize"))
+        self.call = MODES[str(options.get("mode", "eager"))](self.net)
         self.threads = threads
-        self.names = _input_names(self.net)
+        self.halves = seq2seq.Halves(self.net) if seq2seq.has_halves(self.net) else None
+        self.names = _input_names(self.net) | {SOURCE_MASK}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, as fp32; inputs the network does not take are ignored."""
         import torch
 
-        feed: dict[str, Any] = {
-            name: torch.from_numpy(np.asarray(inputs[name])) for name in inputs if name in self.names
+        if self.halves is not None:
+            with _threads(self.threads):
+                return self.halves.run({name: inputs[name] for name in inputs if name in self.names or "." in name})
+        feed = {
+            name: torch.from_numpy(np.asarray(inputs[name])).to(self.device)
+            for name in inputs
+            if name in self.names or name.startswith(PAST)
         }
         feed = {name: given.to(self.net.dtype) if given.is_floating_point() else given for name, given in feed.items()}
         with _threads(self.threads), torch.inference_mode():
-            if past := generation.cache_of(inputs, self.net.dtype):
-                feed["past_key_values"] = past
-            outputs = self.net(**feed, return_dict=True)
-        found = {name: value.float().numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+            outputs = self.call(feed)
+        found = {
+            name: value.float().cpu().numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)
+        }
         return found | generation.cache_tensors(outputs.get("past_key_values"))
 
     def close(self) -> None:
         """Forget the network."""
-        self.net = None
+        self.net = self.call = None  # type: ignore[assignment]
+
+
+def on_device(net: Any, device: str, quantize: str | None = None) -> Any:
+    """The network moved to a device, its Linears quantized there where `quantize` says "int8" or "fp8"."""
+    net = net.to(device)
+    if quantize is not None:
+        from torchao import quantization
+
+        kinds = {
+            "int8": quantization.Int8DynamicActivationInt8WeightConfig,
+            "fp8": quantization.Float8DynamicActivationFloat8WeightConfig,
+        }
+        quantization.quantize_(net, kinds[quantize]())
+    return net
+
+
+def eager(net: Any) -> Callable[[Mapping[str, Any]], Any]:
+    """A call of the network on named tensors; those of a past become its cache."""
+
+    def call(tensors: Mapping[str, Any]) -> Any:
+        feed = {name: tensor for name, tensor in tensors.items() if not name.startswith(PAST)}
+        if past := generation.cache_of(tensors, net.dtype):
+            feed["past_key_values"] = past
+        return net(**feed, return_dict=True)
+
+    return call
+
+
+def compiled(net: Any, **options: Any) -> Callable[[Mapping[str, Any]], Any]:
+    """`eager`, compiled for each shape when it comes; `options` as torch.compile takes them."""
+    import torch
+
+    return torch.compile(eager(net), dynamic=False, **options)
+
+
+class CudaGraphs:
+    """`eager` with the kernels of each shape recorded once and started together, so that no time goes to starting them.
+
+    What a call returns is overwritten by the next one of that shape.
+    """
+
+    def __init__(self, net: Any) -> None:
+        self.call = eager(net)
+        self.recorded: dict[Any, tuple[Any, dict[str, Any], Any]] = {}
+
+    def __call__(self, tensors: Mapping[str, Any]) -> Any:
+        """The network's outputs for named tensors on the GPU."""
+        key = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(tensors.items()))
+        if key not in self.recorded:
+            self.recorded[key] = self._record(tensors)
+        graph, held, outputs = self.recorded[key]
+        for name, tensor in tensors.items():
+            held[name].copy_(tensor)
+        graph.replay()
+        return outputs
+
+    def _record(self, tensors: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Any]:
+        import torch
+
+        held = {name: tensor.clone() for name, tensor in tensors.items()}
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries allocate in their first calls, which cannot be recorded
+            for _ in range(WARM_UP_RUNS):
+                self.call(held)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self.call(held)
+        return graph, held, outputs
+
+
+MODES: dict[str, Callable[[Any], Callable[[Mapping[str, Any]], Any]]] = {
+    "eager": eager,
+    "compile": compiled,
+    "cuda_graph": CudaGraphs,
+}
+
+
+def _need_gpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UnmeasuredError(
+            "PyTorch finds no NVIDIA GPU here; run this on the device, or take the option device away"
+        )
 
 
 @contextmanager

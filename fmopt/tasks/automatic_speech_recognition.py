@@ -19,8 +19,8 @@ class SpeechRecognition:
 
     name = "automatic-speech-recognition"
     modality = "audio"
-    auto_class = "AutoModelForCTC"
-    architectures = ("ForCTC",)
+    auto_class = "AutoModelForCTC AutoModelForSpeechSeq2Seq"
+    architectures = ("ForCTC", "WhisperForConditionalGeneration")
     columns: Mapping[str, tuple[str, ...]] = {
         "audio": ("audio", "sound", "speech", "wav", "file", "file_name", "path", "filename"),
         "transcript": ("transcript", "transcription", "text", "sentence", "normalized_text", "raw_text", "label"),

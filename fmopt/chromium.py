@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fmopt.errors import UnmeasuredError
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--headless",
@@ -25,6 +27,7 @@ QUIET = (
     "--disable-extensions",
     "--hide-scrollbars",
 )
+HERE_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
 def installed() -> str | None:
@@ -35,7 +38,7 @@ def installed() -> str | None:
 class Browser:
     """One page. `events` are all that the browser told so far."""
 
-    def __init__(self, reads: int, writes: int) -> None:
+    def __init__(self, reads: int, writes: int, *, offline: bool = True) -> None:
         self._reads, self._writes, self._number, self._rest = reads, writes, 0, b""
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
@@ -44,7 +47,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
         self.call(
-            "Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1
+            "Network.emulateNetworkConditions", offline=offline, latency=0, downloadThroughput=-1, uploadThroughput=-1
         )
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -61,13 +64,14 @@ class Browser:
                 return dict(got["result"])
 
     def open(
-        self, page: Path, *, width: int = 1280, height: int = 900, dark: bool = False, phone: bool = False
+        self, page: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False, phone: bool = False
     ) -> None:
-        """Load a file and wait until it is drawn."""
+        """Load a file, or an address, and wait until it is drawn; what was told of the page before is forgotten."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
-        self.call("Page.navigate", url=page.as_uri())
+        self.events.clear()
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._next()
 
@@ -107,10 +111,14 @@ class Browser:
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """A browser that is gone afterwards; it keeps what it must in the folder `profile`."""
+def browser(profile: Path, *, offline: bool = True) -> Iterator[Browser]:
+    """A browser that is gone afterwards; it keeps what it must in the folder `profile`.
+
+    Unless `offline` it reaches this machine by its number 127.0.0.1, and nothing else. UnmeasuredError where there is none.
+    """
     path = installed()
-    assert path is not None
+    if path is None:
+        raise UnmeasuredError(f"no browser is installed; one of {', '.join(NAMES)} is needed")
     reads, theirs = os.pipe()
     ours, writes = os.pipe()
 
@@ -120,13 +128,13 @@ def browser(profile: Path) -> Iterator[Browser]:
         os.dup2(high[1], 4)
 
     started = subprocess.Popen(
-        [path, *QUIET, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
+        [path, *QUIET, HERE_ONLY, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
         preexec_fn=plug, pass_fds=(3, 4), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(ours)
     os.close(theirs)
     try:
-        yield Browser(reads, writes)
+        yield Browser(reads, writes, offline=offline)
     finally:
         started.terminate()
         started.wait(20)

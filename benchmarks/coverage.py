@@ -1,0 +1,160 @@
+"""The coverage table: what each application reached on real data, generated from the records in benchmarks/results.
+
+    python benchmarks/coverage.py            # writes benchmarks/results/coverage.md and the table in README.md
+    python benchmarks/coverage.py --check    # exit code 1 when either is not what the records give
+
+Every number comes from a record that `fmopt optimize` wrote; a task without one is shown as "no run yet".
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmopt import wording
+from fmopt.errors import BundleError, DataError
+from fmopt.metrics import METRICS
+from fmopt.record import Record, Trial, as_told, drop_unit, value_of
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "benchmarks/results"
+BEGIN, END = "<!-- coverage: made by benchmarks/coverage.py -->", "<!-- end of coverage -->"
+HEAD = ("application", "task", "model", "data", "full precision", "shipped", "lost (bound)", "speedup", "size", "verdict",
+        "record")  # fmt: skip
+NO_RUN = "no run yet"
+
+
+@dataclass(frozen=True)
+class Application:
+    """What a task is used for; `data` names the sets that set it apart from another use of the same task."""
+
+    name: str
+    task: str
+    data: tuple[str, ...] = ()
+
+
+APPLICATIONS = (
+    Application("language model", "text-generation"),
+    Application("translation", "translation"),
+    Application("summarization", "summarization"),
+    Application("code generation", "text-generation", ("builtin:stdlib",)),
+    Application("text classification", "text-classification"),
+    Application("question answering", "question-answering"),
+    Application("named entities", "token-classification"),
+    Application("similarity", "text-regression"),
+    Application("sentence embedding", "sentence-embedding"),
+    Application("masked language model", "fill-mask"),
+    Application("image classification", "image-classification"),
+    Application("object detection", "object-detection"),
+    Application("segmentation", "image-segmentation"),
+    Application("speech recognition", "automatic-speech-recognition"),
+    Application("audio classification", "audio-classification"),
+    Application("speech synthesis", "text-to-audio"),
+    Application("text-image", "zero-shot-image-classification"),
+    Application("recommendation", "sequential-recommendation"),
+)
+
+
+def records(folder: Path) -> dict[str, Record]:
+    """The records in a folder by the names of their files; JSON files of other kinds are passed over."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found[path.name] = Record.load(path, lenient=True)
+        except BundleError:
+            continue
+    return found
+
+
+def application_of(record: Record) -> Application:
+    """What a record's model is for; a task that is not in APPLICATIONS is an application of its own."""
+    task, data = str(record.model["task"]), str(record.data["name"])
+    fitting = [one for one in APPLICATIONS if one.task == task and (not one.data or data in one.data)]
+    return max(fitting, key=lambda one: len(one.data), default=Application(task, task))
+
+
+def rows(found: Mapping[str, Record]) -> list[tuple[str, ...]]:
+    """The cells of every record in the order of APPLICATIONS, and a row that says so where there is none."""
+    of = {name: application_of(record) for name, record in found.items()}
+    made: list[tuple[str, ...]] = []
+    for application in dict.fromkeys((*APPLICATIONS, *of.values())):
+        made += [cells(application, name, found[name]) for name in found if of[name] == application] or [
+            (application.name, application.task, NO_RUN, *[""] * (len(HEAD) - 3))
+        ]
+    return made
+
+
+def cells(application: Application, file: str, record: Record) -> tuple[str, ...]:
+    """One record's cells. Where nothing beat full precision, what is shipped is that."""
+    told, unit = as_told(record), drop_unit(record)
+    winner, reference = told.winning, told.fastest_full_precision
+    changed = winner is not None and reference is not None and winner.name != reference.name
+    lost, speedup, ratio = "", "", ""
+    if winner is not None and reference is not None and changed:
+        drop = winner.final_drop
+        lost = "" if drop is None else f"{wording.points(drop.point)} {unit} (≤ {wording.points(drop.high)})"
+        speedup = (
+            f"{wording.times(winner.speedup)} ({wording.times_interval(winner.speedup)})" if winner.speedup else ""
+        )
+        ratio = f"{(reference.size_bytes or 0) / winner.size_bytes:.2f}× smaller" if winner.size_bytes else ""
+    title, kind = str(record.model["title"]), str(record.model["model_type"])
+    return (
+        application.name, application.task, f"{title} ({kind})", str(record.data["name"]), judged(reference),
+        f"{winner.title}: {judged(winner)}" if winner is not None and changed else "full precision",
+        lost, speedup, ratio, record.verdict.outcome.value if record.verdict.checks else "no limits",
+        f"[{file}]({RESULTS}/{file})",
+    )  # fmt: skip
+
+
+def judged(trial: Trial | None) -> str:
+    """The metric that a trial is judged by, with its value."""
+    if trial is None or trial.primary is None:
+        return wording.MISSING
+    bounded = METRICS[trial.primary.metric].bounded
+    return f"{trial.primary.name} {wording.score(value_of(trial.primary), bounded=bounded)}{' %' if bounded else ''}"
+
+
+def table(lines: Sequence[Sequence[str]], links: str = "") -> str:
+    """Markdown; `links` is where the records lie, seen from the page."""
+    made = [HEAD, ["---"] * len(HEAD), *lines]
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in made)
+    return text.replace(f"]({RESULTS}/", f"]({links}")
+
+
+def page(lines: Sequence[Sequence[str]]) -> str:
+    """benchmarks/results/coverage.md."""
+    return (
+        "# Coverage\n\nMade by `python benchmarks/coverage.py` from the records beside this file; each says by which command "
+        "it was made, on what machine, with every sample. Speedups are against the fastest full-precision variant, with "
+        f"intervals; a loss is on the test split, with the bound that the verdict is about.\n\n{table(lines)}\n"
+    )
+
+
+def with_table(readme: str, lines: Sequence[Sequence[str]]) -> str:
+    """The README with the table between its two marks; DataError when it lacks them."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise DataError(f"README.md has no place for the table; write the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{table(lines, f'{RESULTS}/')}\n{END}{after}"
+
+
+def main(arguments: Sequence[str], root: Path = ROOT) -> int:
+    """Write both tables, or with --check say whether they are what the records give."""
+    readme, target = root / "README.md", root / RESULTS / "coverage.md"
+    lines = rows(records(root / RESULTS))
+    wanted = {readme: with_table(readme.read_text("utf8"), lines), target: page(lines)}
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text("utf8") != text]
+    if "--check" in arguments:
+        for path in stale:
+            print(f"{path.relative_to(root)} is not what the records give; run: python benchmarks/coverage.py")
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(wanted[path], "utf8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Train models of an encoder and a decoder from random weights, optimize each, judge it on the test split.
+#
+#     benchmarks/sequences.sh train [NAME...]       checkpoints in $FMOPT_CHECKPOINTS (default out/sequences); resumes
+#     benchmarks/sequences.sh optimize [NAME...]    records in benchmarks/results; the machine should be quiet
+#
+# NAME is translation (Marian-shaped, multi30k), summaries (T5-shaped, scitldr) or digits (Whisper-shaped, fsdd). $EPOCHS overrides what the entries of models/ say.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+data=${FMOPT_DATA:-../shared/data}
+checkpoints=${FMOPT_CHECKPOINTS:-out/sequences}
+fmopt=.venv/bin/fmopt
+[ $# -gt 0 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
+what=$1; shift
+[ $# -gt 0 ] || set -- translation summaries digits
+
+for name in "$@"; do
+  case $name in
+    translation) model=translation-mini set=multi30k length=16 ;;
+    summaries)   model=summary-mini set=scitldr length=128 ;;
+    digits)      model=whisper-mini set=fsdd length= ;;
+    *) echo "no recipe for $name" >&2; exit 2 ;;
+  esac
+  case $what in
+    train) "$fmopt" finetune "$model" --data "$data/$set" -o "$checkpoints/$name" ${EPOCHS:+--epochs "$EPOCHS"} ;;
+    optimize)
+      code=0
+      "$fmopt" optimize "$checkpoints/$name" --data "$data/$set" ${length:+--length "$length"} \
+        -o "out/optimized-$name" || code=$?
+      [ "$code" -le 4 ] || exit "$code"
+      # the record without the texts of changed items: not every data set may be copied
+      .venv/bin/python -c 'import json, sys; print(json.dumps(json.load(open(sys.argv[1])) | {"changed": []}))' \
+        "out/optimized-$name/record.json" > "benchmarks/results/sequences-$name.json" ;;
+    *) echo "train or optimize, not $what" >&2; exit 2 ;;
+  esac
+done

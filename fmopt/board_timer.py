@@ -1,0 +1,87 @@
+"""Times artifacts in turn on a board: `board_timer.py REQUEST.json` prints one line of JSON.
+
+Runs there beside copies of edge.py and turns.py, by the same clock and the same runners as here; knows nothing else of
+fmopt. A variant that cannot be opened or run there is told with its reason, and the others are timed all the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import edge  # type: ignore[import-not-found]
+import numpy as np
+import turns  # type: ignore[import-not-found]
+
+
+def opened(request: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, str]]:
+    """(runners, reasons why some are none) by name; each has run once."""
+    inputs = [dict(np.load(path)) for path in request["inputs"]]
+    runners, failed = {}, {}
+    for name, one in request["variants"].items():
+        try:
+            runner = edge.open_runner(one["runtime"], Path(one["path"]), one["options"], request["threads"])
+            runner.run(inputs[0])
+            runners[name] = runner
+        except Exception as error:  # what a runtime raises for a graph or a CPU that it does not know
+            failed[name] = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return inputs, runners, failed
+
+
+def alone(request: dict[str, Any], inputs: list[dict[str, Any]], runners: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A call of each model on the next inputs."""
+    for name, runner in runners.items():
+        turn = itertools.cycle([edge.timed_call(request["pipeline"], runner, one) for one in inputs])
+        yield name, (lambda turn=turn: next(turn)())
+
+
+def whole(request: dict[str, Any], runners: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A call of each from raw to answer."""
+    preprocessor = edge.open_preprocessor(Path(request["reader"]), request["pipeline"])
+    batches = [[edge.raw_from_json(raw) for raw in batch] for batch in request["batches"]]
+    for name, runner in runners.items():
+        model, turn = edge.Model({"pipeline": request["pipeline"]}, preprocessor, runner), itertools.cycle(batches)
+        yield name, (lambda model=model, turn=turn: model.soonest(next(turn)))
+
+
+def keep(samples: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[str]:
+    """The fastest of some names by the samples so far."""
+    return sorted((name for name in names if samples.get(name)), key=lambda name: float(np.median(samples[name])))[:1]
+
+
+def main(path: str) -> None:
+    """Time, and say what came of it."""
+    request = json.loads(Path(path).read_text(encoding="utf-8"))
+    inputs, runners, failed = opened(request)
+    calls = dict(whole(request, runners) if request["batches"] else alone(request, inputs, runners))
+    before = sorted(turns.spin_ms() for _ in range(20))[10]
+    samples = {}
+    if calls:
+        samples = turns.time_in_turn(
+            calls,
+            min_samples=request["min_samples"],
+            max_seconds=request["max_seconds"],
+            hopeless=lambda so_far: turns.certainly_slower(so_far, keep=keep(so_far, request["full_precision"])),
+            seed=request["seed"],
+        )
+    drift = turns.drift_warning(before, sorted(turns.spin_ms() for _ in range(20))[10])
+    runtimes = {one["runtime"] for one in request["variants"].values()}
+    print(
+        json.dumps(
+            {
+                "samples": samples,
+                "failed": failed,
+                "warnings": [drift] if drift else [],
+                "versions": {name: version(name) for name in sorted(runtimes)},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

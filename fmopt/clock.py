@@ -1,0 +1,161 @@
+"""The one place where a run's variants are timed: on this machine here, or on a board (see board_clock.py).
+
+Everything else asks a clock and does not know where it stands.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fmopt import lookup, measure, probe
+from fmopt.edge import Model, Pipeline, timed_call, timed_inputs
+from fmopt.model import Artifact
+from fmopt.progress import Progress
+from fmopt.results import Footprint
+from fmopt.runtimes.base import Runner
+from fmopt.tasks.base import Raw
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is timed: artifacts by name, on the same inputs, in turn."""
+
+    artifacts: Mapping[str, Artifact]
+    pipeline: Pipeline
+    threads: int
+    seed: int
+    inputs: Sequence[Mapping[str, np.ndarray]] = ()  # of the model alone, replayed in order
+    batches: Sequence[Sequence[Raw]] = ()  # from raw to answer, replayed in order
+    full_precision: Sequence[str] = ()  # the fastest of them is timed to the end
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Milliseconds by variant, sample i of each from round i; what may have spoilt them; and why some could not run."""
+
+    samples: dict[str, list[float]]
+    warnings: list[str]
+    failed: dict[str, str]
+
+
+class Clock(Protocol):
+    """Times what was built, where it is to run."""
+
+    @property
+    def host(self) -> dict[str, Any]:
+        """Where it stands, as `probe.host_fingerprint` says it."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries there that results depend on."""
+
+    @property
+    def note(self) -> str:
+        """A line for the record when that is not this machine; else empty."""
+
+    def offer(self, name: str, work: Callable[[], Work]) -> None:
+        """`name` was built: a clock that is elsewhere fetches it and tries it against full precision meanwhile."""
+
+    def in_turn(self, work: Work, progress: Progress) -> Timed:
+        """The model alone."""
+
+    def end_to_end(self, work: Work, preprocessor: Any, progress: Progress) -> dict[str, list[float]]:
+        """From raw to answer."""
+
+    def footprint(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Footprint:
+        """Peak memory and load time of a fresh process that serves an artifact."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class HostClock:
+    """This machine."""
+
+    note = ""
+
+    @property
+    def host(self) -> dict[str, Any]:
+        """This machine's fingerprint."""
+        return probe.host_fingerprint()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Installed here."""
+        return probe.versions()
+
+    def offer(self, name: str, work: Callable[[], Work]) -> None:
+        """Nothing: timing beside building would spoil it."""
+
+    def in_turn(self, work: Work, progress: Progress) -> Timed:
+        """The model alone."""
+        runners = {name: _open(artifact, work.threads) for name, artifact in work.artifacts.items()}
+        warnings = measure.quiet_machine()
+        progress.start(f"timing {len(runners)} variants in turn", measure.MIN_SAMPLES)
+        try:
+            samples = measure.time_in_turn(
+                {name: replay(work.pipeline, runner, work.inputs) for name, runner in runners.items()},
+                hopeless=lambda so_far: measure.certainly_slower(so_far, keep=fastest(so_far, work.full_precision)),
+                seed=work.seed,
+                progress=lambda: progress.step(),
+            )
+        finally:
+            for runner in runners.values():
+                runner.close()
+        return Timed(samples, warnings, {})
+
+    def end_to_end(self, work: Work, preprocessor: Any, progress: Progress) -> dict[str, list[float]]:
+        """From raw to answer."""
+        runners = {name: _open(artifact, work.threads) for name, artifact in work.artifacts.items()}
+        facts = {"pipeline": dict(work.pipeline)}
+
+        def serve(runner: Runner) -> Callable[[], object]:
+            turn, model = itertools.cycle(work.batches), Model(facts, preprocessor, runner)
+            return lambda: model.soonest(next(turn))
+
+        progress.start("timing end to end", measure.MIN_SAMPLES)
+        try:
+            return measure.time_in_turn(
+                {name: serve(runner) for name, runner in runners.items()},
+                seed=work.seed,
+                progress=lambda: progress.step(),
+            )
+        finally:
+            for runner in runners.values():
+                runner.close()
+
+    def footprint(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Footprint:
+        """Of a process here."""
+        return measure.footprint(artifact, inputs, threads)
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+def fastest(samples: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[str]:
+    """Of some names the one that is fastest by the samples so far; none when none has any."""
+    there = [name for name in names if samples.get(name)]
+    return sorted(there, key=lambda name: float(np.median(samples[name])))[:1]
+
+
+def measured(
+    pipeline: Pipeline, runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]
+) -> list[Mapping[str, np.ndarray]]:
+    """Inputs of one call to look into: `inputs`, or for networks that make tokens one step of decoding after each."""
+    return [timed_inputs(pipeline, runner, one) for one in inputs]
+
+
+def replay(pipeline: Pipeline, runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> Callable[[], object]:
+    """What a variant is timed by, on the next input each time, the same sequence for every variant."""
+    turn = itertools.cycle([timed_call(pipeline, runner, one) for one in inputs])
+    return lambda: next(turn)()
+
+
+def _open(artifact: Artifact, threads: int) -> Runner:
+    runner: Runner = lookup.find("runtimes", artifact.runtime).open(artifact, threads)
+    return runner

@@ -1,0 +1,170 @@
+"""Object detection: boxes around the things in a picture, each with a class and a score."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmopt.edge_image import overlaps
+from fmopt.errors import DataError
+from fmopt.model import CheckpointFacts
+from fmopt.results import Scores
+from fmopt.tasks.base import Change, Item, label_index, labelled
+
+HIT = 0.5  # intersection over union from which a box counts as found, as in Pascal VOC
+
+
+class ObjectDetection:
+    """Boxes (class, score, x1, y1, x2, y2) of a picture, in its pixels; judged by how many true ones they find."""
+
+    name = "object-detection"
+    modality = "image"
+    auto_class = "AutoModelForObjectDetection"
+    architectures = ("ForObjectDetection",)
+    columns: Mapping[str, tuple[str, ...]] = {
+        "image": ("image", "images", "img", "picture", "file", "file_name", "path"),
+        "boxes": ("boxes", "bboxes"),
+        "classes": ("classes", "box_labels", "class_labels", "categories", "labels"),
+    }
+    needed = (("image",),)
+
+    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+        """One item a row, its label float64 (boxes, 5): class, x1, y1, x2, y2 in pixels. DataError on a box that is none,
+        or of a class that the model does not have."""
+        labels = facts.pipeline.get("labels") or []
+        return [Item(number, row["image"], _boxes(row, labels, number)) for number, row in enumerate(rows)]
+
+    def scores(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+    ) -> list[Scores]:
+        """mAP@0.5 over all boxes and F1 of those that people are shown; the same F1 with the baseline's for truth."""
+        classes, least = len(facts.pipeline["labels"]), float(facts.pipeline["threshold"])
+        found = []
+        if labelled(items):
+            pairs = list(zip(predictions, (item.label for item in items), strict=True))
+            ranked = [_ranked(got, true, classes) for got, true in pairs]
+            shown = [_counts(_shown(got, least), true) for got, true in pairs]
+            found = [
+                Scores(name="mAP@0.5", metric="mean_ap", values=ranked, primary=True),
+                Scores(name=f"F1 of boxes above {least:g}", metric="micro_f1", values=shown),
+            ]
+        if baseline is not None:
+            told = [_as_truth(_shown(each, least)) for each in baseline]
+            same = [_counts(_shown(got, least), true) for got, true in zip(predictions, told, strict=True)]
+            found.append(
+                Scores(
+                    name="boxes as the baseline's", metric="micro_f1", values=same, against_baseline=True,
+                    primary=not found,
+                )
+            )  # fmt: skip
+        return found
+
+    def changes(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+    ) -> list[Change]:
+        """Pictures where a box that is shown has come, gone or changed its class; those that lost most of their F1 first."""
+        least = float(facts.pipeline["threshold"])
+        found = []
+        for index, (item, got, old) in enumerate(zip(items, predictions, baseline, strict=True)):
+            new, before = _shown(got, least), _shown(old, least)
+            _, false, missed = _counts(new, _as_truth(before))
+            if not false and not missed:
+                continue
+            harm = 0.0 if item.label is None else _f1(before, item.label) - _f1(new, item.label)
+            told = None if item.label is None else _named(item.label, facts)
+            found.append(Change(index, _named(before, facts), _named(new, facts), harm, told))
+        return found
+
+
+def _boxes(row: Mapping[str, Any], labels: Sequence[str], number: int) -> np.ndarray | None:
+    """The true boxes of a row. They are written as x1, y1, x2, y2: shares of the picture when none is above 1, else pixels."""
+    if row.get("boxes") is None or row.get("classes") is None:
+        return None
+    try:
+        boxes = np.asarray(row["boxes"], dtype=np.float64).reshape(-1, 4)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"row {number + 1}: boxes are {str(row['boxes'])[:60]}; give x1, y1, x2, y2 of each") from error
+    classes = row["classes"]
+    if len(classes) != len(boxes):
+        raise DataError(f"row {number + 1} has {len(boxes)} boxes and {len(classes)} classes; give one class for each")
+    wrong = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (boxes >= 0).all(axis=1))
+    if wrong.any():
+        shown = boxes[wrong.argmax()].tolist()
+        raise DataError(
+            f"row {number + 1}: {shown} is no box; x1, y1, x2, y2 are left, top, right, bottom, each side longer than 0"
+        )
+    width, height = _size(row["image"])
+    if boxes.max(initial=0) > 1:
+        beyond = (boxes[:, 2] > width + 1) | (boxes[:, 3] > height + 1)
+        if beyond.any():
+            raise DataError(
+                f"row {number + 1}: the box {boxes[beyond.argmax()].tolist()} lies outside of its picture of {width} × {height}"
+            )
+    else:
+        boxes = boxes * [width, height, width, height]
+    # A model yet to be trained knows no classes: they are numbered later.
+    ids = [label_index(value, labels, number) if labels else 0 for value in classes]
+    return np.column_stack([np.asarray(ids, dtype=np.float64), boxes])
+
+
+def _size(picture: bytes) -> tuple[int, int]:
+    """(width, height) of an image file, upright, as models see it."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture)) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation: from 5 on the sides are swapped
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def _ranked(got: np.ndarray, true: np.ndarray, classes: int) -> list[float]:
+    """What `mean_ap` reads of a picture: classes, true boxes of each, then (class, score, hit) of every box."""
+    wanted = np.bincount(true[:, 0].astype(int), minlength=classes)
+    rows = np.column_stack([got[:, :2], _hits(got, true)])
+    return [float(classes), *wanted.astype(float).tolist(), *np.round(rows, 5).ravel().tolist()]
+
+
+def _hits(got: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """1 for each box of `got` that finds a true one, which no box with a higher score has found; else 0."""
+    hits = np.zeros(len(got))
+    if not len(true):
+        return hits
+    shared = overlaps(got[:, 2:], true[:, 1:])
+    shared[got[:, :1] != true[:, 0]] = 0
+    for index in np.argsort(-got[:, 1], kind="stable"):
+        best = int(shared[index].argmax())
+        if shared[index, best] >= HIT:
+            hits[index] = 1
+            shared[:, best] = 0
+    return hits
+
+
+def _counts(got: np.ndarray, true: np.ndarray) -> list[float]:
+    """True boxes that were found, boxes that are none, true ones that were missed."""
+    hits = float(_hits(got, true).sum())
+    return [hits, len(got) - hits, len(true) - hits]
+
+
+def _f1(got: np.ndarray, true: np.ndarray) -> float:
+    hits, false, missed = _counts(got, true)
+    return 2 * hits / max(2 * hits + false + missed, 1.0)
+
+
+def _shown(got: np.ndarray, least: float) -> np.ndarray:
+    return got[got[:, 1] >= least]
+
+
+def _as_truth(got: np.ndarray) -> np.ndarray:
+    return np.delete(got, 1, axis=1)
+
+
+def _named(boxes: np.ndarray, facts: CheckpointFacts) -> str:
+    """How many boxes there are of each class."""
+    counts = sorted(Counter(boxes[:, 0].astype(int).tolist()).items())
+    return ", ".join(f"{count} {facts.pipeline['labels'][number]}" for number, count in counts) or "nothing"
+
+
+TASK = ObjectDetection()

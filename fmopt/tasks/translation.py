@@ -1,0 +1,105 @@
+"""Translation: a text in another language, judged by corpus BLEU and chrF as sacrebleu has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmopt.edge import Preprocessor
+from fmopt.errors import ConfigError, DataError
+from fmopt.model import CheckpointFacts
+from fmopt.results import Scores
+from fmopt.tasks.base import Change, Item, column, labelled
+from fmopt.tokenizer import TOKENIZER
+
+
+class Translation:
+    """Texts made of texts, one token after the other: P(y_t | y_1 … y_t-1, x)."""
+
+    name = "translation"
+    auto_class = "AutoModelForSeq2SeqLM"
+    architectures = (
+        "MarianMTModel",
+        *(f"{name}ForConditionalGeneration" for name in ("T5", "Bart", "MBart", "M2M100", "Pegasus")),
+    )
+    columns: Mapping[str, tuple[str, ...]] = {
+        "text": ("source", "src", "text", "sentence", "en", "english"),
+        "target": ("target", "tgt", "translation", "reference", "de", "fr", "es", "it", "ro", "cs", "ru", "zh", "ja"),
+    }
+    needed = (("text",),)
+
+    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+        """One item a row; DataError on a translation that is no text."""
+        for number, row in enumerate(rows, 1):
+            told = row.get("target")
+            if told is not None and not isinstance(told, str):
+                raise DataError(f"row {number} has the translation {told!r:.60}, which is no text; mend the row")
+        return [Item(number, row["text"], row.get("target")) for number, row in enumerate(rows)]
+
+    def scores(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+    ) -> list[Scores]:
+        """BLEU and chrF of all texts together where there are translations, from each text's own counts of n-grams; the share
+        of texts that are the baseline's, and BLEU against those."""
+        told = texts_of(predictions, facts)
+        found = []
+        if labelled(items):
+            wanted = [str(item.label) for item in items]
+            found = [_scores("BLEU", "bleu", told, wanted, primary=True), _scores("chrF", "chrf", told, wanted)]
+        if baseline is not None:
+            before = texts_of(baseline, facts)
+            same = [old == new for old, new in zip(before, told, strict=True)]
+            found += [
+                _scores("BLEU to baseline", "bleu", told, before, primary=not found, against_baseline=True),
+                Scores(name="same text as baseline", metric="mean", values=column(same), against_baseline=True),
+            ]
+        return found
+
+    def changes(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+    ) -> list[Change]:
+        """Texts that became others; those that lost most of chrF, of each by itself, first."""
+        found = []
+        for index, (old, new) in enumerate(zip(texts_of(baseline, facts), texts_of(predictions, facts), strict=True)):
+            if old != new:
+                wanted = items[index].label
+                harm = 0.0 if wanted is None else sentence_chrf(old, wanted) - sentence_chrf(new, wanted)
+                found.append(Change(index, old, new, harm, wanted))
+        return found
+
+
+def texts_of(predictions: Sequence[Any], facts: CheckpointFacts) -> list[str]:
+    """What predictions, ids of tokens, say."""
+    tokenizer = Preprocessor(facts.folder / TOKENIZER, facts.pipeline).tokenizer
+    return [tokenizer.decode(np.asarray(ids, dtype=np.int64).tolist()).strip() for ids in predictions]
+
+
+def sentence_chrf(text: str, wanted: str) -> float:
+    """chrF of one text, 0 to 1."""
+    return float(_sacrebleu().sentence_chrf(text, [wanted]).score) / 100
+
+
+def _scores(
+    name: str, metric: str, texts: Sequence[str], wanted: Sequence[str], *, primary: bool = False,
+    against_baseline: bool = False,
+) -> Scores:  # fmt: skip
+    """Counts of every text, which sacrebleu adds up before it computes a corpus's score."""
+    kind = {"bleu": _sacrebleu().BLEU, "chrf": _sacrebleu().CHRF}[metric]
+    counts = kind()._extract_corpus_statistics(list(texts), [list(wanted)])
+    values = [[float(value) for value in row] for row in counts]
+    return Scores(name=name, metric=metric, values=values, primary=primary, against_baseline=against_baseline)
+
+
+def _sacrebleu() -> Any:
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise ConfigError(
+            "translations are judged by sacrebleu, which is not installed: pip install sacrebleu"
+        ) from error
+    return sacrebleu
+
+
+TASK = Translation()

@@ -1,0 +1,137 @@
+"""Speech by an encoder and a decoder goes the whole road: a tiny Whisper that hears three words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from fmopt import api, bundle, checkpoint, exporting, lookup
+from fmopt.edge import HALVES, open_preprocessor, open_runner
+from fmopt.edge_seq2seq import answers, usual
+from fmopt.errors import CheckpointError, DataError
+from fmopt.examples import training_examples
+from fmopt.seq2seq import InHalves, with_answer
+from fmopt.source import resolve
+from fmopt.structure import load_network
+from fmopt.untrained import write_untrained
+from tests.audio_models import RECOGNITION, SIZES, sound
+
+WORDS = ["low", "middle", "high low"]
+NEW = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights with a tokenizer made of WORDS."""
+    sizes = {
+        name: value
+        for name, value in SIZES["whisper"].items()
+        if not name.endswith("_token_id") and name != "vocab_size"
+    }
+    entry = {
+        "task": RECOGNITION,
+        "config": {"model_type": "whisper", **sizes, "encoder_layers": 1, "max_target_positions": 24},
+        "processor": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 32, "chunk_length": 1,
+                      "sampling_rate": 8000, "hop_length": 80, "n_fft": 256},
+        "generation": {"max_length": 16, "begin_suppress_tokens": [1], "suppress_tokens": [0, 3]},
+        "tokenizer": {"kind": "byte-bpe-answers", "size": 300},
+    }  # fmt: skip
+    return write_untrained(entry, [f"{word} {'sound' * number}" for number, word in enumerate(WORDS * 3)],
+                           tmp_path_factory.mktemp("whisper"), "tiny-whisper")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Its bundle, and what it was made from."""
+    data = tmp_path_factory.mktemp("sounds")
+    rows = []
+    for number, word in enumerate(WORDS * 4):
+        (data / f"{number}.wav").write_bytes(sound(number, 0.4, 300.0 * (1 + number % 3)))
+        rows.append({"file": f"{number}.wav", "text": word})
+    (data / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path_factory.mktemp("bundle") / "whisper"
+    api.export(folder, out, data=data / "rows.jsonl")
+    return SimpleNamespace(out=out, data=data, facts=checkpoint.inspect(resolve(str(folder))))
+
+
+def test_what_is_heard_is_what_generate_says(folder: Path, made: Any) -> None:
+    opened, facts = bundle.load(made.out), made.facts
+    assert (facts.task, facts.pipeline["part"]) == (RECOGNITION, "edge_whisper")
+    net: Any = load_network(facts.folder, lookup.find("tasks", RECOGNITION).auto_class)
+    raws = [(made.data / f"{number}.wav").read_bytes() for number in range(3)]
+    inputs = opened.preprocessor.encode(raws).inputs
+    with torch.inference_mode():
+        told = net.generate(
+            torch.from_numpy(inputs["input_features"]), max_new_tokens=NEW, do_sample=False, num_beams=1
+        )
+    stop, start = facts.pipeline["stop_ids"][0], facts.pipeline["start"]
+    wanted = [row[1:] if row[0] == start[0] else row for row in told.tolist()]
+    wanted = [row[: row.index(stop)] if stop in row else row for row in wanted]
+    got = answers(opened.pipeline, opened.runner, inputs, usual(opened.pipeline, max_new_tokens=NEW, beams=1))
+    assert got == wanted
+    assert len({token for row in got for token in row}) > 3
+    assert opened(raws, max_new_tokens=NEW, beams=1) == [
+        {"text": opened.preprocessor.own.tokenizer.decode(ids).strip(), "tokens": len(ids)} for ids in got
+    ]
+
+
+def test_a_bundle_hears_without_torch(made: Any) -> None:
+    code = (
+        "import sys, json, runpy; sys.modules['torch'] = sys.modules['onnx'] = sys.modules['fmopt'] = None;"
+        f"sys.argv = ['run.py', 'predict', '--json', {str(made.data / '1.wav')!r}];"
+        f"runpy.run_path({str(made.out / 'run.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [bundle.load(made.out)(made.data / "1.wav")]
+    assert {path.name for path in made.out.glob("edge_*.py")} == {
+        "edge_whisper.py", "edge_audio.py", "edge_seq2seq.py", "edge_generation.py",
+    }  # fmt: skip
+
+
+def test_a_broken_sound_is_one_line(made: Any) -> None:
+    with pytest.raises(DataError, match="item 1: the sound is empty"):
+        bundle.load(made.out)([b""])
+
+
+def test_labels_are_the_words_with_their_end(made: Any) -> None:
+    preprocessor: Any = open_preprocessor(made.facts.folder, dict(made.facts.pipeline))
+    task = lookup.find("tasks", RECOGNITION)
+    rows = [{"audio": sound(0), "transcript": "high low"}]
+    (example,) = training_examples(preprocessor, made.facts, task.items(rows, made.facts), rows)
+    assert example["labels"].tolist() == preprocessor.own.ids("high low")
+    assert example["input_features"].shape == (32, 100)
+
+
+def test_a_whisper_of_many_languages_is_asked_in_one(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "many"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "generation_config.json").read_text())
+    config |= {"lang_to_id": {"<|en|>": 7, "<|de|>": 8}, "task_to_id": {"transcribe": 9}, "no_timestamps_token_id": 10}
+    (copy / "generation_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="names no language, and fmopt does not guess it"):
+        checkpoint.inspect(resolve(str(copy)))
+    (copy / "generation_config.json").write_text(json.dumps({**config, "language": "german"}))
+    facts = checkpoint.inspect(resolve(str(copy)))
+    assert facts.pipeline["start"][1:] == [8, 9, 10]
+
+
+def test_the_graph_agrees_with_torch(folder: Path, made: Any) -> None:
+    runner = open_runner("onnxruntime", made.out / "model.onnx", {HALVES: True}, 1)
+    net: Any = load_network(folder, "AutoModelForSpeechSeq2Seq")
+    assert isinstance(net, transformers.WhisperForConditionalGeneration)
+    features = np.random.default_rng(0).standard_normal((2, 32, 100)).astype(np.float32)
+    batch = with_answer({"input_features": features}, made.facts.pipeline["start"], net.config.vocab_size)
+    parity = exporting.check_parity(InHalves(runner), net, [batch], 1e-3, outputs=["logits"])
+    assert parity.passed, parity
