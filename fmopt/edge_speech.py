@@ -6,7 +6,7 @@ the same text and seed give the same sound on every runtime. A pipeline's "speec
     rate, channels                      samples a second; channels of the noise
     noise_scale, noise_scale_duration   as the model was tuned; 0 takes the mean of what it may say
     add_blank, normalize, romanize      how letters become ids, as VitsTokenizer does
-    pad, unknown, least                 ids; how many ids there are at least, the rest padding
+    pad, unknown, special, least        ids, texts of special tokens; how many ids there are at least, the rest padding
 """
 
 from __future__ import annotations
@@ -96,11 +96,20 @@ class Preprocessor:
         if not letters:
             known = " ".join(sorted(letter for letter in self.vocabulary if len(letter) == 1 and not letter.isspace()))
             raise ValueError(f"{raw[:60]!r} has no letter that this model speaks; it speaks {known[:200]}")
-        found = [self.vocabulary.get(letter, self.speech["unknown"]) for letter in letters]
+        # Special tokens part a text, also where one of them is a letter (in MMS, the blank is).
+        special = "|".join(map(re.escape, self.speech["special"]))
+        found: list[int] = []
+        for place, piece in enumerate(re.split(f"({special})", letters)):
+            ids = [self.vocabulary.get(letter, self.speech["unknown"]) for letter in ([piece] if place % 2 else piece)]
+            found += ids if place % 2 or not ids else self._spaced(ids)
+        return found
+
+    def _spaced(self, ids: Sequence[int]) -> list[int]:
+        """The ids with blanks between and around them, where the model was trained so."""
         if not self.speech["add_blank"]:
-            return found
-        spaced = [BLANK] * (2 * len(found) + 1)
-        spaced[1::2] = found
+            return list(ids)
+        spaced = [BLANK] * (2 * len(ids) + 1)
+        spaced[1::2] = ids
         return spaced
 
     def _lowered(self, text: str) -> str:
@@ -136,7 +145,7 @@ def read_letters(folder: Path) -> dict[str, int]:
 # -------------------------------------------------------------------------------- the graph → sounds
 
 
-def run(runner: Any, batch: Batch, most: int) -> dict[str, list[np.ndarray]]:
+def run(pipeline: Pipeline, runner: Any, batch: Batch, most: int) -> dict[str, list[np.ndarray]]:
     """The sound of every row, each computed alone: beside a longer one, the end of a sound would be another."""
     sounds = []
     for row, mask in enumerate(batch.mask):
@@ -175,7 +184,7 @@ def answer(
     own, found = model.preprocessor.own, []
     for raw in raws:
         batch = own.encode([raw], seed=seed, noise_scale=noise_scale)
-        (sound,) = postprocess(model.pipeline, run(model.runner, batch, 1), batch, [raw])
+        (sound,) = postprocess(model.pipeline, run(model.pipeline, model.runner, batch, 1), batch, [raw])
         shown = present(model.pipeline, sound, raw)
         found.append(shown if output is None else _written(shown, Path(output), raw))
     return found

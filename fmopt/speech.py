@@ -183,7 +183,8 @@ def _counted(graph: ir.Graph, durations: ir.Value) -> ir.Value:
 def plain_weights(module: nn.Module) -> nn.Module:
     """A copy of a module whose weights are tensors, where they are computed of directions and lengths (weight norm)."""
     copied = copy.deepcopy(module)
-    for part in copied.modules():
+    parts: list[Any] = list(copied.modules())
+    for part in parts:
         if parametrize.is_parametrized(part, "weight"):
             weight = part.weight.detach().clone()
             # torch's own way back takes the weight off the class, which the original and its copy share.

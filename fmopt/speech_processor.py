@@ -10,7 +10,8 @@ from fmopt.edge_speech import read_letters
 from fmopt.errors import CheckpointError
 
 KNOWN = "vits"
-DEFAULTS = {"add_blank": True, "normalize": True, "phonemize": True, "is_uroman": False}  # VitsTokenizer's own
+DEFAULTS = {"add_blank": True, "normalize": True, "phonemize": True, "is_uroman": False,
+            "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip  # VitsTokenizer's own
 
 
 def speech_pipeline(folder: Path, config: Any) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def speech_pipeline(folder: Path, config: Any) -> dict[str, Any]:
             "normalize": bool(told["normalize"]),
             "romanize": bool(told["is_uroman"]),
             "pad": int(config.pad_token_id or 0),
-            "unknown": letters.get(str(told.get("unk_token", "<unk>")), 0),
+            "unknown": letters.get(str(told["unk_token"]), 0),
+            "special": [str(told["pad_token"]), str(told["unk_token"])],
             # Where the table of relative positions is padded: shorter texts would slice it, another graph.
             "least": int(config.window_size or 0) + 2,
         },
