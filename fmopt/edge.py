@@ -724,9 +724,7 @@ class OpenVinoRunner:
         }
         dims = {port.any_name: port.partial_shape for port in compiled.inputs if port.any_name.startswith(PAST)}
         self.past = {name: [one.get_length() if one.is_static else None for one in dim] for name, dim in dims.items()}
-        self.outputs = [
-            sorted(port.names)[0] if port.names else f"output_{i}" for i, port in enumerate(compiled.outputs)
-        ]
+        self.outputs = [_openvino_name(port, f"output_{i}") for i, port in enumerate(compiled.outputs)]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
@@ -745,6 +743,12 @@ class OpenVinoRunner:
     def close(self) -> None:
         """Give back memory and threads."""
         self.requests = {}
+
+
+def _openvino_name(port: Any, otherwise: str) -> str:
+    """What an output was called in the graph that it was read from; one tensor may have the names of others too."""
+    read = port.node.friendly_name.partition("/sink_port")[0]
+    return read if read in port.names else min(port.names, default=otherwise)
 
 
 def read_openvino(path: Path, shape: Sequence[int] | None = None, half: int | None = None) -> Any:

@@ -189,7 +189,7 @@ def difference(written: Any, got: np.ndarray) -> float:
     """Largest absolute difference of logits; of class maps the share of pixels that have another class; of boxes the largest
     change of a score, a box that moved counting as its score times the part that is not shared."""
     before = np.asarray(written, dtype=np.float64)
-    if got.ndim == 2 and got.dtype != np.uint8:
+    if got.ndim == 2 and got.dtype.kind == "f":
         sides = before.reshape(-1, 6), got.astype(np.float64).reshape(-1, 6)
         return max(_moved(*sides), _moved(*sides[::-1]))
     if before.shape != got.shape:

@@ -91,5 +91,5 @@ def test_bundles_answer_on_emulated_cores_with_and_without_dot_products(tiny_che
         assert checks[name][-1]["name"] == "latency"
         assert checks[name][-1]["outcome"] == "UNMEASURED"
     assert [check["limit"] for check in checks["fp32"][:2]] == [1e-5, 1e-5]
-    assert found["bundles"]["int8"]["metric"]["items"] == 40
+    assert found["bundles"]["int8"]["metric"]["items"] == 12  # six pairs
     assert checks["int8"][2]["name"] == "accuracy drop"

@@ -226,8 +226,8 @@ def test_an_unknown_pooling_or_task_or_output_is_named() -> None:
     batch = batch_of([[1]])
     with pytest.raises(edge.EdgeError, match="there is no pooling 'last'; there are mean, cls, max"):
         edge.pool(np.zeros((1, 1, 2)), batch.mask, "last", normalize=False)
-    with pytest.raises(edge.EdgeError, match="there is no task 'translation'"):
-        edge.postprocess(pipeline("translation"), {"logits": np.zeros((1, 2))}, batch, ["x"])
+    with pytest.raises(edge.EdgeError, match="there is no task 'rhyming'"):
+        edge.postprocess(pipeline("rhyming"), {"logits": np.zeros((1, 2))}, batch, ["x"])
     with pytest.raises(edge.EdgeError, match="has no output 'logits'; it has a, b"):
         edge.postprocess(pipeline("text-classification"), {"a": np.zeros(1), "b": np.zeros(1)}, batch, ["x"])
 

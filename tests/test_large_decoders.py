@@ -68,7 +68,7 @@ def test_random_weights_are_written_in_shards_and_read_again(tmp_path: Path, mon
     monkeypatch.setattr(random_decoders, "SHARD_BYTES", 100_000)
     folder = random_decoders.write_decoder("llama-1.1b", tmp_path / "one")
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    assert len(set(index.values())) > 2
+    assert len(set(index.values())) > 1
     model = model_of(folder)
     assert model.facts.parameters == sum(parameter.numel() for parameter in model.net.parameters())
     again = random_decoders.write_decoder("llama-1.1b", tmp_path / "two")
