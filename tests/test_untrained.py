@@ -40,7 +40,9 @@ def test_the_same_entry_texts_and_seed_give_the_same_files(tmp_path: Path) -> No
 def test_an_entry_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not know model_type 'gpt3'"):
         untrained.write_untrained({**ENTRY, "config": {"model_type": "gpt3"}}, TEXTS, tmp_path, "tiny")
-    with pytest.raises(ConfigError, match="a tokenizer of kind 'words' cannot be trained; there are byte-bpe, byte-bpe-answers"):
+    with pytest.raises(
+        ConfigError, match="a tokenizer of kind 'words' cannot be trained; there are byte-bpe, byte-bpe-answers"
+    ):
         untrained.write_untrained({**ENTRY, "tokenizer": {"kind": "words"}}, TEXTS, tmp_path, "tiny")
     with pytest.raises(CheckpointError, match="a vocabulary of bytes alone"):
         untrained.write_untrained(ENTRY, ["a b"], tmp_path, "tiny")
