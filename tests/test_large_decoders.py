@@ -65,10 +65,10 @@ def test_random_weights_are_written_in_shards_and_read_again(tmp_path: Path, mon
 
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     monkeypatch.setitem(random_decoders.SHAPES, "llama-1.1b", random_decoders.SHAPES["llama-1.1b"] | small)
-    monkeypatch.setattr(random_decoders, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(random_decoders, "SHARD_BYTES", 20_000)
     folder = random_decoders.write_decoder("llama-1.1b", tmp_path / "one")
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    assert len(set(index.values())) > 1
+    assert len(set(index.values())) > 2
     model = model_of(folder)
     assert model.facts.parameters == sum(parameter.numel() for parameter in model.net.parameters())
     again = random_decoders.write_decoder("llama-1.1b", tmp_path / "two")

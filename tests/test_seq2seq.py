@@ -80,7 +80,7 @@ def test_greedy_and_beams_give_the_tokens_of_generate(exported: Any) -> None:
     inputs = dict(exported.model.preprocessor.encode(texts).inputs)
     greedy = answers(exported.pipeline, exported.runner, inputs, usual(exported.pipeline, max_new_tokens=NEW, beams=1))
     assert greedy == generated(exported, texts, num_beams=1)
-    assert all(greedy)
+    assert len({token for row in greedy for token in row}) > 3
     beams = answers(exported.pipeline, exported.runner, inputs, usual(exported.pipeline, max_new_tokens=NEW, beams=3))
     assert beams == generated(exported, texts, num_beams=3)
 
