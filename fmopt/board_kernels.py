@@ -1,4 +1,5 @@
-"""Short kernels that show how fast a board's memory and arithmetic are at best; runs there, on numpy and ONNX Runtime alone.
+"""Short kernels that show how fast a board's memory and arithmetic are at best. Runs there beside a copy of turns.py, on numpy
+and ONNX Runtime alone.
 
 What ceilings.py measures on this machine, in the same way: the shortest call counts. `board_kernels.py SECONDS CORES
 NAME=GRAPH.onnx…` prints one line of JSON.
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,20 +16,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+# A copy of fmopt/turns.py lies beside this file there.
+from turns import best_seconds  # type: ignore[import-not-found]
+
 NUMBERS = 16_000_000  # three float32 arrays of 64 MB each: beyond any last-level cache we know of
 KINDS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
-
-
-def best_seconds(kernel: Any, seconds: float) -> float:
-    """The shortest of the calls made in `seconds`."""
-    kernel()
-    best = float("inf")
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or best == float("inf"):
-        begun = time.perf_counter()
-        kernel()
-        best = min(best, time.perf_counter() - begun)
-    return best
 
 
 def wait_for_all(pool: ThreadPoolExecutor, work: Any, parts: list[slice]) -> None:

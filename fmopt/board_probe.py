@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fmopt import probe
+from fmopt import probe, turns
 from fmopt.board import Board, job_name
 from fmopt.board_python import ensure_python, imports
 from fmopt.target import Target
@@ -65,7 +65,10 @@ def run_kernels(board: Board, python: str, known: Mapping[str, Any]) -> dict[str
     from fmopt.ceilings import product_model  # torch
 
     with tempfile.TemporaryDirectory(prefix="fmopt-probe-") as scratch:
-        files = {"probe/kernels.py": Path(__file__).with_name("board_kernels.py")}
+        files = {
+            "probe/kernels.py": Path(__file__).with_name("board_kernels.py"),
+            "probe/turns.py": Path(turns.__file__),
+        }
         for precision, operator in (("fp32", "MatMul"), ("int8", "MatMulInteger")):
             path = Path(scratch) / f"{precision}.onnx"
             path.write_bytes(product_model(operator))

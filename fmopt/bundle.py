@@ -89,7 +89,7 @@ def write_bundle(
             model_file = _put_model(artifact, staging)
             page = for_browser and web.put_page(staging, facts.task)
             if for_browser:
-                model_file = _where_browsers_look(staging, model_file, str(recipe.get("precision", "fp32")))
+                model_file = web.move_graph(staging, model_file, str(recipe.get("precision", "fp32")))
             _put_checkpoint_files(facts, artifact, staging)
             _put_golden(golden, tolerance, staging)
             shutil.copyfile(edge.__file__, staging / "run.py")
@@ -224,20 +224,6 @@ def _put_model(artifact: Artifact, folder: Path) -> str:
     raise BundleError(f"{path} is neither model.onnx nor model.xml nor a checkpoint folder")
 
 
-def _where_browsers_look(folder: Path, model_file: str, precision: str) -> str:
-    """Move the graph to the name that transformers.js gives a precision; returns it."""
-    name = web.MODEL_FILES.get(precision)
-    if model_file != "model.onnx" or name is None:
-        raise BundleError(
-            f"a browser runs an ONNX graph in {', '.join(web.MODEL_FILES)}; this is {model_file}, {precision}"
-        )
-    if (folder / "model.onnx.data").exists():
-        raise BundleError("the graph is too large for a browser: with its weights it must be one file under 1.5 GB")
-    (folder / "onnx").mkdir()
-    (folder / "model.onnx").rename(folder / "onnx" / name)
-    return f"onnx/{name}"
-
-
 def _put_onnx(path: Path, target: Path) -> None:
     """One file, or weights beside it in model.onnx.data when both together are over 1.5 GB."""
     import onnx
@@ -367,14 +353,6 @@ USAGE = {
 }
 
 
-IN_BROWSERS = """
-In a browser: `python serve.py`, open the address it prints (`?threads=4` for more threads); the page loads nothing from
-elsewhere. In a page of your own: `import { load } from './web/fmopt.mjs'`; `await (await load()).answer("a text")`.
-"""
-WITH_TRANSFORMERS_JS = "transformers.js opens this folder too, as a local model of `dtype` {dtype}.\n"
-DTYPES = {"model.onnx": "fp32", "model_fp16.onnx": "fp16", "model_quantized.onnx": "q8", "model_q4.onnx": "q4"}
-
-
 def _encoder(facts: CheckpointFacts) -> str:
     """The file without which a bundle could not encode its raws."""
     return VOCABULARY if "speech" in facts.pipeline else ENCODER_OF.get(facts.modality, PROCESSOR)
@@ -413,8 +391,7 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
         raw = json.dumps([edge.read_raw(facts.task, texts.strip('"'))])
     elif facts.modality != "text":
         raw = f'open("{texts}", "rb").read()'
-    dtype = DTYPES[Path(model_file).name] if model_file.startswith("onnx/") else None
-    browsers = (IN_BROWSERS if page else "") + (WITH_TRANSFORMERS_JS.format(dtype=dtype) if dtype else "")
+    browsers = web.usage(model_file, page=page)
     weights = {".onnx": model_file, ".xml": "model.xml, model.bin"}.get(artifact.path.suffix, "*.safetensors")
     windows = facts.task in ("question-answering", "token-classification")
     long = (

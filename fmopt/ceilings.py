@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from fmopt.target import Precision
+from fmopt.turns import best_seconds
 
 SIDE = 768  # matrices of SIDE × SIDE: large enough to be bound by arithmetic, small enough for the caches
 TRIAD_NUMBERS = 16_000_000  # three float32 arrays of 64 MB each: beyond any last-level cache we know of
@@ -24,7 +24,7 @@ def measure_bandwidth(seconds: float, threads: int) -> float:
     best = float("inf")
     for count in sorted({1, threads}):
         with _threads(count):
-            best = min(best, _best_seconds(lambda: torch.add(b, c, alpha=3.0, out=a), seconds))
+            best = min(best, best_seconds(lambda: torch.add(b, c, alpha=3.0, out=a), seconds))
     return round(3 * 4 * TRIAD_NUMBERS / best / 1e9, 1)
 
 
@@ -39,7 +39,7 @@ def measure_gops(precisions: Sequence[Precision], seconds: float) -> dict[Precis
         kernels["bf16"] = _bf16_product()
     kernels["int8"] = _onnx_product("MatMulInteger")
     with _threads(1):
-        return {name: round(2 * SIDE**3 / _best_seconds(kernel, seconds) / 1e9, 1) for name, kernel in kernels.items()}
+        return {name: round(2 * SIDE**3 / best_seconds(kernel, seconds) / 1e9, 1) for name, kernel in kernels.items()}
 
 
 def _bf16_product() -> Callable[[], object]:
@@ -75,18 +75,6 @@ def _onnx_product(operator: str) -> Callable[[], object]:
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(product_model(operator), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"x": x})
-
-
-def _best_seconds(kernel: Callable[[], object], seconds: float) -> float:
-    """The shortest of the calls made in `seconds`: a ceiling is what is possible, not what is usual."""
-    kernel()
-    best = float("inf")
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or best == float("inf"):
-        begun = time.perf_counter()
-        kernel()
-        best = min(best, time.perf_counter() - begun)
-    return best
 
 
 @contextmanager

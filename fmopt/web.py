@@ -18,12 +18,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fmopt import edge, edge_web
-from fmopt.errors import ConfigError, FmoptError
+from fmopt.errors import BundleError, ConfigError, FmoptError
 
 # Tasks whose raws and answers the page's JavaScript knows; bundles for others come without a page, for transformers.js.
 TASKS = ("sentence-embedding", "text-classification", "text-regression", "fill-mask")
 # What transformers.js and optimum look for, by precision (transformers.js, utils/dtypes.js).
 MODEL_FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx", "int4": "model_q4.onnx"}
+DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "int4": "q4"}  # what it calls them
+IN_BROWSERS = """
+In a browser: `python serve.py`, open the address it prints (`?threads=4` for more threads); the page loads nothing from
+elsewhere. In a page of your own: `import { load } from './web/fmopt.mjs'`; `await (await load()).answer("a text")`.
+"""
+WITH_TRANSFORMERS_JS = "transformers.js opens this folder too, as a local model of `dtype` {dtype}.\n"
 PAGE = Path(__file__).with_name("page")
 FETCH = "fetch them once: make web (or python -m fmopt.web), which needs npm"
 
@@ -77,6 +83,27 @@ def check(task: str) -> None:
     reason = absent() if task in TASKS else None
     if reason:
         raise ConfigError(reason)
+
+
+def move_graph(folder: Path, model_file: str, precision: str) -> str:
+    """Move a bundle's graph to the name that transformers.js gives a precision; returns it. BundleError where it cannot be."""
+    name = MODEL_FILES.get(precision)
+    if model_file != "model.onnx" or name is None:
+        raise BundleError(
+            f"a browser runs an ONNX graph in {', '.join(MODEL_FILES)}; this is {model_file}, {precision}"
+        )
+    if (folder / "model.onnx.data").exists():
+        raise BundleError("the graph is too large for a browser: with its weights it must be one file under 1.5 GB")
+    (folder / "onnx").mkdir()
+    (folder / "model.onnx").rename(folder / "onnx" / name)
+    return f"onnx/{name}"
+
+
+def usage(model_file: str, *, page: bool) -> str:
+    """What a bundle's README says of browsers; nothing of a graph that does not lie where they look."""
+    named = {f"onnx/{name}": DTYPES[precision] for precision, name in MODEL_FILES.items()}
+    by_js = WITH_TRANSFORMERS_JS.format(dtype=named[model_file]) if model_file in named else ""
+    return (IN_BROWSERS if page else "") + by_js
 
 
 def put_page(folder: Path, task: str) -> bool:

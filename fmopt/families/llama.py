@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fmopt.families.base import FeedForward, Layer, attention_block, columns, modules_named
@@ -11,12 +12,16 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True)
 class Llama:
     """Llama, Qwen2, Qwen3, Mistral, Gemma: layers.N, pre-norm, rotary positions, a gated FFN, and heads of keys and values
-    that several query heads share."""
+    that several query heads share; and what is named like it but for `after` (attention), `widen` and `narrow` (FFN)."""
 
-    name = "llama"
+    name: str = "llama"
     model_types: tuple[str, ...] = ("llama", "qwen2", "qwen3", "mistral", "gemma")
+    after: str = "o_proj"
+    widen: tuple[str, ...] = ("gate_proj", "up_proj")
+    narrow: str = "down_proj"
     uncuttable: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
@@ -27,12 +32,11 @@ class Llama:
         """The token table; positions are rotary."""
         return [name for name, _ in modules_named(net, r"embed_tokens")]
 
-    @staticmethod
-    def _layer(net: torch.nn.Module, name: str) -> Layer:
+    def _layer(self, net: torch.nn.Module, name: str) -> Layer:
         attention = f"{name}.self_attn"
-        block = attention_block(net, attention, ("q_proj", "k_proj", "v_proj"), f"{attention}.o_proj")
-        narrow = f"{name}.mlp.down_proj"
-        widen = tuple(f"{name}.mlp.{part}" for part in ("gate_proj", "up_proj"))
+        block = attention_block(net, attention, ("q_proj", "k_proj", "v_proj"), f"{attention}.{self.after}")
+        narrow = f"{name}.mlp.{self.narrow}"
+        widen = tuple(f"{name}.mlp.{part}" for part in self.widen)
         return Layer(name, block, FeedForward(widen, narrow, columns(net, narrow)))
 
 

@@ -11,7 +11,7 @@ from fmopt.errors import DataError
 from fmopt.model import CheckpointFacts
 from fmopt.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled
-from fmopt.tasks.translation import texts_of
+from fmopt.tasks.translation import changed_texts, texts_of
 
 WORD = re.compile(r"[a-z0-9]+")  # as Google's rouge_score has it, without its stemmer
 
@@ -70,13 +70,8 @@ class Summarization:
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
     ) -> list[Change]:
         """Texts that became others; those that lost most of ROUGE-L first."""
-        found = []
-        for index, (old, new) in enumerate(zip(texts_of(baseline, facts), texts_of(predictions, facts), strict=True)):
-            if old != new:
-                known = summaries(items[index].label) if items[index].label is not None else []
-                harm = max((rouge_l(old, one) - rouge_l(new, one) for one in known), default=0.0)
-                found.append(Change(index, old, new, harm, known[0] if known else None))
-        return found
+        wanted = [[] if item.label is None else summaries(item.label) for item in items]
+        return changed_texts(texts_of(baseline, facts), texts_of(predictions, facts), wanted, rouge_l)
 
 
 def summaries(label: Any) -> list[str]:

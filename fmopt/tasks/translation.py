@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,13 +61,20 @@ class Translation:
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
     ) -> list[Change]:
         """Texts that became others; those that lost most of chrF, of each by itself, first."""
-        found = []
-        for index, (old, new) in enumerate(zip(texts_of(baseline, facts), texts_of(predictions, facts), strict=True)):
-            if old != new:
-                wanted = items[index].label
-                harm = 0.0 if wanted is None else sentence_chrf(old, wanted) - sentence_chrf(new, wanted)
-                found.append(Change(index, old, new, harm, wanted))
-        return found
+        wanted = [[] if item.label is None else [item.label] for item in items]
+        return changed_texts(texts_of(baseline, facts), texts_of(predictions, facts), wanted, sentence_chrf)
+
+
+def changed_texts(
+    before: Sequence[str], after: Sequence[str], wanted: Sequence[Sequence[str]], score: Callable[[str, str], float]
+) -> list[Change]:
+    """Texts that became others; the harm is what was lost of `score`, against the one of those `wanted` that fits best."""
+    found = []
+    for index, (old, new, known) in enumerate(zip(before, after, wanted, strict=True)):
+        if old != new:
+            worth = [max((score(text, one) for one in known), default=0.0) for text in (old, new)]
+            found.append(Change(index, old, new, worth[0] - worth[1], known[0] if known else None))
+    return found
 
 
 def texts_of(predictions: Sequence[Any], facts: CheckpointFacts) -> list[str]:
