@@ -250,4 +250,4 @@ def test_npm_that_brings_other_bytes_is_not_believed(tmp_path: Path, monkeypatch
 
 def test_a_graph_that_browsers_have_no_name_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"model\.xml"):
-        bundle._where_browsers_look(tmp_path, "model.xml", "fp32")
+        web.move_graph(tmp_path, "model.xml", "fp32")
