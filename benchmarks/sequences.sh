@@ -21,11 +21,19 @@ for name in "$@"; do
     digits)      model=whisper-mini set=fsdd length= ;;
     *) echo "no recipe for $name" >&2; exit 2 ;;
   esac
+  from=$data/$set
+  # a transcript is what is said: the words, not the numbers of the classes
+  if [ "$name" = digits ]; then
+    from=out/fsdd
+    mkdir -p "$from"
+    cp -f "$data/$set"/*.npz "$from"
+    echo '["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]' > "$from/labels.json"
+  fi
   case $what in
-    train) "$fmopt" finetune "$model" --data "$data/$set" -o "$checkpoints/$name" ${EPOCHS:+--epochs "$EPOCHS"} ;;
+    train) "$fmopt" finetune "$model" --data "$from" -o "$checkpoints/$name" ${EPOCHS:+--epochs "$EPOCHS"} ;;
     optimize)
       code=0
-      "$fmopt" optimize "$checkpoints/$name" --data "$data/$set" ${length:+--length "$length"} \
+      "$fmopt" optimize "$checkpoints/$name" --data "$from" ${length:+--length "$length"} \
         -o "out/optimized-$name" || code=$?
       [ "$code" -le 4 ] || exit "$code"
       # the record without the texts of changed items: not every data set may be copied
