@@ -4,7 +4,7 @@
 #     benchmarks/images.sh train [NAME...]       checkpoints in $FMOPT_CHECKPOINTS (default out/images); resumes
 #     benchmarks/images.sh optimize [NAME...]    records in benchmarks/results; the machine should be quiet
 #
-# NAME is cifar10 (ViT-32), nuclei (SegFormer-B0-128) or bccd (YOLOS-96x128). $EPOCHS overrides what the entries of models/ say.
+# NAME is cifar10 (ViT-32), clip (CLIP-32, labels told in words), nuclei (SegFormer-B0-128) or bccd (YOLOS-96x128). $EPOCHS overrides what the entries of models/ say.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${FMOPT_DATA:-../shared/data}
@@ -12,11 +12,12 @@ checkpoints=${FMOPT_CHECKPOINTS:-out/images}
 fmopt=.venv/bin/fmopt
 [ $# -gt 0 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
 what=$1; shift
-[ $# -gt 0 ] || set -- cifar10 nuclei bccd
+[ $# -gt 0 ] || set -- cifar10 clip nuclei bccd
 
 for name in "$@"; do
   case $name in
     cifar10) model=vit-32 set=cifar10_small ;;
+    clip)    model=clip-32 set=cifar10_small ;;
     nuclei)  model=segformer-128 set=nuclei_dsb2018 ;;
     bccd)    model=yolos-bccd set=bccd ;;
     *) echo "no recipe for $name" >&2; exit 2 ;;

@@ -17,6 +17,7 @@ from fmopt.diagnosis import Diagnosis, diagnose, example_inputs
 from fmopt.edge import open_preprocessor, timed_inputs
 from fmopt.errors import CheckpointError, ConfigError, DataError
 from fmopt.gate import Budget
+from fmopt.labelled import with_labels
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact, CheckpointFacts, takes_length
 from fmopt.plan import TOKEN_BY_TOKEN, Effort, Plan, Training, refusal
@@ -192,6 +193,7 @@ def export(
         digest = "none"
     else:
         dataset = load_data(spec, kind, facts, columns=columns, seed=seed)
+        facts = with_labels(facts, dataset)
         raws = [item.raw for item in kind.items(dataset.split("calibration"), facts)[:300]]
         digest = f"{dataset.digest}:{len(raws)}"
     with own_folder(out), disk_errors(out / "stages"):
@@ -324,15 +326,17 @@ def evaluate(
         default = None
     else:
         source = resolve(str(model))
-        facts = checkpoint.inspect(source, task or source.task)
-        runtime = lookup.find("runtimes", "torch")
-        artifact = runtime.build(facts, {"dtype": "fp32"}, facts.folder)
+        facts, artifact = checkpoint.inspect(source, task or source.task), None
         default = source.default_data
     kind = lookup.find("tasks", facts.task)
     spec = str(data) if data else default
     if spec is None:
         raise DataError("nothing to evaluate on: give --data")
-    items = kind.items(load_data(spec, kind, facts, columns=columns, seed=seed).split(split), facts)
+    dataset = load_data(spec, kind, facts, columns=columns, seed=seed)
+    if artifact is None:
+        facts = with_labels(facts, dataset)
+        artifact = lookup.find("runtimes", "torch").build(facts, {"dtype": "fp32"}, facts.folder)
+    items = kind.items(dataset.split(split), facts)
     runner = open_artifact(artifact, probe.cores())
     progress = progress or Silent()
     progress.start(f"evaluating on {split}", len(items))

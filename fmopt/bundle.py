@@ -343,6 +343,7 @@ USAGE = {
         "what it says in short; --beams, --max-new-tokens, --stream and more: see --help",
     ),
     "image-classification": ("picture.png", "its label with scores"),
+    "zero-shot-image-classification": ("picture.png", "which of its labels fits, with scores"),
     "image-segmentation": ("picture.png", "the class of every pixel"),
     "sequential-recommendation": ('"AN ITEM; ANOTHER"', "what comes next after these (ids or titles)"),
     "text-to-audio": ('"a text"', "its sound; --seed for another one"),

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-generation"
 RECOGNITION, SPEECH, DETECTION = "automatic-speech-recognition", "text-to-audio", "object-detection"
+ZERO_SHOT = "zero-shot-image-classification"
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
@@ -284,16 +285,19 @@ def _pipeline(
     elif modality == "text":
         pipeline |= _text_pipeline(task, folder, home, config, raw, max_length)
     else:
-        pipeline |= {"modality": modality, **INPUTS[modality](folder, config)}
+        pipeline |= {"modality": modality, **INPUTS[modality](folder, getattr(config, "vision_config", config))}
     if task == RECOGNITION and config.is_encoder_decoder:
         read_tokenizer(folder, config)  # which spells; refused here when it does not fit
         pipeline |= {"part": "edge_whisper", "padding": {"id": int(config.pad_token_id or 0)}}
         pipeline |= answer_pipeline(folder, config, raw)
     elif task == RECOGNITION:
         pipeline["ctc"] = read_spelling(folder, config)
+    if task == ZERO_SHOT and "siglip" in config.model_type:
+        pipeline["independent"] = True
     if task == DETECTION:
         pipeline["threshold"] = SHOWN_SCORE
-    if task.endswith(WITH_CLASSES):
+    # What knows labels by their words (CLIP) has none of its own: transformers' two are not meant.
+    if task.endswith(WITH_CLASSES) and not (task == ZERO_SHOT and "id2label" not in raw):
         pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
     return pipeline
 

@@ -92,6 +92,7 @@ FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 #     difference(written, got)         of a golden prediction; else `difference`
 PARTS: dict[str, str] = {
     "image-classification": "edge_image",
+    "zero-shot-image-classification": "edge_image",
     "audio-classification": "edge_audio",
     "automatic-speech-recognition": "edge_audio",
     "text-generation": "edge_generation",

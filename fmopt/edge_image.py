@@ -125,7 +125,7 @@ def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 def postprocess(
     pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, raws: Sequence[bytes]
 ) -> list[np.ndarray]:
-    """One prediction per raw: image-classification gives logits float32 (classes,), image-segmentation a map of class
+    """One prediction per raw: a classification gives logits float32 (classes,), image-segmentation a map of class
     numbers uint8 (height, width) in the size of the picture, object-detection boxes float32 (n, 6), the best first: class,
     score, x1, y1, x2, y2 in pixels of the picture."""
     logits = np.asarray(outputs["logits"], dtype=np.float32)
@@ -253,8 +253,12 @@ def present(pipeline: Pipeline, prediction: np.ndarray, raw: bytes, preprocessor
             for number in np.unique(prediction[prediction > 0]).tolist()
         ]  # fmt: skip
         return {"size": list(prediction.shape), "segments": segments}
-    shares = np.exp(prediction.astype(np.float64) - prediction.max())
-    scores = dict(zip(pipeline["labels"], (shares / shares.sum()).tolist(), strict=True))
+    if pipeline.get("independent"):  # SigLIP: how well each label fits, whatever the others do
+        shares = 1 / (1 + np.exp(-prediction.astype(np.float64)))
+    else:
+        shares = np.exp(prediction.astype(np.float64) - prediction.max())
+        shares /= shares.sum()
+    scores = dict(zip(pipeline["labels"], shares.tolist(), strict=True))
     best = max(scores, key=lambda label: scores[label])
     return {"label": best, "score": scores[best], "scores": scores}
 

@@ -103,6 +103,7 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
     makers: dict[str, Callable[..., Example]] = {
         "text-classification": _class_example,
         "image-classification": _class_example,
+        "zero-shot-image-classification": _class_example,
         "audio-classification": _class_example,
         "automatic-speech-recognition": _spelled_example,
         "image-segmentation": _map_example,

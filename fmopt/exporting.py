@@ -185,7 +185,7 @@ def _trace(model: TorchModel, example: Inputs) -> Any:
     shapes = {
         name: {place: dynamic for place, size in enumerate(axes[name]) if isinstance(size, str)} for name in inputs
     }
-    with _plain_attention(model.net), _lengths_traced(model.net), quiet():
+    with quiet(), _plain_attention(model.net), _lengths_traced(model.net):
         config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
         net: Any = model.net
         return OnnxExporter().export(net, inputs, config=config).program

@@ -8,6 +8,7 @@ from typing import Any
 from fmopt.errors import CheckpointError
 
 PROCESSOR = "preprocessor_config.json"
+FIXED_SIZE = ("vit", "deit", "clip_vision_model", "siglip_vision_model")
 
 
 def read_image_processor(folder: Path, config: Any) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _made_size(steps: dict[str, Any]) -> tuple[int, int] | None:
 
 def _network_size(config: Any) -> tuple[int, int] | None:
     """(height, width) that the position table of a network was made for; None where it takes any."""
-    if config.model_type not in ("vit", "deit"):  # others interpolate their positions, or have none
+    if config.model_type not in FIXED_SIZE:  # others interpolate their positions, or have none
         return None
     size = config.image_size
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -23,6 +23,7 @@ from fmopt.clock import Clock, HostClock
 from fmopt.data import load_data
 from fmopt.edge import open_preprocessor
 from fmopt.errors import ConfigError, PlanError
+from fmopt.labelled import with_labels
 from fmopt.latecomers import rescue, shrink
 from fmopt.model import CheckpointFacts, static_shape, takes_length
 from fmopt.plan import Training, make_plan
@@ -68,6 +69,7 @@ def prepare(request: Request) -> Job:
     if target.kind == "browser":
         web.check(facts.task)
     data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
+    facts = with_labels(facts, data)
     recipe = read_recipe(request.recipe) if request.recipe else None
     shape = static_shape(facts.pipeline, request.batch, request.length)
     check_training(request, facts)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fmopt import lookup
+from fmopt import lookup, zero_shot
 from fmopt import model as models
 from fmopt.errors import CheckpointError
 from fmopt.families.base import Family, find_family
@@ -103,7 +103,8 @@ def read_structure(folder: Path) -> Structure | None:
 def load_network(
     folder: Path, auto_class: str, dtype: str = "fp32", *, head: Mapping[str, Any] | None = None
 ) -> torch.nn.Module:
-    """`model.load_network`, for pruned checkpoints too; what speaks takes its noise as an input."""
+    """`model.load_network`, for pruned checkpoints too; what speaks takes its noise as an input, what knows labels by
+    their words (CLIP) is the classifier of those that its configuration names."""
     structure = read_structure(folder)
     rebuild = None if structure is None else partial(apply_structure, structure=structure)
     net = models.load_network(folder, auto_class, dtype, rebuild=rebuild, head=head)
@@ -111,6 +112,9 @@ def load_network(
         from fmopt.speech import seeded
 
         return seeded(net)
+    if auto_class == zero_shot.AUTO_CLASS:
+        names: dict[int, str] = net.config.id2label  # type: ignore[union-attr, assignment]
+        return zero_shot.classifier(net, folder, [names[number] for number in sorted(names)], frozen=head is None)
     return net
 
 

@@ -7,7 +7,8 @@ is at hand.
     [config]                  # as config.json: model_type and sizes
     model_type = "gpt2"
     [tokenizer]               # trained on the texts of the data's train split
-    kind = "byte-bpe"         # of answers by an encoder and a decoder "byte-bpe-answers": texts end, they do not begin
+    kind = "byte-bpe"         # of answers by an encoder and a decoder "byte-bpe-answers": texts end, they do not begin;
+                              # "bytes", the same without any of more than one byte, where texts are too few to learn from
     size = 4096               # tokens, the special ones included
     [generation]              # as generation_config.json: how answers are made
     [finetune]                # what `fmopt finetune` uses where the command says nothing
@@ -33,7 +34,7 @@ from fmopt.networks import known_transformers
 from fmopt.tokenizer import TOKENIZER
 
 MADE_OF_DATA = frozenset({"tokenizer", "catalogue"})
-KINDS = ("byte-bpe", "byte-bpe-answers")
+KINDS = ("byte-bpe", "byte-bpe-answers", "bytes")
 PAD = "<pad>"  # of answers: fills rows, and begins what a decoder makes
 END = "<|endoftext|>"  # begins every text, as in GPT-2, so that its first word is predicted too; pads, and ends a text
 
@@ -81,6 +82,8 @@ def _write_network(entry: Mapping[str, Any], ids: Mapping[str, int], out: Path, 
     transformers = known_transformers()
 
     settings = {**entry["config"], **ids}
+    if "text_config" in settings:  # of two networks, the one that reads texts
+        settings["text_config"] = {**settings["text_config"], **ids}
     kind = settings.pop("model_type")
     if kind not in transformers.CONFIG_MAPPING:
         near = lookup.did_you_mean(str(kind), transformers.CONFIG_MAPPING)
@@ -93,7 +96,7 @@ def _write_network(entry: Mapping[str, Any], ids: Mapping[str, int], out: Path, 
         if "generation" in entry:
             net.generation_config.update(**entry["generation"])
         net.save_pretrained(out)
-    if "processor" in entry:  # of sounds
+    if "processor" in entry:  # of sounds and pictures
         (out / "preprocessor_config.json").write_text(json.dumps(entry["processor"], indent=1))
 
 
@@ -103,20 +106,21 @@ def _write_tokenizer(told: Mapping[str, Any], texts: Iterable[str], out: Path) -
 
     if told.get("kind") not in KINDS:
         raise ConfigError(f"a tokenizer of kind {told.get('kind')!r} cannot be trained; there are {', '.join(KINDS)}")
-    answers = told["kind"] == KINDS[1]
+    answers = told["kind"] != KINDS[0]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = [PAD, END] if answers else [END]
     trainer = trainers.BpeTrainer(
-        vocab_size=int(told["size"]), special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=int(told.get("size", 0)), special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(() if told["kind"] == KINDS[2] else texts, trainer)
     end = int(tokenizer.token_to_id(END) or 0)
     single, pair = (f"$A {END}", f"$A {END} $B {END}") if answers else (f"{END} $A", f"{END} $A $B")
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[(END, end)])
-    if tokenizer.get_vocab_size() < (270 if answers else 300):  # answers may be of few words
+    # answers may be of few words
+    if told["kind"] != KINDS[2] and tokenizer.get_vocab_size() < (270 if answers else 300):
         raise CheckpointError("the texts give a vocabulary of bytes alone; give a train split of some thousand words")
     tokenizer.save(str(out / TOKENIZER))
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END)

@@ -120,6 +120,45 @@ def box_arrays(count: int, seed: int = 0) -> dict[str, np.ndarray]:
             "box_labels": np.array(classes, dtype=np.uint8), "offsets": np.array(offsets, dtype=np.int32)}  # fmt: skip
 
 
+MATCHERS: dict[str, dict[str, Any]] = {"clip": {"projection_dim": 24}, "siglip": {}}
+MATCHER_PROCESSORS: dict[str, dict[str, Any]] = {
+    "clip": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36},
+             "crop_size": {"height": 32, "width": 32}},
+    "siglip": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 32, "width": 32}},
+}  # fmt: skip
+
+
+def write_matcher(folder: Path, family: str, seed: int = 0) -> Path:
+    """A random network of `family` that says which text fits a picture of 32 × 32, as a checkpoint that names no labels. Its
+    tokenizer has a token for every byte."""
+    import torch
+    import transformers
+
+    from fmopt.untrained import write_untrained
+
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    entry = {
+        "task": "zero-shot-image-classification",
+        "config": {"model_type": family, **MATCHERS[family], "text_config": {**tower, "max_position_embeddings": 64},
+                   "vision_config": {**tower, "image_size": 32, "patch_size": 4}},
+        "processor": MATCHER_PROCESSORS[family],
+        "tokenizer": {"kind": "bytes"},
+    }  # fmt: skip
+    made = write_untrained(entry, [], folder.parent, folder.name, seed)
+    net = transformers.AutoModel.from_pretrained(made)
+    torch.manual_seed(seed)
+    with torch.no_grad():  # texts and pictures that differ, as those of a trained network
+        for name, value in net.named_parameters():
+            if value.ndim > 1:
+                torch.nn.init.normal_(value, 0, 0.5 if "embedding" in name else 0.2)
+    net.eval().save_pretrained(made)
+    if family == "siglip":  # whose tokenizer gives no mask
+        told = json.loads((made / "tokenizer_config.json").read_text()) | {"model_input_names": ["input_ids"]}
+        (made / "tokenizer_config.json").write_text(json.dumps(told))
+    made.rename(folder)
+    return folder
+
+
 def picture(seed: int = 0, size: tuple[int, int] = (48, 36), mode: str = "RGB", kind: str = "PNG") -> bytes:
     """The file of a made picture, `size` as (width, height)."""
     draw = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ class ImageClassification(TextClassification):
     name = "image-classification"
     modality = "image"
     auto_class = "AutoModelForImageClassification"
-    architectures = ("ForImageClassification", "ForImageClassificationWithTeacher")
+    architectures: tuple[str, ...] = ("ForImageClassification", "ForImageClassificationWithTeacher")
     columns: Mapping[str, tuple[str, ...]] = {
         "image": ("image", "images", "img", "picture", "image_jpeg", "image_png", "file", "file_name", "path"),
         "label": ("label", "labels", "target", "class", "category", "fine_label"),

@@ -1,0 +1,36 @@
+"""Zero-shot image classification: which of several labels, told in words, fits a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fmopt.model import CheckpointFacts
+from fmopt.results import Scores
+from fmopt.tasks.base import Item, column, labelled
+from fmopt.tasks.image_classification import ImageClassification
+
+
+class ZeroShotImageClassification(ImageClassification):
+    """Logits over labels, judged as those of a classifier are, and by the place of the right label."""
+
+    name = "zero-shot-image-classification"
+    auto_class = "AutoModelForZeroShotImageClassification"
+    architectures = ("CLIPModel", "SiglipModel")
+
+    def scores(
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+    ) -> list[Scores]:
+        """Those of a classifier; of pictures with labels also the reciprocal rank of the right text among all (retrieval)."""
+        found = super().scores(predictions, items, baseline, facts)
+        if labelled(items):
+            logits = np.stack(predictions)
+            own = logits[np.arange(len(items)), [item.label for item in items]]
+            places = (logits >= own[:, None]).sum(axis=1)
+            found.insert(1, Scores(name="MRR of the label", metric="mean", values=column(1 / places)))
+        return found
+
+
+TASK = ZeroShotImageClassification()
