@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fmopt import lookup, zero_shot
+from fmopt import lookup, mask_queries, zero_shot
 from fmopt import model as models
 from fmopt.errors import CheckpointError
 from fmopt.families.base import Family, find_family
@@ -104,7 +104,7 @@ def load_network(
     folder: Path, auto_class: str, dtype: str = "fp32", *, head: Mapping[str, Any] | None = None
 ) -> torch.nn.Module:
     """`model.load_network`, for pruned checkpoints too; what speaks takes its noise as an input, what knows labels by
-    their words (CLIP) is the classifier of those that its configuration names."""
+    their words (CLIP) is the classifier of those that its configuration names, what finds masks by queries gives maps."""
     structure = read_structure(folder)
     rebuild = None if structure is None else partial(apply_structure, structure=structure)
     net = models.load_network(folder, auto_class, dtype, rebuild=rebuild, head=head)
@@ -112,6 +112,8 @@ def load_network(
         from fmopt.speech import seeded
 
         return seeded(net)
+    if net.config.model_type == mask_queries.FAMILY:  # type: ignore[union-attr]
+        return mask_queries.as_maps(net)
     if auto_class == zero_shot.AUTO_CLASS:
         names: dict[int, str] = net.config.id2label  # type: ignore[union-attr, assignment]
         return zero_shot.classifier(net, folder, [names[number] for number in sorted(names)], frozen=head is None)

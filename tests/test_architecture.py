@@ -124,6 +124,7 @@ ROWS = (
         "distillation_losses",
         "structure",
         "zero_shot",
+        "mask_queries",
         "cutting",
         "projections",
         "optimal_brain",

@@ -120,6 +120,38 @@ def box_arrays(count: int, seed: int = 0) -> dict[str, np.ndarray]:
             "box_labels": np.array(classes, dtype=np.uint8), "offsets": np.array(offsets, dtype=np.int32)}  # fmt: skip
 
 
+MASKFORMER: dict[str, Any] = {
+    "fpn_feature_size": 32, "mask_feature_size": 32,
+    "backbone_config": {"model_type": "swin", "image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1, 1, 1],
+                        "num_heads": [2, 2, 2, 2], "window_size": 4,
+                        "out_features": ["stage1", "stage2", "stage3", "stage4"]},
+    "decoder_config": {"model_type": "detr", "d_model": 32, "encoder_layers": 1, "decoder_layers": 2,
+                       "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 2,
+                       "decoder_attention_heads": 2, "num_queries": 6},
+}  # fmt: skip
+
+
+def write_maskformer(folder: Path, seed: int = 0) -> Path:
+    """A random MaskFormer that finds NAMES in pictures of 32 × 32 by masks, in Hugging Face format."""
+    import torch
+    import transformers
+
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
+    torch.manual_seed(seed)
+    net = transformers.AutoModelForUniversalSegmentation.from_config(
+        transformers.AutoConfig.for_model("maskformer", **MASKFORMER, **labels)
+    )
+    with torch.no_grad():  # masks and classes that differ, as a trained network's do
+        for name, value in net.named_parameters():
+            if value.ndim > 1:
+                heads = any(part in name for part in ("class_predictor", "mask", "quer"))
+                torch.nn.init.normal_(value, 0, 0.4) if heads else torch.nn.init.xavier_normal_(value)
+    net.eval().save_pretrained(folder)
+    told = {"image_processor_type": "MaskFormerImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    return folder
+
+
 MATCHERS: dict[str, dict[str, Any]] = {"clip": {"projection_dim": 24}, "siglip": {}}
 MATCHER_PROCESSORS: dict[str, dict[str, Any]] = {
     "clip": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36},

@@ -91,6 +91,10 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  
         if isinstance(module, LstmLayer):
             for weight in module.parameters():
                 initialization.uniform_(weight, -(module.width**-0.5), module.width**-0.5)
+        if isinstance(
+            module, nn.Embedding
+        ):  # Zaremba et al. (2014); with less, gates see nothing of the words at first
+            initialization.uniform_(module.weight, -0.1, 0.1)
 
     def get_input_embeddings(self) -> nn.Module:
         """The words' embeddings; the name is transformers'."""

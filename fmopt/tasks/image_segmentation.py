@@ -22,8 +22,8 @@ class ImageSegmentation:
 
     name = "image-segmentation"
     modality = "image"
-    auto_class = "AutoModelForSemanticSegmentation"
-    architectures = ("ForSemanticSegmentation",)
+    auto_class = "AutoModelForSemanticSegmentation AutoModelForUniversalSegmentation"
+    architectures = ("ForSemanticSegmentation", "MaskFormerForInstanceSegmentation")
     columns: Mapping[str, tuple[str, ...]] = {
         "image": ("image", "images", "img", "picture", "file", "file_name", "path"),
         "mask": ("mask", "masks", "segmentation", "annotation", "segmentation_mask", "label", "labels"),

@@ -1,0 +1,102 @@
+"""Networks that find masks by queries go the road of segmentation: a map for every picture, as transformers makes it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import fmopt
+from fmopt import api, checkpoint
+from fmopt.mask_queries import UNKNOWN
+from fmopt.source import resolve
+from tests.vision_models import NAMES, picture, write_maskformer
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_maskformer(tmp_path_factory.mktemp("maskformer") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Pictures with a bright square, whose pixels are class 1."""
+    folder, draw = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
+    for split, count in (("train", 24), ("validation", 8), ("test", 8)):
+        masks = np.zeros((count, 32, 32), dtype=np.uint8)
+        for mask in masks:
+            top, left = draw.integers(0, 20, 2)
+            mask[top : top + 12, left : left + 12] = 1
+        images = np.clip(draw.normal(60 + 130 * masks, 15), 0, 255).astype(np.uint8)
+        np.savez(folder / f"{split}.npz", images=images, masks=masks)
+    return folder
+
+
+def told_by_transformers(folder, raw):
+    """The map that transformers' own processor makes of its own network's queries, and how far ahead each pixel's class is."""
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    net = transformers.AutoModelForUniversalSegmentation.from_pretrained(folder).eval()
+    image = Image.open(io.BytesIO(raw)).convert("RGB")
+    with torch.inference_mode():
+        out = net(pixel_values=processor(image, return_tensors="pt")["pixel_values"])
+    sizes = [(image.height, image.width)]
+    (found,) = processor.post_process_semantic_segmentation(out, target_sizes=sizes, return_segmentation_scores=True)
+    first, second = found.segmentation_scores.topk(2, dim=0).values
+    return found.segmentation.numpy(), (first - second).numpy()
+
+
+def test_maskformer_goes_the_whole_road(tiny, tmp_path, data):
+    """Exported and compared with torch, bundled; what run.py says without torch is the map of transformers."""
+    facts = checkpoint.inspect(resolve(str(tiny)))
+    assert (facts.task, facts.modality, facts.pipeline["labels"]) == ("image-segmentation", "image", NAMES)
+    out = api.export(tiny, tmp_path / "out", data=data)
+    shown = picture(7, size=(50, 40))
+    (tmp_path / "seen.png").write_bytes(shown)
+    wanted, ahead = told_by_transformers(tiny, shown)
+    (got,) = fmopt.load(out).predict([shown])
+    clear = ahead > 2e-3  # the graph's scores are within 1e-3
+    assert clear.mean() > 0.8
+    assert len(np.unique(wanted[clear])) > 1
+    np.testing.assert_array_equal(got[clear], wanted[clear])
+    code = "import sys; sys.modules['torch'] = None; import run; sys.exit(run.main(sys.argv[1:]))"
+    said = subprocess.run(
+        [sys.executable, "-c", code, "predict", "--json", str(tmp_path / "seen.png")],
+        cwd=out, capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": ":".join(path for path in sys.path if "site" in path), "PATH": ""},
+    )  # fmt: skip
+    (answer,) = json.loads(said.stdout)
+    assert answer["size"] == [40, 50]
+    shares = {segment["label"]: segment["share"] for segment in answer["segments"]}
+    assert shares == {NAMES[n]: pytest.approx((got == n).mean()) for n in np.unique(got) if n > 0}
+
+
+def test_finetuning_learns_masks_from_maps(tiny, tmp_path, data):
+    record = api.finetune(
+        tiny, data, tmp_path / "ckpt", task="image-segmentation", epochs=4, batch=4, learning_rate=1e-3
+    )
+    losses = [epoch["loss"] for epoch in record["epochs"]]
+    assert record["metric"] == "Dice"
+    assert losses[-1] < 0.8 * losses[0]
+    facts = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
+    assert (facts.architecture, facts.pipeline["labels"]) == (
+        "MaskFormerForInstanceSegmentation",
+        ["LABEL_0", "LABEL_1"],
+    )
+
+
+def test_pixels_that_are_not_judged_teach_nothing(tiny):
+    net = checkpoint.load(checkpoint.inspect(resolve(str(tiny)))).net
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    labels[:, :8] = 2
+    unknown = torch.where(labels == 2, UNKNOWN, labels)
+    alone = net(pixels, labels=unknown).loss
+    assert torch.isfinite(alone)
+    assert alone != net(pixels, labels=labels).loss
