@@ -45,6 +45,7 @@ def walk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Walk:
     return Walk(tmp_path, capsys)
 
 
+@pytest.mark.long
 def test_the_whole_command(walk: Walk, tiny_checkpoint: TinyCheckpoint):
     model, data, out = tiny_checkpoint("bert", "text-classification"), walk.folder / "data.csv", walk.folder / "out"
     asked = ("optimize", model, "--data", data, "--recipe", walk.folder / "mine.toml", "--max-drop", "100pt",

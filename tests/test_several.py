@@ -36,6 +36,7 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(word) for word in command], cwd=ROOT, env=around, capture_output=True, text=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["distill", "qat"])
 def test_training_from_a_teacher_takes_the_same_course(undropped: Path, tmp_path: Path, what: str):
     courses = []
@@ -53,6 +54,7 @@ def test_training_from_a_teacher_takes_the_same_course(undropped: Path, tmp_path
     assert len(shards[0]) > 2
 
 
+@pytest.mark.long
 def test_finetuning_takes_the_same_course(undropped: Path, tmp_path: Path):
     rows = ["text,label", *(f"{SENTENCES[n % 10].replace(',', '')} {n},{('no', 'yes')[n % 2]}" for n in range(64))]
     for split in ("train", "validation"):

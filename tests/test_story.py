@@ -177,6 +177,7 @@ def test_a_folder_of_other_files_is_refused_before_any_work(tiny_checkpoint, lab
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(tiny_checkpoint, labelled, tmp_path):
     """SIGKILL a run 20 times, then let it finish: the bundle verifies and every graph file is the undisturbed one's."""
     checkpoint = tiny_checkpoint("bert", "text-classification")
@@ -219,6 +220,7 @@ def wider(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider, labelled, tmp_path):
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
@@ -246,6 +248,7 @@ def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider,
     assert load(tmp_path / "out")("the cat sat on the mat")["label"] in LABELS["text-classification"]
 
 
+@pytest.mark.long
 def test_max_effort_distils_and_trains_the_rounding_where_only_that_loses(wider, labelled, tmp_path, monkeypatch):
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')

@@ -56,6 +56,7 @@ def wait_for(process: subprocess.Popen[bytes], out: Path, holds: Callable[[Stage
     raise AssertionError("the run never came so far")
 
 
+@pytest.mark.long
 def test_a_run_is_watched_to_its_death_and_then_to_its_end(begin, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out, first = tmp_path / "out", begin()
     died_in = wait_for(first, out, lambda stage: stage.text.startswith("building") and read_so_far(out) is not None)
