@@ -100,13 +100,15 @@ def told_by_transformers(folder, raw, threshold):
     return [found[name][order].numpy() for name in ("labels", "scores", "boxes")]
 
 
-@pytest.mark.parametrize("family", ["yolos", "detr"])
+@pytest.mark.parametrize("family", list(DETECTORS))
 def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what transformers says."""
     folder = tiny(family)
     facts = checkpoint.inspect(resolve(str(folder)))
     assert (facts.task, facts.modality, facts.pipeline["labels"]) == ("object-detection", "image", NAMES)
-    made = {p: api.export(folder, tmp_path / p, precision=p, data=data) for p in ("fp32", "int8")}
+    # RT-DETR is the longest of all to export; it is quantized as DETR is
+    precisions = ("fp32",) if family == "rt_detr" else ("fp32", "int8")
+    made = {p: api.export(folder, tmp_path / p, precision=p, data=data) for p in precisions}
     shown = picture(7, size=(90, 70))
     (tmp_path / "seen.png").write_bytes(shown)
     labels, scores, boxes = (part[:5] for part in told_by_transformers(folder, shown, 0))
@@ -122,10 +124,11 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
     assert [one["label"] for one in answer] == [NAMES[number] for number in labels]
     np.testing.assert_allclose([one["score"] for one in answer], scores, atol=1e-3)
     np.testing.assert_allclose([list(one["box"].values()) for one in answer], boxes, atol=0.1)
-    opened = fmopt.load(made["int8"])
+    opened = fmopt.load(made[precisions[-1]])
     assert opened(tmp_path / "seen.png", threshold=0.05) == opened(shown, threshold=0.05)
     assert len(opened(shown)) <= len(opened(shown, threshold=0.05))
-    assert (made["int8"] / "model.onnx").stat().st_size < (made["fp32"] / "model.onnx").stat().st_size
+    if "int8" in made:
+        assert (made["int8"] / "model.onnx").stat().st_size < (made["fp32"] / "model.onnx").stat().st_size
 
 
 def test_a_picture_is_prepared_as_the_processor_of_transformers_does(tiny):
