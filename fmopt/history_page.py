@@ -58,7 +58,7 @@ FIGURES = (
     Figure("median latency, ms · down is better", "latency", lambda e: e.latency, wording.milliseconds),
     Figure("speedup over full precision · up is better", "", lambda e: e.speedup, lambda v: f"{v:.2f}×"),
     Figure(
-        "drop against full precision, points · down is better",
+        "drop against full precision · down is better",
         "accuracy",
         lambda e: e.drop and Estimate(point=100 * e.drop.point, low=100 * e.drop.low, high=100 * e.drop.high),
         lambda v: f"{wording.points(v / 100)} pt",

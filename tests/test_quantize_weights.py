@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,12 @@ def test_options_that_make_no_sense_are_refused() -> None:
         QuantizeWeights(block=33)
     with pytest.raises(ConfigError, match="method 'hqq' is for 4 bits"):
         QuantizeWeights(bits=8, method="hqq")
+
+
+def test_the_tool_that_rounds_sets_up_no_log_of_the_process() -> None:
+    code = (
+        "import logging; from fmopt.passes.quantize_weights import _tool; assert _tool().MatMulNBitsQuantizer; "
+        "logging.getLogger('another').info('heard'); print(logging.getLogger().handlers)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (told.stdout.strip(), "heard" in told.stderr) == ("[]", False)

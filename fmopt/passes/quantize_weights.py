@@ -3,21 +3,16 @@ weight once and computes next to nothing."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
 from onnx import helper
-from onnxruntime.quantization.matmul_nbits_quantizer import (
-    DefaultWeightOnlyQuantConfig,
-    DefaultWeightOnlyQuantizer,
-    HQQWeightOnlyQuantConfig,
-    MatMulNBitsQuantizer,
-)
 
 from fmopt.block_rounding import rounded
 from fmopt.errors import ConfigError, PassError
@@ -126,8 +121,11 @@ class QuantizeWeights:
         if self.method == "mse":
             arrays = dict(zip((f"Q{self.bits}", "scales"), rounded(values, self.bits, self.block), strict=True))
         else:
-            config = DefaultWeightOnlyQuantConfig(block_size=self.block, is_symmetric=self.symmetric, bits=self.bits)
-            rows = DefaultWeightOnlyQuantizer(config).qbits_block_quant(values)
+            tool = _tool()
+            config = tool.DefaultWeightOnlyQuantConfig(
+                block_size=self.block, is_symmetric=self.symmetric, bits=self.bits
+            )
+            rows = tool.DefaultWeightOnlyQuantizer(config).qbits_block_quant(values)
             arrays = dict(zip((f"Q{self.bits}", "scales", "zero_points"), rows, strict=True))
             if self.symmetric:
                 del arrays["zero_points"]
@@ -143,11 +141,12 @@ class QuantizeWeights:
         self, node: onnx.NodeProto, values: np.ndarray
     ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
         """As `_narrow`, by ONNX Runtime's own tool, on a graph of this product alone."""
-        config = HQQWeightOnlyQuantConfig(block_size=self.block, bits=self.bits, op_types_to_quantize=("MatMul",))
+        tool = _tool()
+        config = tool.HQQWeightOnlyQuantConfig(block_size=self.block, bits=self.bits, op_types_to_quantize=("MatMul",))
         alone = helper.make_graph([node], "one", [], [], [constant(node.input[1], values)])
         with quiet_quantizer(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
-            quantizer = MatMulNBitsQuantizer(helper.make_model(alone), algo_config=config)
+            quantizer = tool.MatMulNBitsQuantizer(helper.make_model(alone), algo_config=config)
             quantizer.process()
         made = quantizer.model.model.graph
         for one in made.node:
@@ -164,6 +163,17 @@ class QuantizeWeights:
             if node.op_type == "MatMul"
             and (any(part in node.name for part in self.keep) or (not self.head and logits in node.output))
         ]  # fmt: skip
+
+
+def _tool() -> Any:
+    """ONNX Runtime's module that rounds weights. To import it sets up the log of the whole process, on the terminal; undone."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    from onnxruntime.quantization import matmul_nbits_quantizer
+
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    return matmul_nbits_quantizer
 
 
 PASS = QuantizeWeights
