@@ -130,10 +130,19 @@ def graph_work(graph_path: Path, batch: int, length: int, *, activation_bits: in
 def _with_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
     """ONNX Runtime's symbolic inference follows token counts through Slice and Range, and knows its own operators; what
     it does not take goes to ONNX's own."""
+    # Step by step: its `infer_shapes` leaves a copy of a graph that it does not know in the folder where the user happens to be.
+    symbolic = SymbolicShapeInference(int_max=2**31 - 1, auto_merge=True, guess_output_rank=False, verbose=0)
+    known = False
     try:
-        return SymbolicShapeInference.infer_shapes(model, auto_merge=True).graph
+        symbolic._preprocess(model)
+        while symbolic.run_:
+            known = symbolic._infer_impl()
+        symbolic._update_output_from_vi()
     except Exception:  # it raises bare Exception and AssertionError for what it does not know
-        return shape_inference.infer_shapes(model, strict_mode=False, data_prop=True).graph
+        known = False
+    if known:
+        return symbolic.out_mp_.graph
+    return shape_inference.infer_shapes(model, strict_mode=False, data_prop=True).graph
 
 
 def bind_dimensions(model: onnx.ModelProto, batch: int, length: int) -> None:

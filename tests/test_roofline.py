@@ -140,3 +140,21 @@ def test_a_convolution_sums_over_its_window(tmp_path: Path) -> None:
     patches, local = graph_work(tmp_path / "conv.onnx", batch=2, length=1)
     assert patches.operations == 2 * (2 * 16 * 4 * 4) * (3 * 8 * 8)
     assert local.operations == 2 * (2 * 16 * 4 * 4) * 9
+
+
+def test_a_graph_that_shape_inference_does_not_know_leaves_no_copy_behind(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weight = numpy_helper.from_array(np.ones((1024, 16), np.float32), "weight")
+    nodes = [
+        helper.make_node("Strange", ["x"], ["y"], domain="nobody.knows"),
+        helper.make_node("MatMul", ["y", "weight"], ["z"]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", 1024])
+    made = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    model = helper.make_model(
+        helper.make_graph(nodes, "one", [given], [made], [weight]),
+        opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("nobody.knows", 1)],
+    )
+    onnx.save(model, "model.onnx")
+    list(graph_work(tmp_path / "model.onnx", 1, 8))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
