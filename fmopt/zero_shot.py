@@ -74,7 +74,11 @@ def _encoded(net: Any, folder: Path, labels: Sequence[str]) -> dict[str, Any]:
     texts, most = net.config.text_config, int(net.config.text_config.max_position_embeddings)
     # SigLIP was trained on rows that are full of padding, which it attends to.
     filled = "siglip" in net.config.model_type
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each tokenizer class fails in its own way
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder}: labels are texts, and its tokenizer cannot be used: {first[:200]}") from error
     found = tokenizer(
         [PROMPT.format(label) for label in labels], padding="max_length" if filled else True, max_length=most,
         truncation=True, return_tensors="pt",
