@@ -42,9 +42,10 @@ class Drop(Frozen):
             )
         return cls(amount=float(found[1]), unit="%" if found[2] == "%" else "pt")
 
-    def limit(self, baseline_metric: float) -> float:
-        """The allowed drop in units of the metric."""
-        return self.amount / 100 * (1.0 if self.unit == "pt" else abs(baseline_metric))
+    def limit(self, baseline_metric: float, *, bounded: bool = True) -> float:
+        """The allowed drop in units of the metric. One without an end (perplexity) has no points: they are percent of it."""
+        points = self.unit == "pt" and (bounded or not baseline_metric)
+        return self.amount / 100 * (1.0 if points else abs(baseline_metric))
 
     def __str__(self) -> str:
         return f"{self.amount:g}{self.unit}"
@@ -138,16 +139,19 @@ def judge(
     items_changed: int,
     n: int,
     samples: int = 0,
+    bounded: bool = True,
 ) -> Verdict:
     """Every limit of the budget against what was found.
 
-    `drop` and `baseline_metric` are in units of the metric, over `n` items of which `items_changed` changed; `samples`
-    is how often each variant was timed. Where the device is not here, its latency is UNMEASURED even without a limit:
-    nothing about its speed was shown.
+    `drop` and `baseline_metric` are in units of the metric, which has a largest value if it is `bounded`, over `n` items of
+    which `items_changed` changed; `samples` is how often each variant was timed. Where the device is not here, its latency is
+    UNMEASURED even without a limit: nothing about its speed was shown.
     """
     checks = []
     if budget.max_drop is not None:
-        checks.append(_accuracy(budget, drop, budget.max_drop.limit(baseline_metric), items_changed, n))
+        checks.append(
+            _accuracy(budget, drop, budget.max_drop.limit(baseline_metric, bounded=bounded), items_changed, n)
+        )
     absent = "" if device_present else "the device is not here; run the bundle's run.py bench on it"
     timed = (None, None, None) if absent else (speedup, latency_ms, memory_mb)
     if budget.min_speedup is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fmopt import gate, trials
 from fmopt.errors import PlanError
+from fmopt.metrics import METRICS
 from fmopt.record import value_of
 from fmopt.results import Estimate
 from fmopt.trials import Run, by_speed, primary
@@ -113,7 +114,7 @@ def drop_limit(run: Run, reference: str) -> float | None:
     if allowed is None:
         return None
     score = primary(run.trials[reference].scores)
-    return allowed.limit(value_of(score))
+    return allowed.limit(value_of(score), bounded=METRICS[score.metric].bounded)
 
 
 def median_ms(run: Run, name: str) -> float:

@@ -25,6 +25,7 @@ from fmopt.edge import open_preprocessor
 from fmopt.errors import ConfigError, PlanError
 from fmopt.labelled import with_labels
 from fmopt.latecomers import rescue, shrink
+from fmopt.metrics import METRICS
 from fmopt.model import CheckpointFacts, static_shape, takes_length
 from fmopt.plan import Training, make_plan
 from fmopt.predictions import changed_items
@@ -219,6 +220,7 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
         request.budget,
         drop=drop,
         baseline_metric=value_of(theirs),
+        bounded=METRICS[theirs.metric].bounded,
         speedup=trial.speedup,
         latency_ms=gate.median_latency(trial.latency, request.budget.confidence, request.seed)
         if trial.latency

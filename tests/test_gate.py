@@ -56,6 +56,14 @@ def test_a_drop_is_points_or_percent_of_the_baseline(text: str, limit: float) ->
     assert Drop.parse(text).limit(0.8) == pytest.approx(limit)
 
 
+def test_points_of_a_metric_without_an_end_are_percent_of_it() -> None:
+    assert Drop.parse("1pt").limit(162.5, bounded=False) == pytest.approx(1.625)
+    assert Drop.parse("1pt").limit(0.0, bounded=False) == pytest.approx(0.01)  # a distance to the baseline itself
+    drop = Estimate(point=0.5, low=0.1, high=0.9)
+    found = [judged(Budget(), drop=drop, baseline_metric=162.5, bounded=one).checks[0].outcome for one in (True, False)]
+    assert found == [Outcome.FAIL, Outcome.PASS]
+
+
 @pytest.mark.parametrize("text", ["1", "pt", "-1pt", "one", "1 points", "1e3pt", ""])
 def test_a_drop_that_is_none_says_which_forms_there_are(text: str) -> None:
     with pytest.raises(ConfigError, match=r"like 1pt or 0\.5pt, or a share of the baseline like 1%"):

@@ -37,7 +37,10 @@ def optimize(
     ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="max: of each distillation.")] = None,
     max_drop: Annotated[
-        str, typer.Option("--max-drop", help="Allowed loss: 1pt is one absolute point, 1% is relative to the baseline.")
+        str,
+        typer.Option(
+            "--max-drop", help="Allowed loss: 1pt is one absolute point (1% of a perplexity), 1% of the baseline."
+        ),
     ] = "1pt",
     min_speedup: Annotated[
         str | None, typer.Option("--min-speedup", help="Against the fastest full-precision variant: 2x.")
