@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from fmopt.model import CheckpointFacts, ModelSource, TorchModel, file_digest
 from fmopt.networks import known_transformers
 from fmopt.seq2seq import TASKS as ANSWERS
 from fmopt.seq2seq import answer_pipeline
-from fmopt.source import cache_folder, known_models
+from fmopt.source import cache_folder, known_models, made_once
 from fmopt.speech_processor import speech_pipeline
 from fmopt.structure import STRUCTURE, load_facts, read_structure
 from fmopt.tasks.base import Task, modality_of
@@ -393,18 +391,15 @@ def _prepared(folder: Path, allow_pickle: bool) -> Path:
     stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
     key = hashlib.sha256(repr((stamps, unpickle)).encode()).hexdigest()[:16]
     place = cache_folder() / "converted" / f"{folder.name}-{key}"
-    if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
-            out = Path(scratch) / "out"
-            out.mkdir()
-            link_files(folder, out, skip=frozenset(PICKLES) if unpickle else frozenset())
-            if unpickle:
-                convert_pickle(folder, out)
-            if retokenize:
-                convert_tokenizer(folder, out)
-            if not place.is_dir():
-                shutil.move(out, place)
+
+    def make(out: Path) -> None:
+        link_files(folder, out, skip=frozenset(PICKLES) if unpickle else frozenset())
+        if unpickle:
+            convert_pickle(folder, out)
+        if retokenize:
+            convert_tokenizer(folder, out)
+
+    made_once(place, make)
     what = " and ".join([*(["pickled weights"] if unpickle else []), *(["tokenizer"] if retokenize else [])])
     log.warning("%s: %s converted; using %s", folder, what, place)
     return place

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from fmopt.data import Dataset
 from fmopt.errors import DataError
 from fmopt.examples import label_names
 from fmopt.model import CheckpointFacts
-from fmopt.source import cache_folder
+from fmopt.source import cache_folder, made_once
 from fmopt.weights import link_files
 
 
@@ -41,14 +39,10 @@ def with_labels(facts: CheckpointFacts, data: Dataset) -> CheckpointFacts:
 def _copy(facts: CheckpointFacts, names: list[str]) -> Path:
     key = hashlib.sha256(json.dumps([facts.digest, names]).encode()).hexdigest()[:16]
     place = cache_folder() / "labelled" / f"{facts.folder.name}-{key}"
-    if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
-            out = Path(scratch) / "out"
-            out.mkdir()
-            link_files(facts.folder, out, skip=frozenset({"config.json"}))
-            classes = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-            (out / "config.json").write_text(json.dumps({**facts.config, **classes}, indent=1))
-            if not place.is_dir():
-                shutil.move(out, place)
-    return place
+
+    def make(out: Path) -> None:
+        link_files(facts.folder, out, skip=frozenset({"config.json"}))
+        classes = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        (out / "config.json").write_text(json.dumps({**facts.config, **classes}, indent=1))
+
+    return made_once(place, make)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import re
-import shutil
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,23 +91,19 @@ def _from_config(name: str, facts: Mapping[str, Any]) -> Path:
     told = [facts["task"], facts["config"], *(facts.get(part) for part in ("processor", "vocabulary"))]
     known = json.dumps([*told, transformers.__version__], sort_keys=True)
     place = cache_folder() / "untrained" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
-    if place.is_dir():
-        return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch, torch.random.fork_rng([]):
-        torch.manual_seed(0)
+
+    def make(out: Path) -> None:
         config = transformers.AutoConfig.for_model(**facts["config"])
         loader = auto_loader(lookup.find("tasks", facts["task"]).auto_class, config)
-        with quiet(transformers.utils.logging):
-            loader.from_config(config).save_pretrained(scratch)
+        with torch.random.fork_rng([]), quiet(transformers.utils.logging):
+            torch.manual_seed(0)
+            loader.from_config(config).save_pretrained(out)
         if "processor" in facts:
-            (Path(scratch) / "preprocessor_config.json").write_text(json.dumps(facts["processor"], indent=1))
+            (out / "preprocessor_config.json").write_text(json.dumps(facts["processor"], indent=1))
         if "vocabulary" in facts:
-            _write_vocabulary(facts["vocabulary"], Path(scratch))
-        with contextlib.suppress(OSError):  # another process was faster
-            shutil.copytree(scratch, place.with_suffix(".part"), dirs_exist_ok=True)
-            place.with_suffix(".part").rename(place)
-    return place
+            _write_vocabulary(facts["vocabulary"], out)
+
+    return made_once(place, make)
 
 
 def _write_vocabulary(told: Mapping[str, Any], folder: Path) -> None:
@@ -122,6 +116,23 @@ def _write_vocabulary(told: Mapping[str, Any], folder: Path) -> None:
     )
     facts = settings or {"tokenizer_class": "Wav2Vec2CTCTokenizer", "do_lower_case": False, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=1))
+
+
+def made_once(place: Path, make: Callable[[Path], None]) -> Path:
+    """The folder `place` of a cache, which `make` fills where it is not there yet. It is whole or not there, whoever else makes
+    it at the same time."""
+    if not place.is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
+            out = Path(scratch) / place.name
+            out.mkdir()
+            make(out)
+            try:
+                out.rename(place)
+            except OSError:
+                if not place.is_dir():  # else another process was faster
+                    raise
+    return place
 
 
 def cache_folder() -> Path:

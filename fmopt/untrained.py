@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from fmopt.catalogue import write_catalogue
 from fmopt.errors import CheckpointError, ConfigError
 from fmopt.model import auto_loader, quiet
 from fmopt.networks import known_transformers
+from fmopt.source import made_once
 from fmopt.tokenizer import TOKENIZER
 
 MADE_OF_DATA = frozenset({"tokenizer", "catalogue"})
@@ -59,20 +59,12 @@ def write_untrained(entry: Mapping[str, Any], texts: Sequence[str], cache: Path,
     for text in texts:
         key.update(text.encode("utf8", "surrogatepass") + b"\0")
     place = cache / "untrained" / key.hexdigest()[:16] / name
-    if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
-            out = Path(scratch) / name
-            out.mkdir()
-            ids = (
-                _write_tokenizer(entry["tokenizer"], texts, out)
-                if "tokenizer" in entry
-                else write_catalogue(texts, out)
-            )
-            _write_network(entry, ids, out, seed)
-            if not place.is_dir():
-                shutil.move(out, place)
-    return place
+
+    def make(out: Path) -> None:
+        write = partial(_write_tokenizer, entry["tokenizer"]) if "tokenizer" in entry else write_catalogue
+        _write_network(entry, write(texts, out), out, seed)
+
+    return made_once(place, make)
 
 
 def _write_network(entry: Mapping[str, Any], ids: Mapping[str, int], out: Path, seed: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.errors import CheckpointError
+from fmopt.tokenizer import TOKENIZER
 
 AUTO_CLASS = "AutoModelForZeroShotImageClassification"
 PROMPT = "This is a photo of {}."  # as transformers' pipeline has it
@@ -74,6 +75,8 @@ def _encoded(net: Any, folder: Path, labels: Sequence[str]) -> dict[str, Any]:
     texts, most = net.config.text_config, int(net.config.text_config.max_position_embeddings)
     # SigLIP was trained on rows that are full of padding, which it attends to.
     filled = "siglip" in net.config.model_type
+    if not (folder / TOKENIZER).is_file():  # transformers would make one that knows no word
+        raise CheckpointError(f"{folder} has no tokenizer (no {TOKENIZER}), and labels are texts; copy its files there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each tokenizer class fails in its own way
