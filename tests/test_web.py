@@ -188,6 +188,7 @@ def test_two_bundles_are_timed_in_one_page_and_judged_by_the_gate(export: Export
         check=False,
     )
     assert got.returncode in (1, 4), got.stderr  # accuracy was not measured: FAIL on speed, or UNMEASURED
+    assert out.is_file(), got.stderr
     found = json.loads(out.read_text())
     one = found["threads"]["1"]
     assert {name: len(ms) for name, ms in one["samples_ms"].items()} == {"baseline": 20, "candidate": 20}
