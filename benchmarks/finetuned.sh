@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 data=${FMOPT_DATA:-../shared/data}
 checkpoints=${FMOPT_CHECKPOINTS:-out/finetuned}
 fmopt=.venv/bin/fmopt
-[ $# -gt 0 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
 what=$1; shift
 [ $# -gt 0 ] || set -- stsb wnut17 banking77 sst2 squad_small war_and_peace
 

@@ -4,13 +4,14 @@
 #     benchmarks/images.sh train [NAME...]       checkpoints in $FMOPT_CHECKPOINTS (default out/images); resumes
 #     benchmarks/images.sh optimize [NAME...]    records in benchmarks/results; the machine should be quiet
 #
-# NAME is cifar10 (ViT-32), clip (CLIP-32, labels told in words), nuclei (SegFormer-B0-128) or bccd (YOLOS-96x128). $EPOCHS overrides what the entries of models/ say.
+# NAME is cifar10 (ViT-32), clip (CLIP-32, labels told in words), nuclei (SegFormer-B0-128) or bccd (YOLOS-96x128).
+# $EPOCHS overrides what the entries of models/ say.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${FMOPT_DATA:-../shared/data}
 checkpoints=${FMOPT_CHECKPOINTS:-out/images}
 fmopt=.venv/bin/fmopt
-[ $# -gt 0 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
 what=$1; shift
 [ $# -gt 0 ] || set -- cifar10 clip nuclei bccd
 

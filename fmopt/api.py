@@ -187,6 +187,7 @@ def export(
     kind = lookup.find("tasks", facts.task)
     spec = str(data) if data else source.default_data
     if spec is None:
+        facts = with_labels(facts, None)
         if precision == "int8":
             raise DataError("INT8 is calibrated on real items: give some with --data")
         raws: list[Any] = [plain_example(facts.pipeline)] * 2

@@ -37,7 +37,8 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     if task == "image-segmentation":
         maps = (pictures.class_map(row["mask"]) for row in rows if row.get("mask") is not None)
-        return [f"LABEL_{number}" for number in range(1 + max(int(each[each != 255].max(initial=1)) for each in maps))]
+        highest = max(int(each[each != pictures.UNKNOWN].max(initial=1)) for each in maps)
+        return [f"LABEL_{number}" for number in range(1 + highest)]
     if not task.endswith(("-classification", "-detection")):
         return []
     role = {"token-classification": "tags", "object-detection": "classes"}.get(task, "label")

@@ -17,14 +17,16 @@ from fmopt.source import cache_folder, made_once
 from fmopt.weights import link_files
 
 
-def with_labels(facts: CheckpointFacts, data: Dataset) -> CheckpointFacts:
+def with_labels(facts: CheckpointFacts, data: Dataset | None) -> CheckpointFacts:
     """The same facts; of a checkpoint that takes any labels those of its copy in the cache, whose config.json names the ones of
     `data`. One that names labels keeps them.
 
-    DataError when the data has fewer than two, or numbers alone, of which no text can be made.
+    DataError without data, when it has fewer than two, or numbers alone, of which no text can be made.
     """
     if facts.task != ZERO_SHOT or facts.pipeline["labels"]:
         return facts
+    if data is None:
+        raise DataError(f"{facts.source.title} names no labels: give data with those that it shall know, with --data")
     rows = [row for split in data.splits.values() for row in split]
     names = list(data.label_names) or label_names(ZERO_SHOT, rows)
     if all(name.removeprefix("LABEL_").isdecimal() for name in names):

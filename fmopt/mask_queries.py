@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-UNKNOWN = 255  # a pixel that is not judged
+from fmopt.pictures import UNKNOWN
+
 FAMILY = "maskformer"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 THUMBNAIL = 96  # pixels of the longer edge
+UNKNOWN = 255  # a pixel of a map of classes that is not judged, as in Pascal VOC and Cityscapes; losses leave it out
 
 
 def png_file(array: np.ndarray, row: Mapping[str, Any] | None = None) -> bytes:

@@ -107,15 +107,15 @@ def load_network(
     their words (CLIP) is the classifier of those that its configuration names, what finds masks by queries gives maps."""
     structure = read_structure(folder)
     rebuild = None if structure is None else partial(apply_structure, structure=structure)
-    net = models.load_network(folder, auto_class, dtype, rebuild=rebuild, head=head)
+    net: Any = models.load_network(folder, auto_class, dtype, rebuild=rebuild, head=head)
     if auto_class == SPEAKING:
         from fmopt.speech import seeded
 
         return seeded(net)
-    if net.config.model_type == mask_queries.FAMILY:  # type: ignore[union-attr]
+    if net.config.model_type == mask_queries.FAMILY:
         return mask_queries.as_maps(net)
     if auto_class == zero_shot.AUTO_CLASS:
-        names: dict[int, str] = net.config.id2label  # type: ignore[union-attr, assignment]
+        names = net.config.id2label
         return zero_shot.classifier(net, folder, [names[number] for number in sorted(names)], frozen=head is None)
     return net
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from fmopt import pictures
 from fmopt.edge import isa_features
 from fmopt.examples import IGNORED, Example, Masking
 
@@ -23,7 +24,6 @@ KEEPING = ((-1, 2**31 - 1), (-2, 256 << 20), (-4, 0))
 GIVING_BACK = ((-1, 128 << 10), (-2, 128 << 10), (-4, 65536))
 WARMUP = 0.06  # share of the steps, as RoBERTa's fine-tuning (Liu et al., 2019)
 WEIGHT_DECAY = 0.01
-UNKNOWN_PIXEL = 255  # of a map of classes; the losses of transformers leave it out
 LEAST_SEEN = 0.3  # of a box, for it to be asked for in a picture that was shifted
 AUGMENTATIONS = ("shift", "mirror")  # what `augmented` does
 
@@ -76,7 +76,7 @@ def augmented(example: Example, ways: Sequence[str], draw: np.random.Generator) 
     top, left = (int(draw.integers(0, 2 * most + 1)) for most in room)
     for name, values in changed.items():
         sides = [(0, 0)] * (values.ndim - 2) + [(most, most) for most in room]
-        padded = np.pad(values, sides, constant_values=0 if name == "pixel_values" else UNKNOWN_PIXEL)
+        padded = np.pad(values, sides, constant_values=0 if name == "pixel_values" else pictures.UNKNOWN)
         moved = padded[..., top : top + height, left : left + width]
         changed[name] = np.ascontiguousarray(moved[..., ::-1] if mirror else moved)
     if isinstance(told, dict):

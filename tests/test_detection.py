@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from fmopt.tasks.object_detection import TASK
 from fmopt.training import augmented
 from tests.torch_models import model_of
 from tests.vision_models import DETECTORS, NAMES, box_arrays, picture, write_detector
+from tests.without_torch import run_bundle
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +112,8 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
     (tmp_path / "seen.png").write_bytes(shown)
     labels, scores, boxes = (part[:5] for part in told_by_transformers(folder, shown, 0))
     least = str(scores[4] - 1e-3)
-    code = "import sys; sys.modules['torch'] = None; import run; sys.exit(run.main(sys.argv[1:]))"
-    got = subprocess.run(
-        [sys.executable, "-c", code, "predict", "--json", "--threshold", least, str(tmp_path / "seen.png")],
-        cwd=made["fp32"], capture_output=True, text=True, check=True,
-        env={"PYTHONPATH": ":".join(path for path in sys.path if "site" in path), "PATH": ""},
-    )  # fmt: skip
+    got = run_bundle(made["fp32"], "predict", "--json", "--threshold", least, str(tmp_path / "seen.png"))
+    assert got.returncode == 0, got.stderr
     (answer,) = json.loads(got.stdout)
     answer = answer[:5]  # what follows may score as much as the fifth
     assert [one["label"] for one in answer] == [NAMES[number] for number in labels]

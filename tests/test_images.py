@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -28,7 +26,8 @@ from fmopt.runtimes.onnxruntime import RUNTIME
 from fmopt.source import resolve
 from fmopt.tasks.image_classification import TASK
 from tests.torch_models import model_of
-from tests.vision_models import CLASSIFIERS, NAMES, picture, picture_rows, write_vision
+from tests.vision_models import CLASSIFIERS, NAMES, picture, picture_rows, write_pictures, write_squares, write_vision
+from tests.without_torch import run_bundle
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +52,7 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
     folder = tiny(family)
     facts = checkpoint.inspect(resolve(str(folder)))
     assert (facts.task, facts.modality, facts.pipeline["labels"]) == ("image-classification", "image", NAMES)
-    data = tmp_path / "data"
-    for split, count in (("train", 12), ("validation", 6), ("test", 6)):
-        for number, row in enumerate(picture_rows(count, seed=len(split))):
-            home = data / split / row["label"]
-            home.mkdir(parents=True, exist_ok=True)
-            (home / f"{number}.png").write_bytes(row["image"])
+    data = write_pictures(tmp_path / "data", train=12, validation=6, test=6)
     made = {p: api.export(folder, tmp_path / p, precision=p, data=data) for p in ("fp32", "int8")}
     shown = picture(7)
     (tmp_path / "seen.png").write_bytes(shown)
@@ -66,11 +60,8 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
     wanted = exporting.torch_outputs(net, inputs_of(facts, [shown]), ["logits"])["logits"][0]
     shares = np.exp(wanted - wanted.max()) / np.exp(wanted - wanted.max()).sum()
     for precision, tolerance in (("fp32", 1e-4), ("int8", 0.1)):
-        code = "import sys; sys.modules['torch'] = None; import run; sys.exit(run.main(sys.argv[1:]))"
-        got = subprocess.run(
-            [sys.executable, "-c", code, "predict", "--json", str(tmp_path / "seen.png")],
-            cwd=made[precision], capture_output=True, text=True, check=True, env={"PYTHONPATH": _site(), "PATH": ""},
-        )  # fmt: skip
+        got = run_bundle(made[precision], "predict", "--json", str(tmp_path / "seen.png"))
+        assert got.returncode == 0, got.stderr
         (answer,) = json.loads(got.stdout)
         assert list(answer["scores"]) == NAMES
         assert np.abs(np.array(list(answer["scores"].values())) - shares).max() < tolerance
@@ -79,21 +70,9 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
     assert (made["int8"] / "model.onnx").stat().st_size < (made["fp32"] / "model.onnx").stat().st_size
 
 
-def _site() -> str:
-    return ":".join(path for path in sys.path if "site" in path)
-
-
 def test_segmentation_goes_the_whole_road_from_random_weights(tiny, tmp_path):
     """Trained on arrays of pictures and masks, exported, quantized; the bundle's map is the network's, in the picture's size."""
-    draw = np.random.default_rng(0)
-    for split, count in (("train", 24), ("validation", 8), ("test", 8)):
-        masks = np.zeros((count, 32, 32), dtype=np.uint8)
-        for mask in masks:
-            top, left = draw.integers(0, 20, 2)
-            mask[top : top + 12, left : left + 12] = 1
-        images = np.clip(draw.normal(60 + 130 * masks, 15), 0, 255).astype(np.uint8)
-        (tmp_path / "data").mkdir(exist_ok=True)
-        np.savez(tmp_path / "data" / f"{split}.npz", images=images, masks=masks)
+    write_squares(tmp_path / "data")
     record = api.finetune(
         tiny("segformer"), tmp_path / "data", tmp_path / "ckpt", task="image-segmentation", epochs=6, batch=4,
         learning_rate=3e-3, augment=["mirror", "shift"],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,9 +13,10 @@ from PIL import Image
 
 import fmopt
 from fmopt import api, checkpoint
-from fmopt.mask_queries import UNKNOWN
+from fmopt.pictures import UNKNOWN
 from fmopt.source import resolve
-from tests.vision_models import NAMES, picture, write_maskformer
+from tests.vision_models import NAMES, picture, write_maskformer, write_squares
+from tests.without_torch import run_bundle
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +26,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Pictures with a bright square, whose pixels are class 1."""
-    folder, draw = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
-    for split, count in (("train", 24), ("validation", 8), ("test", 8)):
-        masks = np.zeros((count, 32, 32), dtype=np.uint8)
-        for mask in masks:
-            top, left = draw.integers(0, 20, 2)
-            mask[top : top + 12, left : left + 12] = 1
-        images = np.clip(draw.normal(60 + 130 * masks, 15), 0, 255).astype(np.uint8)
-        np.savez(folder / f"{split}.npz", images=images, masks=masks)
-    return folder
+    return write_squares(tmp_path_factory.mktemp("squares"))
 
 
 def told_by_transformers(folder, raw):
@@ -65,12 +55,8 @@ def test_maskformer_goes_the_whole_road(tiny, tmp_path, data):
     assert clear.mean() > 0.8
     assert len(np.unique(wanted[clear])) > 1
     np.testing.assert_array_equal(got[clear], wanted[clear])
-    code = "import sys; sys.modules['torch'] = None; import run; sys.exit(run.main(sys.argv[1:]))"
-    said = subprocess.run(
-        [sys.executable, "-c", code, "predict", "--json", str(tmp_path / "seen.png")],
-        cwd=out, capture_output=True, text=True, check=True,
-        env={"PYTHONPATH": ":".join(path for path in sys.path if "site" in path), "PATH": ""},
-    )  # fmt: skip
+    said = run_bundle(out, "predict", "--json", str(tmp_path / "seen.png"))
+    assert said.returncode == 0, said.stderr
     (answer,) = json.loads(said.stdout)
     assert answer["size"] == [40, 50]
     shares = {segment["label"]: segment["share"] for segment in answer["segments"]}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from fmopt.finetune import finetune
 from fmopt.source import resolve
 from tests.audio_models import CLASSIFICATION, LETTERS, NAMES, RECOGNITION, sound, sound_rows, write_audio
 from tests.torch_models import model_of
+from tests.without_torch import run_bundle
 
 KINDS = [
     ("wav2vec2", RECOGNITION),
@@ -84,11 +83,8 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family, task):
     precisions = [("fp32", 1e-4), *([("int8", 0.1)] if family in INT8 else [])]
     for precision, tolerance in precisions:
         made = api.export(folder, tmp_path / precision, precision=precision, data=data)
-        code = "import sys; sys.modules['torch'] = None; import run; sys.exit(run.main(sys.argv[1:]))"
-        got = subprocess.run(
-            [sys.executable, "-c", code, "predict", "--json", str(tmp_path / "heard.wav")],
-            cwd=made, capture_output=True, text=True, check=True, env={"PYTHONPATH": _site(), "PATH": ""},
-        )  # fmt: skip
+        got = run_bundle(made, "predict", "--json", str(tmp_path / "heard.wav"))
+        assert got.returncode == 0, got.stderr
         (answer,) = json.loads(got.stdout)
         if task == RECOGNITION:
             assert precision == "int8" or answer["text"] == wanted["text"]
@@ -100,10 +96,6 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family, task):
     assert fmopt.load(tmp_path / "fp32")(tmp_path / "heard.wav")["score"] == pytest.approx(answer["score"], abs=0.1)
     sizes = [(tmp_path / precision / "model.onnx").stat().st_size for precision, _ in precisions]
     assert sizes == sorted(set(sizes), reverse=True)
-
-
-def _site() -> str:
-    return ":".join(path for path in sys.path if "site" in path)
 
 
 def test_a_mask_keeps_padding_out_of_what_is_said(tiny):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import wave
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -23,6 +21,7 @@ from fmopt.model import Artifact
 from fmopt.source import resolve
 from fmopt.tasks.base import Item
 from tests.speech_models import LETTERS, write_tokenizer, write_voice
+from tests.without_torch import run_bundle
 
 TASK = "text-to-audio"
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -182,14 +181,9 @@ def write_texts(folder, count=12):
 def test_a_bundle_speaks_without_torch(bundle, facts, model, tmp_path):
     """What run.py writes is what the torch network says."""
     out = tmp_path / "said" / "seven.wav"
-    code = "import sys; sys.modules['torch'] = None; import run; sys.exit(run.main(sys.argv[1:]))"
-    paths = ":".join(path for path in sys.path if "site" in path)
 
     def told(*arguments):
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            cwd=bundle, capture_output=True, text=True, env={"PYTHONPATH": paths, "PATH": "", "HOME": str(tmp_path)},
-        )  # fmt: skip
+        return run_bundle(bundle, *arguments, HOME=str(tmp_path))
 
     got = told("predict", "--json", "Seven!", "-o", str(out), "--seed", "5")
     assert got.returncode == 0, got.stderr

@@ -211,3 +211,27 @@ def picture_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         Image.fromarray(pixels).save(written, "PNG")
         rows.append({"image": written.getvalue(), "label": NAMES[label]})
     return rows
+
+
+def write_pictures(folder: Path, **counts: int) -> Path:
+    """So many pictures in each split, as files in folders that are named after their labels."""
+    for split, count in counts.items():
+        for number, row in enumerate(picture_rows(count, seed=len(split))):
+            home = folder / split / row["label"]
+            home.mkdir(parents=True, exist_ok=True)
+            (home / f"{number}.png").write_bytes(row["image"])
+    return folder
+
+
+def write_squares(folder: Path) -> Path:
+    """Pictures of 32 × 32 with a bright square, whose pixels are class 1, as arrays with their maps."""
+    draw = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    for split, count in (("train", 24), ("validation", 8), ("test", 8)):
+        masks = np.zeros((count, 32, 32), dtype=np.uint8)
+        for mask in masks:
+            top, left = draw.integers(0, 20, 2)
+            mask[top : top + 12, left : left + 12] = 1
+        images = np.clip(draw.normal(60 + 130 * masks, 15), 0, 255).astype(np.uint8)
+        np.savez(folder / f"{split}.npz", images=images, masks=masks)
+    return folder

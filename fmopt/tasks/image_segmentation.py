@@ -10,10 +10,10 @@ import numpy as np
 from fmopt import pictures
 from fmopt.errors import DataError
 from fmopt.model import CheckpointFacts
+from fmopt.pictures import UNKNOWN
 from fmopt.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled
 
-UNKNOWN = 255  # a pixel of a mask that is not judged, as in Pascal VOC and Cityscapes
 SHOWN_SHARE = 0.005  # of the pixels: a smaller change is not worth a line
 
 
