@@ -12,11 +12,13 @@ from rich.console import Console
 
 from fmopt import wording
 from fmopt.comparison import compare
+from fmopt.gate import Budget
 from fmopt.record import Record, as_told, drop_unit, summary_sentence
 from fmopt.record_tables import trial_table, verdict_panel
 from fmopt.report import view, write_markdown, write_report
 from fmopt.report_waterfall import falls
 from fmopt.results import Check, Estimate, Outcome, Scores, Verdict
+from fmopt.selection import drop_limit
 from fmopt.story import losing_reason
 from tests import records
 
@@ -68,6 +70,12 @@ def test_pages_and_tables_tell_percent(record: Record, tmp_path: Path) -> None:
     shown = console.export_text()
     assert "drop, %" in shown
     assert "accuracy drop: 2.00 % (0.50 % to 3.50 %), limit 2.00 %" in shown
+
+
+def test_the_default_budget_allows_a_percent_of_it(record: Record) -> None:
+    request = SimpleNamespace(budget=Budget())
+    run: Any = SimpleNamespace(trials={"full": record.baselines[1]}, job=SimpleNamespace(request=request))
+    assert drop_limit(run, "full") == pytest.approx(0.01 * BASE)
 
 
 def test_comparisons_and_reasons_tell_percent(record: Record) -> None:

@@ -183,6 +183,8 @@ def write_matcher(folder: Path, family: str, seed: int = 0) -> Path:
         for name, value in net.named_parameters():
             if value.ndim > 1:
                 torch.nn.init.normal_(value, 0, 0.5 if "embedding" in name else 0.2)
+            elif name in ("logit_scale", "logit_bias"):
+                value.fill_(1.5)
     net.eval().save_pretrained(made)
     if family == "siglip":  # whose tokenizer gives no mask
         told = json.loads((made / "tokenizer_config.json").read_text()) | {"model_input_names": ["input_ids"]}
