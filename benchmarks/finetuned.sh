@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tune MiniLM on six sets of ../shared/data, optimize each checkpoint, judge it on the test split.
+# Fine-tune MiniLM on seven sets of ../shared/data, optimize each checkpoint, judge it on the test split.
 #
 #     benchmarks/finetuned.sh train [NAME...]       checkpoints in $FMOPT_CHECKPOINTS (default out/finetuned); resumes
 #     benchmarks/finetuned.sh optimize [NAME...]    records in benchmarks/results; the machine should be quiet
@@ -13,7 +13,7 @@ checkpoints=${FMOPT_CHECKPOINTS:-out/finetuned}
 fmopt=.venv/bin/fmopt
 [ $# -gt 0 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
 what=$1; shift
-[ $# -gt 0 ] || set -- stsb wnut17 banking77 sst2 squad_small war_and_peace
+[ $# -gt 0 ] || set -- stsb wnut17 banking77 sst2 qamr squad_small war_and_peace
 
 for name in "$@"; do
   drop=1pt
@@ -22,6 +22,7 @@ for name in "$@"; do
     banking77)     task=text-classification  epochs=10 rate=2e-4 ;;
     wnut17)        task=token-classification epochs=8  rate=2e-4 ;;
     stsb)          task=text-regression      epochs=5  rate=1e-4 ;;
+    qamr)          task=question-answering   epochs=2  rate=1e-4 ;;
     squad_small)   task=question-answering   epochs=2  rate=1e-4 ;;
     war_and_peace) task=fill-mask            epochs=3  rate=1e-4 drop=2% ;;
     *) echo "no recipe for $name" >&2; exit 2 ;;

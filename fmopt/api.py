@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmopt import bundle as bundles
-from fmopt import checkpoint, lookup, measure, probe, untrained, web
+from fmopt import checkpoint, executorch_program, lookup, measure, probe, untrained, web
 from fmopt.benchmarking import deployed, open_artifact, plain_example
 from fmopt.build import Workshop
 from fmopt.data import catalogue, load_data, training_texts
@@ -159,7 +159,7 @@ def export(
     model: str | Path,
     out: str | Path,
     *,
-    format: Literal["onnx", "openvino"] = "onnx",
+    format: Literal["onnx", "openvino", "executorch"] = "onnx",
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
     target: str = "host",
     task: str | None = None,
@@ -179,7 +179,7 @@ def export(
     facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
     recipe = export_recipe(format, precision, facts.task)
     device = probe.load_target(target)
-    reason = refusal(recipe, facts, device)
+    reason = refusal(recipe, facts, device) or (executorch_program.refusal(facts) if format == "executorch" else None)
     if reason:
         raise ConfigError(f"--format {format} --precision {precision}: {reason}")
     if device.kind == "browser":
@@ -232,7 +232,13 @@ def export(
 def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
     """The one recipe that a format and precision name, for a model of `task`."""
     name = f"{format}-{precision}"
-    runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
+    runtime = {"onnx": "onnxruntime"}.get(format, format)
+    if format == "executorch":
+        if precision not in ("fp32", "int8"):
+            raise ConfigError(f"--format executorch has no --precision {precision}; it has fp32 and int8")
+        return Recipe(
+            name=name, runtime=runtime, precision=precision, options={"quantize": "int8"} if precision == "int8" else {}
+        )
     if precision == "int8" and task in TOKEN_BY_TOKEN:
         if format == "openvino":
             raise ConfigError("--precision int8 of a text generator is made for ONNX Runtime; use --format onnx")

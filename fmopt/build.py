@@ -71,7 +71,7 @@ class Workshop:
                     f"{recipe.name}: runtime {recipe.runtime!r} runs the checkpoint itself and takes no passes"
                 )
             return runtime.build(self.facts, recipe.options, self.facts.folder)
-        graph = self.graph(recipe.steps, recipe)
+        graph = self._program(recipe) if runtime.format == "executorch" else self.graph(recipe.steps, recipe)
         building = {name: value for name, value in recipe.options.items() if name not in runtime.opening}
         key = {"graph": graph_key(graph), "runtime": recipe.runtime, "options": building, **tool_versions()}
 
@@ -173,10 +173,32 @@ class Workshop:
         facts = checkpoint.inspect(resolve(str(folder)), self.facts.task)
         return replace(self, facts=facts, exports={})
 
-    def _check_parity(self, graph: Graph, model: TorchModel, min_cosine: float | None) -> Parity:
-        runtime = lookup.find("runtimes", "onnxruntime")
-        artifact = Artifact("onnxruntime", graph.path, opening_options(graph))
-        runner = runtime.open(artifact, threads=self.target.cores)
+    def _program(self, recipe: Recipe) -> Graph:
+        """The network of a recipe as an ExecuTorch program, compared with itself on real items."""
+        from fmopt.executorch_program import export_executorch
+
+        if recipe.steps:
+            raise PassError(
+                f"{recipe.name}: an ExecuTorch program is made of the checkpoint itself, without passes; prune or train that"
+            )
+        int8 = recipe.options.get("quantize") == "int8"
+        key = {"model": self.facts.digest, "task": self.facts.task, "pipeline": dict(self.facts.pipeline), "int8": int8}
+
+        def make(folder: Path) -> None:
+            model = checkpoint.load(self.facts)
+            self.progress.say("exporting to ExecuTorch")
+            graph = export_executorch(model, self.example(), folder, int8=int8)
+            write_graph(graph, folder)
+            self._check_parity(graph, model, COSINE_INT8 if int8 else None, "executorch")
+
+        return read_graph(self.store.folder("program", {**key, **tool_versions()}, make))
+
+    def _check_parity(
+        self, graph: Graph, model: TorchModel, min_cosine: float | None, by: str = "onnxruntime"
+    ) -> Parity:
+        names = {"inputs": graph.inputs, "outputs": graph.outputs}
+        artifact = Artifact(by, graph.path, {**names, **opening_options(graph)})
+        runner = lookup.find("runtimes", by).open(artifact, threads=self.target.cores)
         batches = [dict(self.preprocessor.encode([raw]).inputs) for raw in self.calibration[:PARITY_ITEMS]]
         outputs = self.facts.pipeline["outputs"]  # of a cache, what is kept is proved by what is made of it
         judged: Runner = generation.TwoSteps(runner) if self.facts.task == generation.TASK else runner

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import edge, edge_tensorrt, lookup, web
+from fmopt import edge, edge_executorch, edge_tensorrt, lookup, web
 from fmopt.edge import GOLDEN, MANIFEST, UNFINISHED, Raw
 from fmopt.edge_recommendation import CATALOGUE
 from fmopt.errors import BundleError, DataError, StoreError
@@ -31,7 +31,10 @@ ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
             "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", VOCABULARY,
             CATALOGUE)  # fmt: skip
 ENCODER_OF = {"text": "tokenizer.json", "item": CATALOGUE}  # where it is not a processor
-PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers")
+PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers",
+            "executorch")  # fmt: skip
+# Runtimes that a script of their own opens, beside run.py.
+BESIDE: Mapping[str, Any] = {script.NAME: script for script in (edge_tensorrt, edge_executorch)}
 
 
 class Bundle(edge.Model):
@@ -95,8 +98,8 @@ def write_bundle(
             shutil.copyfile(edge.__file__, staging / "run.py")
             for file in edge.part_files(facts.pipeline):
                 shutil.copyfile(file, staging / file.name)
-            if artifact.runtime == edge_tensorrt.NAME:
-                shutil.copyfile(edge_tensorrt.__file__, staging / edge_tensorrt.IN_BUNDLE)
+            if beside := BESIDE.get(artifact.runtime):
+                shutil.copyfile(beside.__file__, staging / beside.IN_BUNDLE)
             (staging / "README.md").write_text(
                 _readme(facts, artifact, verdict, model_file, page=page), encoding="utf-8"
             )
@@ -106,6 +109,11 @@ def write_bundle(
         return publish(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def script_of(folder: Path) -> str:
+    """The file of a bundle that runs it: run.py, or the one that its runtime needs beside it."""
+    return next((one.IN_BUNDLE for one in BESIDE.values() if (folder / one.IN_BUNDLE).is_file()), "run.py")
 
 
 def publish(made: Path, out: Path) -> Path:
@@ -221,7 +229,10 @@ def _put_model(artifact: Artifact, folder: Path) -> str:
         shutil.copyfile(path, folder / "model.xml")
         shutil.copyfile(path.with_suffix(".bin"), folder / "model.bin")
         return "model.xml"
-    raise BundleError(f"{path} is neither model.onnx nor model.xml nor a checkpoint folder")
+    if path.suffix == ".pte":
+        shutil.copyfile(path, folder / "model.pte")
+        return "model.pte"
+    raise BundleError(f"{path} is neither model.onnx nor model.xml nor model.pte nor a checkpoint folder")
 
 
 def _put_onnx(path: Path, target: Path) -> None:
@@ -370,9 +381,9 @@ def readers(facts: CheckpointFacts) -> tuple[str, ...]:
 def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file: str, *, page: bool) -> str:
     texts, result = USAGE[facts.task]
     texts = texts.replace("[MASK]", facts.pipeline.get("mask", {}).get("token", ""))
-    on_tensorrt = artifact.runtime == edge_tensorrt.NAME
-    alone = artifact.runtime in edge.RUNNERS or on_tensorrt
-    packages = "tensorrt cuda-python" if on_tensorrt else artifact.runtime
+    beside = BESIDE.get(artifact.runtime)
+    alone = artifact.runtime in edge.RUNNERS or beside is not None
+    packages = beside.PACKAGES if beside else artifact.runtime
     encoder = _encoder(facts)
     reads = "".join(f" {package}" for package in readers(facts))
     others = " (and soundfile, for other files than WAV)" if facts.modality == "audio" else ""
@@ -381,8 +392,8 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
         if alone
         else "It is a PyTorch checkpoint and runs by fmopt: `pip install fmopt`."
     )
-    needs += edge_tensorrt.README if on_tensorrt else ""
-    script = edge_tensorrt.IN_BUNDLE if on_tensorrt else "run.py"
+    needs += beside.README if beside else ""
+    script = beside.IN_BUNDLE if beside else "run.py"
     predict, bench, verify = (
         f"python {script} {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
     )
@@ -393,7 +404,8 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
     elif facts.modality != "text":
         raw = f'open("{texts}", "rb").read()'
     browsers = web.usage(model_file, page=page)
-    weights = {".onnx": model_file, ".xml": "model.xml, model.bin"}.get(artifact.path.suffix, "*.safetensors")
+    told = {".onnx": model_file, ".pte": model_file, ".xml": "model.xml, model.bin"}
+    weights = told.get(artifact.path.suffix, "*.safetensors")
     windows = facts.task in ("question-answering", "token-classification")
     long = (
         f"Texts longer than {facts.pipeline['max_length']} tokens are {'read in overlapping windows' if windows else 'cut'}.\n"

@@ -29,6 +29,7 @@ import numpy as np
 edge: Any = import_module("fmopt.edge" if __package__ else "run")
 
 NAME, IN_BUNDLE = "tensorrt", "run_tensorrt.py"
+PACKAGES = "tensorrt cuda-python"
 README = """
 
 No engine was built where this bundle was made, and its speed was not measured. On the device, `python run_tensorrt.py build`

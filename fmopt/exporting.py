@@ -178,14 +178,13 @@ def _trace(model: TorchModel, example: Inputs) -> Any:
     import torch
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    axes = axes_of(model.facts.pipeline)
-    inputs: dict[str, Any] = {name: torch.from_numpy(_traceable(example[name], axes[name])) for name in axes}
+    axes, inputs = axes_of(model.facts.pipeline), traceable_inputs(model, example)
     # Named Dims would need the family's largest length spelled out; inferred ones are named afterwards, in tidy.
     dynamic = torch.export.Dim.DYNAMIC
     shapes = {
         name: {place: dynamic for place, size in enumerate(axes[name]) if isinstance(size, str)} for name in inputs
     }
-    with quiet(), _plain_attention(model.net), _lengths_traced(model.net):
+    with quiet(), plain_attention(model.net), _lengths_traced(model.net):
         config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
         net: Any = model.net
         return OnnxExporter().export(net, inputs, config=config).program
@@ -199,7 +198,7 @@ def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
     inputs = generation.tracing_inputs(model.net, list(model.facts.pipeline["inputs"]))
     large = sum(parameter.nbytes for parameter in model.net.parameters()) > EXTERNAL_DATA_BYTES
     config = OnnxConfig(dynamic=True, opset_version=OPSET, optimize=not large)
-    with _plain_attention(model.net), quiet():
+    with plain_attention(model.net), quiet():
         net: Any = model.net
         program = OnnxExporter().export(net, inputs, config=config).program
         if (
@@ -216,7 +215,7 @@ def _trace_halves(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
 
     net: Any = model.net
     with (
-        _plain_attention(net),
+        plain_attention(net),
         quiet(),
         seq2seq.both_halves(net, list(model.facts.pipeline["inputs"])) as (inputs, shapes),
     ):
@@ -228,14 +227,19 @@ def _trace_halves(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
 
 def _trace_speech(model: TorchModel, example: Inputs) -> Any:
     """The graph of a network that speaks, joined of the two halves that can be traced."""
-    import torch
-
     from fmopt import speech
 
-    axes = axes_of(model.facts.pipeline)
-    inputs = {name: torch.from_numpy(_traceable(example[name], axes[name])) for name in axes}
+    inputs = traceable_inputs(model, example)
     with quiet():
         return speech.trace(model.net, inputs, OPSET)
+
+
+def traceable_inputs(model: TorchModel, example: Inputs) -> dict[str, Any]:
+    """The pipeline's inputs as tensors that show which of their axes vary."""
+    import torch
+
+    axes = axes_of(model.facts.pipeline)
+    return {name: torch.from_numpy(_traceable(example[name], axes[name])) for name in axes}
 
 
 def _traceable(array: np.ndarray, axes: Sequence[str | int]) -> np.ndarray:
@@ -247,7 +251,7 @@ def _traceable(array: np.ndarray, axes: Sequence[str | int]) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _plain_attention(net: Any) -> Iterator[None]:
+def plain_attention(net: Any) -> Iterator[None]:
     """Trace attention as MatMul, Softmax, MatMul. The other form adds a check for rows without any attended key, at
     every layer, which no item has and no runtime fuses."""
     # Each part of a network has a configuration of its own, and a backbone may know no other form than this.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fmopt.families.base import Family
 
-Format = Literal["torch", "onnx", "openvino"]
+Format = Literal["torch", "onnx", "openvino", "executorch"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class TorchModel:
 
 @dataclass(frozen=True)
 class Graph:
-    """An exported graph on disk. `path` is model.onnx or model.xml; weights may lie beside it."""
+    """An exported graph on disk. `path` is model.onnx, model.xml or model.pte; weights may lie beside it."""
 
     format: Format
     path: Path
@@ -128,7 +128,7 @@ class Artifact:
     """
 
     runtime: str
-    path: Path  # model.onnx, model.xml, or a checkpoint folder for runtime "torch"
+    path: Path  # model.onnx, model.xml, model.pte, or a checkpoint folder for runtime "torch"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

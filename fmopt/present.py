@@ -16,9 +16,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from fmopt import edge_tensorrt, wording
+from fmopt import wording
 from fmopt.bench_record import Benchmark
 from fmopt.bench_report import view
+from fmopt.bundle import script_of
 from fmopt.comparison import Comparison
 from fmopt.diagnosis import Diagnosis
 from fmopt.doctor import Line
@@ -89,8 +90,7 @@ def record(found: Record, folder: Path) -> None:
     """The verdict, the candidates, and where things are."""
     out.print(verdict_panel(found))
     out.print(trial_table(found))
-    of_its_own = folder / edge_tensorrt.IN_BUNDLE
-    script = of_its_own if of_its_own.is_file() else folder / "run.py"
+    script = folder / script_of(folder)
     out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {script} verify", markup=False)
 
 

@@ -35,8 +35,10 @@ ISA_APPLE = {
     "i8mm": "hw.optional.arm.FEAT_I8MM", "bf16": "hw.optional.arm.FEAT_BF16", "sme": "hw.optional.arm.FEAT_SME",
 }  # fmt: skip
 BF16_ISA = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-RUNTIMES = ("onnxruntime", "openvino", "torch")
-LIBRARIES = ("fmopt", "torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "tokenizers")
+RUNTIMES = ("onnxruntime", "openvino", "torch", "executorch")
+LIBRARIES = (
+    "fmopt", "torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "tokenizers", "executorch", "torchao",
+)  # fmt: skip
 
 EDITION = 2  # raised when a probe measures something else, so that older ones are not taken for it
 

@@ -8,7 +8,13 @@ from fmopt.results import Check, Estimate
 
 MISSING = "–"
 
-_RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch", "tensorrt": "TensorRT"}
+_RUNTIMES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "torch": "PyTorch",
+    "tensorrt": "TensorRT",
+    "executorch": "ExecuTorch",
+}
 
 
 def number(value: float, digits: int = 3) -> str:

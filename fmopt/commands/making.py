@@ -135,7 +135,7 @@ def optimize(
 def export(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle.")],
-    format: Annotated[str, typer.Option("--format", help="onnx or openvino.")] = "onnx",
+    format: Annotated[str, typer.Option("--format", help="onnx, openvino or executorch (.pte).")] = "onnx",
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = "fp32",
     target: Annotated[str, typer.Option("--target", "-t", help="What it is for; see `fmopt targets list`.")] = "host",
     data: Data = None,
@@ -147,12 +147,13 @@ def export(
 ) -> None:
     """Export in one format and precision, checked against the torch model; no candidates, no gate."""
     from fmopt import api, present
+    from fmopt.bundle import script_of
 
     with present.live_progress() as progress:
         folder = api.export(
             model,
             output,
-            format=parse_choice("format", format, ("onnx", "openvino")),
+            format=parse_choice("format", format, ("onnx", "openvino", "executorch")),
             precision=parse_choice("precision", precision, ("fp32", "fp16", "bf16", "int8")),
             target=target,
             task=task,
@@ -163,7 +164,11 @@ def export(
             progress=progress,
         )
     facts = json.loads((folder / "fmopt.json").read_text())
-    answer(facts, as_json, lambda: print(f"{folder} holds {facts['model_file']}; try: python {folder}/run.py verify"))
+    answer(
+        facts,
+        as_json,
+        lambda: print(f"{folder} holds {facts['model_file']}; try: python {folder / script_of(folder)} verify"),
+    )
 
 
 def finetune(
