@@ -20,7 +20,7 @@ from fmopt.gate import Budget
 from fmopt.labelled import with_labels
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact, CheckpointFacts, takes_length
-from fmopt.plan import TOKEN_BY_TOKEN, Effort, Plan, Training, refusal
+from fmopt.plan import TOKEN_BY_TOKEN, Effort, Plan, Training, keeps_past, refusal
 from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step
@@ -177,7 +177,7 @@ def export(
     out = Path(out)
     source = resolve(str(model))
     facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
-    recipe = export_recipe(format, precision, facts.task)
+    recipe = export_recipe(format, precision, facts.task, stateful=keeps_past(facts))
     device = probe.load_target(target)
     reason = refusal(recipe, facts, device) or (executorch_program.refusal(facts) if format == "executorch" else None)
     if reason:
@@ -229,8 +229,8 @@ def export(
     return out
 
 
-def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
-    """The one recipe that a format and precision name, for a model of `task`."""
+def export_recipe(format: str, precision: str, task: str = "", *, stateful: bool = False) -> Recipe:
+    """The one recipe that a format and precision name, for a model of `task`; `stateful` as in `plan.compiled_for`."""
     name = f"{format}-{precision}"
     runtime = {"onnx": "onnxruntime"}.get(format, format)
     if format == "executorch":
@@ -239,9 +239,13 @@ def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
         return Recipe(
             name=name, runtime=runtime, precision=precision, options={"quantize": "int8"} if precision == "int8" else {}
         )
+    kept: dict[str, Any] = {"stateful": True} if stateful else {}
     if precision == "int8" and task in TOKEN_BY_TOKEN:
+        if format == "openvino" and not stateful:
+            raise ConfigError(f"--precision int8 of {task} by this network is made for ONNX Runtime; use --format onnx")
         if format == "openvino":
-            raise ConfigError("--precision int8 of a text generator is made for ONNX Runtime; use --format onnx")
+            steps = (Step(use="compress_weights"),)
+            return Recipe(name=name, runtime=runtime, precision="int8", steps=steps, options={**kept, "kv_cache": "u8"})
         narrow = Step(use="quantize_weights", options={"bits": 8, "block": 32})
         return Recipe(name=name, runtime=runtime, precision="int8", steps=(narrow, Step(use="quantize_embeddings")))
     if precision == "int8":
@@ -252,12 +256,12 @@ def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
         return Recipe(
             name=name, runtime=runtime, precision=precision, steps=(Step(use="cast"),) if precision == "fp16" else ()
         )
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "fp32": {"precision": "f32"},
         "bf16": {"precision": "bf16"},
         "fp16": {"precision": "f32", "fp16_weights": True},
     }
-    return Recipe(name=name, runtime=runtime, precision=precision, options=options[precision])
+    return Recipe(name=name, runtime=runtime, precision=precision, options=options[precision] | kept)
 
 
 def load(bundle: str | Path, threads: int | None = None) -> Any:

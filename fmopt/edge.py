@@ -700,8 +700,8 @@ class OpenVinoRunner:
     """An IR or ONNX graph opened by OpenVINO on the CPU.
 
     Options: "precision", "f32" (default) or "bf16"; "shape", [batch, tokens] that it is compiled for: other shapes run
-    too, on a second compilation that is made when the first of them comes (a fraction of a second). `half`: of two, the one
-    that is opened.
+    too, on a second compilation that is made when the first of them comes (a fraction of a second); "kv_cache", "f32"
+    (default) or "u8", how a stateful graph keeps keys and values. `half`: of two, the one that is opened.
     """
 
     def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
@@ -713,6 +713,7 @@ class OpenVinoRunner:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(threads),
+            **({"KV_CACHE_PRECISION": str(options.get("kv_cache", "f32"))} if options.get("stateful") else {}),
         }
         self.shape = tuple(options.get("shape") or ()) or None
         self.requests: dict[tuple[int, ...] | None, Any] = {}
@@ -729,10 +730,18 @@ class OpenVinoRunner:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
-        feed = _feed(self.inputs, with_past(self.past, inputs))
+        return self.infer(with_past(self.past, inputs))
+
+    def infer(self, inputs: Mapping[str, np.ndarray], request: Any = None) -> dict[str, np.ndarray]:
+        """Outputs by name, of a `new_request` where one is given."""
+        feed = _feed(self.inputs, inputs)
         shape = next(iter(feed.values())).shape
-        results = self._request(shape if shape == self.shape else None).infer(feed, share_inputs=True)
+        results = (request or self._request(shape if shape == self.shape else None)).infer(feed, share_inputs=True)
         return dict(zip(self.outputs, results.values(), strict=True))
+
+    def new_request(self) -> Any:
+        """A further request, with a state of its own."""
+        return self._request(self.shape).get_compiled_model().create_infer_request()
 
     def _request(self, shape: tuple[int, ...] | None) -> Any:
         if shape not in self.requests:
@@ -805,6 +814,8 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
         )
     if not Path(path).is_file():
         raise EdgeError(f"{path} is missing")
+    if options.get("stateful"):
+        return _part("edge_generation").Stateful(OpenVinoRunner(path, options, threads))
     if options.get(HALVES):
         return HalvesRunner([RUNNERS[runtime](path, options, threads, half) for half in (0, 1)])
     return RUNNERS[runtime](path, options, threads)

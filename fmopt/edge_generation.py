@@ -9,6 +9,7 @@ A recurrent network's past is its state, [rows, 1, 1, size], which begins as zer
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ FIRST_LOGITS = (
     "first_logits"  # where a graph has this input, logits come from there on; 0, all of them, if it is not given
 )
 NEW_TOKENS = 64  # made when the caller names no number
+HELD = "held"  # what stands for a past that the graph itself keeps
+REQUESTS = 8  # pasts that such a graph keeps at once
+LEFT_OVER = 16  # tokens of steps that were repeated, which may stay behind a mask
 
 
 # -------------------------------------------------------------------------------- how likely a text is
@@ -148,6 +152,74 @@ class Rows:
         """Go on with these rows, in this order, a row perhaps several times."""
         self.mask = self.mask[rows]
         self.past = {name: value[rows] for name, value in self.past.items()}
+
+
+class Stateful:
+    """An OpenVINO graph that keeps keys and values itself, as the others are used: what is passed around as a past is
+    int64 [rows, 3], of each row the row that it goes on from, a request, and the tokens taken in so far.
+
+    `runner` has opened the graph. Of more than 8 pasts the one not used for the longest time is forgotten.
+    """
+
+    def __init__(self, runner: Any):
+        self.runner = runner
+        self.requests: OrderedDict[int, tuple[Any, int]] = OrderedDict()  # with how many tokens each has taken in
+        self.begun = 0
+        self.repeating = 0  # the request whose step is taken again and again
+
+    def repeat(self, past: Mapping[str, np.ndarray]) -> None:
+        """The step that goes on from `past` will be taken again and again, to be timed: what it adds may stay for a while,
+        masked, because forgetting takes longer than many a step."""
+        self.repeating = int(past[PAST + HELD][0, 1])
+
+    def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
+        """The past of so many rows that have no token yet."""
+        if len(self.requests) >= REQUESTS:
+            self.requests.popitem(last=False)
+        self.begun += 1
+        self.requests[self.begun] = self.runner.new_request(), 0
+        return {PAST + HELD: _held(rows, self.begun, 0)}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name. An earlier past than the last one of its request goes on too: what came after is forgotten.
+        RuntimeError for one that was forgotten."""
+        ids = inputs["input_ids"]
+        held = inputs.get(PAST + HELD)
+        held = self.room(len(ids), 0)[PAST + HELD] if held is None else held
+        number, tokens = int(held[0, 1]), int(held[0, 2])
+        if number not in self.requests:
+            raise RuntimeError(
+                f"this text was begun before {REQUESTS} others, and what it left is gone; begin it again"
+            )
+        self.requests.move_to_end(number)
+        request, taken = self.requests[number]
+        over = taken - tokens
+        if over and (number != self.repeating or over > LEFT_OVER):
+            shorten(request, tokens)
+            over = 0
+        mask = np.insert(inputs["attention_mask"], [tokens] * over, 0, axis=1) if over else inputs["attention_mask"]
+        outputs = self.runner.infer({**inputs, "attention_mask": mask, "beam_idx": held[:, 0]}, request)
+        self.requests[number] = request, tokens + over + ids.shape[1]
+        return {**outputs, PRESENT + HELD: _held(len(ids), number, tokens + ids.shape[1])}
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        self.requests.clear()
+        self.runner.close()
+
+
+def _held(rows: int, number: int, tokens: int) -> np.ndarray:
+    return np.stack([np.arange(rows), np.full(rows, number), np.full(rows, tokens)], axis=1)
+
+
+def shorten(request: Any, tokens: int) -> None:
+    """Forget all tokens but the first ones."""
+    if not tokens:
+        request.reset_state()
+        return
+    for state in request.query_state():
+        tensor = state.state
+        state.state = type(tensor)(np.ascontiguousarray(tensor.data[:, :, :tokens]))
 
 
 def room_for(runner: Any, rows: int, tokens: int) -> dict[str, np.ndarray]:
@@ -356,7 +428,10 @@ def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     before = {name: value[:, :-1] for name, value in inputs.items()}
     before |= room_for(runner, *inputs["input_ids"].shape)
     last = {name: value if name == "attention_mask" else value[:, -1:] for name, value in inputs.items()}
-    return last | past_of(runner.run(before))
+    past = past_of(runner.run(before))
+    if hasattr(runner, "repeat"):
+        runner.repeat(past)
+    return last | past
 
 
 def soonest(model: Any, raws: Sequence[Any]) -> list[int | None]:

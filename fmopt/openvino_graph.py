@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import re
 from collections import deque
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
 import openvino
+
+from fmopt.errors import PassError
 
 # "Constant_1472": a name from a counter of the process, which also counts the models read before this one.
 _COUNTED = re.compile(r"^([A-Z][A-Za-z0-9]*)_\d+")
@@ -67,3 +73,20 @@ def _home(constant: openvino.Node) -> str:
                 seen.add(name)
                 waiting.append(reader)
     return ""
+
+
+@contextlib.contextmanager
+def quiet_nncf() -> Iterator[None]:
+    """Keep NNCF's progress bars and advice off the terminal; what it gives up on with errors of its own is a PassError."""
+    logger = logging.getLogger("nncf")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except Exception as error:
+        if not type(error).__module__.startswith("nncf"):
+            raise
+        raise PassError(f"NNCF gave up: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}") from error
+    finally:
+        logger.setLevel(before)

@@ -9,6 +9,7 @@ from pathlib import Path
 import openvino
 
 from fmopt.edge import PAST
+from fmopt.openvino_stateful import read_stateless
 from fmopt.roofline import Work
 
 VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Transpose", "Convert")  # a quantized value stays one
@@ -22,7 +23,7 @@ def ir_work(path: Path, batch: int, length: int) -> Iterator[Work]:
 
     A product between values that a FakeQuantize or quantized weights give is integer.
     """
-    model = openvino.Core().read_model(str(path))
+    model = read_stateless(path)
     decodes = any(port.any_name.startswith(PAST) for port in model.inputs)
     model.reshape({port.any_name: _bound(port, batch, length, decodes) for port in model.inputs})
     from_weights: set[str] = set()
@@ -54,6 +55,8 @@ def _work(op: openvino.Node, kind: str, sources: list[str], from_weights: set[st
     if kind in ("Gather", "StridedSlice", "Slice"):  # reads only what it takes
         return Work(kind, 0, 2 * written, False)
     moved = sum(_bytes(port) for port in op.inputs()) + written
+    if kind == "ScaledDotProductAttention":
+        return Work("MatMul", 4.0 * prod(op.input(0).get_shape()) * op.input(1).get_shape()[-2], moved, False)
     if kind not in PRODUCTS:
         return Work(kind, size, moved, False)
     integer = sources[0] in quantized and (sources[1] in quantized or sources[1] in from_weights)

@@ -14,6 +14,7 @@ from pydantic import Field
 from fmopt import lookup
 from fmopt.errors import PlanError
 from fmopt.model import CheckpointFacts, takes_length
+from fmopt.networks import RECURRENT
 from fmopt.passes.distill import Distill
 from fmopt.recipe import Recipe, Step
 from fmopt.results import Frozen
@@ -134,11 +135,18 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
     """
     tables, dynamic = Step(use="quantize_embeddings"), Step(use="quantize_dynamic")
     fused = Step(use="fuse_decoder")
+    floats = "bf16" if "bf16" in target.precisions else "f32"
 
     def narrow(bits: int, block: int) -> Recipe:
         step = Step(use="quantize_weights", options={"bits": bits, "block": block})
         name = f"onnxruntime-weights-int{bits}-{block}"
         return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, tables, fused))
+
+    def stateful(bits: int) -> Recipe:
+        step = Step(use="compress_weights", options={"bits": bits})
+        options = {"stateful": True, "precision": floats, "kv_cache": "u8"}
+        name = f"openvino-weights-int{bits}"
+        return Recipe(name=name, runtime="openvino", precision=f"int{bits}", steps=(step,), options=options)
 
     return (
         _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic),
@@ -147,6 +155,8 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
         narrow(8, 128),
         narrow(4, 32),
         narrow(4, 128),
+        stateful(8),
+        stateful(4),
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
     )
@@ -223,13 +233,14 @@ def make_plan(
     refused: list[Refusal] = []
     full = (TENSORRT_BASELINE, *BASELINES) if on_tensorrt else BASELINES
     most = int(facts.pipeline.get("max_length", 0))
-    baselines = _possible(compiled_for(shape, full, most), facts, target, refused)
+    stateful = keeps_past(facts)
+    baselines = _possible(compiled_for(shape, full, most, stateful=stateful), facts, target, refused)
     if not baselines:
         raise PlanError(
             f"no full-precision variant of {facts.source.title} can be built for {target.name}: "
             + "; ".join(f"{r.recipe}: {r.reason}" for r in refused)
         )
-    candidates = _possible(compiled_for(shape, asked, most), facts, target, refused)
+    candidates = _possible(compiled_for(shape, asked, most, stateful=stateful), facts, target, refused)
     if on_tensorrt and not recipe:
         refused += not_for_gpus(target)
     if recipe and not candidates:
@@ -260,11 +271,21 @@ def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list
             f"and 2.5× while accuracy holds{trained}",)  # fmt: skip
 
 
-def compiled_for(shape: tuple[int, ...] | None, recipes: Sequence[Recipe], most: int) -> tuple[Recipe, ...]:
+def keeps_past(facts: CheckpointFacts) -> bool:
+    """Whether a network goes on with a text by keys and values that grow with it, in one graph."""
+    return facts.task == "text-generation" and facts.model_type not in RECURRENT
+
+
+def compiled_for(
+    shape: tuple[int, ...] | None, recipes: Sequence[Recipe], most: int, *, stateful: bool = False
+) -> tuple[Recipe, ...]:
     """The recipes, those on runtimes that compile made for the judged shape: full precision and INT8 alike, so that it is
-    fair. TensorRT's engines take texts of up to `most` tokens too, in a profile of their own."""
+    fair. TensorRT's engines take texts of up to `most` tokens too, in a profile of their own. `stateful`: OpenVINO is to
+    keep what earlier tokens left."""
 
     def options(recipe: Recipe) -> dict[str, Any]:
+        if recipe.runtime == "openvino" and stateful:
+            return {"stateful": True}
         if recipe.runtime == "openvino" and shape is not None:
             return {"shape": list(shape)}
         if recipe.runtime == "tensorrt":
@@ -323,7 +344,8 @@ def refusal(recipe: Recipe, facts: CheckpointFacts, target: Target) -> str | Non
     """The first reason why a recipe cannot be used; None when it can."""
     runtime = lookup.find("runtimes", recipe.runtime)
     reasons: list[str | None] = [runtime.missing(), runtime.refusal(target, recipe.options)]
-    if recipe.runtime == "openvino" and recipe.precision == "int8" and target.arch == "x86_64" and not target.int8_dot:
+    computes_in_int8 = recipe.precision == "int8" and not any(step.use == "compress_weights" for step in recipe.steps)
+    if recipe.runtime == "openvino" and computes_in_int8 and target.arch == "x86_64" and not target.int8_dot:
         reasons.append(
             f"{target.name} has no VNNI or AMX; without them OpenVINO's INT8 is slower than its fp32 "
             "(0.66x on MiniLM) and its products saturate"

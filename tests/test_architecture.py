@@ -113,6 +113,7 @@ ROWS = (
         "half_precision",
         "half_emulation",
         "openvino_graph",
+        "openvino_stateful",
         "tokenizer",
         "image_processor",
         "audio_processor",

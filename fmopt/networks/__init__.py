@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+RECURRENT = ("lstm",)  # what these keep of a text does not grow with it
+
 
 def known_transformers() -> Any:
     """The package transformers, its Auto classes knowing our own architectures too. Importing this module does nothing."""

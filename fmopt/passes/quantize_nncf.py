@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +13,7 @@ import numpy as np
 
 from fmopt.errors import ConfigError, PassError
 from fmopt.model import CheckpointFacts, Graph
-from fmopt.openvino_graph import read_ir, save_ir
+from fmopt.openvino_graph import quiet_nncf, read_ir, save_ir
 from fmopt.passes.base import Context
 from fmopt.target import Target
 
@@ -73,19 +68,6 @@ class QuantizeNncf:
         path = save_ir(made, out / "model.xml")
         step = f"quantize_nncf({self.preset}, {len(items)} items)"
         return replace(graph, format="openvino", path=path, history=(*graph.history, step))
-
-
-@contextmanager
-def quiet_nncf() -> Iterator[None]:
-    """Keep NNCF's progress bars and advice off the terminal."""
-    logger = logging.getLogger("nncf")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 PASS = QuantizeNncf

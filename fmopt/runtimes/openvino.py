@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fmopt import edge
+from fmopt.edge_generation import shorten
 from fmopt.errors import PassError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
@@ -21,7 +22,8 @@ from fmopt.target import Target
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
 PRECISIONS = {"f32": "fp32", "bf16": "bf16"}  # OpenVINO's word -> the target's
-OPTIONS = ("precision", "fp16_weights", "shape")
+CACHES = ("f32", "u8")  # how keys and values are kept between calls
+OPTIONS = ("precision", "fp16_weights", "shape", "stateful", "kv_cache")
 
 
 class OpenVino:
@@ -29,12 +31,13 @@ class OpenVino:
 
     Options: `precision` "f32" (default) or "bf16", what float operators compute in; `fp16_weights` stores them in half;
     `shape`, of its inputs ([batch, tokens] for texts), is compiled for on its own, where element-wise chains fuse (MiniLM
-    at 1 × 128: 6 % faster).
+    at 1 × 128: 6 % faster). `stateful` lets a network that generates keep its keys and values itself, in `kv_cache` "f32"
+    (default) or "u8".
     """
 
     name = "openvino"
     format = "onnx"
-    opening = ("precision", "shape")
+    opening = ("precision", "shape", "kv_cache")
 
     def missing(self) -> str | None:
         """None when the package is installed."""
@@ -52,6 +55,8 @@ class OpenVino:
             return f"{self.name} has no precision {precision!r}{did_you_mean(str(precision), PRECISIONS)}"
         if PRECISIONS[precision] not in target.precisions:
             return f"{target.name} does not compute in {PRECISIONS[precision]}"
+        if options.get("kv_cache", "f32") not in CACHES:
+            return f"{self.name} has no kv_cache {options['kv_cache']!r}; it has {', '.join(CACHES)}"
         shape = options.get("shape", [1, 1])
         if not (
             isinstance(shape, list | tuple) and len(shape) >= 2 and all(isinstance(n, int) and n > 0 for n in shape)
@@ -62,12 +67,17 @@ class OpenVino:
     def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
         """IR in `out`, the same bytes for the same graph."""
         from fmopt.openvino_graph import read_ir, save_ir
+        from fmopt.openvino_stateful import make_stateful
 
         if not isinstance(source, Graph) or source.format == "torch":
             raise PassError(f"{self.name} builds from an ONNX or OpenVINO graph, not from a checkpoint")
         fp16 = bool(options.get("fp16_weights", False))
-        path = save_ir(read_ir(source.path), out / "model.xml", fp16_weights=fp16)
+        model = read_ir(source.path)
         kept = {"precision": options.get("precision", "f32"), **opening_options(source)}
+        if options.get("stateful"):
+            make_stateful(model)
+            kept["stateful"] = True
+        path = save_ir(model, out / "model.xml", fp16_weights=fp16)
         return Artifact(self.name, path, kept | {name: options[name] for name in ("shape",) if name in options})
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
@@ -80,6 +90,7 @@ class OpenVino:
         import openvino
 
         from fmopt.executed_work import openvino_work
+        from fmopt.openvino_stateful import read_stateless
 
         properties = {
             "PERF_COUNT": True,
@@ -90,19 +101,44 @@ class OpenVino:
         }
         half = edge.half_of(inputs) if artifact.options.get(edge.HALVES) else None
         model = edge.read_openvino(artifact.path, artifact.options.get("shape"), half)
+        if stateful := bool(artifact.options.get("stateful")):
+            properties["KV_CACHE_PRECISION"] = str(artifact.options.get("kv_cache", "f32"))
+            inputs = {**inputs, "beam_idx": np.arange(len(inputs["input_ids"]))}
         compiled = openvino.Core().compile_model(model, "CPU", properties)
         request = compiled.create_infer_request()
-        feed = {port.any_name: inputs[port.any_name] for port in request.model_inputs}
+        feed = {port.any_name: inputs[port.any_name] for port in compiled.inputs}
+        past = feed["attention_mask"].shape[1] - feed["input_ids"].shape[1] if stateful else 0
+        if past:
+            request.infer(_tokens(feed, past))
         samples: dict[tuple[str, str, str], list[float]] = defaultdict(list)
         for turn in range(WARM_UP_RUNS + PROFILED_RUNS):
+            if stateful and turn:
+                shorten(request, past)
             request.infer(feed, share_inputs=True)
             for op in request.profiling_info if turn >= WARM_UP_RUNS else ():
                 samples[op.node_name, op.node_type, op.exec_type].append(op.real_time.total_seconds() * 1000)
         # Only after a run does the compiled graph tell shapes in numbers.
-        model.reshape({port.any_name: list(feed[port.any_name].shape) for port in model.inputs})
+        model = read_stateless(artifact.path) if stateful else model
+        model.reshape({port.any_name: _sizes(port, feed, past) for port in model.inputs})
         work = openvino_work(compiled.get_runtime_model(), model)
         times = [_op_time(*key, median(taken), work.get(key[0])) for key, taken in samples.items()]
         return sorted((op for op in times if op.ms > 0), key=lambda op: -op.ms)
+
+
+def _tokens(feed: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Inputs that are like `feed` for so many tokens without a past; which tokens they are does not matter."""
+    rows = len(feed["input_ids"])
+    whole = {"input_ids": np.zeros((rows, count), np.int64), "attention_mask": np.ones((rows, count), np.int64),
+             "position_ids": np.tile(np.arange(count), (rows, 1)), "beam_idx": np.arange(rows)}  # fmt: skip
+    return {name: whole[name].astype(value.dtype) for name, value in feed.items()}
+
+
+def _sizes(port: Any, feed: Mapping[str, np.ndarray], past: int) -> list[int]:
+    """Of an input, as it was in a run; of a past that the graph keeps itself, after so many tokens."""
+    if port.any_name in feed:
+        return list(feed[port.any_name].shape)
+    free = (len(feed["input_ids"]), 0, past, 0)
+    return [axis.get_length() if axis.is_static else size for axis, size in zip(port.partial_shape, free, strict=True)]
 
 
 def _op_time(name: str, kind: str, kernel: str, ms: float, work: tuple[float, float] | None) -> OpTime:
