@@ -4,8 +4,8 @@
 #     benchmarks/images.sh train [NAME...]       checkpoints in $FMOPT_CHECKPOINTS (default out/images); resumes
 #     benchmarks/images.sh optimize [NAME...]    records in benchmarks/results; the machine should be quiet
 #
-# NAME is cifar10 (ViT-32), clip (CLIP-32, labels told in words), nuclei (SegFormer-B0-128) or bccd (YOLOS-96x128).
-# $EPOCHS overrides what the entries of models/ say.
+# NAME is cifar10 (ViT-32), clip (CLIP-32, labels told in words), nuclei (SegFormer-B0-128) or bccd (RT-DETR-96x128).
+# $EPOCHS overrides what the entries of models/ say, $LIMIT (25m) ends each training there, with the best so far.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${FMOPT_DATA:-../shared/data}
@@ -20,11 +20,12 @@ for name in "$@"; do
     cifar10) model=vit-32 set=cifar10_small ;;
     clip)    model=clip-32 set=cifar10_small ;;
     nuclei)  model=segformer-128 set=nuclei_dsb2018 ;;
-    bccd)    model=yolos-bccd set=bccd ;;
+    bccd)    model=rt-detr-bccd set=bccd ;;
     *) echo "no recipe for $name" >&2; exit 2 ;;
   esac
   case $what in
-    train) "$fmopt" finetune "$model" --data "$data/$set" -o "$checkpoints/$name" ${EPOCHS:+--epochs "$EPOCHS"} ;;
+    train) "$fmopt" finetune "$model" --data "$data/$set" -o "$checkpoints/$name" ${EPOCHS:+--epochs "$EPOCHS"} \
+        ${LIMIT:+--time-limit "$LIMIT"} ;;
     optimize)
       code=0
       "$fmopt" optimize "$checkpoints/$name" --data "$data/$set" -o "out/optimized-$name" || code=$?
