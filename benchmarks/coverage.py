@@ -53,6 +53,7 @@ APPLICATIONS = (
     Application("audio classification", "audio-classification"),
     Application("speech synthesis", "text-to-audio"),
     Application("text-image", "zero-shot-image-classification"),
+    Application("picture embedding", "image-feature-extraction"),
     Application("recommendation", "sequential-recommendation"),
 )
 

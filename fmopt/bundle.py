@@ -354,6 +354,7 @@ USAGE = {
         "what it says in short; --beams, --max-new-tokens, --stream and more: see --help",
     ),
     "image-classification": ("picture.png", "its label with scores"),
+    "image-feature-extraction": ("picture.png", "its vector, of length one"),
     "zero-shot-image-classification": ("picture.png", "which of its labels fits, with scores"),
     "image-segmentation": ("picture.png", "the class of every pixel"),
     "sequential-recommendation": ('"AN ITEM; ANOTHER"', "what comes next after these (ids or titles)"),

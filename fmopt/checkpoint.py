@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fmopt import lookup
+from fmopt import image_features, lookup
 from fmopt.adapters import is_adapter
 from fmopt.audio_processor import VOCABULARY, read_audio_processor, read_spelling
 from fmopt.catalogue import read_items
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-generation"
 RECOGNITION, SPEECH, DETECTION = "automatic-speech-recognition", "text-to-audio", "object-detection"
-ZERO_SHOT = "zero-shot-image-classification"
+ZERO_SHOT, FEATURES = "zero-shot-image-classification", "image-feature-extraction"
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
@@ -52,6 +52,7 @@ OUTPUTS = {
     EMBEDDING: ["last_hidden_state"],
     "question-answering": ["start_logits", "end_logits"],
     DETECTION: ["logits", "pred_boxes"],
+    FEATURES: [image_features.OUTPUT],
 }
 SHOWN_SCORE = 0.5  # of a detected box, as transformers' pipeline has it
 
@@ -225,8 +226,11 @@ def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
                 "tokens; say --task text-classification or --task token-classification"
             )
         return EMBEDDING
-    # A pretrained encoder is asked for its vectors far more often than for words: `--task fill-mask` says otherwise.
+    # A pretrained encoder is asked for its vectors far more often than for words: `--task fill-mask` says otherwise. What
+    # knows pictures and texts is asked for labels first.
     shown = tuple(name for name in _shown_by(head) if name != FILL_MASK)
+    if len(shown) > 1:
+        shown = tuple(name for name in shown if name != FEATURES)
     if GENERATION in shown:  # GPT2LMHeadModel ends like a plain encoder
         return GENERATION
     plain = head.architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining"))
@@ -251,6 +255,8 @@ def _task_in(config: Mapping[str, Any]) -> str:
 def _refuse_misfit(task: str, head: _Head, source: ModelSource) -> None:
     """CheckpointError when the checkpoint's head is not one of `task`. Its encoder alone always gives embeddings."""
     if task == EMBEDDING or task in _shown_by(head):
+        return
+    if task == FEATURES and any(modality_of(_known_task(name)) == "image" for name in _shown_by(head)):
         return
     if not head.architecture and any(head.has(prefix) for prefix in HEADS):
         return

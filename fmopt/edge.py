@@ -97,6 +97,7 @@ PARTS: dict[str, str] = {
     "automatic-speech-recognition": "edge_audio",
     "text-generation": "edge_generation",
     "image-segmentation": "edge_image",
+    "image-feature-extraction": "edge_image",
     "translation": "edge_seq2seq",
     "summarization": "edge_seq2seq",
     "sequential-recommendation": "edge_recommendation",

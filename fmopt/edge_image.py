@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 Pipeline = Mapping[str, Any]
-DETECTION, SEGMENTATION = "object-detection", "image-segmentation"
+DETECTION, SEGMENTATION, FEATURES = "object-detection", "image-segmentation", "image-feature-extraction"
 MOST_BOXES, LEAST_SCORE = 100, 0.01  # of a picture, as COCO judges; scores below it are of no use to anyone
 
 
@@ -127,7 +127,10 @@ def postprocess(
 ) -> list[np.ndarray]:
     """One prediction per raw: a classification gives logits float32 (classes,), image-segmentation a map of class
     numbers uint8 (height, width) in the size of the picture, object-detection boxes float32 (n, 6), the best first: class,
-    score, x1, y1, x2, y2 in pixels of the picture."""
+    score, x1, y1, x2, y2 in pixels of the picture; image-feature-extraction a vector float32 (dim,) of length one."""
+    if pipeline["task"] == FEATURES:
+        vectors = np.asarray(outputs["pooler_output"], dtype=np.float32)
+        return list(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
     logits = np.asarray(outputs["logits"], dtype=np.float32)
     if pipeline["task"] == DETECTION:
         boxes = np.asarray(outputs["pred_boxes"], dtype=np.float32)
@@ -238,7 +241,9 @@ def present(pipeline: Pipeline, prediction: np.ndarray, raw: bytes, preprocessor
     """A prediction as JSON for people: {"label", "score", "scores"}, or of a map {"size": [height, width], "segments"} with
     the "label", the "share" of the picture and the "mask" of every class that is there, background apart. A mask is written
     as COCO does: how many pixels are out, in, out … going down its columns. Of boxes a list of {"label", "score", "box"},
-    the box as {"xmin", "ymin", "xmax", "ymax"} in pixels, as transformers' pipeline gives them."""
+    the box as {"xmin", "ymin", "xmax", "ymax"} in pixels, as transformers' pipeline gives them. Of a vector a list."""
+    if pipeline["task"] == FEATURES:
+        return [float(value) for value in prediction]
     if pipeline["task"] == DETECTION:
         corners = ("xmin", "ymin", "xmax", "ymax")
         return [

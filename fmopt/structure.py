@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fmopt import lookup, mask_queries, zero_shot
+from fmopt import image_features, lookup, mask_queries, zero_shot
 from fmopt import model as models
 from fmopt.errors import CheckpointError
 from fmopt.families.base import Family, find_family
@@ -104,7 +104,8 @@ def load_network(
     folder: Path, auto_class: str, dtype: str = "fp32", *, head: Mapping[str, Any] | None = None
 ) -> torch.nn.Module:
     """`model.load_network`, for pruned checkpoints too; what speaks takes its noise as an input, what knows labels by
-    their words (CLIP) is the classifier of those that its configuration names, what finds masks by queries gives maps."""
+    their words (CLIP) is the classifier of those that its configuration names, what finds masks by queries gives maps, what sees
+    and has no head gives a vector."""
     structure = read_structure(folder)
     rebuild = None if structure is None else partial(apply_structure, structure=structure)
     net: Any = models.load_network(folder, auto_class, dtype, rebuild=rebuild, head=head)
@@ -114,6 +115,8 @@ def load_network(
         return seeded(net)
     if net.config.model_type == mask_queries.FAMILY:
         return mask_queries.as_maps(net)
+    if auto_class == "AutoModel" and image_features.sees(net):
+        return image_features.featuring(net)
     if auto_class == zero_shot.AUTO_CLASS:
         names = net.config.id2label
         return zero_shot.classifier(net, folder, [names[number] for number in sorted(names)], frozen=head is None)

@@ -126,6 +126,7 @@ ROWS = (
         "distillation_losses",
         "structure",
         "zero_shot",
+        "image_features",
         "mask_queries",
         "cutting",
         "projections",

@@ -18,6 +18,7 @@ LOSSES = ("task", "logits", "hidden", "relations", "cosine", "similarity")
 REFUSED = {
     "image-segmentation": "maps of classes are not distilled",
     "object-detection": "sets of boxes are not distilled",
+    "image-feature-extraction": "vectors of pictures are not distilled",
 }
 
 

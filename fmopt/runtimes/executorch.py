@@ -29,7 +29,7 @@ class ExecuTorch:
 
     def missing(self) -> str | None:
         """None when the package is installed."""
-        return None if find_spec("executorch") else 'executorch is not installed: pip install "fmopt[executorch]"'
+        return None if find_spec("executorch") else "executorch is not installed: pip install executorch torchao"
 
     def refusal(self, target: Target, options: Mapping[str, Any]) -> str | None:
         """A runtime or option the target does not have."""

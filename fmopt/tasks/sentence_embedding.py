@@ -54,7 +54,7 @@ class SentenceEmbedding:
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
     ) -> list[Scores]:
         """Retrieval (MRR@10, Recall), Spearman of scored pairs, and always cosine to the baseline."""
-        vectors = _unit(predictions)
+        vectors = unit(predictions)
         found = []
         if items[0].role == "query":
             found = _by_rank(_search(vectors, items).rank)
@@ -62,7 +62,7 @@ class SentenceEmbedding:
             pairs = np.column_stack([_pair_cosine(vectors), [item.label for item in items[0::2]]])
             found = [Scores(name="Spearman", metric="spearman", values=pairs.tolist(), primary=True)]
         if baseline is not None:
-            near = (vectors * _unit(baseline)).sum(axis=1)
+            near = (vectors * unit(baseline)).sum(axis=1)
             found.append(
                 Scores(
                     name="cosine to baseline", metric="mean", values=column(near),
@@ -75,7 +75,7 @@ class SentenceEmbedding:
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
     ) -> list[Change]:
         """Queries that find another document first; pairs that are nearer or farther; texts far from the baseline."""
-        after, before = _unit(predictions), _unit(baseline)
+        after, before = unit(predictions), unit(baseline)
         if items[0].role == "query":
             return _found_others(_search(after, items), _search(before, items), items)
         if items[0].role == "first":
@@ -165,7 +165,8 @@ def _told(item: Item) -> str | None:
     return None if item.label is None else f"{item.label:g}"
 
 
-def _unit(predictions: Sequence[Any]) -> np.ndarray:
+def unit(predictions: Sequence[Any]) -> np.ndarray:
+    """Vectors float64 [items, dim] of length one; what is nothing stays so."""
     vectors = np.stack(predictions).astype(np.float64)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
