@@ -23,7 +23,7 @@ class SentenceEmbedding:
 
     name = "sentence-embedding"
     auto_class = "AutoModel"
-    architectures = ("Model", "ForMaskedLM", "ForPreTraining")
+    architectures: tuple[str, ...] = ("Model", "ForMaskedLM", "ForPreTraining")
     columns: Mapping[str, tuple[str, ...]] = {
         "query": ("query", "question", "anchor"),
         "document": ("document", "passage", "answer", "positive"),
@@ -32,7 +32,7 @@ class SentenceEmbedding:
         "score": ("score", "similarity", "similarity_score", "relatedness_score"),
         "text": ("text", "sentence", "content", "query", "question", "document"),
     }
-    needed = (("sentence1", "sentence2"), ("query", "document"), ("text",))
+    needed: tuple[tuple[str, ...], ...] = (("sentence1", "sentence2"), ("query", "document"), ("text",))
 
     def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
         """Two items for a row of pairs, one for a plain text; DataError on a score that is no number."""
