@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step
 from fmopt.record import Record
 from fmopt.results import Scores
+from fmopt.runtimes.base import Runner
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
 from fmopt.story import optimize as run_optimize
@@ -188,7 +190,7 @@ def export(
     spec = str(data) if data else source.default_data
     if spec is None:
         facts = with_labels(facts, None)
-        if precision == "int8":
+        if any(step.use == "quantize_static" for step in recipe.steps):
             raise DataError("INT8 is calibrated on real items: give some with --data")
         raws: list[Any] = [plain_example(facts.pipeline)] * 2
         digest = "none"
@@ -302,21 +304,21 @@ def explain(
             raise ConfigError(f"length is {length}, but {path} reads at most {pipeline['max_length']} tokens")
         one = deployed(path)
         rows = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=tokens, seed=seed)[0]
-        runner = open_artifact(artifact, threads)
-        try:
-            inputs = dict(timed_inputs(one.preprocessor.pipeline, runner, rows))
-        finally:
-            runner.close()
+        inputs_of: Callable[[Runner], Mapping[str, Any]] = partial(_timed, one.preprocessor.pipeline, rows)
     elif path.suffix == ".onnx" and path.is_file():
-        artifact, inputs = Artifact("onnxruntime", path, {}), example_inputs(path, batch, length, seed)
-        tokens = length
+        artifact, example = Artifact("onnxruntime", path, {}), example_inputs(path, batch, length, seed)
+        tokens, inputs_of = length, lambda runner: example
     else:
         raise ConfigError(f"{path} is neither a bundle nor an ONNX file; make one: fmopt optimize, or fmopt export")
     target = probe.load_target("host")
     return diagnose(
-        artifact, inputs, target, model=str(model), batch=batch, length=tokens, threads=threads, seed=seed,
+        artifact, inputs_of, target, model=str(model), batch=batch, length=tokens, threads=threads, seed=seed,
         progress=progress,
     )  # fmt: skip
+
+
+def _timed(pipeline: Mapping[str, Any], rows: Mapping[str, Any], runner: Runner) -> Mapping[str, Any]:
+    return timed_inputs(pipeline, runner, rows)
 
 
 def evaluate(

@@ -256,8 +256,12 @@ def _refuse_misfit(task: str, head: _Head, source: ModelSource) -> None:
     """CheckpointError when the checkpoint's head is not one of `task`. Its encoder alone always gives embeddings."""
     if task == EMBEDDING or task in _shown_by(head):
         return
-    if task == FEATURES and any(modality_of(_known_task(name)) == "image" for name in _shown_by(head)):
+    if task == FEATURES and "image-classification" in _shown_by(head):
         return
+    if task == FEATURES:
+        raise CheckpointError(
+            f"--task {task} does not fit {source.title}: {head.architecture or 'it'} neither encodes pictures nor classifies them"
+        )
     if not head.architecture and any(head.has(prefix) for prefix in HEADS):
         return
     if {task, *_shown_by(head)} == {"text-classification", "text-regression"}:

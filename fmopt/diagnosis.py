@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from fmopt.layer_roofline import LayerPoint, Roof, layer_points, roof, roof_find
 from fmopt.model import Artifact
 from fmopt.progress import Progress, Silent
 from fmopt.results import Circumstances, Finding, Frozen, Latency, OpTime
+from fmopt.runtimes.base import Runner
 from fmopt.target import Target
 
 SAMPLES = 40  # of each number of threads, in turn
@@ -51,7 +53,7 @@ class Diagnosis(Frozen):
 
 def diagnose(
     artifact: Artifact,
-    inputs: Mapping[str, np.ndarray],
+    inputs_of: Callable[[Runner], Mapping[str, np.ndarray]],
     target: Target,
     *,
     model: str,
@@ -62,17 +64,23 @@ def diagnose(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Diagnosis:
-    """Run `artifact` on `inputs` (of texts [batch, length] each) with `threads`, and say what takes the time.
+    """Run `artifact` with `threads` on what `inputs_of` makes for an opened runner (of texts [batch, length] each), and say
+    what takes the time.
 
     More threads than one are timed in turn against fewer, `samples` times each, so that what they gain is measured.
     """
     warnings = measure.quiet_machine()
     latency = {
         count: Latency(samples_ms=ms, batch=batch, length=length, threads=count)
-        for count, ms in _time(artifact, inputs, threads, samples, seed, progress or Silent()).items()
+        for count, ms in _time(artifact, inputs_of, threads, samples, seed, progress or Silent()).items()
     }
     times = _thread_times(latency, threads, seed) if len(latency) > 1 else []
-    profile = lookup.find("runtimes", artifact.runtime).profile(artifact, inputs, threads)
+    runtime = lookup.find("runtimes", artifact.runtime)
+    runner = runtime.open(artifact, threads)
+    try:
+        profile = runtime.profile(artifact, inputs_of(runner), threads)
+    finally:
+        runner.close()
     points, ceilings = layer_points(profile, target, threads), roof(target, threads)
     shape = (batch, length or 1)  # without tokens no axis is free but the batch
     # threads=1: whether they are too many has been measured, and is not judged from the number of cores
@@ -147,7 +155,12 @@ def example_inputs(path: Path, batch: int, length: int, seed: int = 0) -> dict[s
 
 
 def _time(
-    artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int, samples: int, seed: int, progress: Progress
+    artifact: Artifact,
+    inputs_of: Callable[[Runner], Mapping[str, np.ndarray]],
+    threads: int,
+    samples: int,
+    seed: int,
+    progress: Progress,
 ) -> dict[int, list[float]]:
     """Samples in milliseconds of the number of threads asked for and of fewer: one, and as many as there are cores."""
     runtime = lookup.find("runtimes", artifact.runtime)
@@ -158,7 +171,7 @@ def _time(
         raise BundleError(str(error)) from error
     progress.start("timing", samples)
     try:
-        turns = {str(count): lambda r=runner: r.run(inputs) for count, runner in runners.items()}
+        turns = {str(count): partial(runner.run, inputs_of(runner)) for count, runner in runners.items()}
         times = measure.time_in_turn(
             turns, min_samples=samples, max_seconds=MAX_SECONDS, seed=seed, progress=progress.step
         )

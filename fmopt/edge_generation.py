@@ -9,7 +9,6 @@ A recurrent network's past is its state, [rows, 1, 1, size], which begins as zer
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +21,7 @@ FIRST_LOGITS = (
 )
 NEW_TOKENS = 64  # made when the caller names no number
 HELD = "held"  # what stands for a past that the graph itself keeps
-REQUESTS = 8  # pasts that such a graph keeps at once
-LEFT_OVER = 16  # tokens of steps that were repeated, which may stay behind a mask
+LEFT_OVER = 16  # so many tokens of steps that are taken again and again may stay behind a mask
 
 
 # -------------------------------------------------------------------------------- how likely a text is
@@ -48,6 +46,17 @@ class TextScores:
         """One float32 vector: how many tokens are scored, then the three parts."""
         parts = (np.array([len(self.logs)]), self.logs, self.greedy, self.following)
         return np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
+
+
+def run(pipeline: Mapping[str, Any], runner: Any, batch: Any, most: int) -> dict[str, np.ndarray]:
+    """Logits of the texts of a batch, at most `most` at once. What a graph keeps itself may be rounded: there the second half of
+    a text is scored by what was kept of the first."""
+    scored = in_two_steps if isinstance(runner, Stateful) else (lambda one, inputs: one.run(inputs))
+    parts = [
+        scored(runner, {name: value[first : first + most] for name, value in batch.inputs.items()})["logits"]
+        for first in range(0, len(batch.owner), most)
+    ]
+    return {"logits": np.concatenate(parts)}
 
 
 def postprocess(
@@ -154,62 +163,68 @@ class Rows:
         self.past = {name: value[rows] for name, value in self.past.items()}
 
 
-class Stateful:
-    """An OpenVINO graph that keeps keys and values itself, as the others are used: what is passed around as a past is
-    int64 [rows, 3], of each row the row that it goes on from, a request, and the tokens taken in so far.
+class Kept:
+    """What a text left in a graph that keeps it itself: a request, and how many tokens that has taken in."""
 
-    `runner` has opened the graph. Of more than 8 pasts the one not used for the longest time is forgotten.
-    """
+    def __init__(self, request: Any):
+        self.request, self.taken = request, 0
+        self.repeating = False  # the same step is taken again and again
+        self.moved = False  # rows went on from others
+
+
+class Held(np.ndarray):
+    """int64 [rows, 2], which stands for a past: the row that each row goes on from, and after how many tokens. The request
+    behind it lives as long as a past of it does."""
+
+    kept: Any
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.kept = getattr(source, "kept", None)
+
+    @classmethod
+    def of(cls, kept: Kept, rows: int, tokens: int) -> Held:
+        """All rows of a request, each to go on from itself."""
+        held = np.stack([np.arange(rows), np.full(rows, tokens)], axis=1).view(cls)
+        held.kept = kept
+        return held
+
+
+class Stateful:
+    """An OpenVINO graph that keeps keys and values itself, used as the others are: `runner` has opened it, and a `Held` is
+    passed around where they pass arrays."""
 
     def __init__(self, runner: Any):
         self.runner = runner
-        self.requests: OrderedDict[int, tuple[Any, int]] = OrderedDict()  # with how many tokens each has taken in
-        self.begun = 0
-        self.repeating = 0  # the request whose step is taken again and again
-
-    def repeat(self, past: Mapping[str, np.ndarray]) -> None:
-        """The step that goes on from `past` will be taken again and again, to be timed: what it adds may stay for a while,
-        masked, because forgetting takes longer than many a step."""
-        self.repeating = int(past[PAST + HELD][0, 1])
 
     def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
         """The past of so many rows that have no token yet."""
-        if len(self.requests) >= REQUESTS:
-            self.requests.popitem(last=False)
-        self.begun += 1
-        self.requests[self.begun] = self.runner.new_request(), 0
-        return {PAST + HELD: _held(rows, self.begun, 0)}
+        return {PAST + HELD: Held.of(Kept(self.runner.new_request()), rows, 0)}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name. An earlier past than the last one of its request goes on too: what came after is forgotten.
-        RuntimeError for one that was forgotten."""
+        """Outputs by name. An earlier past than the last one of its request goes on too, and what came after is forgotten;
+        ValueError when rows went on from others since."""
         ids = inputs["input_ids"]
-        held = inputs.get(PAST + HELD)
-        held = self.room(len(ids), 0)[PAST + HELD] if held is None else held
-        number, tokens = int(held[0, 1]), int(held[0, 2])
-        if number not in self.requests:
-            raise RuntimeError(
-                f"this text was begun before {REQUESTS} others, and what it left is gone; begin it again"
-            )
-        self.requests.move_to_end(number)
-        request, taken = self.requests[number]
-        over = taken - tokens
-        if over and (number != self.repeating or over > LEFT_OVER):
-            shorten(request, tokens)
+        held: Any = inputs.get(PAST + HELD)
+        if held is None:
+            held = self.room(len(ids), 0)[PAST + HELD]
+        kept, tokens = held.kept, int(held[0, 1])
+        over = kept.taken - tokens
+        if over and kept.moved:
+            raise ValueError("rows went on from others since; begin the text again")
+        if over and (not kept.repeating or over >= LEFT_OVER):
+            shorten(kept.request, tokens)
             over = 0
         mask = np.insert(inputs["attention_mask"], [tokens] * over, 0, axis=1) if over else inputs["attention_mask"]
-        outputs = self.runner.infer({**inputs, "attention_mask": mask, "beam_idx": held[:, 0]}, request)
-        self.requests[number] = request, tokens + over + ids.shape[1]
-        return {**outputs, PRESENT + HELD: _held(len(ids), number, tokens + ids.shape[1])}
+        rows = np.asarray(held[:, 0])
+        outputs = self.runner.infer({**inputs, "attention_mask": mask, "beam_idx": rows}, kept.request)
+        kept.taken = tokens + over + ids.shape[1]
+        kept.moved |= not np.array_equal(rows, np.arange(len(rows)))
+        # What was masked lies between: from such a step nothing goes on.
+        return outputs if over else {**outputs, PRESENT + HELD: Held.of(kept, len(ids), kept.taken)}
 
     def close(self) -> None:
         """Give back memory and threads."""
-        self.requests.clear()
         self.runner.close()
-
-
-def _held(rows: int, number: int, tokens: int) -> np.ndarray:
-    return np.stack([np.arange(rows), np.full(rows, number), np.full(rows, tokens)], axis=1)
 
 
 def shorten(request: Any, tokens: int) -> None:
@@ -428,9 +443,9 @@ def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     before = {name: value[:, :-1] for name, value in inputs.items()}
     before |= room_for(runner, *inputs["input_ids"].shape)
     last = {name: value if name == "attention_mask" else value[:, -1:] for name, value in inputs.items()}
-    past = past_of(runner.run(before))
-    if hasattr(runner, "repeat"):
-        runner.repeat(past)
+    past: dict[str, Any] = past_of(runner.run(before))
+    if PAST + HELD in past:  # forgetting takes longer than many a step: what it adds may stay for a while, masked
+        past[PAST + HELD].kept.repeating = True
     return last | past
 
 

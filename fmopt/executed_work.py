@@ -17,6 +17,7 @@ WIDTHS = {"float": 4, "double": 8, "float16": 2, "bfloat16": 2, "bool": 1, "int8
 VIEWS = ("Shape", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten", "Size", "ShapeOf")  # move nothing
 # Read of a table only what they return; OpenVINO's names beside ONNX's.
 PARTS = ("Gather", "GatherElements", "GatherND", "Slice", "StridedSlice", "EmbedLayerNormalization")
+PAIRS = ("ScaledDotProductAttention",)  # of products, of queries with keys and of what comes out with values
 FUSED_PRODUCTS = ("FusedGemm", "TransposeMatMul", "GemmFloat8")
 
 Shape = tuple[int, ...]
@@ -51,7 +52,9 @@ def openvino_work(executed: Any, source: Any) -> dict[str, tuple[float, float]]:
     counted by the products of it there.
     """
     parts = {
-        op.get_friendly_name(): op for op in source.get_ordered_ops() if op.get_type_name() in ("MatMul", "Softmax")
+        op.get_friendly_name(): op
+        for op in source.get_ordered_ops()
+        if op.get_type_name() in (*PAIRS, "MatMul", "Softmax")
     }
     found = {}
     for op in executed.get_ordered_ops():
@@ -78,6 +81,11 @@ def _executed(op: Any, kind: str, parts: Sequence[Any]) -> tuple[float, float]:
         return 2.0 * results * op.input(0).get_shape()[-1], moved
     products = [
         2.0 * prod(part.get_output_shape(0)) * _depth(part) for part in parts if part.get_type_name() == "MatMul"
+    ]
+    products += [
+        4.0 * prod(part.get_input_shape(0)) * part.get_input_shape(1)[-2]
+        for part in parts
+        if part.get_type_name() in PAIRS
     ]
     if len(products) == 1 and len(parts) == 2:
         products *= 2  # attention's first product loses its name in fusing; it is as large as the one after the softmax

@@ -122,10 +122,12 @@ def require_parity(parity: Parity, graph: Graph, model: TorchModel, inputs: Inpu
     """`parity` itself when it passed; else a ParityError that names the first layer that diverges."""
     if parity.passed:
         return parity
-    layer = first_divergence(graph, model, inputs, parity.tolerance)
+    where = ""
+    if graph.format == "onnx":
+        where = f"; the first layer that diverges is {first_divergence(graph, model, inputs, parity.tolerance)}"
     raise ParityError(
-        f"{graph.path.name} differs from the torch model by {parity.max_abs:.3g} (allowed {parity.tolerance:g}); "
-        f"the first layer that diverges is {layer}"
+        f"{graph.path.name} differs from the torch model by {parity.max_abs:.3g} (allowed {parity.tolerance:g}), "
+        f"with a cosine of {parity.cosine:.4g}{where}"
     )
 
 

@@ -61,6 +61,9 @@ def _surprise(
     if task == "sentence-embedding":  # a vector is the mean of a normal distribution of unit variance
         vectors = F.normalize(pooled(outputs[0], mask, pipeline.get("pooling", "mean")), dim=-1)
         return (vectors * torch.randn(vectors.shape, generator=draw)).sum()
+    if task == "image-feature-extraction":
+        vectors = F.normalize(outputs[0], dim=-1)
+        return (vectors * torch.randn(vectors.shape, generator=draw)).sum()
     if task == "text-regression":
         return (outputs[0] * torch.randn(outputs[0].shape, generator=draw)).sum()
     if pipeline.get("multi_label"):

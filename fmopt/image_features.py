@@ -14,8 +14,8 @@ def sees(net: Any) -> bool:
 
 def featuring(net: Any) -> Any:
     """`net`, called by pixel_values [batch, 3, H, W] alone, gives pooler_output [batch, features]: of CLIP and SigLIP what is
-    compared with texts, of others what their pooling makes of the last layer; without one the state of the first token where
-    that is one of the whole picture, else the mean of all."""
+    compared with texts, of DINOv2 and ConvNeXt what their pooling makes of the last layer; of ViT and DeiT the state of the first
+    token, which stands for the whole picture (a pooler, which classifiers have none of, is left out), of Swin the mean of all."""
     kind = type(net)
     net.__class__ = type(kind.__name__, (_Featuring, kind), {"__module__": kind.__module__})
     for name in [name for name, _ in net.named_children() if name.startswith("text_")]:

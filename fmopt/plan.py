@@ -142,10 +142,10 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
         name = f"onnxruntime-weights-int{bits}-{block}"
         return Recipe(name=name, runtime="onnxruntime", precision=f"int{bits}", steps=(step, tables, fused))
 
-    def stateful(bits: int) -> Recipe:
+    def compressed(bits: int) -> Recipe:
         step = Step(use="compress_weights", options={"bits": bits})
-        options = {"stateful": True, "precision": floats, "kv_cache": "u8"}
         name = f"openvino-weights-int{bits}"
+        options = {"precision": floats}
         return Recipe(name=name, runtime="openvino", precision=f"int{bits}", steps=(step,), options=options)
 
     return (
@@ -155,8 +155,8 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
         narrow(8, 128),
         narrow(4, 32),
         narrow(4, 128),
-        stateful(8),
-        stateful(4),
+        compressed(8),
+        compressed(4),
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
     )
@@ -230,6 +230,10 @@ def make_plan(
         else quick_candidates(target)
     )
     asked = (recipe,) if recipe else usual
+    if recipe and recipe.runtime == "executorch":
+        raise PlanError(
+            f"recipe {recipe.name!r} cannot be used: ExecuTorch programs are made by fmopt export --format executorch"
+        )
     refused: list[Refusal] = []
     full = (TENSORRT_BASELINE, *BASELINES) if on_tensorrt else BASELINES
     most = int(facts.pipeline.get("max_length", 0))
@@ -285,7 +289,7 @@ def compiled_for(
 
     def options(recipe: Recipe) -> dict[str, Any]:
         if recipe.runtime == "openvino" and stateful:
-            return {"stateful": True}
+            return {"stateful": True} | ({"kv_cache": "u8"} if recipe.precision in ("int8", "int4") else {})
         if recipe.runtime == "openvino" and shape is not None:
             return {"shape": list(shape)}
         if recipe.runtime == "tensorrt":
@@ -344,6 +348,9 @@ def refusal(recipe: Recipe, facts: CheckpointFacts, target: Target) -> str | Non
     """The first reason why a recipe cannot be used; None when it can."""
     runtime = lookup.find("runtimes", recipe.runtime)
     reasons: list[str | None] = [runtime.missing(), runtime.refusal(target, recipe.options)]
+    if recipe.options.get("stateful") and not keeps_past(facts):
+        reasons.append(f"stateful = true is for networks that go on with a text by attention; {facts.task} by "
+                       f"{facts.model_type} does not")  # fmt: skip
     computes_in_int8 = recipe.precision == "int8" and not any(step.use == "compress_weights" for step in recipe.steps)
     if recipe.runtime == "openvino" and computes_in_int8 and target.arch == "x86_64" and not target.int8_dot:
         reasons.append(

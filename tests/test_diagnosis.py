@@ -96,7 +96,7 @@ def test_a_clean_graph_gets_none_of_them(tmp_path, plant, runtime, expected):
 def test_too_many_threads_are_found_by_measuring(tmp_path):
     path = planted.shared_products(tmp_path)
     artifact, inputs, crowd = Artifact("onnxruntime", path, {}), example_inputs(path, 1, 128), 8 * probe.cores()
-    got = diagnose(artifact, inputs, VNNI, model="m", batch=1, length=128, threads=crowd, samples=12)
+    got = diagnose(artifact, lambda runner: inputs, VNNI, model="m", batch=1, length=128, threads=crowd, samples=12)
     assert got.findings[0].kind == "threads"
     assert got.findings[0].share > 0.3
     fewer = int(got.findings[0].remedy.removeprefix("--threads "))

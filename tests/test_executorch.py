@@ -38,7 +38,7 @@ sys.modules["fmopt"] = None
 import run_executorch
 bundle = run_executorch.load(".", 1)
 raws = [open(path, "rb").read() for path in sys.argv[2:]] if sys.argv[1] == "pictures" else sys.argv[2:]
-print(json.dumps(bundle(raws)))
+print(json.dumps([one.tolist() for one in bundle.predict(raws, len(raws))]))
 """
 TEXTS = [*SENTENCES[:10], " ".join(SENTENCES * 4)]  # more than a program's rows, and more tokens than it takes
 
@@ -86,28 +86,23 @@ def said(packages: str, bundle: Path, *arguments: str) -> list[Any]:
     return list(json.loads(got.stdout))
 
 
-def numbers(answers: list[Any]) -> np.ndarray:
-    """Vectors as they are, and scores of classes in the order of their names."""
-    return np.array([list(dict(sorted(a["scores"].items())).values()) if isinstance(a, dict) else a for a in answers])
-
-
 def by_torch(folder: Path, raws: list[Any]) -> np.ndarray:
     """What the checkpoint itself says, in PyTorch."""
     facts = checkpoint.inspect(resolve(str(folder)))
     runner = lookup.find("runtimes", "torch").build(facts, {}, facts.folder)
     opened = lookup.find("runtimes", "torch").open(Artifact("torch", runner.path, runner.options), 1)
     preprocessor = edge.open_preprocessor(facts.folder, dict(facts.pipeline))
-    return numbers(edge.Model({"pipeline": dict(facts.pipeline)}, preprocessor, opened)(raws))
+    return np.stack(edge.Model({"pipeline": dict(facts.pipeline)}, preprocessor, opened).predict(raws))
 
 
 def test_texts_in_batches_larger_than_the_programs(
     packages: str, bundles: Path, tiny_checkpoint: TinyCheckpoint
 ) -> None:
     wanted = by_torch(tiny_checkpoint("bert", "sentence-embedding"), TEXTS)
-    got = numbers(said(packages, bundles / "fp32", "texts", *TEXTS))
+    got = np.array(said(packages, bundles / "fp32", "texts", *TEXTS))
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     assert np.ptp(wanted, axis=0).max() > 0.1
-    rounded = numbers(said(packages, bundles / "int8", "texts", *TEXTS))
+    rounded = np.array(said(packages, bundles / "int8", "texts", *TEXTS))
     assert 1e-6 < np.abs(rounded - wanted).max() < 2e-2
     sizes = [(bundles / kind / "model.pte").stat().st_size for kind in ("fp32", "int8")]
     assert sizes[1] < 0.8 * sizes[0]
@@ -116,7 +111,7 @@ def test_texts_in_batches_larger_than_the_programs(
 def test_pictures(packages: str, bundles: Path, tmp_path: Path) -> None:
     pictures = [str(path) for path in sorted(write_pictures(tmp_path, test=9).rglob("*.png"))]
     wanted = by_torch(bundles / "seeing", [Path(path).read_bytes() for path in pictures])
-    np.testing.assert_allclose(numbers(said(packages, bundles / "picture", "pictures", *pictures)), wanted, atol=1e-5)
+    np.testing.assert_allclose(np.array(said(packages, bundles / "picture", "pictures", *pictures)), wanted, atol=1e-5)
 
 
 def test_its_own_script_verifies_and_run_py_names_it(packages: str, bundles: Path) -> None:

@@ -57,6 +57,12 @@ class OpenVino:
             return f"{target.name} does not compute in {PRECISIONS[precision]}"
         if options.get("kv_cache", "f32") not in CACHES:
             return f"{self.name} has no kv_cache {options['kv_cache']!r}; it has {', '.join(CACHES)}"
+        if not isinstance(options.get("stateful", False), bool):
+            return f"{self.name} option 'stateful' is {options['stateful']!r}; it is true or false"
+        if "kv_cache" in options and not options.get("stateful"):
+            return (
+                f"{self.name} option 'kv_cache' says how a graph keeps keys and values itself; give stateful = true too"
+            )
         shape = options.get("shape", [1, 1])
         if not (
             isinstance(shape, list | tuple) and len(shape) >= 2 and all(isinstance(n, int) and n > 0 for n in shape)

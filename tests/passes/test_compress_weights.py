@@ -58,6 +58,9 @@ def test_weights_are_narrow_and_the_answer_stays(
     ours, whole = logits(made, inputs).ravel(), logits(graph, inputs).ravel()
     got = float(ours @ whole / np.linalg.norm(ours) / np.linalg.norm(whole))
     assert cosine < got < 1 - 1e-9
+    if options.get("method"):
+        plain = CompressWeights(bits=4, block=32).apply(graph, context, tmp_path / "rtn")
+        assert np.abs(logits(plain, inputs).ravel() - ours).max() > 1e-2
     assert made.history[-1].startswith(f"compress_weights({options['bits']} bits")
 
 
