@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fmopt.edge import HALVES, HALVES_BY
+from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Format, Graph, model_files
 from fmopt.results import OpTime
 from fmopt.target import Target
@@ -46,6 +47,14 @@ class Runtime(Protocol):
 
     def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
         """Median milliseconds per operator over several runs, from the runtime's own profiler."""
+
+
+def unfit(name: str, known: Sequence[str], target: Target, options: Mapping[str, Any]) -> str | None:
+    """Why a runtime with these options cannot be on a target at all: it is not there, or an option is none of those `known`."""
+    if name not in target.runtimes:
+        return f"{target.name} has no runtime {name!r}; it has {', '.join(target.runtimes)}"
+    unknown = next((option for option in options if option not in known), None)
+    return f"{name} has no option {unknown!r}{did_you_mean(unknown, known)}" if unknown else None
 
 
 def opening_options(graph: Graph) -> dict[str, Any]:

@@ -11,10 +11,9 @@ import numpy as np
 
 from fmopt.edge_executorch import ExecuTorchRunner
 from fmopt.errors import PassError, UnmeasuredError
-from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
 from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner, copy_model
+from fmopt.runtimes.base import Runner, copy_model, unfit
 from fmopt.target import Target
 
 OPTIONS = ("quantize",)
@@ -33,11 +32,8 @@ class ExecuTorch:
 
     def refusal(self, target: Target, options: Mapping[str, Any]) -> str | None:
         """A runtime or option the target does not have."""
-        if self.name not in target.runtimes:
-            return f"{target.name} has no runtime {self.name!r}; it has {', '.join(target.runtimes)}"
-        unknown = next((name for name in options if name not in OPTIONS), None)
-        if unknown:
-            return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}"
+        if reason := unfit(self.name, OPTIONS, target, options):
+            return reason
         if options.get("quantize", "int8") != "int8":
             return f"{self.name} has no quantize {options['quantize']!r}; it has int8"
         return None

@@ -15,10 +15,9 @@ import numpy as np
 
 from fmopt import edge
 from fmopt.errors import PassError
-from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
 from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner, copy_model, opening_options
+from fmopt.runtimes.base import Runner, copy_model, opening_options, unfit
 from fmopt.target import Target
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
@@ -38,11 +37,8 @@ class OnnxRuntime:
 
     def refusal(self, target: Target, options: Mapping[str, Any]) -> str | None:
         """A runtime or option the target does not have."""
-        if self.name not in target.runtimes:
-            return f"{target.name} has no runtime {self.name!r}; it has {', '.join(target.runtimes)}"
-        unknown = next((name for name in options if name not in OPTIONS), None)
-        if unknown:
-            return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}"
+        if reason := unfit(self.name, OPTIONS, target, options):
+            return reason
         lacking = set(options.get("providers", ())) - set(_providers())
         return f"the ONNX Runtime installed here was built without {', '.join(sorted(lacking))}" if lacking else None
 

@@ -17,7 +17,7 @@ from fmopt.errors import PassError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
 from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner, opening_options
+from fmopt.runtimes.base import Runner, opening_options, unfit
 from fmopt.target import Target
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
@@ -45,11 +45,8 @@ class OpenVino:
 
     def refusal(self, target: Target, options: Mapping[str, Any]) -> str | None:
         """A runtime, option or precision the target does not have."""
-        if self.name not in target.runtimes:
-            return f"{target.name} has no runtime {self.name!r}; it has {', '.join(target.runtimes)}"
-        unknown = next((name for name in options if name not in OPTIONS), None)
-        if unknown:
-            return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}"
+        if reason := unfit(self.name, OPTIONS, target, options):
+            return reason
         precision = options.get("precision", "f32")
         if precision not in PRECISIONS:
             return f"{self.name} has no precision {precision!r}{did_you_mean(str(precision), PRECISIONS)}"

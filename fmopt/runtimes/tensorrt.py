@@ -15,7 +15,7 @@ from fmopt.errors import PassError, UnmeasuredError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
 from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner, copy_model
+from fmopt.runtimes.base import Runner, copy_model, unfit
 from fmopt.target import Target
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
@@ -39,11 +39,8 @@ class TensorRt:
 
     def refusal(self, target: Target, options: Mapping[str, Any]) -> str | None:
         """A runtime the target does not have, or an option that means nothing."""
-        if self.name not in target.runtimes:
-            return f"{target.name} has no runtime {self.name!r}; it has {', '.join(target.runtimes)}"
-        unknown = next((name for name in options if name not in OPTIONS), None)
-        if unknown:
-            return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}"
+        if reason := unfit(self.name, OPTIONS, target, options):
+            return reason
         return wrong_option({**edge_tensorrt.DEFAULTS, **options}, target)
 
     def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:

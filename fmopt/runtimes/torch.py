@@ -18,7 +18,7 @@ from fmopt.errors import PassError, UnmeasuredError
 from fmopt.lookup import did_you_mean
 from fmopt.model import Artifact, CheckpointFacts, Graph
 from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner
+from fmopt.runtimes.base import Runner, unfit
 from fmopt.structure import load_network
 from fmopt.target import Target
 
@@ -52,11 +52,8 @@ class Torch:
 
     def refusal(self, target: Target, options: Mapping[str, Any]) -> str | None:
         """A runtime, option or precision the target does not have."""
-        if self.name not in target.runtimes:
-            return f"{target.name} has no runtime {self.name!r}; it has {', '.join(target.runtimes)}"
-        unknown = next((name for name in options if name not in OPTIONS), None)
-        if unknown:
-            return f"{self.name} has no option {unknown!r}{did_you_mean(unknown, OPTIONS)}"
+        if reason := unfit(self.name, OPTIONS, target, options):
+            return reason
         for name, known in CHOICES.items():
             if name in options and options[name] not in known:
                 return f"{self.name} has no {name} {options[name]!r}{did_you_mean(str(options[name]), known)}"
