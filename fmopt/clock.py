@@ -98,8 +98,9 @@ class HostClock:
         warnings = measure.quiet_machine()
         progress.start(f"timing {len(runners)} variants in turn", measure.MIN_SAMPLES)
         try:
+            calls, failed = _tried(runners, work)
             samples = measure.time_in_turn(
-                {name: replay(work.pipeline, runner, work.inputs) for name, runner in runners.items()},
+                {name: replay(each) for name, each in calls.items()},
                 hopeless=lambda so_far: measure.certainly_slower(so_far, keep=fastest(so_far, work.full_precision)),
                 seed=work.seed,
                 progress=lambda: progress.step(),
@@ -107,7 +108,7 @@ class HostClock:
         finally:
             for runner in runners.values():
                 runner.close()
-        return Timed(samples, warnings, {})
+        return Timed(samples, warnings, failed)
 
     def end_to_end(self, work: Work, preprocessor: Any, progress: Progress) -> dict[str, list[float]]:
         """From raw to answer."""
@@ -150,10 +151,30 @@ def measured(
     return [timed_inputs(pipeline, runner, one) for one in inputs]
 
 
-def replay(pipeline: Pipeline, runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> Callable[[], object]:
+def replay(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
     """What a variant is timed by, on the next input each time, the same sequence for every variant."""
-    turn = itertools.cycle([timed_call(pipeline, runner, one) for one in inputs])
+    turn = itertools.cycle(calls)
     return lambda: next(turn)()
+
+
+def _tried(runners: Mapping[str, Runner], work: Work) -> tuple[dict[str, list[Callable[[], object]]], dict[str, str]]:
+    """(The calls of every variant that could make each of them once, why others could not: VITS in bfloat16 meets negative
+    discriminants, say). The error itself when none could."""
+    calls: dict[str, list[Callable[[], object]]] = {}
+    failed: dict[str, str] = {}
+    for name, runner in runners.items():
+        try:
+            made = [timed_call(work.pipeline, runner, one) for one in work.inputs]
+            for call in made:
+                call()
+        except Exception as error:  # runtimes have classes of their own
+            first = (str(error).strip().splitlines() or [""])[0]
+            failed[name] = f"it cannot compute what is timed: {type(error).__name__}: {first[:160]}"
+            if len(failed) == len(runners):
+                raise
+            continue
+        calls[name] = made
+    return calls, failed
 
 
 def _open(artifact: Artifact, threads: int) -> Runner:
