@@ -220,7 +220,7 @@ class _Judge:
 
 @dataclass(frozen=True)
 class _NetRunner:
-    """A network in training, run as evaluate.py runs any other."""
+    """A network in training, run as any other is: in full precision, though it may be trained in bfloat16."""
 
     net: torch.nn.Module
     outputs: Sequence[str]
@@ -229,8 +229,9 @@ class _NetRunner:
         if has_halves(self.net):
             return Halves(self.net).run(inputs)
         device = next(self.net.parameters()).device
+        forward: Any = getattr(self.net, "_original_forward", self.net)  # accelerate's own casts what it computes
         with torch.inference_mode():
-            out = self.net(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()})
+            out = forward(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()})
         return {name: getattr(out, name).float().cpu().numpy() for name in self.outputs}
 
     def close(self) -> None:
