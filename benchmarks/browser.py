@@ -89,7 +89,7 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     drop: dict[str, Any] = {}
     for threads in dict.fromkeys(asked.threads):
-        with tempfile.TemporaryDirectory(prefix="fmopt-web-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="fmopt-web-", ignore_cleanup_errors=True) as scratch:
             root = Path(scratch) / "served"
             root.mkdir()
             (root / "blank.html").write_text("<!doctype html><title>fmopt</title><link rel=icon href='data:,'>")

@@ -6,9 +6,10 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def browser(profile: Path, *, offline: bool = True) -> Iterator[Browser]:
 
     started = subprocess.Popen(
         [path, *QUIET, HERE_ONLY, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
-        preexec_fn=plug, pass_fds=(3, 4), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        preexec_fn=plug, pass_fds=(3, 4), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     os.close(ours)
     os.close(theirs)
@@ -138,5 +139,7 @@ def browser(profile: Path, *, offline: bool = True) -> Iterator[Browser]:
     finally:
         started.terminate()
         started.wait(20)
+        with suppress(ProcessLookupError):  # its own processes, which may still write into the profile
+            os.killpg(started.pid, signal.SIGKILL)
         os.close(reads)
         os.close(writes)
