@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 
 from fmopt import checkpoint
+from fmopt.errors import PlanError
 from fmopt.plan import STRIDE, Training, gradual, make_plan, pruned, trained_rounding
 from fmopt.probe import load_target
 from fmopt.recipe import Recipe, Step
@@ -42,6 +44,27 @@ def test_openvino_is_compiled_for_the_judged_shape_baselines_too(facts):
         assert recipe.options.get("shape") == ([1, 64] if recipe.runtime == "openvino" else None)
     without = make_plan(facts, load_target("x86-amx"), effort="quick")
     assert not any("shape" in recipe.options for recipe in (*without.baselines, *without.candidates))
+
+
+@pytest.mark.parametrize(("model_type", "kept"), [("gpt2", True), ("lstm", False)])
+def test_openvino_keeps_the_past_of_attention_and_not_the_state_of_an_lstm(facts, model_type, kept):
+    """Also where weights are narrow, in which case what is kept is so too; full precision is not."""
+    pipeline = {**facts.pipeline, "task": "text-generation", "stop_ids": []}
+    told = dataclasses.replace(facts, model_type=model_type, task="text-generation", pipeline=pipeline)
+    plan = make_plan(told, load_target("x86-avx2"), effort="quick")
+    options = {
+        recipe.name: recipe.options for recipe in (*plan.baselines, *plan.candidates) if recipe.runtime == "openvino"
+    }
+    assert set(options) == {"openvino-fp32", "openvino-weights-int8", "openvino-weights-int4"}
+    assert {bool(one.get("stateful")) for one in options.values()} == {kept}
+    assert "kv_cache" not in options["openvino-fp32"]
+    assert options["openvino-weights-int4"].get("kv_cache") == ("u8" if kept else None)
+
+
+def test_a_program_for_executorch_is_no_candidate(facts):
+    recipe = Recipe(name="mine", runtime="executorch", precision="fp32")
+    with pytest.raises(PlanError, match="fmopt export --format executorch"):
+        make_plan(facts, load_target("raspberry-pi-5"), effort="quick", recipe=recipe)
 
 
 def test_estimates_grow_with_what_is_built(facts):
