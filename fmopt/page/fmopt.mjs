@@ -16,7 +16,7 @@ export async function load({ base = new URL('../', import.meta.url).href, thread
   const read = async name => (await found(base + name)).json()
   const facts = await read('fmopt.json')
   const tokenizer = openTokenizer(await read('tokenizer.json'), await read('tokenizer_config.json'), facts.pipeline)
-  ort.env.wasm.numThreads = threads
+  ort.env.wasm.numThreads = self.crossOriginIsolated ? threads : 1 // it would begin them, and now and then fail
   const bytes = new Uint8Array(await (await found(base + facts.model_file)).arrayBuffer())
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ['wasm'] })
   return new Model(facts, tokenizer, session, () => read('golden.json'))
