@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +20,7 @@ from fmopt.gate import Budget
 from fmopt.labelled import with_labels
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact, CheckpointFacts, takes_length
-from fmopt.plan import TOKEN_BY_TOKEN, Effort, Plan, Training, keeps_past, refusal
+from fmopt.plan import TOKEN_BY_TOKEN, Effort, Plan, Training, compiled_for, keeps_past, refusal
 from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step
@@ -173,13 +172,14 @@ def export(
 ) -> Path:
     """Export `model` as a bundle in one format and precision, checked against the torch model; no candidates, no gate.
 
-    `target` decides how INT8 is made (in 7 or 8 bits) and how the bundle is laid out (for browsers). INT8 is calibrated
-    on the calibration split of `data`. Returns the folder `out`.
+    `target` decides how INT8 is made (in 7 or 8 bits) and how the bundle is laid out (for browsers). INT8 with fixed scales
+    is calibrated on the calibration split of `data`. An ExecuTorch program comes in fp32 and int8. Returns the folder `out`.
     """
     out = Path(out)
     source = resolve(str(model))
     facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
-    recipe = export_recipe(format, precision, facts.task, stateful=keeps_past(facts))
+    asked = export_recipe(format, precision, facts.task)
+    (recipe,) = compiled_for(None, (asked,), 0, stateful=keeps_past(facts))
     device = probe.load_target(target)
     reason = refusal(recipe, facts, device) or (executorch_program.refusal(facts) if format == "executorch" else None)
     if reason:
@@ -231,8 +231,8 @@ def export(
     return out
 
 
-def export_recipe(format: str, precision: str, task: str = "", *, stateful: bool = False) -> Recipe:
-    """The one recipe that a format and precision name, for a model of `task`; `stateful` as in `plan.compiled_for`."""
+def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
+    """The one recipe that a format and precision name, for a model of `task`."""
     name = f"{format}-{precision}"
     runtime = {"onnx": "onnxruntime"}.get(format, format)
     if format == "executorch":
@@ -241,13 +241,11 @@ def export_recipe(format: str, precision: str, task: str = "", *, stateful: bool
         return Recipe(
             name=name, runtime=runtime, precision=precision, options={"quantize": "int8"} if precision == "int8" else {}
         )
-    kept: dict[str, Any] = {"stateful": True} if stateful else {}
     if precision == "int8" and task in TOKEN_BY_TOKEN:
-        if format == "openvino" and not stateful:
-            raise ConfigError(f"--precision int8 of {task} by this network is made for ONNX Runtime; use --format onnx")
+        if format == "openvino" and task != "text-generation":
+            raise ConfigError(f"--precision int8 of {task} is made for ONNX Runtime; use --format onnx")
         if format == "openvino":
-            steps = (Step(use="compress_weights"),)
-            return Recipe(name=name, runtime=runtime, precision="int8", steps=steps, options={**kept, "kv_cache": "u8"})
+            return Recipe(name=name, runtime=runtime, precision="int8", steps=(Step(use="compress_weights"),))
         narrow = Step(use="quantize_weights", options={"bits": 8, "block": 32})
         return Recipe(name=name, runtime=runtime, precision="int8", steps=(narrow, Step(use="quantize_embeddings")))
     if precision == "int8":
@@ -258,12 +256,12 @@ def export_recipe(format: str, precision: str, task: str = "", *, stateful: bool
         return Recipe(
             name=name, runtime=runtime, precision=precision, steps=(Step(use="cast"),) if precision == "fp16" else ()
         )
-    options: dict[str, dict[str, Any]] = {
+    options = {
         "fp32": {"precision": "f32"},
         "bf16": {"precision": "bf16"},
         "fp16": {"precision": "f32", "fp16_weights": True},
     }
-    return Recipe(name=name, runtime=runtime, precision=precision, options=options[precision] | kept)
+    return Recipe(name=name, runtime=runtime, precision=precision, options=options[precision])
 
 
 def load(bundle: str | Path, threads: int | None = None) -> Any:
@@ -304,10 +302,17 @@ def explain(
             raise ConfigError(f"length is {length}, but {path} reads at most {pipeline['max_length']} tokens")
         one = deployed(path)
         rows = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=tokens, seed=seed)[0]
-        inputs_of: Callable[[Runner], Mapping[str, Any]] = partial(_timed, one.preprocessor.pipeline, rows)
+
+        def inputs_of(runner: Runner) -> Mapping[str, Any]:
+            return timed_inputs(one.preprocessor.pipeline, runner, rows)
+
     elif path.suffix == ".onnx" and path.is_file():
         artifact, example = Artifact("onnxruntime", path, {}), example_inputs(path, batch, length, seed)
-        tokens, inputs_of = length, lambda runner: example
+        tokens = length
+
+        def inputs_of(runner: Runner) -> Mapping[str, Any]:
+            return example
+
     else:
         raise ConfigError(f"{path} is neither a bundle nor an ONNX file; make one: fmopt optimize, or fmopt export")
     target = probe.load_target("host")
@@ -315,10 +320,6 @@ def explain(
         artifact, inputs_of, target, model=str(model), batch=batch, length=tokens, threads=threads, seed=seed,
         progress=progress,
     )  # fmt: skip
-
-
-def _timed(pipeline: Mapping[str, Any], rows: Mapping[str, Any], runner: Runner) -> Mapping[str, Any]:
-    return timed_inputs(pipeline, runner, rows)
 
 
 def evaluate(
