@@ -19,6 +19,7 @@ from fmopt import checkpoint, exporting, lookup, untrained
 from fmopt.edge import load as edge_load
 from fmopt.edge import open_runner
 from fmopt.edge_generation import PAST, Wish, continuations, likeliest, timed
+from fmopt.errors import ConfigError
 from fmopt.generation import TwoSteps
 from fmopt.probe import load_target
 from fmopt.source import resolve
@@ -115,3 +116,8 @@ def test_int8_covers_the_layers_too(folder: Path, bundle: Path, tmp_path: Path) 
     one, other = (open_runner("onnxruntime", path, {}, 1).run(batch)["logits"] for path in (exact, small))
     mask = batch["attention_mask"].astype(bool)
     assert np.corrcoef(one[mask].ravel(), other[mask].ravel())[0, 1] > 0.97
+
+
+def test_what_would_narrow_no_layer_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="NNCF narrows no layer of lstm; quantize_dynamic on ONNX Runtime does"):
+        fmopt.export(folder, tmp_path / "narrow", format="openvino", precision="int8")

@@ -15,6 +15,7 @@ from openvino import opset13 as ops
 from fmopt.edge import with_past
 from fmopt.errors import ConfigError, PassError
 from fmopt.model import CheckpointFacts, Graph
+from fmopt.networks import RECURRENT
 from fmopt.openvino_graph import quiet_nncf, read_ir, save_ir
 from fmopt.passes.base import Context
 from fmopt.target import Target
@@ -55,7 +56,9 @@ class CompressWeights:
             raise ConfigError(f"compress_weights.items is {self.items}; it is at least 1")
 
     def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
-        """A target that has no OpenVINO, whose constants these are."""
+        """A target that has no OpenVINO, whose constants these are, or layers that NNCF leaves as they are."""
+        if facts.model_type in RECURRENT:
+            return f"NNCF narrows no layer of {facts.model_type}; quantize_dynamic on ONNX Runtime does"
         return None if "openvino" in target.runtimes else f"{target.name} has no openvino, whose constants these are"
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
