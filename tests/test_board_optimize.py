@@ -56,21 +56,26 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[openssh.
     line.close()
 
 
-def cut_during_the_timing(device: openssh.Device) -> None:
-    """Cut the line for four seconds once the timing of all variants runs there."""
+def cut_during_the_timing(device: openssh.Device, noticed: threading.Event) -> None:
+    """Cut the line once the timing of all variants runs there, until this end has noticed."""
     until = time.monotonic() + 300
-    while time.monotonic() < until:
-        if any('"min_samples": 200' in path.read_text() for path in _requests(device)):
-            break
+    while time.monotonic() < until and not any(_timing_runs(device, path) for path in _requests(device)):
         time.sleep(0.05)
-    time.sleep(0.5)
     device.cut()
-    time.sleep(4)
+    noticed.wait(120)
     device.mend()
 
 
 def _requests(device: openssh.Device) -> list[Path]:
     return [path for path in (device.home / FOLDER / "timer").glob("*.json") if path.is_file()]
+
+
+def _timing_runs(device: openssh.Device, request: Path) -> bool:
+    started = (device.home / FOLDER / "jobs" / request.stem / "pid").is_file()
+    try:
+        return started and '"min_samples": 200' in request.read_text()
+    except FileNotFoundError:  # a first try, over by now
+        return False
 
 
 def test_variants_are_timed_there_and_judged_here(device: openssh.Device, tmp_path: Path, tiny_checkpoint: Any) -> None:
@@ -81,12 +86,15 @@ def test_variants_are_timed_there_and_judged_here(device: openssh.Device, tmp_pa
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
     said: list[str] = []
+    noticed = threading.Event()
 
     class Told(Silent):
         def say(self, text: str) -> None:
             said.append(text)
+            if "was cut" in text:
+                noticed.set()
 
-    cutter = threading.Thread(target=cut_during_the_timing, args=(device,), daemon=True)
+    cutter = threading.Thread(target=cut_during_the_timing, args=(device, noticed), daemon=True)
     cutter.start()
     out = tmp_path / "out"
     record = optimize(
