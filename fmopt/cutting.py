@@ -7,7 +7,7 @@ connection, its LayerNorm and the bias of its output projection stay. Knows how 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ class OnlyBias(nn.Module):
     """What is left of an output projection that no feature reaches: its bias [out], the same for every token."""
 
     in_features = 0
+    weight = None  # which T5's FFN asks for
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
@@ -39,15 +40,39 @@ class NoAttention(nn.Module):
 
     kept_heads: tuple[int, ...] = ()
 
-    def __init__(self, inner: str, output: nn.Module | None) -> None:
+    def __init__(self, inner: str, output: nn.Module | None, *, hands_on_bias: bool = False) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.hands_on_bias = inner, hands_on_bias
         if output is not None:
             self.add_module(inner, output)
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        """(what the output projection makes of nothing, or for one that comes after: anything; no weights)."""
-        return (getattr(self, self.inner)(hidden_states) if self.inner else hidden_states), None
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """(what the output projection makes of nothing, or for one that comes after: anything; no weights); between them the
+        bias that it was given, where the next layer waits for it."""
+        made = getattr(self, self.inner)(hidden_states) if self.inner else hidden_states
+        return (made, kwargs.get("position_bias"), None) if self.hands_on_bias else (made, None)
+
+
+class OwnBias:
+    """What T5's attention is too, once it has lost heads: of the bias for positions [1, heads, n, m], which the first layer
+    makes for all, it takes the rows of its own heads, and hands on the whole."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: Any = None, key_value_states: Any = None, position_bias: Any = None,
+        past_key_values: Any = None, **kwargs: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """As T5's; one that looks at another stack's tokens has no bias, and would take the zeros of another's heads."""
+        whole, this = position_bias, cast(Any, self)
+        if this.has_relative_attention_bias:
+            past = 0 if past_key_values is None else past_key_values.get_seq_length(this.layer_idx)
+            new = hidden_states.shape[1]
+            whole = this.compute_bias(new, new + past, device=hidden_states.device, past_seen_tokens=past)
+        own = None if whole is None or key_value_states is not None else whole[:, list(this.kept_heads)]
+        made, _, weights = cast(Any, super()).forward(
+            hidden_states, mask=mask, key_value_states=key_value_states, position_bias=own,
+            past_key_values=past_key_values, **kwargs,
+        )  # fmt: skip
+        return made, whole, weights
 
 
 def require_cuttable(model: TorchModel) -> Family:
@@ -59,9 +84,14 @@ def require_cuttable(model: TorchModel) -> Family:
     return model.family
 
 
-def cut_layer(net: nn.Module, layer: Layer, heads: Sequence[int], neurons: Sequence[int]) -> None:
-    """Keep of `layer`, in place, only these heads and FFN neurons, numbered as they are now; none: no such sublayer."""
+def cut_layer(
+    net: nn.Module, layer: Layer, heads: Sequence[int], neurons: Sequence[int], cross: Sequence[int] = ()
+) -> None:
+    """Keep of `layer`, in place, only these heads, FFN neurons and, where it has such, heads of the attention to another stack,
+    numbered as they are now; none: no such sublayer."""
     cut_heads(net, layer.attention, heads)
+    if layer.cross is not None:
+        cut_heads(net, layer.cross, cross)
     cut_neurons(net, layer.ffn, neurons)
 
 
@@ -69,10 +99,12 @@ def cut_heads(net: nn.Module, block: AttentionBlock, kept: Sequence[int]) -> Non
     """Rows of query, key and value and columns of the output projection; nothing kept leaves the output's bias."""
     if len(kept) == block.heads:
         return
+    attention: Any = net.get_submodule(block.module)
     if not kept:
+        if getattr(attention, "has_relative_attention_bias", False):
+            raise PassError(f"{block.module} makes the bias of all layers for positions; one of its heads must stay")
         _remove_attention(net, block)
         return
-    attention: Any = net.get_submodule(block.module)
     columns = [head * block.width + feature for head in kept for feature in range(block.width)]
     shared = [head * block.head_dim + feature for head in kept for feature in range(block.head_dim)]
     present = [name for name in block.positions if _has(net, name)]
@@ -112,33 +144,54 @@ def cut_neurons(net: nn.Module, ffn: FeedForward, kept: Sequence[int]) -> None:
 def drop_layers(model: TorchModel, numbers: Sequence[int]) -> None:
     """Take whole layers out, in place: the next one reads what the dropped one would have read.
 
-    PassError when none would be left, or when the first one is of its own kind (its position tells what it is made of).
+    PassError when none would be left, in one of two stacks neither, or when the first one is of its own kind (its position
+    tells what it is made of).
     """
     family, net = require_cuttable(model), model.net
-    names = [layer.name for layer in family.layers(net)]
+    layers = family.layers(net)
     dropped = set(numbers)
-    if not dropped <= set(range(len(names))) or len(dropped) == len(names):
-        raise PassError(f"layers {sorted(dropped)} cannot be dropped from {len(names)}; at least one must stay")
+    stacks: dict[str, list[int]] = {}  # by the module that holds them
+    for number, layer in enumerate(layers):
+        stacks.setdefault(layer.name.rpartition(".")[0], []).append(number)
+    if not dropped <= set(range(len(layers))) or any(dropped >= set(stack) for stack in stacks.values()):
+        where = "" if len(stacks) == 1 else " in each stack"
+        raise PassError(f"layers {sorted(dropped)} cannot be dropped from {len(layers)}; at least one must stay{where}")
     if getattr(net.config, "scale_attn_by_inverse_layer_idx", False):
         raise PassError(
             f"each layer of {model.facts.source.title} scales its attention by its number, so none can be dropped"
         )
-    if not any(layer.attention.heads for n, layer in enumerate(family.layers(net)) if n not in dropped) and caches(net):
-        raise PassError("the layers left would have no attention, which a network that generates cannot do without")
-    home = names[0].rpartition(".")[0]
-    if 0 in dropped and _first_differs(net, home):
-        raise PassError(
-            f"layer 0 of {model.facts.model_type} is built unlike the others and cannot be dropped; keep it"
-        )
-    kept = [number for number in range(len(names)) if number not in dropped]
-    layers = net.get_submodule(home)
+    if caches(net):
+        left = [layer for n, layer in enumerate(layers) if n not in dropped and layer.stack != "encoder"]
+        if any(
+            not any(heads) for heads in zip(*([one.heads for one in layer.attentions] for layer in left), strict=True)
+        ):
+            raise PassError("the layers left would have no attention, which a network that generates cannot do without")
+    for home, own in stacks.items():
+        if own[0] in dropped and _first_differs(net, home):
+            raise PassError(
+                f"layer {own[0]} of {model.facts.model_type} is built unlike the others and cannot be dropped; keep it"
+            )
+    for home, own in stacks.items():
+        kept = [place for place, number in enumerate(own) if number not in dropped]
+        if len(kept) < len(own):
+            _keep_layers(net, home, layers[own[0]].stack, kept)
+    number_caches(net)
+
+
+def _keep_layers(net: nn.Module, home: str, stack: str, kept: Sequence[int]) -> None:
+    """The layers of one stack that stay, and how many the configuration says that there are."""
+    layers, config = net.get_submodule(home), cast(Any, net.config)
     assert isinstance(layers, nn.ModuleList)
     replace_module(net, home, nn.ModuleList(layers[number] for number in kept))
-    config: Any = net.config
     if getattr(config, "layer_types", None):  # ModernBERT, Qwen2: which layers look at everything, which nearby
         config.layer_types = [config.layer_types[number] for number in kept]
-    config.num_hidden_layers = len(kept)
-    number_caches(net)
+    setattr(config, layer_count(config, stack), len(kept))
+
+
+def layer_count(config: Any, stack: str) -> str:
+    """What a configuration calls the number of layers of a stack."""
+    names = (f"{stack}_layers", f"num_{stack}_layers", "num_hidden_layers") if stack else ("num_hidden_layers",)
+    return next(name for name in names if hasattr(config, name))
 
 
 def kept_heads(net: nn.Module, block: AttentionBlock) -> tuple[int, ...]:
@@ -152,28 +205,37 @@ def caches(net: Any) -> bool:
     return bool(net.can_generate())
 
 
-def least_heads(net: Any, family: Family) -> tuple[int, ...]:
-    """How many heads, or groups of them, must stay in every layer.
+def least_heads(net: Any, family: Family) -> tuple[tuple[int, ...], ...]:
+    """How many heads, or groups of them, must stay in each attention of every layer.
 
-    Of a network that generates, one in the first layer: the first cache tells how long the past is, and of what size. One in
-    every layer where some look at everything and some only nearby, for then a layer's cache is of a kind of its own.
+    Of a network that generates, one in the first layer: the first cache tells how long the past is, and of what size; the first
+    one of an encoder's tokens tells how many there are. One in every layer where some look at everything and some only nearby,
+    for then a layer's cache is of a kind of its own. One where the bias of all layers for positions is made.
     """
-    layers = family.layers(net)
-    if not caches(net):
-        return (0,) * len(layers)
-    mixed = len(set(getattr(net.config, "layer_types", None) or ())) > 1
-    return (1, *(int(mixed) for _ in layers[1:]))
+    generates = caches(net)
+    mixed = generates and len(set(getattr(net.config, "layer_types", None) or ())) > 1
+    found, first = [], generates
+    for layer in family.layers(net):
+        attention = net.get_submodule(layer.attention.module)
+        own = mixed or getattr(attention, "has_relative_attention_bias", False)
+        if layer.stack != "encoder":
+            own, cross, first = own or first, first, False
+            found.append((int(own),) if layer.cross is None else (int(own), int(cross)))
+        else:
+            found.append((int(own),))
+    return tuple(found)
 
 
 def number_caches(net: Any) -> None:
     """Number the attentions of a network that generates anew, in place: a layer without one has no keys and values, and the
-    others' follow one another without a gap."""
+    others' follow one another without a gap, those to an encoder's tokens by themselves."""
     family = find_family(str(net.config.model_type))
     if family is None or not caches(net):
         return
-    attentions = (net.get_submodule(layer.attention.module) for layer in family.layers(net) if layer.attention.heads)
-    for number, attention in enumerate(attentions):
-        attention.layer_idx = number
+    layers = [layer for layer in family.layers(net) if layer.stack != "encoder"]
+    for blocks in zip(*(layer.attentions for layer in layers), strict=True):
+        for number, block in enumerate(block for block in blocks if block.heads):
+            net.get_submodule(block.module).layer_idx = number
 
 
 def _remove_attention(net: nn.Module, block: AttentionBlock) -> None:
@@ -182,7 +244,8 @@ def _remove_attention(net: nn.Module, block: AttentionBlock) -> None:
     inner = block.output.removeprefix(block.module + ".") if inside else ""
     if not inside:
         replace_module(net, block.output, only)
-    replace_module(net, block.module, NoAttention(inner, only if inside else None))
+    nothing = NoAttention(inner, only if inside else None, hands_on_bias=block.makes_bias)
+    replace_module(net, block.module, nothing)
     number_caches(net)
 
 
@@ -195,6 +258,8 @@ def _tell_heads(attention: Any, block: AttentionBlock, kept: Sequence[int]) -> N
                         ("all_head_size", len(kept) * block.width), ("split_size", len(kept) * block.width)):  # fmt: skip
         if hasattr(attention, name):
             setattr(attention, name, value)
+    if block.makes_bias and first_cut:
+        attention.__class__ = type("CutAttention", (OwnBias, type(attention)), {})
     if block.bias_argument is not None and first_cut:
         argument = block.bias_argument
 
@@ -206,10 +271,11 @@ def _tell_heads(attention: Any, block: AttentionBlock, kept: Sequence[int]) -> N
 
 
 def _first_differs(net: nn.Module, home: str) -> bool:
-    """Whether layer 0 has norms that others lack, or the reverse (ModernBERT), or feeds a convolution (DeBERTa)."""
+    """Whether layer 0 has norms or tables that others lack (T5), or the reverse (ModernBERT), or feeds a convolution
+    (DeBERTa)."""
     layers = net.get_submodule(home)
     norms = [
-        {name for name, module in layer.named_modules() if isinstance(module, nn.LayerNorm)}
+        {name for name, module in layer.named_modules() if isinstance(module, nn.LayerNorm | nn.Embedding)}
         for layer in layers.children()
     ]
     parent = net.get_submodule(home.rpartition(".")[0])

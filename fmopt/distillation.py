@@ -28,12 +28,15 @@ from torch import nn
 from fmopt import distillation_losses as losses
 from fmopt import several
 from fmopt.edge import Preprocessor, open_preprocessor
+from fmopt.edge_seq2seq import NEW
 from fmopt.errors import PassError
 from fmopt.examples import IGNORED, Example, FileExamples, unlabelled_examples
 from fmopt.fake_quantize import load_rounding, save_rounding
 from fmopt.families.base import Family
 from fmopt.model import CheckpointFacts, TorchModel, quiet
+from fmopt.own_answers import answered_by
 from fmopt.passes.base import Context
+from fmopt.seq2seq import makes_answers
 from fmopt.structure import load_facts, save_checkpoint
 from fmopt.tasks.base import Raw
 from fmopt.teacher_outputs import TeacherOutputs, Terms, Told, outputs_key, room_on_disk
@@ -56,7 +59,7 @@ TELLS = {
 }
 PER_TOKEN = frozenset({"hidden", "relations"})  # and outputs, of some tasks
 SPELLING = "automatic-speech-recognition"
-OF_A_VOCABULARY = ("fill-mask", "text-generation")
+OF_A_VOCABULARY = ("fill-mask", "text-generation")  # and what answers by a decoder
 TOKEN_TASKS = ("token-classification", "question-answering")
 ITEM, KEPT = "item", "kept"  # in a batch: which examples it has, and what is kept of the teacher about them
 POOL = 50  # batches' worth of examples sorted by length at a time, as the Trainer's own grouping
@@ -80,6 +83,8 @@ def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
         examples = [*examples, *_unlabelled(options.unlabelled, model.facts)]
     if len(examples) < 2:
         raise PassError("distill: there are no texts to train on; give data with a train split, or `unlabelled`")
+    if makes_answers(model.facts.pipeline) and not isinstance(examples, FileExamples):
+        examples = answered_by(teacher, examples, ctx.scratch, ctx.progress)
     bf16 = has_bf16() if options.bf16 is None else options.bf16
     with _work_folder(_key(model, teacher.facts, examples, options, bf16, ctx.seed), ctx.scratch) as work:
         if not (work / FINISHED).is_file():
@@ -227,9 +232,7 @@ def _kept_outputs(
 ) -> TeacherOutputs | None:  # fmt: skip
     """What the teacher says of every example, on disk beside `work`; None where it is asked in every epoch."""
     lesson, device = trainer.lesson, trainer.args.device
-    if (
-        not lesson.kinds or teacher.task in OF_A_VOCABULARY
-    ):  # a whole vocabulary for every token is never cheaper to read
+    if not lesson.kinds or _of_a_vocabulary(teacher.pipeline):  # all words for every token are never cheaper to read
         return None
     if isinstance(examples, FileExamples):
         return None
@@ -280,6 +283,30 @@ def _of_states(net: Any, mask: torch.Tensor | None, states: torch.Tensor) -> tor
     if mask is None or mask.shape[1] == states.shape[1]:
         return mask
     return torch.as_tensor(net._get_feature_vector_attention_mask(states.shape[1], mask.long())).bool()
+
+
+def _of_a_vocabulary(pipeline: Mapping[str, Any]) -> bool:
+    return pipeline["task"] in OF_A_VOCABULARY or makes_answers(pipeline)
+
+
+def _all_states(found: Any) -> list[torch.Tensor]:
+    """The states [B, n, w] after every layer, those of an encoder before those of its decoder."""
+    if getattr(found, "encoder_hidden_states", None) is not None:
+        return [*found.encoder_hidden_states[1:], *found.decoder_hidden_states[1:]]
+    return list(found.hidden_states[1:])
+
+
+def _inputs_and_labels(
+    batch: Mapping[str, torch.Tensor], pipeline: Mapping[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What a network reads of a batch, and what it is asked for. A decoder reads the answer asked for, one token behind."""
+    labels = {name: value for name, value in batch.items() if name in LABELS}
+    inputs = {name: value for name, value in batch.items() if name not in LABELS}
+    if makes_answers(pipeline):
+        told = labels["labels"]
+        behind = told.masked_fill(told == IGNORED, pipeline["start"][0])[:, :-1]
+        inputs[NEW] = torch.cat([torch.full_like(told[:, :1], pipeline["start"][0]), behind], dim=1)
+    return inputs, labels
 
 
 class _Schedule(torch.utils.data.Dataset[Example]):
@@ -339,10 +366,11 @@ class _Trainer(transformers.Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """The weighted sum; the signature is the Trainer's."""
-        labels = {name: inputs.pop(name) for name in LABELS if name in inputs}
+        kept = inputs.pop(KEPT, None)
+        inputs, labels = _inputs_and_labels(inputs, self.lesson.pipeline)
         mask = _mask(inputs)
         if self.kept is not None:
-            wanted = self.kept.told(inputs.pop(KEPT))
+            wanted = self.kept.told(kept)
         else:
             with torch.no_grad(), self.accelerator.autocast():
                 wanted = self.lesson.told(inputs, mask)
@@ -384,9 +412,12 @@ class _Watch(transformers.TrainerCallback):
 class _View(nn.Module):
     """A network, and what the losses see of it: its outputs, the states of some layers, some projections."""
 
-    def __init__(self, net: nn.Module, outputs: Sequence[str], layers: Sequence[int], projection: nn.Module) -> None:
+    def __init__(
+        self, net: nn.Module, outputs: Sequence[str], layers: Sequence[int], projection: nn.Module, encoder_layers: int
+    ) -> None:
         super().__init__()
         self.net, self.outputs, self.layers, self.projection = net, outputs, layers, projection
+        self.encoder_layers = encoder_layers  # of two stacks, how many layers the first has
         self.related: tuple[str, ...] = ()  # modules whose outputs are queries, keys and values, or all three
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -403,12 +434,12 @@ class _View(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        outputs = [getattr(found, name).float() for name in self.outputs]
+        outputs, states = [getattr(found, name).float() for name in self.outputs], _all_states(found)
         parts = [caught[name] for name in self.related]
         parts = list(parts[0].chunk(3, dim=-1)) if len(parts) == 1 else parts
         return {
             "outputs": outputs,
-            "hidden": [self.projection(found.hidden_states[layer + 1]).float() for layer in self.layers],
+            "hidden": [self.projection(states[layer]).float() for layer in self.layers],
             "last": self.projection(outputs[0]).float() if self.outputs == ["last_hidden_state"] else None,
             "relations": [part.float() for part in parts],
         }
@@ -454,7 +485,8 @@ class _Lesson:
 
     def _term(self, name: str, got: Any, wanted: Told, mask: torch.Tensor | None, labels: Any) -> torch.Tensor:
         if name == "hidden":
-            return losses.hidden_loss(got["hidden"], wanted["hidden"], mask)
+            masks = self._masks(len(got["hidden"]), mask, labels)
+            return losses.hidden_loss(got["hidden"], wanted["hidden"], masks)
         if name == "relations":
             return losses.relation_loss(got["relations"], wanted["relations"], mask, self.heads)
         if name == "cosine":
@@ -466,14 +498,15 @@ class _Lesson:
         if asked is not None:
             place, found = asked
             answers, labels = [logits[place] for logits in answers], {"labels": found}
-        if name == "task" and self.pipeline["task"] == SPELLING:
+        spells = self.pipeline["task"] == SPELLING and asked is None
+        if name == "task" and spells:
             return losses.spelled_loss(answers[0], labels["labels"], mask, self.pipeline["ctc"]["blank"])
         if name == "task":
             return losses.task_loss(answers, labels)
         wished = self._answers(wanted["outputs"], mask)
         if asked is not None:
             wished = [logits[asked[0]] for logits in wished]
-        if self.pipeline["task"] in ("token-classification", SPELLING) and mask is not None:
+        if (spells or self.pipeline["task"] == "token-classification") and mask is not None:
             answers, wished = ([logits[mask] for logits in part] for part in (answers, wished))
         return losses.logit_loss(answers, wished, self.temperature, self.kind)
 
@@ -483,15 +516,25 @@ class _Lesson:
         """(bool [B, n] where a word of the vocabulary is asked for, the words [K]); None in other tasks.
 
         Of a masked text where masks are: elsewhere the token can be read, and there is nothing to learn. Of a text that goes
-        on, each place asks for the token after it.
+        on, each place asks for the token after it. Of an answer, every place that it has.
         """
-        if self.pipeline["task"] not in OF_A_VOCABULARY:
+        if not _of_a_vocabulary(self.pipeline):
             return None
         words = labels["labels"]
+        if makes_answers(self.pipeline):
+            return words != IGNORED, words[words != IGNORED]
         if self.pipeline["task"] == "text-generation":
             words = torch.nn.functional.pad(words[:, 1:], (0, 1), value=IGNORED)
         place = words != IGNORED if mask is None else mask & (words != IGNORED)
         return place, words[place]
+
+    def _masks(
+        self, layers: int, mask: torch.Tensor | None, labels: Mapping[str, torch.Tensor]
+    ) -> list[torch.Tensor | None]:
+        """That of the states of every layer: those of a decoder are of the answer's tokens."""
+        if not makes_answers(self.pipeline):
+            return [mask] * layers
+        return [mask if layer < self.student.encoder_layers else labels["labels"] != IGNORED for layer in range(layers)]
 
     def _vectors(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         assert mask is not None  # only texts are pooled
@@ -507,35 +550,40 @@ class _Lesson:
 
 def _lesson(model: TorchModel, teacher: TorchModel, options: Distill, batch: dict[str, torch.Tensor]) -> _Lesson:
     """Which layers learn from which, through what, and how much each loss counts; `batch` is one of real items."""
-    inputs = {name: value for name, value in batch.items() if name not in LABELS}
+    inputs, labels = _inputs_and_labels(batch, model.facts.pipeline)
     outputs = list(model.facts.pipeline["outputs"])
-    states, taught_states = (_all_layers(part.net, inputs) for part in (model, teacher))
+    (states, ends), (taught_states, taught_ends) = (_all_layers(part.net, inputs) for part in (model, teacher))
     widths = [states[0].shape[-1], taught_states[0].shape[-1]]
     projection = nn.Identity() if widths[0] == widths[1] else nn.Linear(widths[0], widths[1])
-    matched = losses.matched_layers(states, taught_states, _of_states(model.net, _mask(inputs), states[0]))
-    student = _View(model.net, outputs, range(len(states)), projection)
-    taught = _View(teacher.net.requires_grad_(False), outputs, matched, nn.Identity())
+    student = _View(model.net, outputs, range(len(states)), projection, ends)
+    mask = _of_states(model.net, _mask(inputs), states[0])
+    answer = labels["labels"] != IGNORED if makes_answers(model.facts.pipeline) else mask
+    matched = losses.matched_layers(states[:ends], taught_states[:taught_ends], mask) if ends else []
+    matched += [taught_ends + n for n in losses.matched_layers(states[ends:], taught_states[taught_ends:], answer)]
+    taught = _View(teacher.net.requires_grad_(False), outputs, matched, nn.Identity(), taught_ends)
     names = [_last_projections(part.net, part.family) for part in (model, teacher)]
     weights = _weights(options, model.facts, widths[0] == widths[1], related=all(names))
-    lesson = _Lesson(student, taught, model.facts, weights, options.softened(model.facts.task))
+    lesson = _Lesson(student, taught, model.facts, weights, options.softened(model.facts))
     if weights["relations"]:
         student.related, taught.related = names
         lesson.heads = _relation_heads(student, taught, inputs)
     return lesson
 
 
-def _all_layers(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The states [B, n, w] after every layer."""
+def _all_layers(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[list[torch.Tensor], int]:
+    """The states [B, n, w] after every layer, and how many are an encoder's."""
     with torch.no_grad():
-        states = net(**inputs, output_hidden_states=True).hidden_states
-    return [state.float() for state in states[1:]]
+        found = net(**inputs, output_hidden_states=True)
+    encoder = getattr(found, "encoder_hidden_states", None)
+    return [state.float() for state in _all_states(found)], 0 if encoder is None else len(encoder) - 1
 
 
 def _last_projections(net: nn.Module, family: Family | None) -> tuple[str, ...]:
     """The projections of the last layer that has heads: query, key and value, or the one that makes all three;
-    none where that mixes them head by head."""
-    blocks = [layer.attention for layer in family.layers(net) if layer.attention.heads] if family else []
-    if blocks and blocks[-1].interleaved:
+    none where that mixes them head by head, or where there are two stacks, which no one layer stands for."""
+    layers = [layer for layer in family.layers(net) if layer.attention.heads] if family else []
+    blocks = [layer.attention for layer in layers]
+    if blocks and (blocks[-1].interleaved or layers[-1].stack == "decoder"):
         return ()
     return tuple(dict.fromkeys((blocks[-1].query, blocks[-1].key, blocks[-1].value))) if blocks else ()
 
@@ -545,7 +593,8 @@ def _weights(options: Distill, facts: CheckpointFacts, same_width: bool, related
 
     Where widths differ, relations say more than states seen through a random projection, if there are layers to relate.
     """
-    found = dict({"sentence-embedding": EMBEDDING, "text-generation": GENERATION}.get(facts.task, LABELLED))
+    generates = facts.task == "text-generation" or makes_answers(facts.pipeline)
+    found = dict(EMBEDDING if facts.task == "sentence-embedding" else GENERATION if generates else LABELLED)
     if related and not same_width:
         found |= {"hidden": 0.0, "relations": 1.0}
     unknown = [name for name in options.weights if name not in found]

@@ -79,10 +79,12 @@ def _soft_divergence(got: torch.Tensor, wanted: torch.Tensor, temperature: float
     return divergence * temperature**2
 
 
-def hidden_loss(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
+def hidden_loss(
+    got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]
+) -> torch.Tensor:
     """Mean over layers of ‖student − teacher‖² / ‖teacher‖² of the tokens' states [B, n, w] (layers as in CoFi, Xia et
-    al., 2022; relative, because a pre-norm network's states grow with depth)."""
-    parts = [_relative_error(a, b, mask) for a, b in zip(got, wanted, strict=True)]
+    al., 2022; relative, because a pre-norm network's states grow with depth), each with its mask."""
+    parts = [_relative_error(a, b, mask) for a, b, mask in zip(got, wanted, masks, strict=True)]
     return torch.stack(parts).mean()
 
 

@@ -214,8 +214,8 @@ class Masking:
 
 def _no_label(facts: CheckpointFacts, tokens: int) -> Example:
     """What stands in for the label of an example of so many tokens, in the shape that labels of the task have."""
-    if facts.task == "sentence-embedding":
-        return {}
+    if facts.task == "sentence-embedding" or (makes_answers(facts.pipeline) and facts.modality == "text"):
+        return {}  # what is to be answered, a teacher says
     if facts.task == "question-answering":
         return {"start_positions": np.int64(IGNORED), "end_positions": np.int64(IGNORED)}
     if facts.task == "token-classification":

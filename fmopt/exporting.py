@@ -153,6 +153,8 @@ def first_divergence(graph: Graph, model: TorchModel, inputs: Inputs, tolerance:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     ports = {value.name: value.shape for value in session.get_inputs()}
+    if seq2seq.makes_answers(model.facts.pipeline):
+        inputs = seq2seq.for_both_halves(model.net, inputs)
     given = with_past({name: shape for name, shape in ports.items() if name.startswith(PAST)}, inputs)
     values = dict(zip(ends, session.run(list(ends), {n: v for n, v in given.items() if n in ports}), strict=True))
     every = token_mask(inputs)

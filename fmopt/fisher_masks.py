@@ -17,10 +17,12 @@ import torch
 from torch.nn import functional as F
 
 from fmopt.distillation_losses import pooled
+from fmopt.edge_seq2seq import NEW
 from fmopt.errors import PassError
 from fmopt.model import TorchModel
 from fmopt.optimal_brain import Sublayer
 from fmopt.passes.base import Inputs
+from fmopt.seq2seq import makes_answers
 
 
 def mask_fisher(
@@ -48,6 +50,8 @@ def _answered(inputs: Mapping[str, torch.Tensor], pipeline: Mapping[str, Any]) -
     """Bool [B, tokens], True where the network has something to say: on the masks, or on all that is no padding."""
     if pipeline["task"] == "fill-mask":
         return inputs["input_ids"] == pipeline["mask"]["id"]
+    if NEW in inputs:
+        return torch.ones_like(inputs[NEW], dtype=torch.bool)
     if "attention_mask" not in inputs:  # one answer for all of an item
         return torch.ones(len(next(iter(inputs.values()))), 1, dtype=torch.bool)
     return inputs["attention_mask"].bool()
@@ -69,7 +73,7 @@ def _surprise(
     if pipeline.get("multi_label"):
         chances = outputs[0].detach().sigmoid()
         return F.binary_cross_entropy_with_logits(outputs[0], torch.bernoulli(chances, generator=draw), reduction="sum")
-    if task in ("token-classification", "fill-mask", "text-generation"):
+    if makes_answers(pipeline) or task in ("token-classification", "fill-mask", "text-generation"):
         outputs = [logits[mask] for logits in outputs]
     elif task == "automatic-speech-recognition":  # of one sound, which nothing is padded to
         outputs = [logits.flatten(0, 1) for logits in outputs]

@@ -2,15 +2,17 @@
 
 Every figure is a difference between whole networks that were built as a candidate is built (exported, quantized,
 opened by its runtime) and timed in turn: all layers with so many heads and no FFN, all with so many neurons and no
-attention, all with neither. So caches, threads and fused kernels are those of the real thing. A network that generates is
-timed as it makes one more token, and cannot do without any attention: what must stay is in all of them, and is subtracted.
+attention, all with neither; of an encoder and a decoder, all layers of one of them. So caches, threads and fused kernels are
+those of the real thing. A network that generates is timed as it makes one more token, one that answers with its whole answer,
+and cannot do without any attention: what must stay is in all of them, and is subtracted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,15 +21,16 @@ import numpy as np
 
 from fmopt.cutting import cut_layer, least_heads
 from fmopt.errors import PassError
-from fmopt.families.base import Family
+from fmopt.families.base import Family, Stack
 from fmopt.model import TorchModel
+from fmopt.optimal_brain import Kind, Sublayer, sublayers
 from fmopt.results import Frozen
 
 if TYPE_CHECKING:
     import torch
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of all heads or neurons; in between, time is taken as linear
-_VERSION = 1  # of what is saved
+_VERSION = 2  # of what is saved
 
 
 class Clock(Protocol):
@@ -41,39 +44,40 @@ class Clock(Protocol):
         """Median milliseconds of every network, timed in turn; each is made, built and forgotten one after the other."""
 
 
+class Curve(Frozen):
+    """Milliseconds of one sublayer of a kind at the measured widths, 0 being none."""
+
+    stack: Stack
+    kind: Kind
+    widths: tuple[int, ...]  # heads or neurons
+    ms: tuple[float, ...]
+    least: tuple[int, ...]  # of each layer, how many must stay
+
+    def at(self, width: int) -> float:
+        """Of one sublayer so wide."""
+        return float(np.interp(width, self.widths, self.ms))
+
+
 class LatencyTable(Frozen):
-    """Milliseconds of one sublayer at the measured widths, 0 being none, and of everything else."""
+    """What sublayers cost, those of two stacks by themselves, and everything else."""
 
     base_ms: float  # embeddings, norms, residuals, head
-    heads: tuple[int, ...]
-    attention_ms: tuple[float, ...]
-    neurons: tuple[int, ...]
-    ffn_ms: tuple[float, ...]
-    layers: int
+    curves: tuple[Curve, ...]
     whole_ms: float  # the uncut network, measured beside the others
-    least: tuple[int, ...] = ()  # heads that must stay, layer by layer; empty: none
 
-    def attention(self, heads: int) -> float:
-        """Of one attention sublayer with so many heads."""
-        return float(np.interp(heads, self.heads, self.attention_ms))
-
-    def ffn(self, neurons: int) -> float:
-        """Of one FFN sublayer with so many neurons."""
-        return float(np.interp(neurons, self.neurons, self.ffn_ms))
-
-    def total(self, widths: Sequence[tuple[int, int]]) -> float:
-        """Of a network whose layers have these (heads, neurons)."""
-        return self.base_ms + sum(self.attention(heads) + self.ffn(neurons) for heads, neurons in widths)
+    def curve(self, kind: Kind, stack: str = "") -> Curve:
+        """That of a kind of sublayers."""
+        return next(one for one in self.curves if (one.kind, one.stack) == (kind, stack))
 
     @property
     def floor_ms(self) -> float:
         """Of a network with nothing but what must stay."""
-        return self.base_ms + sum(self.attention(heads) for heads in self.least)
+        return self.base_ms + sum(one.at(width) for one in self.curves for width in one.least)
 
     @property
     def additivity_error(self) -> float:
         """How far the sum of its parts is from the uncut network as measured: 0.03 is 3 % too much."""
-        return self.total([(self.heads[-1], self.neurons[-1])] * self.layers) / self.whole_ms - 1
+        return (self.base_ms + sum(one.ms[-1] * len(one.least) for one in self.curves)) / self.whole_ms - 1
 
 
 def latency_table(model: TorchModel, family: Family, clock: Clock, multiple: int, scratch: Path | None) -> LatencyTable:
@@ -93,27 +97,55 @@ def latency_table(model: TorchModel, family: Family, clock: Clock, multiple: int
 
 def measure(model: TorchModel, family: Family, clock: Clock, multiple: int) -> LatencyTable:
     """Time networks of random weights in the shapes of `model`; FFN widths are multiples of `multiple`."""
-    net = uncut(model)
-    layers, least = family.layers(net), least_heads(net, family)
-    if not layers:
+    groups = _groups(uncut(model), family, multiple)
+    if not groups:
         raise PassError(f"{model.facts.model_type} has no layers to time")
-    heads = _levels(layers[0].attention.heads, 1, *filter(None, least))
-    neurons = _levels(layers[0].ffn.width, multiple)
-    shapes = {
-        "base": (0, 0),
-        "whole": (heads[-1], neurons[-1]),
-        **{f"{count} heads": (count, 0) for count in heads},
-        **{f"{count} neurons": (0, count) for count in neurons},
+    shapes: dict[str, dict[tuple[str, str], int]] = {
+        "base": {},
+        "whole": {key: one.levels[-1] for key, one in groups.items()},
     }
-    ms = clock({name: partial(_uniform, model, family, *shape) for name, shape in shapes.items()})
-    more, free = {name: max(taken - ms["base"], 0.0) for name, taken in ms.items()}, least.count(0)
-    one = more[f"{heads[0]} heads"] / free if free and any(least) else 0.0  # of what must stay, in a layer
-    bound = (len(layers) - free) * one
-    return LatencyTable(
-        base_ms=ms["base"] - bound, heads=(0, *heads), neurons=(0, *neurons), layers=len(layers), whole_ms=ms["whole"],
-        attention_ms=_rising((more[f"{count} heads"] + bound) / len(layers) for count in heads),
-        ffn_ms=_rising(more[f"{count} neurons"] / len(layers) for count in neurons), least=least,
-    )  # fmt: skip
+    for key, one in groups.items():
+        shapes |= {_name(key, width): {key: width} for width in one.levels}
+    ms = clock({name: partial(_uniform, model, family, shape) for name, shape in shapes.items()})
+    base_ms, curves = ms["base"], []
+    for key, one in groups.items():
+        more = [max(ms[_name(key, width)] - ms["base"], 0.0) for width in one.levels]
+        free = one.least.count(0)
+        bound = 0.0  # what must stay costs, which is in the base as in all others
+        if free and any(one.least):
+            bound = (len(one.least) - free) * more[0] / free
+        base_ms -= bound
+        times = _rising((taken + bound) / len(one.least) for taken in more)
+        curves.append(Curve(stack=key[0], kind=key[1], widths=(0, *one.levels), ms=times, least=one.least))
+    return LatencyTable(base_ms=base_ms, curves=tuple(curves), whole_ms=ms["whole"])
+
+
+@dataclass
+class _Group:
+    """Sublayers of one kind in one stack, all of one width in a network that was never cut."""
+
+    levels: tuple[int, ...]  # widths that are timed
+    least: tuple[int, ...]  # of each layer, what must stay
+
+
+def _groups(net: torch.nn.Module, family: Family, multiple: int) -> dict[tuple[Stack, Kind], _Group]:
+    """By stack and kind, in order."""
+    whole: dict[tuple[Stack, Kind], list[Sublayer]] = {}
+    for part in sublayers(net, family):
+        whole.setdefault((part.stack, part.kind), []).append(part)
+    return {
+        key: _Group(
+            _levels(parts[0].units, multiple if key[1] == "ffn" else 1, *{part.least for part in parts if part.least}),
+            tuple(part.least for part in parts),
+        )
+        for key, parts in whole.items()
+    }
+
+
+def _name(key: tuple[str, str], width: int) -> str:
+    stack, kind = key
+    units = {"attention": "heads", "cross": "heads across", "ffn": "neurons"}[kind]
+    return f"{stack} {width} {units}".strip()
 
 
 def _levels(most: int, multiple: int, *also: int) -> tuple[int, ...]:
@@ -132,8 +164,13 @@ def uncut(model: TorchModel) -> torch.nn.Module:
     return net.eval()
 
 
-def _uniform(model: TorchModel, family: Family, heads: int, neurons: int) -> TorchModel:
+def _uniform(model: TorchModel, family: Family, widths: Mapping[tuple[str, str], int]) -> TorchModel:
+    """A network whose sublayers have these widths by stack and kind, those not named none but what must stay."""
     net = uncut(model)
     for layer, least in zip(family.layers(net), least_heads(net, family), strict=True):
-        cut_layer(net, layer, range(max(heads, least)), range(neurons))
+        own, cross = (
+            range(max(widths.get((layer.stack, kind), 0), stays))
+            for kind, stays in zip(("attention", "cross"), (*least, 0), strict=False)
+        )
+        cut_layer(net, layer, own, range(widths.get((layer.stack, "ffn"), 0)), cross)
     return TorchModel(net, model.facts, family)

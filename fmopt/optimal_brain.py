@@ -25,7 +25,7 @@ from torch import nn
 
 from fmopt.cutting import least_heads
 from fmopt.errors import PassError
-from fmopt.families.base import Family
+from fmopt.families.base import Family, Stack
 from fmopt.passes.base import Inputs, token_mask
 from fmopt.projections import projection, weight_of
 
@@ -34,16 +34,20 @@ COMPACT = 8  # rebuild the matrices without what is gone once an eighth of them 
 _VERSION = 1  # of what is saved
 
 
+Kind = Literal["attention", "cross", "ffn"]  # "cross": a decoder's attention to what the encoder made
+
+
 @dataclass(frozen=True)
 class Sublayer:
     """What feeds one output projection: `units` heads of `size` columns each, or neurons of one column."""
 
     layer: int
-    kind: Literal["attention", "ffn"]
+    kind: Kind
     output: str  # dotted name of the projection
     units: int
     size: int
     least: int = 0  # units that must stay
+    stack: Stack = ""
 
     def columns(self, kept: Iterable[int]) -> list[int]:
         """Columns of the projection that these units feed."""
@@ -67,14 +71,15 @@ class Removal:
 
 
 def sublayers(net: nn.Module, family: Family) -> tuple[Sublayer, ...]:
-    """Attention and FFN of every layer, in order, without those that are gone already."""
+    """Attentions and FFN of every layer, in order, without those that are gone already."""
     found: list[Sublayer] = []
     for number, (layer, least) in enumerate(zip(family.layers(net), least_heads(net, family), strict=True)):
-        block = layer.attention
-        if block.heads:
-            found.append(Sublayer(number, "attention", block.output, block.heads, block.width, least))
+        kinds: tuple[Kind, ...] = ("attention", "cross")
+        for kind, block, stays in zip(kinds, layer.attentions, least, strict=False):
+            if block.heads:
+                found.append(Sublayer(number, kind, block.output, block.heads, block.width, stays, layer.stack))
         if layer.ffn.width:
-            found.append(Sublayer(number, "ffn", layer.ffn.narrow, layer.ffn.width, 1))
+            found.append(Sublayer(number, "ffn", layer.ffn.narrow, layer.ffn.width, 1, stack=layer.stack))
     return tuple(found)
 
 

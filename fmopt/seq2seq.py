@@ -129,6 +129,10 @@ class Halves:
 
     def encode(self, **inputs: Any) -> dict[str, Any]:
         """Keys and values of the cross-attention, by the names of the graph's outputs."""
+        return _tensors(self.first_caches(**inputs).cross_attention_cache, "encoder")
+
+    def first_caches(self, **inputs: Any) -> Any:
+        """The caches of all attentions after the first token of an answer."""
         import torch
         from transformers import DynamicCache, EncoderDecoderCache
         from transformers.modeling_outputs import BaseModelOutput
@@ -144,7 +148,7 @@ class Halves:
             past_key_values=caches,
             **mask,
         )
-        return _tensors(caches.cross_attention_cache, "encoder")
+        return caches
 
     def decode(self, **inputs: Any) -> dict[str, Any]:
         """Logits of new tokens, and the past of the next call."""
@@ -238,12 +242,12 @@ def _tracing_inputs(halves: Halves, names: Sequence[str]) -> dict[str, Any]:
     whole = {name: texts[name] for name in names}
     shorter = {name: value if value.dim() == 3 else value[:, :SOURCE_TOKENS] for name, value in whole.items()}
     with torch.inference_mode():
-        cross = {PAST + name.removeprefix(PRESENT): value for name, value in halves.encode(**shorter).items()}
-    heads_and_size = {name: (value.shape[1], value.shape[3]) for name, value in cross.items()}
-    own = {
-        name.replace("encoder", "decoder"): torch.zeros(NEW_ROWS, heads, PAST_TOKENS, size)
-        for name, (heads, size) in heads_and_size.items()
-    }
+        caches = halves.first_caches(**shorter)
+    cross, own = (
+        {PAST + name.removeprefix(PRESENT): value for name, value in _tensors(cache, side).items()}
+        for cache, side in ((caches.cross_attention_cache, "encoder"), (caches.self_attention_cache, "decoder"))
+    )
+    own = {name: value.new_zeros(NEW_ROWS, value.shape[1], PAST_TOKENS, value.shape[3]) for name, value in own.items()}
     masks = {SOURCE_MASK: shorter["attention_mask"]} if "attention_mask" in names else {}
     return {
         **{name: value[:ROWS].clone() for name, value in whole.items()},
@@ -313,3 +317,10 @@ def with_answer(inputs: Mapping[str, np.ndarray], start: Sequence[int], words: i
     rows = len(next(iter(inputs.values())))
     made = np.resize(np.arange(3, 3 + 7 * PARITY_TOKENS, 7) % words, (rows, PARITY_TOKENS))
     return {**inputs, NEW: np.concatenate([np.tile(np.array(start), (rows, 1)), made], axis=1).astype(np.int64)}
+
+
+def for_both_halves(net: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inputs of whole texts with their answers, and what the graph's second half reads of its first: that of `net`."""
+    source = {name: value for name, value in inputs.items() if name != NEW}
+    masks = {SOURCE_MASK: source["attention_mask"]} if "attention_mask" in source else {}
+    return {**inputs, **masks, **past_of(Halves(net).run(source))}

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from fmopt import image_features, lookup, mask_queries, zero_shot
 from fmopt import model as models
 from fmopt.errors import CheckpointError
-from fmopt.families.base import Family, find_family
+from fmopt.families.base import Family, Stack, find_family
 from fmopt.model import CheckpointFacts, TorchModel
 from fmopt.results import Frozen, Sensitivity
 
@@ -36,6 +36,8 @@ class LayerWidths(Frozen):
 
     heads: tuple[int, ...]  # their numbers in the network as it was trained; empty: no attention
     ffn: int = Field(ge=0)  # neurons left; 0: no FFN
+    cross: tuple[int, ...] = ()  # heads of a decoder's attention to what the encoder made
+    stack: Stack = ""  # of two
 
 
 class Structure(Frozen):
@@ -58,9 +60,13 @@ def structure_of(net: torch.nn.Module, family: Family) -> Structure:
 
     return Structure(
         layers=tuple(
-            LayerWidths(heads=kept_heads(net, layer.attention), ffn=layer.ffn.width) for layer in family.layers(net)
+            LayerWidths(
+                heads=kept_heads(net, layer.attention), ffn=layer.ffn.width, stack=layer.stack,
+                cross=() if layer.cross is None else kept_heads(net, layer.cross),
+            )
+            for layer in family.layers(net)
         )
-    )
+    )  # fmt: skip
 
 
 def left_of(model: TorchModel) -> Structure | None:
@@ -82,9 +88,11 @@ def apply_structure(net: torch.nn.Module, structure: Structure) -> None:
     if len(layers) != len(structure.layers):
         raise CheckpointError(f"{STRUCTURE} describes {len(structure.layers)} layers and the network has {len(layers)}")
     for layer, left in zip(layers, structure.layers, strict=True):
-        if not set(left.heads) <= set(range(layer.attention.heads)) or left.ffn > layer.ffn.width:
+        wanted = zip((left.heads, left.cross), (layer.attention, layer.cross), strict=True)
+        beyond = any(not set(heads) <= set(range(block.heads if block else 0)) for heads, block in wanted)
+        if beyond or left.ffn > layer.ffn.width:
             raise CheckpointError(f"{STRUCTURE} wants more heads or neurons than {layer.name} has; get the file again")
-        cut_layer(net, layer, left.heads, range(left.ffn))
+        cut_layer(net, layer, left.heads, range(left.ffn), left.cross)
 
 
 def read_structure(folder: Path) -> Structure | None:

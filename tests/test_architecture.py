@@ -123,6 +123,7 @@ ROWS = (
         "distillation",
         "teacher_outputs",
         "output_distance",
+        "own_answers",
         "distillation_losses",
         "structure",
         "zero_shot",

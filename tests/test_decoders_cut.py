@@ -92,7 +92,7 @@ def test_groups_of_heads_are_counted_and_one_must_stay_in_the_first_layer(model:
     assert [block.width * block.heads for block in blocks] == [
         model.net.config.num_attention_heads * blocks[0].head_dim
     ] * 3
-    assert least_heads(model.net, model.family) == (1, 0, 0)
+    assert least_heads(model.net, model.family) == ((1,), (0,), (0,))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -179,7 +179,7 @@ def test_what_a_cache_needs_is_refused(tiny_checkpoint: TinyCheckpoint) -> None:
         drop_layers(model, [1])
     mixed = three_layers(tiny_checkpoint, "qwen2")
     mixed.net.config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
-    assert least_heads(mixed.net, mixed.family) == (1, 1, 1)
+    assert least_heads(mixed.net, mixed.family) == ((1,), (1,), (1,))
 
 
 def test_a_classifier_built_on_a_decoder_keeps_no_cache(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
@@ -191,4 +191,4 @@ def test_a_classifier_built_on_a_decoder_keeps_no_cache(tiny_checkpoint: TinyChe
     net = transformers.LlamaForSequenceClassification(config)
     from fmopt.families.base import find_family
 
-    assert least_heads(net, find_family("llama")) == (0, 0)
+    assert least_heads(net, find_family("llama")) == ((0,), (0,))

@@ -15,7 +15,7 @@ import fmopt
 from fmopt import api, checkpoint
 from fmopt.data import load_data
 from fmopt.edge import EdgeError, open_preprocessor
-from fmopt.families.base import linear_names
+from fmopt.families.base import parts
 from fmopt.source import resolve
 from fmopt.tasks.object_detection import TASK
 from fmopt.training import augmented
@@ -83,7 +83,7 @@ def test_the_layers_of_yolos_are_known(tiny):
     model = model_of(tiny("yolos"))
     layers = model.family.layers(model.net)
     assert [(layer.attention.heads, layer.attention.head_dim, layer.ffn.width) for layer in layers] == [(4, 8, 64)] * 2
-    assert len(linear_names(model.net, model.family)) == 12
+    assert sum(len(parts(layer)) for layer in model.family.layers(model.net)) == 12
 
 
 def told_by_transformers(folder, raw, threshold):

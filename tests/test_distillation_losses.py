@@ -48,9 +48,9 @@ def test_labels_that_are_not_there_do_not_count():
 def test_states_of_padding_do_not_count():
     wanted = draw(2, 4, 6)
     got = wanted * 1.1
-    assert float(losses.hidden_loss([got], [wanted], MASK)) == pytest.approx(0.01, rel=1e-4)
+    assert float(losses.hidden_loss([got], [wanted], [MASK])) == pytest.approx(0.01, rel=1e-4)
     got[~MASK] = 1e3
-    assert float(losses.hidden_loss([got], [wanted], MASK)) == pytest.approx(0.01, rel=1e-4)
+    assert float(losses.hidden_loss([got], [wanted], [MASK])) == pytest.approx(0.01, rel=1e-4)
 
 
 def test_relations_compare_widths_that_differ_and_ignore_rotations():

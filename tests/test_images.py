@@ -15,7 +15,7 @@ from fmopt.calibrate import collect
 from fmopt.data import Dataset, load_data
 from fmopt.edge import open_preprocessor
 from fmopt.errors import CheckpointError, ConfigError, DataError
-from fmopt.families.base import find_family, linear_names
+from fmopt.families.base import find_family, parts
 from fmopt.finetune import finetune
 from fmopt.model import axes_of, static_shape, takes_length
 from fmopt.optimal_brain import collect as collect_products
@@ -140,7 +140,7 @@ def test_layers_of_transformers_for_pictures_are_known(tiny, family):
     model = model_of(tiny(family))
     layers = model.family.layers(model.net)
     assert [(layer.attention.heads, layer.attention.head_dim, layer.ffn.width) for layer in layers] == [(4, 8, 64)] * 2
-    assert len(linear_names(model.net, model.family)) == 12
+    assert sum(len(parts(layer)) for layer in model.family.layers(model.net)) == 12
     states = []
     hooks = [
         model.net.get_submodule(layer.name).register_forward_hook(lambda module, given, out: states.append(out))

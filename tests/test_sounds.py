@@ -14,7 +14,7 @@ from fmopt.data import Dataset, load_data
 from fmopt.edge import open_preprocessor, postprocess
 from fmopt.errors import CheckpointError, DataError
 from fmopt.examples import training_examples
-from fmopt.families.base import linear_names
+from fmopt.families.base import parts
 from fmopt.finetune import finetune
 from fmopt.source import resolve
 from tests.audio_models import CLASSIFICATION, LETTERS, NAMES, RECOGNITION, sound, sound_rows, write_audio
@@ -117,7 +117,7 @@ def test_layers_are_known(tiny, family, task):
     model = model_of(tiny(family, task))
     layers = model.family.layers(model.net)
     assert [(layer.attention.heads, layer.attention.head_dim, layer.ffn.width) for layer in layers] == [(4, 8, 64)] * 2
-    assert len(linear_names(model.net, model.family)) == 2 * 6
+    assert sum(len(parts(layer)) for layer in model.family.layers(model.net)) == 2 * 6
 
 
 def test_heads_and_neurons_can_be_cut(tiny):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fmopt import lookup
 
 if TYPE_CHECKING:
     import torch
 
+Stack = Literal["", "encoder", "decoder"]
+
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Dotted names of one self-attention: projections and how many heads.
+    """Dotted names of one attention: projections and how many heads.
 
     With its heads pruned away (`heads` 0) the network has no query, key and value any more. Where `queries` query heads
     share one head of keys and values, `heads` counts the latter: such a group comes and goes as one.
@@ -33,6 +35,7 @@ class AttentionBlock:
     module: str = ""  # turns hidden states into (result, weights); `output` may lie inside or come after
     positions: tuple[str, ...] = ()  # further projections with one block of rows per head
     bias_argument: int | None = None  # which argument of `module` is a bias [B, heads, n, n] shared by all layers
+    makes_bias: bool = False  # of T5: it makes a bias of all its first heads, or takes one, and hands it on to the next
 
     @property
     def width(self) -> int:
@@ -54,11 +57,22 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Layer:
-    """One Transformer layer: `name` is the module whose output (the first of a tuple, in MPNet) is the hidden state."""
+    """One Transformer layer: `name` is the module whose output (the first of a tuple, in MPNet) is the hidden state.
+
+    `stack`: which of two it is in, "encoder" or "decoder"; "" where there is one. `cross`: a decoder's attention to what the
+    encoder made.
+    """
 
     name: str
     attention: AttentionBlock
     ffn: FeedForward
+    cross: AttentionBlock | None = None
+    stack: Stack = ""
+
+    @property
+    def attentions(self) -> tuple[AttentionBlock, ...]:
+        """Its attention to its own tokens, then the one to another stack's."""
+        return (self.attention,) if self.cross is None else (self.attention, self.cross)
 
 
 class Family(Protocol):
@@ -69,7 +83,7 @@ class Family(Protocol):
     uncuttable: str | None  # why its layers cannot be cut one by one; None when they can
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
-        """The layers in order. A module shared by all layers (ALBERT) is listed once."""
+        """The layers in order, an encoder's before its decoder's. A module shared by all layers (ALBERT) is listed once."""
 
     def embeddings(self, net: torch.nn.Module) -> Sequence[str]:
         """Dotted names of the token embedding and, where there is one, other large lookup tables."""
@@ -81,26 +95,10 @@ def find_family(model_type: str) -> Family | None:
     return next((family for family in families if model_type in family.model_types), None)
 
 
-def linear_names(net: torch.nn.Module, family: Family | None) -> tuple[str, ...]:
-    """Dotted names of the `nn.Linear` worth making cheaper, in network order.
-
-    With a family: the projections and FFNs of its layers; heads and poolers stay out, they cost next to nothing and
-    the answer hangs on them. Without one: every `nn.Linear`.
-    """
-    from torch import nn
-
-    every = tuple(name for name, module in net.named_modules() if isinstance(module, nn.Linear))
-    if family is None:
-        return every
-    inside = {name for layer in family.layers(net) for name in parts(layer)}
-    return tuple(name for name in every if name in inside)
-
-
 def parts(layer: Layer) -> tuple[str, ...]:
-    """Dotted names of a layer's linear modules, each once: query, key, value, output, widening, narrowing."""
-    attention, ffn = layer.attention, layer.ffn
-    names = (attention.query, attention.key, attention.value, attention.output, *ffn.widen, ffn.narrow)
-    return tuple(dict.fromkeys(names))
+    """Dotted names of a layer's linear modules, each once: query, key, value and output of its attentions, then the FFN's."""
+    attentions = (name for one in layer.attentions for name in (one.query, one.key, one.value, one.output))
+    return tuple(dict.fromkeys((*attentions, *layer.ffn.widen, layer.ffn.narrow)))
 
 
 def modules_named(net: torch.nn.Module, pattern: str) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -117,20 +115,21 @@ def columns(net: torch.nn.Module, name: str) -> int:
 
 def attention_block(
     net: torch.nn.Module, module: str, names: tuple[str, str, str], output: str, *,
-    positions: tuple[str, ...] = (), bias_argument: int | None = None, interleaved: bool = False,
+    positions: tuple[str, ...] = (), bias_argument: int | None = None, interleaved: bool = False, head_dim: int = 0,
+    makes_bias: bool = False,
 ) -> AttentionBlock:  # fmt: skip
     """The block of `module` with projections `names` (query, key, value) inside it.
 
-    Heads are counted from the width, which pruning may have changed.
+    Heads are counted from the width, which pruning may have changed. `head_dim`: where the configuration has several.
     """
-    head_dim, config = size_of_head(net), net.config
+    head_dim, config = head_dim or size_of_head(net), net.config
     query, key, value = (f"{module}.{name}" for name in names)
     shared = getattr(config, "num_key_value_heads", None)
     queries = config.num_attention_heads // shared if shared else 1  # type: ignore[union-attr,operator]
     return AttentionBlock(
         query, key, value, output, heads=columns(net, output) // (head_dim * queries), head_dim=head_dim,
         queries=queries, fused=query == key, interleaved=interleaved, module=module, positions=positions,
-        bias_argument=bias_argument,
+        bias_argument=bias_argument, makes_bias=makes_bias,
     )  # fmt: skip
 
 

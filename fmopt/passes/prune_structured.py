@@ -82,6 +82,7 @@ class PruneStructured:
         from fmopt.cutting import require_cuttable
         from fmopt.latency_table import latency_table
         from fmopt.optimal_brain import sublayers
+        from fmopt.own_answers import answering
 
         family = require_cuttable(model)
         if ctx.clock is None:
@@ -91,6 +92,7 @@ class PruneStructured:
         table = latency_table(model, family, ctx.clock, ctx.target.width_multiple, ctx.scratch)
         ctx.progress(f"uncut {table.whole_ms:.2f} ms; the sum of its parts is off by {table.additivity_error:+.1%}")
         wanted = self.wanted_ms(table)
+        ctx = answering(model, ctx, self.items)
         with TemporaryDirectory() as here:
             scores = _scores(model, parts, self, ctx, ctx.scratch or Path(here))
             pruned = _Pruning(model, family, parts, scores, table, ctx)
@@ -108,7 +110,9 @@ class PruneStructured:
         """The latency asked for; PassError below what is left with the least of every sublayer."""
         wanted = self.latency_ms if self.latency_ms is not None else table.whole_ms / (self.speedup or 1.0)
         if wanted < table.floor_ms:
-            without = "without any head or neuron" if not any(table.least) else "with one head left and no neuron"
+            left = sum(map(sum, (one.least for one in table.curves)))
+            heads = "one head" if left == 1 else f"{left} heads"
+            without = f"with {heads} left and no neuron" if left else "without any head or neuron"
             raise PassError(
                 f"prune_structured: {wanted:.2f} ms cannot be reached: {without} the network still takes "
                 f"{table.floor_ms:.2f} ms of {table.whole_ms:.2f}, a speedup of {table.whole_ms / table.floor_ms:.1f}; ask "
@@ -202,10 +206,10 @@ class _Pruning:
         for part, count in zip(self.parts, counts, strict=True):
             weight, bias = self.scores.updated(model.net, part, count)
             kept = self.scores.removals[part.output].kept(count)
-            if part.kind == "attention":
-                cut_heads(model.net, layers[part.layer].attention, kept)
-            else:
+            if part.kind == "ffn":
                 cut_neurons(model.net, layers[part.layer].ffn, kept)
+            else:
+                cut_heads(model.net, layers[part.layer].attentions[part.kind == "cross"], kept)
             left = model.net.get_submodule(part.output)
             if count:
                 put_weight(left, weight)
@@ -215,14 +219,14 @@ class _Pruning:
 
     def _levels(self, part: Sublayer) -> tuple[int, ...]:
         """How many units may stay: any number of heads; neurons in multiples that kernels like."""
-        if part.kind == "attention":
+        if part.kind != "ffn":
             return tuple(range(part.least, part.units + 1))
         multiple = self.ctx.target.width_multiple
         step = -(-part.units // (LEVELS * multiple)) * multiple
         return (*range(0, part.units, step), part.units)
 
     def _ms(self, part: Sublayer, count: int) -> float:
-        return self.table.attention(count) if part.kind == "attention" else self.table.ffn(count)
+        return self.table.curve(part.kind, part.stack).at(count)
 
     def _measured_ms(self, counts: Sequence[int]) -> float:
         """Of the network cut so, on the clock; one that was never cut runs beside it, so that a slower machine is no excuse."""
@@ -292,8 +296,14 @@ class _Masked:
 
 
 def _listed(parts: Sequence[Sublayer], counts: Sequence[int]) -> str:
-    """Every layer's heads and neurons: "12/512 8/0"."""
-    layers: dict[int, dict[str, int]] = {}
+    """Every layer's heads and neurons, "12/512 8/0"; those of a decoder with both kinds of heads, "8+4/512"."""
+    layers: dict[tuple[str, int], dict[str, int]] = {}
     for part, count in zip(parts, counts, strict=True):
-        layers.setdefault(part.layer, {})[part.kind] = count
-    return " ".join(f"{found.get('attention', 0)}/{found.get('ffn', 0)}" for found in layers.values())
+        layers.setdefault((part.stack, part.layer), {})[part.kind] = count
+    words, before = [], ""
+    for (stack, _), found in layers.items():
+        words += [stack] if stack not in ("", before) else []
+        before, heads = stack, str(found.get("attention", 0))
+        heads += f"+{found.get('cross', 0)}" if stack == "decoder" else ""
+        words.append(f"{heads}/{found.get('ffn', 0)}")
+    return " ".join(words)

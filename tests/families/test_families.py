@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fmopt import lookup
-from fmopt.families.base import find_family, linear_names, parts
+from fmopt.families.base import find_family, parts
 from fmopt.model import load_network
 from tests.conftest import FAMILIES, HEADS
 
@@ -70,16 +70,14 @@ def test_embeddings_are_tables_and_the_tokens_come_first(tiny_checkpoint, family
     assert len(tables) == (1 if family_name in ("deberta-v2", "modernbert") else 2)
 
 
-def test_linear_names_leave_heads_alone(tiny_checkpoint, family_name):
+def test_parts_are_the_linears_of_the_layers(tiny_checkpoint, family_name):
     net = load_network(tiny_checkpoint(family_name, "text-classification"), HEADS["text-classification"])
-    family = find_family(family_name)
-    names = linear_names(net, family)
+    names = {name for layer in find_family(family_name).layers(net) for name in parts(layer)}
     per_layer = 4 if family_name == "modernbert" else 6
     assert len(names) == per_layer * DISTINCT_LAYERS.get(family_name, 2)
-    assert set(names) == {name for layer in family.layers(net) for name in parts(layer)}
-    every = linear_names(net, None)
-    assert any("classifier" in name for name in every)
-    assert set(names) < set(every)
+    every = {name for name, module in net.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert names < every
+    assert not any("classifier" in name for name in names)
 
 
 def test_heads_and_width_follow_a_cut_network(tiny_checkpoint):

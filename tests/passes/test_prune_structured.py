@@ -100,7 +100,9 @@ def test_its_parts_add_up_to_the_whole_and_are_timed_once(tiny_checkpoint: TinyC
     table = latency_table(model, model.family, clock, 4, tmp_path)
     assert abs(table.additivity_error) < 1e-9
     assert table.whole_ms == pytest.approx(time_of(model))
-    assert table.total([(2, 20), (0, 64)]) == pytest.approx(1 + (4 * 32 * 16 + 2 * 32 * 20 + 2 * 32 * 64) / 1000)
+    assert table.curve("attention").at(2) == pytest.approx(4 * 32 * 16 / 1000)
+    assert table.curve("ffn").at(20) == pytest.approx(2 * 32 * 20 / 1000)
+    assert table.floor_ms == table.base_ms == pytest.approx(1.0)
     assert latency_table(model, model.family, clock, 4, tmp_path) == table
     assert clock.asked == 1
 

@@ -1,0 +1,48 @@
+"""Where the parts of BART and the networks built like it are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fmopt.families.base import FeedForward, Layer, Stack, attention_block, columns, modules_named
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Bart:
+    """BART, mBART, Marian, Pegasus, Whisper: encoder.layers.N and decoder.layers.N, whose heads are counted each by itself."""
+
+    name = "bart"
+    model_types: tuple[str, ...] = ("bart", "mbart", "marian", "pegasus", "whisper")
+    uncuttable: str | None = None
+
+    def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
+        """The encoder's layers, then the decoder's."""
+        stacks: tuple[Stack, ...] = ("encoder", "decoder")
+        return [
+            self._layer(net, name, stack)
+            for stack in stacks
+            for name, _ in modules_named(net, rf"{stack}\.layers\.\d+")
+        ]
+
+    def embeddings(self, net: torch.nn.Module) -> Sequence[str]:
+        """The token tables, then the positions."""
+        return [name for part in ("tokens", "positions") for name, _ in modules_named(net, f"embed_{part}")]
+
+    @staticmethod
+    def _layer(net: torch.nn.Module, name: str, stack: Stack) -> Layer:
+        config: Any = net.config
+        size = config.d_model // getattr(config, f"{stack}_attention_heads")
+        own, cross = (
+            attention_block(net, module, ("q_proj", "k_proj", "v_proj"), f"{module}.out_proj", head_dim=size)
+            if hasattr(net.get_submodule(name), module.rpartition(".")[2]) else None
+            for module in (f"{name}.self_attn", f"{name}.encoder_attn")
+        )  # fmt: skip
+        assert own is not None
+        narrow = f"{name}.fc2"
+        return Layer(name, own, FeedForward((f"{name}.fc1",), narrow, columns(net, narrow)), cross, stack)
+
+
+FAMILY = Bart()

@@ -1,0 +1,206 @@
+"""An encoder and a decoder are pruned to the time of an answer, each stack by prices of its own, scored on the answers that the
+network gives, and distilled by what a larger one would say at every word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fmopt import own_answers, pricing
+from fmopt.build import Workshop
+from fmopt.cutting import cut_layer
+from fmopt.edge_seq2seq import NEW
+from fmopt.examples import IGNORED
+from fmopt.fisher_masks import mask_fisher
+from fmopt.latency_table import latency_table
+from fmopt.model import TorchModel
+from fmopt.optimal_brain import by_importance, sublayers
+from fmopt.output_distance import distance_from_now
+from fmopt.own_answers import answered_by, answering
+from fmopt.passes.base import Context
+from fmopt.passes.distill import Distill
+from fmopt.passes.drop_layers import DropLayers
+from fmopt.passes.prune_structured import PruneStructured
+from fmopt.pricing import RecipeClock
+from fmopt.recipe import Recipe, Step
+from fmopt.structure import structure_of
+from tests.conftest import SENTENCES, TinyCheckpoint
+from tests.passes.test_decoders_pruned import TEXTS, Counted, shop_of, time_of
+from tests.test_answers_cut import FAMILIES, asked, said, two_and_two
+from tests.torch_models import context_of, items_of, target
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint) -> TorchModel:
+    return two_and_two(tiny_checkpoint, request.param)
+
+
+def given(model: TorchModel, scratch: Path | None = None) -> Context:
+    items = items_of(model, TEXTS)
+    return replace(context_of(model, scratch), calibration=lambda: iter(items), target=target(width_multiple=4),
+                   clock=Counted())  # fmt: skip
+
+
+def copied(model: TorchModel) -> TorchModel:
+    """The same network once more."""
+    net = type(model.net)(model.net.config).eval()
+    net.load_state_dict(model.net.state_dict())
+    return replace(model, net=net)
+
+
+def test_each_stack_has_prices_of_its_own(model: TorchModel) -> None:
+    table = latency_table(model, model.family, Counted(), 4, None)
+    assert [(one.stack, one.kind) for one in table.curves] == [
+        ("encoder", "attention"), ("encoder", "ffn"), ("decoder", "attention"), ("decoder", "cross"), ("decoder", "ffn"),
+    ]  # fmt: skip
+    assert abs(table.additivity_error) < 1e-9
+    assert table.whole_ms == pytest.approx(time_of(model))
+    for kind in ("attention", "cross"):
+        assert table.curve(kind, "decoder").least == (1, 0)
+        assert table.curve(kind, "decoder").at(3) == pytest.approx(3 * 4 * 32 * 8 / 1000)
+    first = int(model.facts.model_type == "t5")
+    assert table.curve("attention", "encoder").least == (first, 0)
+    # what stays whatever is cut: a head is 4 projections of 32 x 8 weights; T5 counts its table of biases too, once a stack
+    assert table.floor_ms == pytest.approx(table.base_ms + (2 + first) * 4 * 32 * 8 / 1000)
+
+
+def test_the_time_asked_for_is_met_by_cutting_both(model: TorchModel, tmp_path: Path) -> None:
+    whole_ms, apart = time_of(model), []
+    for speedup in (1.1, 2.2):
+        pruned, ctx = copied(model), given(model, tmp_path)
+        distance = distance_from_now(pruned, answering(pruned, ctx, 8), 8)
+        pruned = PruneStructured(speedup=speedup, tries=6).apply(pruned, ctx)
+        assert time_of(pruned) == pytest.approx(whole_ms / speedup, rel=0.06)
+        apart.append(distance())
+    assert 0 < apart[0] < apart[1]
+    left = structure_of(pruned.net, pruned.family).layers
+    for stack in ("encoder", "decoder"):
+        assert sum(len(one.heads) + len(one.cross) + one.ffn for one in left if one.stack == stack) < 2 * (4 + 64)
+    assert left[2].heads
+    assert left[2].cross
+    assert " decoder " in pruned.history[-1]
+    assert pruned.history[-1].count("+") == 2  # heads to its own tokens and to the encoder's
+
+
+def test_second_order_beats_plain_removal_of_the_same_units(model: TorchModel, tmp_path: Path) -> None:
+    from fmopt.optimal_brain import Scores
+
+    ctx, plain = given(model, tmp_path), copied(model)
+    distance = distance_from_now(model, answering(model, ctx, 48), 48)
+    pruned = PruneStructured(speedup=1.4, tries=0).apply(model, ctx)
+    made_up, numbers = distance(), structure_of(pruned.net, pruned.family).layers
+    removals = Scores(next(tmp_path.glob("scores-*")), sublayers(plain.net, plain.family)).removals
+    for layer, left in zip(plain.family.layers(plain.net), numbers, strict=True):
+        cut_layer(plain.net, layer, left.heads, removals[layer.ffn.narrow].kept(left.ffn), left.cross)
+    model.net = plain.net
+    assert made_up < distance()
+
+
+def test_fisher_masks_ask_for_every_word_of_the_answer(model: TorchModel) -> None:
+    parts = sublayers(model.net, model.family)
+    assert {part.kind for part in parts} == {"attention", "cross", "ffn"}
+    with torch.no_grad():
+        for part in parts:
+            model.net.get_submodule(part.output).weight[:, part.columns([2])] = 0
+    items = answering(model, given(model), 6).calibration()
+    found = by_importance(mask_fisher(model, parts, items))
+    assert all(removal.order[0] == 2 and removal.errors[1] == 0 for removal in found)
+
+
+def test_an_answer_that_is_looked_at_is_the_networks_own(model: TorchModel) -> None:
+    item = next(answering(model, given(model), 2).calibration())
+    ids = item[NEW][0].tolist()
+    pipeline = model.facts.pipeline
+    logits = said(model, item)[0]
+    logits[:, pipeline["suppress"]] = -np.inf
+    follow = logits.argmax(-1).tolist()
+    start = len(pipeline["start"])
+    assert ids[start:] == follow[start - 1 : -1]
+    assert len(ids) > start
+
+
+@pytest.mark.parametrize("idle", [1, 3])
+def test_the_layer_that_is_missed_least_goes_from_either_stack(tiny_checkpoint: TinyCheckpoint, idle: int) -> None:
+    model = two_and_two(tiny_checkpoint, "t5")
+    layer = model.family.layers(model.net)[idle]
+    with torch.no_grad():
+        for name in (*(block.output for block in layer.attentions), layer.ffn.narrow):
+            model.net.get_submodule(name).weight.zero_()
+    inputs = asked(model)
+    wanted = said(model, inputs)
+    dropped = DropLayers(count=1).apply(model, given(model))
+    assert dropped.history[-1] == f"drop_layers({idle})"
+    np.testing.assert_allclose(said(dropped, inputs), wanted, atol=1e-5)
+
+
+@pytest.mark.long
+def test_an_answer_is_what_is_timed(tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = two_and_two(tiny_checkpoint, "marian")
+    prune = Step(use="prune_structured", options={"speedup": 2.0})
+    recipe = Recipe(name="r", runtime="onnxruntime", precision="int8", steps=(prune, Step(use="quantize_dynamic")))
+    monkeypatch.setattr(pricing, "SAMPLES", 3)
+    monkeypatch.setattr(pricing, "SECONDS", 1.0)
+
+    def narrowed() -> TorchModel:
+        made = copied(model)
+        for layer, heads in zip(made.family.layers(made.net), ((1,), (), (0, 2), ()), strict=True):
+            cut_layer(made.net, layer, heads, range(8), heads)
+        return made
+
+    ms = RecipeClock(shop_of(model, tmp_path), recipe)({"whole": lambda: model, "narrow": narrowed})
+    assert min(ms.values()) > 0
+
+
+def shop_with_answers(model: TorchModel, scratch: Path, *, answered: bool = True) -> Workshop:
+    rows: list[dict[str, Any]] = [{"source": text, "target": text[::-1], "text": text} for text in TEXTS]
+    if not answered:
+        rows = [{"source": row["source"], "text": row["text"]} for row in rows]
+    return replace(shop_of(model, scratch), train=rows)
+
+
+def test_a_cut_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_path: Path) -> None:
+    """By the words of answers in the data, and by the teacher's own answers to texts without any."""
+    whole, items = copied(model), items_of(model, TEXTS)
+    shop = shop_with_answers(model, tmp_path)
+    ctx = replace(shop.context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
+    heard = answering(model, ctx, 16)
+    distance = distance_from_now(model, heard, 16)
+    for layer in model.family.layers(model.net):
+        cut_layer(model.net, layer, (0, 1), range(24), (1, 2))
+    before = distance()
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(SENTENCES))
+    options = {"epochs": 12.0, "batch_size": 8, "learning_rate": 3e-3, "bf16": False, "unlabelled": str(texts)}
+    trained = Distill(weights={"task": 0.0}, **options).apply(model, ctx)  # type: ignore[arg-type]
+    assert distance() < 0.7 * before
+    assert trained.history[-1] == "distill(baseline)"
+
+
+def test_a_teacher_answers_texts_without_answers_once(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = two_and_two(tiny_checkpoint, "marian")
+    ctx = shop_with_answers(model, tmp_path, answered=False).context()
+    examples = ctx.examples()
+    assert all("labels" not in example for example in examples)
+    found = answered_by(model, examples, tmp_path, lambda text: None)
+    (heard,) = [
+        item[NEW][0].tolist()
+        for item in answering(
+            model, replace(ctx, calibration=lambda: iter(items_of(model, TEXTS[:1]))), 1
+        ).calibration()
+    ]
+    labels = next(
+        one["labels"].tolist() for one, text in zip(found, dict.fromkeys(TEXTS), strict=True) if text == TEXTS[0]
+    )
+    made = heard[len(model.facts.pipeline["start"]) :]
+    assert labels[: len(made)] == made
+    assert IGNORED not in labels
+    monkeypatch.setattr(own_answers, "answers", None)  # would be called
+    again = answered_by(model, examples, tmp_path, lambda text: None)
+    assert [one["labels"].tolist() for one in again] == [one["labels"].tolist() for one in found]
