@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of all heads or neurons; in between, time is taken as linear
+FEWER_SHARES = (0.25, 0.5, 1.0)  # of two stacks, which have five kinds of sublayers
 _VERSION = 2  # of what is saved
 
 
@@ -135,7 +136,12 @@ def _groups(net: torch.nn.Module, family: Family, multiple: int) -> dict[tuple[S
         whole.setdefault((part.stack, part.kind), []).append(part)
     return {
         key: _Group(
-            _levels(parts[0].units, multiple if key[1] == "ffn" else 1, *{part.least for part in parts if part.least}),
+            _levels(
+                parts[0].units,
+                multiple if key[1] == "ffn" else 1,
+                FEWER_SHARES if key[0] else SHARES,
+                {part.least for part in parts if part.least},
+            ),
             tuple(part.least for part in parts),
         )
         for key, parts in whole.items()
@@ -148,9 +154,9 @@ def _name(key: tuple[str, str], width: int) -> str:
     return f"{stack} {width} {units}".strip()
 
 
-def _levels(most: int, multiple: int, *also: int) -> tuple[int, ...]:
-    rounded = (round(most * share / multiple) * multiple for share in SHARES)
-    return tuple(sorted({max(min(count, most), min(multiple, most)) for count in rounded} | {most, *also}))
+def _levels(most: int, multiple: int, shares: Sequence[float], also: set[int]) -> tuple[int, ...]:
+    rounded = (round(most * share / multiple) * multiple for share in shares)
+    return tuple(sorted({max(min(count, most), min(multiple, most)) for count in rounded} | {most} | also))
 
 
 def _rising(times: object) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmopt import exporting, lookup, measure, probe
-from fmopt.edge import timed_inputs
+from fmopt.edge import timed_call
 from fmopt.errors import PassError
 from fmopt.model import Artifact, TorchModel
 from fmopt.recipe import Recipe, Step
@@ -67,7 +67,7 @@ class RecipeClock:
                     artifact = self._built(make(), Path(scratch) / str(number))
                     runners[name] = runtime.open(artifact, shop.threads)
                     pipeline = shop.facts.pipeline
-                    calls[name] = _replay(runners[name], [timed_inputs(pipeline, runners[name], one) for one in inputs])
+                    calls[name] = _in_turn([timed_call(pipeline, runners[name], one) for one in inputs])
                 samples = measure.time_in_turn(calls, min_samples=SAMPLES, max_seconds=SECONDS, seed=shop.seed)
             finally:
                 for runner in runners.values():
@@ -122,6 +122,6 @@ def _where_it_applies(before: Any, apply: Callable[[], Any]) -> Any:
         return before
 
 
-def _replay(runner: Runner, inputs: Sequence[Mapping[str, np.ndarray]]) -> Callable[[], object]:
-    turn = itertools.cycle(inputs)
-    return lambda: runner.run(next(turn))
+def _in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    turn = itertools.cycle(calls)
+    return lambda: next(turn)()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,16 +89,22 @@ def damages(groups: Sequence[Sensitivity]) -> dict[str, float]:
 
 
 def left_by_layer(record: Record) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
-    """Layer → (heads left, of how many), (FFN neurons left, of how many); empty where the family is not known."""
+    """Layer → (heads left, of how many, those of both attentions of a decoder), (FFN neurons left, of how many); empty where
+    the family is not known."""
     winner = record.winning
     left = winner.layers.structure if winner else None
     whole = next((trial.layers.structure for trial in record.baselines if trial.layers.structure), None)
     if left is None or whole is None or len(left.layers) != len(whole.layers):
         return {}
-    return {
-        f"layer {number}": ((len(now.heads), len(was.heads)), (now.ffn, was.ffn))
-        for number, (now, was) in enumerate(zip(left.layers, whole.layers, strict=True))
-    }
+    found, numbers = {}, Counter[str]()
+    for now, was in zip(left.layers, whole.layers, strict=True):
+        number = numbers[now.stack]
+        numbers[now.stack] += 1
+        heads = (len(now.heads) + len(now.cross), len(was.heads) + len(was.cross))
+        # OPT is a decoder by its modules' names too.
+        for stack in {"": ("", "decoder "), "decoder": ("decoder ",)}.get(now.stack, ("",)):
+            found[f"{stack}layer {number}"] = (heads, (now.ffn, was.ffn))
+    return found
 
 
 def precision_by_layer(trial: Trial | None) -> dict[str, str]:

@@ -61,11 +61,12 @@ def spent_by_layer(before: Trial | None, after: Trial | None) -> list[Spent]:
 
 
 def layer_of(module: str) -> str:
-    """The Transformer layer of a module: `encoder.layer.3.output` -> `layer 3`; else the part that says most."""
+    """The Transformer layer of a module: `encoder.layer.3.output` -> `layer 3`, `decoder.layers.3.fc1` -> `decoder layer 3`; else
+    the part that says most."""
     parts = [part for part in module.split("/")[0].split(".") if part]
-    for part in parts:
+    for place, part in enumerate(parts):
         if part.isdigit():
-            return f"layer {part}"
+            return f"decoder layer {part}" if "decoder" in parts[:place] else f"layer {part}"
     if not parts:
         return "elsewhere"
     if len(parts) > 1 and parts[-1] in SAY_NOTHING:
@@ -92,6 +93,7 @@ def _sizes(trial: Trial | None) -> dict[str, int]:
 
 
 def _layer_order(name: str) -> tuple[int, int, str]:
-    if name.startswith("layer "):
-        return 1, int(name.removeprefix("layer ")), name
-    return (0 if "embed" in name else 3 if name == "elsewhere" else 2), 0, name
+    stack, layer, number = name.rpartition("layer ")
+    if layer and number.isdigit():
+        return 2 if stack else 1, int(number), name
+    return (0 if "embed" in name else 4 if name == "elsewhere" else 3), 0, name

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from fmopt.families.base import Stack
 from fmopt.record import Changed, RecipeLine, Record, Trial
 from fmopt.report import budget_words, write_markdown, write_report
 from fmopt.report_axes import Scale, nice_step
-from fmopt.report_layers import layer_table
+from fmopt.report_layers import layer_table, left_by_layer
 from fmopt.report_plots import on_front, scatter
 from fmopt.report_profile import layer_of, spent_by_kind, spent_by_layer
 from fmopt.report_roofline import distance_by_layer, points_of, roof_plot
 from fmopt.report_waterfall import falls
 from fmopt.results import Circumstances, Estimate, Latency, OpTime, Outcome
+from fmopt.structure import LayerFacts, LayerWidths, Structure
 from tests import records
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -315,6 +317,28 @@ def test_a_layer_has_its_precision_sensitivity_and_what_pruning_left() -> None:
     assert lines["embeddings"].heads is None
 
 
+def test_layers_of_a_decoder_are_counted_by_themselves() -> None:
+    """Of an encoder and a decoder, whose heads are those of both attentions; and of OPT, whose layers are called so too."""
+    record = records.realistic()
+
+    def left(stack: Stack, cross: tuple[int, ...], less: int) -> LayerFacts:
+        one = LayerWidths(heads=tuple(range(12 - less)), ffn=1536 - less, cross=cross, stack=stack)
+        layers = (LayerWidths(heads=(0,), ffn=8, stack="encoder"),) if stack else ()
+        return LayerFacts(structure=Structure(layers=(*layers, one)))
+
+    def widths(stack: Stack, cross: tuple[int, ...]) -> dict[str, object]:
+        trials = [
+            one.model_copy(update={"layers": left(stack, cross[: 1 if less else 2], less)})
+            for less, part in ((0, record.baselines), (3, record.trials)) for one in part
+        ]  # fmt: skip
+        count = len(record.baselines)
+        return dict(left_by_layer(record.model_copy(update={"baselines": trials[:count], "trials": trials[count:]})))
+
+    both = widths("decoder", (0, 1))
+    assert both == {"layer 0": ((1, 1), (8, 8)), "decoder layer 0": ((10, 14), (1533, 1536))}
+    assert widths("", ())["decoder layer 0"] == ((9, 12), (1533, 1536))
+
+
 def test_layers_sit_under_the_ceilings_that_were_measured() -> None:
     record = records.realistic()
     points = points_of(record)
@@ -418,6 +442,8 @@ def test_many_kinds_are_folded_into_one_line() -> None:
     ("module", "layer"),
     [
         ("bert.encoder.layer.11.output.dense", "layer 11"),
+        ("model.encoder.layers.2.fc1", "layer 2"),
+        ("model.decoder.layers.2.encoder_attn.q_proj", "decoder layer 2"),
         ("embeddings.word_embeddings", "embeddings"),
         ("classifier", "classifier"),
         ("", "elsewhere"),

@@ -30,7 +30,7 @@ from fmopt.pricing import RecipeClock
 from fmopt.recipe import Recipe, Step
 from fmopt.structure import structure_of
 from tests.conftest import SENTENCES, TinyCheckpoint
-from tests.passes.test_decoders_pruned import TEXTS, Counted, shop_of, time_of
+from tests.passes.test_decoders_pruned import TEXTS, Counted, shop_of, time_of, watch_calls
 from tests.test_answers_cut import FAMILIES, asked, said, two_and_two
 from tests.torch_models import context_of, items_of, target
 
@@ -152,8 +152,19 @@ def test_an_answer_is_what_is_timed(tiny_checkpoint: TinyCheckpoint, tmp_path: P
             cut_layer(made.net, layer, heads, range(8), heads)
         return made
 
+    seen: list[Any] = []
+    watch_calls(monkeypatch, seen)
     ms = RecipeClock(shop_of(model, tmp_path), recipe)({"whole": lambda: model, "narrow": narrowed})
     assert min(ms.values()) > 0
+    read = [one for one in seen if NEW not in one]
+    assert {one["input_ids"] for one in read} == {(1, 16)}
+    assert len(seen) == (1 + 16) * len(read)  # as many words are made as were read
+    caches = {
+        tuple(sorted(name for name in one if name.startswith("past_key_values.1.encoder")))
+        for one in seen
+        if NEW in one
+    }
+    assert len(caches) == 2  # of both networks: one has lost its last attentions
 
 
 def shop_with_answers(model: TorchModel, scratch: Path, *, answered: bool = True) -> Workshop:

@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from fmopt import checkpoint, output_distance, pricing
 from fmopt.build import Workshop
 from fmopt.cutting import cut_layer
-from fmopt.edge import Preprocessor
+from fmopt.edge import Preprocessor, timed_call
 from fmopt.errors import PassError
 from fmopt.fisher_masks import mask_fisher
 from fmopt.latency_table import latency_table
@@ -138,6 +138,23 @@ def shop_of(model: TorchModel, scratch: Path, texts: tuple[str, ...] = TEXTS) ->
     )  # fmt: skip
 
 
+def watch_calls(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
+    """Have every call of a runner that is priced put the shapes of its inputs into `seen`."""
+
+    class Watched:
+        def __init__(self, runner: Any) -> None:
+            self.runner = runner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.runner, name)
+
+        def run(self, inputs: Mapping[str, np.ndarray]) -> Any:
+            seen.append({name: value.shape for name, value in inputs.items()})
+            return self.runner.run(inputs)
+
+    monkeypatch.setattr(pricing, "timed_call", lambda pipeline, runner, one: timed_call(pipeline, Watched(runner), one))
+
+
 def test_one_more_token_after_a_past_is_what_is_timed(
     tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -147,11 +164,7 @@ def test_one_more_token_after_a_past_is_what_is_timed(
     recipe = Recipe(name="r", runtime="onnxruntime", precision="int8", steps=(prune, narrow))
     seen: list[Any] = []
 
-    def replay(runner: Any, inputs: Any) -> Callable[[], object]:
-        seen.append({name: value.shape for name, value in inputs[0].items()})
-        return lambda: runner.run(inputs[0])
-
-    monkeypatch.setattr(pricing, "_replay", replay)
+    watch_calls(monkeypatch, seen)
     monkeypatch.setattr(pricing, "SAMPLES", 3)
     monkeypatch.setattr(pricing, "SECONDS", 1.0)
 
@@ -165,10 +178,12 @@ def test_one_more_token_after_a_past_is_what_is_timed(
         {"whole": lambda: model_of(model.facts.folder), "narrow": narrowed}
     )
     assert min(ms.values()) > 0
-    assert [one["input_ids"] for one in seen] == [(1, 1)] * 2
-    assert seen[0]["past_key_values.1.key"] == (1, 4, 15, 8)
-    assert seen[1]["past_key_values.0.key"] == (1, 1, 15, 8)
-    assert "past_key_values.1.key" not in seen[1]
+    steps = [one for one in seen if one["input_ids"] == (1, 1)]  # the others read what was before
+    whole = [one for one in steps if "past_key_values.1.key" in one]
+    narrow = [one for one in steps if "past_key_values.1.key" not in one]
+    assert len(whole) >= 3 <= len(narrow)
+    assert {one["past_key_values.1.key"] for one in whole} == {(1, 4, 15, 8)}
+    assert {one["past_key_values.0.key"] for one in narrow} == {(1, 1, 15, 8)}
 
 
 def test_a_pruned_network_learns_what_comes_next_from_the_whole_one(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
