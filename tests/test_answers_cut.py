@@ -4,6 +4,7 @@ comes back from disk, and its graph answers token by token as torch does, whatev
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fmopt.cutting import cut_layer, drop_layers, least_heads
 from fmopt.edge import HALVES, open_preprocessor, open_runner
 from fmopt.edge_seq2seq import NEW, answers, usual
 from fmopt.errors import CheckpointError, PassError
+from fmopt.families.base import find_family
 from fmopt.model import TorchModel
 from fmopt.seq2seq import InHalves, with_answer
 from fmopt.source import resolve
@@ -113,6 +115,26 @@ def test_cutting_equals_masking(model: TorchModel, shape: str) -> None:
     assert [(one.heads, one.ffn, one.cross) for one in left] == [
         (tuple(heads), len(neurons), tuple(cross)) for heads, neurons, cross in SHAPES[shape]
     ]
+
+
+@pytest.mark.parametrize("kind", ["mbart", "m2m_100", "pegasus", "mt5"])
+def test_networks_built_alike_are_cut_alike(tiny_checkpoint: TinyCheckpoint, kind: str) -> None:
+    import transformers
+
+    loaded = two_and_two(tiny_checkpoint, "t5" if kind == "mt5" else "bart")
+    known = loaded.net.config.to_dict()
+    sizes = {name: value for name, value in known.items() if name not in ("model_type", "architectures")}
+    torch.manual_seed(5)
+    net = transformers.AutoModelForSeq2SeqLM.from_config(transformers.AutoConfig.for_model(kind, **sizes)).eval()
+    for name, value in net.named_parameters():
+        if "layers" in name or "block" in name:
+            value.data.normal_(float("norm" in name and "weight" in name), 0.3)
+    model = replace(loaded, net=net, family=find_family(kind))
+    inputs = asked(model)
+    for shape in SHAPES.values():
+        narrow, wanted = cut(copy.deepcopy(model), shape), said(masked(model, shape), inputs)
+        np.testing.assert_allclose(said(narrow, inputs), wanted, atol=1e-3 * np.abs(wanted).max())
+        assert np.abs(said(model, inputs) - wanted).max() > 1e-2
 
 
 @pytest.mark.parametrize("shape", ["narrow", "hollow"])

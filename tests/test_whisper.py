@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +16,23 @@ import torch
 import transformers
 
 from fmopt import api, bundle, checkpoint, exporting, lookup
+from fmopt.build import Workshop
+from fmopt.cutting import cut_layer
 from fmopt.edge import HALVES, open_preprocessor, open_runner
 from fmopt.edge_seq2seq import answers, usual
 from fmopt.errors import CheckpointError, DataError
 from fmopt.examples import training_examples
+from fmopt.output_distance import distance_from_now
+from fmopt.own_answers import answering
+from fmopt.passes.distill import Distill
+from fmopt.progress import Silent
 from fmopt.seq2seq import InHalves, with_answer
 from fmopt.source import resolve
-from fmopt.structure import load_network
+from fmopt.store import Store
+from fmopt.structure import load_network, save_checkpoint
 from fmopt.untrained import write_untrained
 from tests.audio_models import RECOGNITION, SIZES, sound
+from tests.torch_models import model_of, target
 
 WORDS = ["low", "middle", "high low"]
 NEW = 8
@@ -110,6 +119,36 @@ def test_labels_are_the_words_with_their_end(made: Any) -> None:
     (example,) = training_examples(preprocessor, made.facts, task.items(rows, made.facts), rows)
     assert example["labels"].tolist() == preprocessor.own.ids("high low")
     assert example["input_features"].shape == (32, 100)
+
+
+def test_both_of_its_stacks_are_cut_and_taught_again(folder: Path, made: Any, tmp_path: Path) -> None:
+    raws = [(made.data / f"{number}.wav").read_bytes() for number in range(12)]
+    model = model_of(folder)
+    preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
+    items = [dict(preprocessor.encode([raw]).inputs) for raw in raws]
+    rows = [{"audio": raw, "transcript": WORDS[number % 3]} for number, raw in enumerate(raws)]
+    shop = Workshop(
+        facts=model.facts, target=target(), store=Store(tmp_path / "store"), preprocessor=preprocessor, calibration=[],
+        calibration_digest="", seed=0, memory_cap_bytes=1 << 30, progress=Silent(), train=rows,
+    )  # fmt: skip
+    ctx = replace(shop.context(), calibration=lambda: iter(items))
+    heard = answering(model, ctx, 8)
+    distance = distance_from_now(model, heard, 8)
+    layers = model.family.layers(model.net)
+    assert [layer.stack for layer in layers] == ["encoder", *["decoder"] * (len(layers) - 1)]
+    for layer in layers:
+        cut_layer(model.net, layer, (1,), range(8), (0,))
+    before = distance()
+    again = checkpoint.load(checkpoint.inspect(resolve(str(save_checkpoint(model, tmp_path / "cut")))))
+    item = next(heard.calibration())
+    wanted = exporting.torch_outputs(model.net, item, ["logits"])["logits"]
+    np.testing.assert_array_equal(exporting.torch_outputs(again.net, item, ["logits"])["logits"], wanted)
+    graph = exporting.export_onnx(again, items[0], tmp_path / "graph")
+    runner = InHalves(open_runner("onnxruntime", graph.path, {HALVES: True}, 1))
+    assert exporting.check_parity(runner, again.net, [item], 1e-3, outputs=["logits"]).passed
+    options = {"epochs": 20.0, "batch_size": 4, "learning_rate": 5e-3, "bf16": False}
+    Distill(**options).apply(model, ctx)  # type: ignore[arg-type]
+    assert distance() < 0.7 * before
 
 
 def test_a_whisper_of_many_languages_is_asked_in_one(folder: Path, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Bart:
-    """BART, mBART, Marian, Pegasus, Whisper: encoder.layers.N and decoder.layers.N, whose heads are counted each by itself."""
+    """BART, mBART, M2M100, Marian, Pegasus, Whisper: encoder.layers.N and decoder.layers.N, heads of each counted by itself."""
 
     name = "bart"
-    model_types: tuple[str, ...] = ("bart", "mbart", "marian", "pegasus", "whisper")
+    model_types: tuple[str, ...] = ("bart", "m2m_100", "marian", "mbart", "pegasus", "whisper")
     uncuttable: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
