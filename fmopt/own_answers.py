@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,15 +27,18 @@ TOGETHER = 32  # texts that are answered at once
 def answering(model: TorchModel, ctx: Context, count: int) -> Context:
     """The context with the first `count` calibration items, to each the answer that `model` gives now (greedily, of at most
     `SEEN_TOKENS`), as the `decoder_input_ids` that make it again; the context as it is for networks that give none."""
+    from fmopt.training import weights_digest
+
     pipeline = model.facts.pipeline
     if not makes_answers(pipeline):
         return ctx
-    wish = usual(pipeline, beams=1, max_new_tokens=min(pipeline["max_new_tokens"], SEEN_TOKENS))
-    halves, given = Halves(model.net.eval()), []
-    for number, item in enumerate(islice(ctx.calibration(), count)):
-        if number % TOLD == 0:
-            ctx.progress(f"taking down the network's own answers, from item {number + 1}")
-        given.append([*pipeline["start"], *answers(pipeline, halves, item, wish)[0]])
+    digest = hashlib.sha256(repr((weights_digest(model.net), dict(pipeline))).encode())
+    for item in islice(ctx.calibration(), count):
+        for name in sorted(item):
+            digest.update(np.ascontiguousarray(item[name]).tobytes())
+    given = _kept(
+        ctx.scratch, digest.hexdigest(), lambda: _heard(model, islice(ctx.calibration(), count), ctx.progress)
+    )
 
     def stream() -> Iterator[Inputs]:
         for item, ids in zip(ctx.calibration(), given, strict=False):
@@ -52,19 +56,38 @@ def answered_by(
     digest = hashlib.sha256(teacher.facts.digest.encode())
     for number in lacking:
         digest.update(examples[number]["input_ids"].tobytes())
-    path = scratch / f"answers-{digest.hexdigest()[:16]}.json" if scratch else None
-    if path is not None and path.is_file():
-        given = json.loads(path.read_text())
-    else:
-        given = _answers(teacher, [examples[number] for number in lacking], progress)
-        if path is not None and given:
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(given))
-            part.replace(path)
+    asked = [examples[number] for number in lacking]
+    given = _kept(scratch, digest.hexdigest(), lambda: _answers(teacher, asked, progress)) if asked else []
     found = list(examples)
     for number, ids in zip(lacking, given, strict=True):
         found[number] = {**found[number], "labels": np.array(ids, dtype=np.int64)}
     return found
+
+
+def _kept(folder: Path | None, key: str, make: Callable[[], list[list[int]]]) -> list[list[int]]:
+    """What `make` makes, or made before."""
+    path = folder / f"answers-{key[:16]}.json" if folder else None
+    if path is not None and path.is_file():
+        found: list[list[int]] = json.loads(path.read_text())
+        return found
+    given = make()
+    if path is not None:
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_text(json.dumps(given))
+        part.replace(path)
+    return given
+
+
+def _heard(model: TorchModel, items: Iterable[Inputs], progress: Callable[[str], None]) -> list[list[int]]:
+    """Ids of the network's answer to each item, what it begins with among them."""
+    pipeline: dict[str, Any] = dict(model.facts.pipeline)
+    wish = usual(pipeline, beams=1, max_new_tokens=min(pipeline["max_new_tokens"], SEEN_TOKENS))
+    halves, given = Halves(model.net.eval()), []
+    for number, item in enumerate(items):
+        if number % TOLD == 0:
+            progress(f"taking down the network's own answers, from item {number + 1}")
+        given.append([*pipeline["start"], *answers(pipeline, halves, item, wish)[0]])
+    return given
 
 
 def _answers(teacher: TorchModel, examples: Sequence[Example], progress: Callable[[str], None]) -> list[list[int]]:

@@ -200,12 +200,8 @@ def test_a_teacher_answers_texts_without_answers_once(
     examples = ctx.examples()
     assert all("labels" not in example for example in examples)
     found = answered_by(model, examples, tmp_path, lambda text: None)
-    (heard,) = [
-        item[NEW][0].tolist()
-        for item in answering(
-            model, replace(ctx, calibration=lambda: iter(items_of(model, TEXTS[:1]))), 1
-        ).calibration()
-    ]
+    ctx = replace(ctx, calibration=lambda: iter(items_of(model, TEXTS[:1])))
+    heard = next(answering(model, ctx, 1).calibration())[NEW][0].tolist()
     labels = next(
         one["labels"].tolist() for one, text in zip(found, dict.fromkeys(TEXTS), strict=True) if text == TEXTS[0]
     )
@@ -213,5 +209,6 @@ def test_a_teacher_answers_texts_without_answers_once(
     assert labels[: len(made)] == made
     assert IGNORED not in labels
     monkeypatch.setattr(own_answers, "answers", None)  # would be called
+    assert next(answering(model, ctx, 1).calibration())[NEW][0].tolist() == heard
     again = answered_by(model, examples, tmp_path, lambda text: None)
     assert [one["labels"].tolist() for one in again] == [one["labels"].tolist() for one in found]
