@@ -23,6 +23,7 @@ from torch import nn
 from fmopt.calibrators import BINS, Histogram
 from fmopt.errors import PassError
 from fmopt.model import TorchModel
+from fmopt.own_answers import answering
 from fmopt.passes.base import Context, Inputs, token_mask
 
 MIN_ITEMS = 8
@@ -88,7 +89,9 @@ class Statistics:
 
 
 def statistics(model: TorchModel, ctx: Context) -> Statistics:
-    """Statistics of `model` on the calibration items, taken once and shared by candidates through `ctx.scratch`."""
+    """Statistics of `model` on the calibration items, taken once and shared by candidates through `ctx.scratch`; of one that
+    answers, while it gives the answers that it gives by itself."""
+    ctx = answering(model, ctx)
     known = (_VERSION, model.facts.digest, model.history, ctx.seed, ctx.memory_cap_bytes)
     digest = hashlib.sha256(repr(known).encode())
     count = 0

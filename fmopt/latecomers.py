@@ -14,6 +14,7 @@ from fmopt import trials
 from fmopt.plan import Training, gradual, pruned, trained_rounding
 from fmopt.recipe import Recipe, Step
 from fmopt.selection import choose, drop_limit, keeps_accuracy, median_ms, score
+from fmopt.seq2seq import makes_answers
 from fmopt.trials import Run, by_speed
 from fmopt.waterfall import aside, networks
 
@@ -174,7 +175,10 @@ def rounding_costs(run: Run, name: str, reference: str) -> bool:
 def try_rounding(run: Run, name: str, reference: str) -> bool:
     """A variant's network with its rounding trained in place; whether it keeps its accuracy."""
     made = run.shop.networks(run.recipes[name].steps)
-    recipe = trained_rounding(run.recipes[name], training_of(run), teacher=str(run.job.facts.folder))
+    facts = run.job.facts
+    recipe = trained_rounding(
+        run.recipes[name], training_of(run), str(facts.folder), answers=makes_answers(facts.pipeline)
+    )
     run.progress.start(f"building {recipe.name}", 1)
     built = trials.build(run, recipe, made[max(made)])
     run.progress.step()

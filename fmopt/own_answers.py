@@ -24,9 +24,9 @@ TOLD = 128  # answers between two lines of progress
 TOGETHER = 32  # texts that are answered at once
 
 
-def answering(model: TorchModel, ctx: Context, count: int) -> Context:
-    """The context with the first `count` calibration items, to each the answer that `model` gives now (greedily, of at most
-    `SEEN_TOKENS`), as the `decoder_input_ids` that make it again; the context as it is for networks that give none."""
+def answering(model: TorchModel, ctx: Context, count: int | None = None) -> Context:
+    """The context with the first `count` calibration items (None: all), to each the answer that `model` gives now (greedily, of
+    at most `SEEN_TOKENS`), as the `decoder_input_ids` that make it again; the context as it is for networks that give none."""
     from fmopt.training import weights_digest
 
     pipeline = model.facts.pipeline

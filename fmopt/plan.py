@@ -167,7 +167,8 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
 
 def answer_candidates(*, words: bool) -> tuple[Recipe, ...]:
     """For an encoder that reads all at once and a decoder that makes one token at a time: INT8 that both compute in, or narrow
-    weights. `words`: what is read are texts, whose words are looked up in a large table."""
+    weights. `words`: what is read are texts, whose words are looked up in a large table. INT8 with ranges known beforehand is
+    left to recipes: beside a dynamic head it is no faster (Marian, width 512), on OpenVINO it takes more than twice as long."""
     dynamic = Step(use="quantize_dynamic")
     tables = (Step(use="quantize_embeddings"),) if words else ()
 
@@ -334,10 +335,14 @@ def pruned(
     return base.model_copy(update={"name": name, "steps": (*steps, *base.steps)})
 
 
-def trained_rounding(recipe: Recipe, training: Training, teacher: str) -> Recipe:
-    """`recipe` with its products' quantization learned in training instead of calibrated after it."""
-    options = {"teacher": teacher, **training.model_dump(exclude_none=True)}
-    steps = [Step(use="qat", options=options) if step.use in QUANTIZERS else step for step in recipe.steps]
+def trained_rounding(recipe: Recipe, training: Training, teacher: str, *, answers: bool = False) -> Recipe:
+    """`recipe` with its products' quantization learned in training instead of calibrated after it. `answers`: of a network whose
+    head, which training leaves alone, is large, and is quantized as before."""
+    learned = Step(use="qat", options={"teacher": teacher, **training.model_dump(exclude_none=True)})
+    steps = [
+        made for step in recipe.steps
+        for made in ([step] if step.use not in QUANTIZERS else [learned, step] if answers else [learned])
+    ]  # fmt: skip
     return recipe.model_copy(update={"name": f"{recipe.name}-qat", "steps": tuple(steps)})
 
 

@@ -3,19 +3,23 @@ network gives, and distilled by what a larger one would say at every word."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from fmopt import own_answers, pricing
 from fmopt.build import Workshop
 from fmopt.cutting import cut_layer
+from fmopt.edge import HALVES, open_runner
 from fmopt.edge_seq2seq import NEW
 from fmopt.examples import IGNORED
+from fmopt.exporting import export_onnx
 from fmopt.fisher_masks import mask_fisher
 from fmopt.latency_table import latency_table
 from fmopt.model import TorchModel
@@ -26,8 +30,12 @@ from fmopt.passes.base import Context
 from fmopt.passes.distill import Distill
 from fmopt.passes.drop_layers import DropLayers
 from fmopt.passes.prune_structured import PruneStructured
+from fmopt.passes.qat import Qat
+from fmopt.passes.quantize_dynamic import QuantizeDynamic
+from fmopt.plan import Training, trained_rounding
 from fmopt.pricing import RecipeClock
 from fmopt.recipe import Recipe, Step
+from fmopt.seq2seq import InHalves
 from fmopt.structure import structure_of
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.passes.test_decoders_pruned import TEXTS, Counted, shop_of, time_of, watch_calls
@@ -212,3 +220,30 @@ def test_a_teacher_answers_texts_without_answers_once(
     assert next(answering(model, ctx, 1).calibration())[NEW][0].tolist() == heard
     again = answered_by(model, examples, tmp_path, lambda text: None)
     assert [one["labels"].tolist() for one in again] == [one["labels"].tolist() for one in found]
+
+
+def test_rounding_is_trained_and_the_head_is_rounded_as_before(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
+    """As `--effort max` does where a distilled network loses its accuracy in INT8: the graph answers as the trained network."""
+    recipe = Recipe(name="r", runtime="onnxruntime", precision="int8", steps=(Step(use="quantize_dynamic"),))
+    training = Training(epochs=1.0)
+    trained = trained_rounding(recipe, training, "baseline", answers=True)
+    assert [step.use for step in trained.steps] == ["qat", "quantize_dynamic"]
+    assert [step.use for step in trained_rounding(recipe, training, "baseline").steps] == ["qat"]
+
+    model = two_and_two(tiny_checkpoint, "marian")
+    items = items_of(model, TEXTS)
+    shop = shop_with_answers(model, tmp_path)
+    whole = copied(model)
+    ctx = replace(shop.context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
+    made = Qat(epochs=1.0, bf16=False).apply(model, ctx)
+    item = next(answering(made, ctx, 1).calibration())
+    wanted = said(made, item)
+    graph = export_onnx(made, items[0], tmp_path / "graph")
+    (tmp_path / "dynamic").mkdir()
+    narrow = QuantizeDynamic().apply(graph, ctx, tmp_path / "dynamic")
+    kinds = Counter(node.op_type for node in onnx.load(narrow.path).graph.node)
+    assert kinds["QuantizeLinear"] > 10  # of the layers
+    assert kinds["MatMulInteger"] == 1  # the head
+    for path, bound in ((graph.path, 1e-3), (narrow.path, 2e-2)):
+        runner = InHalves(open_runner("onnxruntime", path, {HALVES: True}, 1))
+        np.testing.assert_allclose(runner.run(item)["logits"], wanted, atol=bound * np.abs(wanted).max())
