@@ -3,6 +3,7 @@
 #
 #     benchmarks/sequences.sh train [NAME...]       checkpoints in $FMOPT_CHECKPOINTS (default out/sequences); resumes
 #     benchmarks/sequences.sh optimize [NAME...]    records in benchmarks/results; the machine should be quiet
+#     benchmarks/sequences.sh smaller [NAME...]     pruned in both stacks and distilled to $SPEEDUP (4x), within $DROP (1pt)
 #
 # NAME is translation (Marian-shaped, multi30k), summaries (T5-shaped, scitldr) or digits (Whisper-shaped, fsdd). $EPOCHS overrides what the entries of models/ say.
 set -euo pipefail
@@ -10,7 +11,7 @@ cd "$(dirname "$0")/.."
 data=${FMOPT_DATA:-../shared/data}
 checkpoints=${FMOPT_CHECKPOINTS:-out/sequences}
 fmopt=.venv/bin/fmopt
-[ $# -gt 0 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
 what=$1; shift
 [ $# -gt 0 ] || set -- translation summaries digits
 
@@ -31,14 +32,17 @@ for name in "$@"; do
   fi
   case $what in
     train) "$fmopt" finetune "$model" --data "$from" -o "$checkpoints/$name" ${EPOCHS:+--epochs "$EPOCHS"} ;;
-    optimize)
-      code=0
-      "$fmopt" optimize "$checkpoints/$name" --data "$from" ${length:+--length "$length"} \
-        -o "out/optimized-$name" || code=$?
+    optimize | smaller)
+      code=0 out=out/optimized-$name result=sequences-$name asked=()
+      if [ "$what" = smaller ]; then
+        out=out/smaller-$name result=sequences-$name-smaller
+        asked=(--effort max --min-speedup "${SPEEDUP:-4x}" --max-drop "${DROP:-1pt}")
+      fi
+      "$fmopt" optimize "$checkpoints/$name" --data "$from" ${length:+--length "$length"} "${asked[@]}" -o "$out" || code=$?
       [ "$code" -ne 2 ] && [ "$code" -le 4 ] || exit "$code"
       # the record without the texts of changed items: not every data set may be copied
       .venv/bin/python -c 'import json, sys; print(json.dumps(json.load(open(sys.argv[1])) | {"changed": []}))' \
-        "out/optimized-$name/record.json" > "benchmarks/results/sequences-$name.json" ;;
-    *) echo "train or optimize, not $what" >&2; exit 2 ;;
+        "$out/record.json" > "benchmarks/results/$result.json" ;;
+    *) echo "train, optimize or smaller, not $what" >&2; exit 2 ;;
   esac
 done

@@ -13,6 +13,7 @@ import math
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -375,6 +376,12 @@ class _Trainer(transformers.Trainer):
             with torch.no_grad(), self.accelerator.autocast():
                 wanted = self.lesson.told(inputs, mask)
         return self.lesson.loss(model(inputs), wanted, mask, labels)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """The Trainer's, of copies where two names share memory (a head that is the table of words): safetensors refuses that."""
+        state = self.model.state_dict() if state_dict is None else state_dict
+        seen = Counter(tensor.data_ptr() for tensor in state.values())
+        super()._save(output_dir, {name: t.clone() if seen[t.data_ptr()] > 1 else t for name, t in state.items()})
 
 
 class _Watch(transformers.TrainerCallback):

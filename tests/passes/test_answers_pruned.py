@@ -40,7 +40,7 @@ from fmopt.structure import structure_of
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.passes.test_decoders_pruned import TEXTS, Counted, shop_of, time_of, watch_calls
 from tests.test_answers_cut import FAMILIES, asked, said, two_and_two
-from tests.torch_models import context_of, items_of, target
+from tests.torch_models import context_of, items_of, model_of, target
 
 
 @pytest.fixture(params=FAMILIES)
@@ -247,3 +247,39 @@ def test_rounding_is_trained_and_the_head_is_rounded_as_before(tiny_checkpoint: 
     for path, bound in ((graph.path, 1e-3), (narrow.path, 2e-2)):
         runner = InHalves(open_runner("onnxruntime", path, {HALVES: True}, 1))
         np.testing.assert_allclose(runner.run(item)["logits"], wanted, atol=bound * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("family", ["marian", "gpt2"])
+def test_a_killed_training_of_tied_weights_goes_on_where_it_was(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """A head that is the table of words shares its memory, which files of weights do not take."""
+    from fmopt import distillation
+
+    answers = family == "marian"
+    whole = two_and_two(tiny_checkpoint, family) if answers else model_of(tiny_checkpoint(family, "text-generation"))
+
+    def trained(scratch: Path, said: list[str], **options: Any) -> dict[str, torch.Tensor]:
+        student = copied(whole)
+        for layer in student.family.layers(student.net):
+            cut_layer(student.net, layer, (0, 1), range(24), (1, 2))
+        shop = shop_with_answers(student, scratch) if answers else shop_of(student, scratch)
+        ctx = replace(shop.context(), teacher=lambda asked: copied(whole), progress=said.append)
+        done = Distill(epochs=2.0, batch_size=8, bf16=False, **options).apply(student, ctx)
+        return {name: value.clone() for name, value in done.net.state_dict().items()}
+
+    wanted = trained(tmp_path / "whole", [])
+
+    def killed(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = state.global_step == 3
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation._Watch, "on_step_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "cut", [])
+    said: list[str] = []
+    again = trained(tmp_path / "cut", said)
+    assert any("going on at step 3" in line for line in said)
+    assert all(torch.equal(again[name], value) for name, value in wanted.items())
