@@ -379,6 +379,7 @@ class _Trainer(transformers.Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The Trainer's, of copies where two names share memory (a head that is the table of words): safetensors refuses that."""
+        assert self.model is not None
         state = self.model.state_dict() if state_dict is None else state_dict
         seen = Counter(tensor.data_ptr() for tensor in state.values())
         super()._save(output_dir, {name: t.clone() if seen[t.data_ptr()] > 1 else t for name, t in state.items()})
