@@ -37,7 +37,7 @@ from fmopt.families.base import Family
 from fmopt.model import CheckpointFacts, TorchModel, quiet
 from fmopt.own_answers import answered_by
 from fmopt.passes.base import Context
-from fmopt.seq2seq import makes_answers
+from fmopt.seq2seq import generates, makes_answers
 from fmopt.structure import load_facts, save_checkpoint
 from fmopt.tasks.base import Raw
 from fmopt.teacher_outputs import TeacherOutputs, Terms, Told, outputs_key, room_on_disk
@@ -60,7 +60,6 @@ TELLS = {
 }
 PER_TOKEN = frozenset({"hidden", "relations"})  # and outputs, of some tasks
 SPELLING = "automatic-speech-recognition"
-OF_A_VOCABULARY = ("fill-mask", "text-generation")  # and what answers by a decoder
 TOKEN_TASKS = ("token-classification", "question-answering")
 ITEM, KEPT = "item", "kept"  # in a batch: which examples it has, and what is kept of the teacher about them
 POOL = 50  # batches' worth of examples sorted by length at a time, as the Trainer's own grouping
@@ -287,7 +286,8 @@ def _of_states(net: Any, mask: torch.Tensor | None, states: torch.Tensor) -> tor
 
 
 def _of_a_vocabulary(pipeline: Mapping[str, Any]) -> bool:
-    return pipeline["task"] in OF_A_VOCABULARY or makes_answers(pipeline)
+    """Whether a network says words: its logits are of all that it knows."""
+    return pipeline["task"] == "fill-mask" or generates(pipeline)
 
 
 def _all_states(found: Any) -> list[torch.Tensor]:
@@ -601,8 +601,8 @@ def _weights(options: Distill, facts: CheckpointFacts, same_width: bool, related
 
     Where widths differ, relations say more than states seen through a random projection, if there are layers to relate.
     """
-    generates = facts.task == "text-generation" or makes_answers(facts.pipeline)
-    found = dict(EMBEDDING if facts.task == "sentence-embedding" else GENERATION if generates else LABELLED)
+    defaults = GENERATION if generates(facts.pipeline) else LABELLED
+    found = dict(EMBEDDING if facts.task == "sentence-embedding" else defaults)
     if related and not same_width:
         found |= {"hidden": 0.0, "relations": 1.0}
     unknown = [name for name in options.weights if name not in found]

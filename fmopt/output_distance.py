@@ -11,7 +11,7 @@ import numpy as np
 from fmopt.edge_generation import log_softmax
 from fmopt.model import TorchModel
 from fmopt.passes.base import Context, Inputs
-from fmopt.seq2seq import makes_answers
+from fmopt.seq2seq import generates
 
 TOKENS = 32
 
@@ -22,7 +22,7 @@ def distance_from_now(model: TorchModel, ctx: Context, count: int) -> Callable[[
     divergence of the next token's distribution, the mean over tokens, at most `TOKENS` of an item. Items of one that answers
     hold an answer: see `seq2seq.answering`."""
     items = list(islice(ctx.calibration(), count))
-    if model.facts.task == "text-generation" or makes_answers(model.facts.pipeline):
+    if generates(model.facts.pipeline):
         return _divergence_from_now(model, items)
     wanted = _outputs(model, items)
 

@@ -18,7 +18,7 @@ from fmopt.networks import RECURRENT
 from fmopt.passes.distill import Distill
 from fmopt.recipe import Recipe, Step
 from fmopt.results import Frozen
-from fmopt.seq2seq import makes_answers
+from fmopt.seq2seq import generates, makes_answers
 from fmopt.target import Target
 
 Effort = Literal["quick", "standard", "max"]
@@ -220,15 +220,14 @@ def make_plan(
         raise PlanError(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
         )
-    generates = facts.task in TOKEN_BY_TOKEN or makes_answers(facts.pipeline)
-    on_tensorrt = "tensorrt" in target.runtimes and takes_length(facts.pipeline) and not generates
+    on_tensorrt = "tensorrt" in target.runtimes and takes_length(facts.pipeline) and not generates(facts.pipeline)
     usual = (
         tensorrt_candidates()
         if on_tensorrt
         else answer_candidates(words=facts.modality == "text")
         if makes_answers(facts.pipeline)
         else generation_candidates(target)
-        if generates
+        if generates(facts.pipeline)
         else speech_candidates(target)
         if facts.task == "text-to-audio"
         else quick_candidates(target)

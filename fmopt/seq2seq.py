@@ -37,6 +37,11 @@ def makes_answers(pipeline: Mapping[str, Any]) -> bool:
     return "start" in pipeline
 
 
+def generates(pipeline: Mapping[str, Any]) -> bool:
+    """Whether a pipeline makes texts, one token at a time: it goes on with one, or answers to one."""
+    return pipeline["task"] == "text-generation" or makes_answers(pipeline)
+
+
 def has_halves(net: Any) -> bool:
     """Whether a network is one of an encoder and a decoder that gives words."""
     return bool(getattr(net.config, "is_encoder_decoder", False)) and net.get_output_embeddings() is not None

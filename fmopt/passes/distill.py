@@ -10,7 +10,7 @@ from fmopt.errors import ConfigError
 from fmopt.lookup import did_you_mean
 from fmopt.model import CheckpointFacts, TorchModel
 from fmopt.passes.base import Context
-from fmopt.seq2seq import makes_answers
+from fmopt.seq2seq import generates
 from fmopt.target import Target
 
 LOSSES = ("task", "logits", "hidden", "relations", "cosine", "similarity")
@@ -71,8 +71,7 @@ class Distill:
 
     def softened(self, facts: CheckpointFacts) -> float:
         """The temperature of a network's logits."""
-        generates = facts.task == "text-generation" or makes_answers(facts.pipeline)
-        return self.temperature or (1.0 if generates else 2.0)
+        return self.temperature or (1.0 if generates(facts.pipeline) else 2.0)
 
     def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
         """Every network can be trained whose answer is one vector of classes or features, for an item or for each token."""
