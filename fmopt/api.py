@@ -20,13 +20,14 @@ from fmopt.gate import Budget
 from fmopt.labelled import with_labels
 from fmopt.metrics import METRICS
 from fmopt.model import Artifact, CheckpointFacts, takes_length
-from fmopt.plan import TOKEN_BY_TOKEN, Effort, Plan, Training, compiled_for, keeps_past, refusal
+from fmopt.plan import Effort, Plan, Training, compiled_for, keeps_past, refusal
 from fmopt.predictions import predict
 from fmopt.progress import Progress, Silent
 from fmopt.recipe import Recipe, Step
 from fmopt.record import Record
 from fmopt.results import Scores
 from fmopt.runtimes.base import Runner
+from fmopt.seq2seq import generates
 from fmopt.source import resolve
 from fmopt.store import Store, disk_errors, own_folder
 from fmopt.story import optimize as run_optimize
@@ -178,7 +179,7 @@ def export(
     out = Path(out)
     source = resolve(str(model))
     facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
-    asked = export_recipe(format, precision, facts.task)
+    asked = export_recipe(format, precision, facts)
     (recipe,) = compiled_for(None, (asked,), 0, stateful=keeps_past(facts))
     device = probe.load_target(target)
     reason = refusal(recipe, facts, device) or (executorch_program.refusal(facts) if format == "executorch" else None)
@@ -231,8 +232,8 @@ def export(
     return out
 
 
-def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
-    """The one recipe that a format and precision name, for a model of `task`."""
+def export_recipe(format: str, precision: str, facts: CheckpointFacts) -> Recipe:
+    """The one recipe that a format and precision name, for a model."""
     name = f"{format}-{precision}"
     runtime = {"onnx": "onnxruntime"}.get(format, format)
     if format == "executorch":
@@ -241,13 +242,14 @@ def export_recipe(format: str, precision: str, task: str = "") -> Recipe:
         return Recipe(
             name=name, runtime=runtime, precision=precision, options={"quantize": "int8"} if precision == "int8" else {}
         )
-    if precision == "int8" and task in TOKEN_BY_TOKEN:
-        if format == "openvino" and task != "text-generation":
-            raise ConfigError(f"--precision int8 of {task} is made for ONNX Runtime; use --format onnx")
+    if precision == "int8" and generates(facts.pipeline):
+        if format == "openvino" and facts.task != "text-generation":
+            raise ConfigError(f"--precision int8 of {facts.task} is made for ONNX Runtime; use --format onnx")
         if format == "openvino":
             return Recipe(name=name, runtime=runtime, precision="int8", steps=(Step(use="compress_weights"),))
         narrow = Step(use="quantize_weights", options={"bits": 8, "block": 32})
-        return Recipe(name=name, runtime=runtime, precision="int8", steps=(narrow, Step(use="quantize_embeddings")))
+        tables = (Step(use="quantize_embeddings"),) if facts.modality == "text" else ()
+        return Recipe(name=name, runtime=runtime, precision="int8", steps=(narrow, *tables))
     if precision == "int8":
         return Recipe(name=name, runtime=runtime, precision="int8", steps=(Step(use="quantize_static"),))
     if format == "onnx":

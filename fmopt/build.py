@@ -264,7 +264,7 @@ def guarded(step: Step, work: Any, made: Any = None) -> Any:
         return work(made or step.build())
     except FmoptError:
         raise
-    except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise PassError(f"{step} broke: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}") from error
 
 

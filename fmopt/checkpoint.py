@@ -170,9 +170,13 @@ def _width_and_depth(config: Any, path: Path) -> tuple[int, int]:
     for part in (config, *(one for one in inner if one is not None)):
         widths = [getattr(part, name, None) for name in ("hidden_size", "d_model", "hidden_dim")]
         widest = max(getattr(part, "hidden_sizes", None) or [0])
-        stacks = sum(getattr(part, name, None) or 0 for name in ("encoder_layers", "decoder_layers"))
+        stacks = [getattr(part, name, None) or 0 for name in ("encoder_layers", "decoder_layers")]
+        if getattr(part, "num_decoder_layers", None):  # T5
+            stacks = [part.num_layers, part.num_decoder_layers]
+        both = sum(stacks) if all(stacks) and getattr(part, "is_encoder_decoder", False) else 0
         # Networks in stages call their stages layers, and their layers depths.
-        depths = [sum(getattr(part, "depths", None) or ()), getattr(part, "num_hidden_layers", None), stacks]
+        one = getattr(part, "num_hidden_layers", None)
+        depths = [sum(getattr(part, "depths", None) or ()), both, one, sum(stacks)]
         width, depth = next((w for w in (*widths, widest) if w), None), next((d for d in depths if d), None)
         if width and depth:
             return int(width), int(depth)

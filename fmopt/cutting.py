@@ -148,6 +148,8 @@ def drop_layers(model: TorchModel, numbers: Sequence[int]) -> None:
     tells what it is made of).
     """
     family, net = require_cuttable(model), model.net
+    if getattr(net.config, "use_weighted_layer_sum", False):
+        raise PassError(f"{model.facts.source.title} weighs the states of each layer, so none can be dropped")
     layers = family.layers(net)
     dropped = set(numbers)
     stacks: dict[str, list[int]] = {}  # by the module that holds them
@@ -185,13 +187,11 @@ def _keep_layers(net: nn.Module, home: str, stack: str, kept: Sequence[int]) -> 
     replace_module(net, home, nn.ModuleList(layers[number] for number in kept))
     if getattr(config, "layer_types", None):  # ModernBERT, Qwen2: which layers look at everything, which nearby
         config.layer_types = [config.layer_types[number] for number in kept]
-    setattr(config, layer_count(config, stack), len(kept))
-
-
-def layer_count(config: Any, stack: str) -> str:
-    """What a configuration calls the number of layers of a stack."""
-    names = (f"{stack}_layers", f"num_{stack}_layers", "num_hidden_layers") if stack else ("num_hidden_layers",)
-    return next(name for name in names if hasattr(config, name))
+    names = [name for name in (f"{stack}_layers", f"num_{stack}_layers") if hasattr(config, name)]
+    for name in names or ("num_hidden_layers",):
+        setattr(config, name, len(kept))
+    if hasattr(config, "num_decoder_layers"):  # of T5, whose caches `generate` else makes for as many layers as its encoder has
+        config.decoder_layers = config.num_decoder_layers
 
 
 def kept_heads(net: nn.Module, block: AttentionBlock) -> tuple[int, ...]:
@@ -208,31 +208,31 @@ def caches(net: Any) -> bool:
 def least_heads(net: Any, family: Family) -> tuple[tuple[int, ...], ...]:
     """How many heads, or groups of them, must stay in each attention of every layer.
 
-    Of a network that generates, one in the first layer: the first cache tells how long the past is, and of what size; the first
-    one of an encoder's tokens tells how many there are. One in every layer where some look at everything and some only nearby,
-    for then a layer's cache is of a kind of its own. One where the bias of all layers for positions is made.
+    Of a network that generates, one in the first layer that has any: the first cache tells how long the past is, and of what
+    size; the first one of an encoder's tokens tells how many there are. One in every layer where some look at everything and
+    some only nearby, for then a layer's cache is of a kind of its own. One where the bias of all layers for positions is made.
     """
     generates = caches(net)
     mixed = generates and len(set(getattr(net.config, "layer_types", None) or ())) > 1
-    found, first = [], generates
+    found, sized = [], [not generates, not generates]  # whether there is a cache of each kind already
     for layer in family.layers(net):
         attention = net.get_submodule(layer.attention.module)
-        own = mixed or getattr(attention, "has_relative_attention_bias", False)
-        if layer.stack != "encoder":
-            own, cross, first = own or first, first, False
-            found.append((int(own),) if layer.cross is None else (int(own), int(cross)))
-        else:
-            found.append((int(own),))
+        least = [mixed or getattr(attention, "has_relative_attention_bias", False), False]
+        for kind, block in enumerate(layer.attentions if layer.stack != "encoder" else ()):
+            if block.heads and not sized[kind]:
+                least[kind] = sized[kind] = True
+        found.append(tuple(map(int, least[: len(layer.attentions)])))
     return tuple(found)
 
 
 def number_caches(net: Any) -> None:
-    """Number the attentions of a network that generates anew, in place: a layer without one has no keys and values, and the
-    others' follow one another without a gap, those to an encoder's tokens by themselves."""
+    """Number the attentions of a decoder anew, in place: a layer without one has no keys and values, and the others' follow one
+    another without a gap, those to an encoder's tokens by themselves. BART keeps some for a classifier too."""
     family = find_family(str(net.config.model_type))
-    if family is None or not caches(net):
+    if family is None:
         return
-    layers = [layer for layer in family.layers(net) if layer.stack != "encoder"]
+    decodes = ("", "decoder") if caches(net) else ("decoder",)
+    layers = [layer for layer in family.layers(net) if layer.stack in decodes]
     for blocks in zip(*(layer.attentions for layer in layers), strict=True):
         for number, block in enumerate(block for block in blocks if block.heads):
             net.get_submodule(block.module).layer_idx = number

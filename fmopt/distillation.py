@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_model, save_model
@@ -28,7 +29,7 @@ from torch import nn
 
 from fmopt import distillation_losses as losses
 from fmopt import several
-from fmopt.edge import Preprocessor, open_preprocessor
+from fmopt.edge import open_preprocessor
 from fmopt.edge_seq2seq import NEW
 from fmopt.errors import PassError
 from fmopt.examples import IGNORED, Example, FileExamples, unlabelled_examples
@@ -47,6 +48,7 @@ from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkp
 if TYPE_CHECKING:
     from fmopt.passes.distill import Distill
 
+LAYERDROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # of modules and configurations
 LABELS = ("labels", "start_positions", "end_positions")
 LABELLED = {"task": 0.2, "logits": 1.0, "hidden": 1.0, "relations": 0.0}
 GENERATION = {"task": 0.5, "logits": 1.0, "hidden": 1.0, "relations": 0.0}  # what is judged is the likelihood of texts
@@ -83,8 +85,13 @@ def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
         examples = [*examples, *_unlabelled(options.unlabelled, model.facts)]
     if len(examples) < 2:
         raise PassError("distill: there are no texts to train on; give data with a train split, or `unlabelled`")
-    if makes_answers(model.facts.pipeline) and not isinstance(examples, FileExamples):
-        examples = answered_by(teacher, examples, ctx.scratch, ctx.progress)
+    answers = makes_answers(model.facts.pipeline)
+    if answers and isinstance(examples, FileExamples) and all(item.label is None for item in examples.items):
+        raise PassError(
+            "distill: no sound of the train split has a transcript to learn the words by; give some that have"
+        )
+    if answers and not isinstance(examples, FileExamples):
+        examples = answered_by(teacher, examples, ctx)
     bf16 = has_bf16() if options.bf16 is None else options.bf16
     with _work_folder(_key(model, teacher.facts, examples, options, bf16, ctx.seed), ctx.scratch) as work:
         if not (work / FINISHED).is_file():
@@ -105,12 +112,11 @@ def _require_fit(teacher: CheckpointFacts, student: CheckpointFacts) -> None:
     """PassError unless both make the same kind of outputs of the same token ids, or of the same pictures."""
     if teacher.digest == student.digest:
         return
-    same = ("task", "labels", "multi_label", "pooling", "image")
+    same = ("task", "labels", "multi_label", "pooling", "image", "audio", "start", "first", "stop_ids")
     wrong = [name for name in same if teacher.pipeline.get(name) != student.pipeline.get(name)]
-    if student.modality == teacher.modality == "text":
+    if all(facts.modality == "text" or makes_answers(facts.pipeline) for facts in (student, teacher)):
         ours, theirs = (
-            Preprocessor(facts.folder / TOKENIZER, dict(facts.pipeline)).tokenizer.get_vocab()
-            for facts in (student, teacher)
+            tokenizers.Tokenizer.from_file(str(facts.folder / TOKENIZER)).get_vocab() for facts in (student, teacher)
         )
         wrong += ["vocabulary"] if ours != theirs else []
     if wrong:
@@ -201,7 +207,7 @@ def _train(
     trainer.lesson = lesson
     lesson.teacher.to(arguments.device)
     last = last_checkpoint(work)
-    with quiet(transformers.utils.logging), memory_kept():
+    with quiet(transformers.utils.logging), memory_kept(), _every_layer(model.net, teacher.net):
         trainer.kept = _kept_outputs(trainer, teacher.facts, examples, options, collate, work, progress, deadline)
         trainer.data_collator = _Taught(collate, trainer.kept)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -283,6 +289,22 @@ def _of_states(net: Any, mask: torch.Tensor | None, states: torch.Tensor) -> tor
     if mask is None or mask.shape[1] == states.shape[1]:
         return mask
     return torch.as_tensor(net._get_feature_vector_attention_mask(states.shape[1], mask.long())).bool()
+
+
+@contextmanager
+def _every_layer(*nets: nn.Module) -> Iterator[None]:
+    """While entered, no layer is left out at random (layerdrop): the states after each of them are learned from."""
+    holders = {
+        id(one): one for net in nets for module in net.modules() for one in (module, getattr(module, "config", None))
+    }
+    before = [(one, name, getattr(one, name)) for one in holders.values() for name in LAYERDROPS if hasattr(one, name)]
+    for one, name, _ in before:
+        setattr(one, name, 0.0)
+    try:
+        yield
+    finally:
+        for one, name, share in before:
+            setattr(one, name, share)
 
 
 def _of_a_vocabulary(pipeline: Mapping[str, Any]) -> bool:
@@ -610,7 +632,9 @@ def _weights(options: Distill, facts: CheckpointFacts, same_width: bool, related
         raise PassError(f"distill: {facts.task} has no loss {unknown[0]!r}; it has {', '.join(found)}")
     found |= options.weights
     if found["relations"] and not related:
-        raise PassError(f"distill: relations need known attention blocks, and {facts.model_type} has none; give hidden")
+        raise PassError(
+            f"distill: relations need known attention blocks in one stack, which {facts.model_type} has not; give hidden"
+        )
     if not any(found.values()):
         raise PassError("distill: all weights are 0, so there is nothing to learn; leave one above 0")
     return found

@@ -75,8 +75,8 @@ def logit_loss(
 
 def _soft_divergence(got: torch.Tensor, wanted: torch.Tensor, temperature: float) -> torch.Tensor:
     got, wanted = (x.reshape(-1, x.shape[-1]) / temperature for x in (got, wanted))
-    divergence = F.kl_div(got.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean")
-    return divergence * temperature**2
+    divergence = F.kl_div(got.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="sum")
+    return divergence / max(len(got), 1) * temperature**2  # of a batch that asks for nothing: 0
 
 
 def hidden_loss(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fmopt import trials
-from fmopt.plan import Training, gradual, pruned, trained_rounding
+from fmopt.plan import QUANTIZERS, Training, gradual, pruned, trained_rounding
 from fmopt.recipe import Recipe, Step
 from fmopt.selection import choose, drop_limit, keeps_accuracy, median_ms, score
 from fmopt.seq2seq import makes_answers
@@ -136,6 +136,7 @@ class Pruning:
             return False
         return judged_late(run, recipe.name, self.reference) or (
             run.job.request.effort == "max"
+            and any(step.use in QUANTIZERS for step in recipe.steps)  # narrow weights are not trained
             and rounding_costs(run, recipe.name, self.reference)
             and try_rounding(run, recipe.name, self.reference)
         )

@@ -174,9 +174,9 @@ def _uniform(model: TorchModel, family: Family, widths: Mapping[tuple[str, str],
     """A network whose sublayers have these widths by stack and kind, those not named none but what must stay."""
     net = uncut(model)
     for layer, least in zip(family.layers(net), least_heads(net, family), strict=True):
-        own, cross = (
+        heads = [
             range(max(widths.get((layer.stack, kind), 0), stays))
-            for kind, stays in zip(("attention", "cross"), (*least, 0), strict=False)
-        )
-        cut_layer(net, layer, own, range(widths.get((layer.stack, "ffn"), 0)), cross)
+            for kind, stays in zip(("attention", "cross"), least, strict=False)
+        ]
+        cut_layer(net, layer, heads[0], range(widths.get((layer.stack, "ffn"), 0)), *heads[1:])
     return TorchModel(net, model.facts, family)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fmopt.edge_generation import log_softmax
 from fmopt.model import TorchModel
+from fmopt.own_answers import answering
 from fmopt.passes.base import Context, Inputs
 from fmopt.seq2seq import generates
 
@@ -19,9 +20,9 @@ TOKENS = 32
 def distance_from_now(model: TorchModel, ctx: Context, count: int) -> Callable[[], float]:
     """A function that measures how far `model` is, when called, from what it is now: on the first `count` calibration
     items, the mean over outputs of ‖got − wanted‖² / ‖wanted‖²; for a network that generates, the Kullback-Leibler
-    divergence of the next token's distribution, the mean over tokens, at most `TOKENS` of an item. Items of one that answers
-    hold an answer: see `seq2seq.answering`."""
-    items = list(islice(ctx.calibration(), count))
+    divergence of the next token's distribution, the mean over tokens, at most `TOKENS` of an item, for one that answers of the
+    answers that it gives now."""
+    items = list(islice(answering(model, ctx, count).calibration(), count))
     if generates(model.facts.pipeline):
         return _divergence_from_now(model, items)
     wanted = _outputs(model, items)

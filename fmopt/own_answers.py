@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 
 from fmopt.edge_seq2seq import NEW, answers, usual
+from fmopt.errors import PassError
 from fmopt.examples import Example
 from fmopt.model import TorchModel
 from fmopt.passes.base import Context, Inputs
 from fmopt.seq2seq import Halves, makes_answers
 
 SEEN_TOKENS = 64  # of an answer, at most, when a network is looked at
-TOLD = 128  # answers between two lines of progress
+TOLD_S = 20.0  # seconds between two lines of progress
 TOGETHER = 32  # texts that are answered at once
+_VERSION = 1  # of what is kept
+
+Ids = list[int]
 
 
 def answering(model: TorchModel, ctx: Context, count: int | None = None) -> Context:
@@ -29,16 +33,20 @@ def answering(model: TorchModel, ctx: Context, count: int | None = None) -> Cont
     at most `SEEN_TOKENS`), as the `decoder_input_ids` that make it again; the context as it is for networks that give none."""
     from fmopt.training import weights_digest
 
-    pipeline = model.facts.pipeline
+    pipeline: dict[str, Any] = dict(model.facts.pipeline)
     if not makes_answers(pipeline):
         return ctx
-    digest = hashlib.sha256(repr((weights_digest(model.net), dict(pipeline))).encode())
-    for item in islice(ctx.calibration(), count):
-        for name in sorted(item):
-            digest.update(np.ascontiguousarray(item[name]).tobytes())
-    given = _kept(
-        ctx.scratch, digest.hexdigest(), lambda: _heard(model, islice(ctx.calibration(), count), ctx.progress)
-    )
+    wish = usual(pipeline, beams=1, max_new_tokens=min(pipeline["max_new_tokens"], SEEN_TOKENS))
+    halves = Halves(model.net.eval())
+
+    def made(missing: Sequence[int]) -> Iterator[tuple[int, Ids]]:
+        wanted = set(missing)
+        for number, item in enumerate(islice(ctx.calibration(), count)):  # sounds are too large to be held all at once
+            if number in wanted:
+                yield number, [*pipeline["start"], *answers(pipeline, halves, item, wish)[0]]
+
+    key, items = _key(weights_digest(model.net), pipeline, islice(ctx.calibration(), count))
+    given = _Kept(ctx, key, "the network's own answers").all(items, made)
 
     def stream() -> Iterator[Inputs]:
         for item, ids in zip(ctx.calibration(), given, strict=False):
@@ -47,63 +55,76 @@ def answering(model: TorchModel, ctx: Context, count: int | None = None) -> Cont
     return replace(ctx, calibration=stream)
 
 
-def answered_by(
-    teacher: TorchModel, examples: Sequence[Example], scratch: Path | None, progress: Callable[[str], None]
-) -> list[Example]:
+def answered_by(teacher: TorchModel, examples: Sequence[Example], ctx: Context) -> list[Example]:
     """The examples, those of texts that have no labels with what `teacher` answers (sequence-level distillation, Kim and Rush,
-    2016; greedily). Answers are kept in `scratch`."""
+    2016; greedily). PassError at the deadline; what is answered until then is kept."""
+    from fmopt.training import Collator
+
     lacking = [number for number, example in enumerate(examples) if "labels" not in example]
-    digest = hashlib.sha256(teacher.facts.digest.encode())
-    for number in lacking:
-        digest.update(examples[number]["input_ids"].tobytes())
     asked = [examples[number] for number in lacking]
-    given = _kept(scratch, digest.hexdigest(), lambda: _answers(teacher, asked, progress)) if asked else []
+    pipeline: dict[str, Any] = dict(teacher.facts.pipeline)
+    collate, wish = Collator(pipeline["padding"]), usual(pipeline, beams=1)
+    halves = Halves(teacher.net.eval())
+
+    def made(missing: Sequence[int]) -> Iterator[tuple[int, Ids]]:
+        order = sorted(missing, key=lambda number: len(asked[number]["input_ids"]))
+        for group in (order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)):
+            batch = {name: value.numpy() for name, value in collate([asked[number] for number in group]).items()}
+            for number, ids in zip(group, answers(pipeline, halves, batch, wish), strict=True):
+                ended = pipeline["stop_ids"][:1] if len(ids) < wish.max_new_tokens else []
+                yield number, [*pipeline["start"][1:], *ids, *ended]  # as those of an answer in the data
+
+    key, count = _key(teacher.facts.digest, pipeline, asked)
+    given = _Kept(ctx, key, "the teacher's answers to texts without any").all(count, made)
     found = list(examples)
     for number, ids in zip(lacking, given, strict=True):
         found[number] = {**found[number], "labels": np.array(ids, dtype=np.int64)}
     return found
 
 
-def _kept(folder: Path | None, key: str, make: Callable[[], list[list[int]]]) -> list[list[int]]:
-    """What `make` makes, or made before."""
-    path = folder / f"answers-{key[:16]}.json" if folder else None
-    if path is not None and path.is_file():
-        found: list[list[int]] = json.loads(path.read_text())
-        return found
-    given = make()
-    if path is not None:
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(given))
-        part.replace(path)
-    return given
+def _key(network: str, pipeline: dict[str, Any], items: Iterable[Inputs]) -> tuple[str, int]:
+    """(what identifies a network's answers to some items, how many these are)."""
+    digest, count = hashlib.sha256(repr((_VERSION, SEEN_TOKENS, network, pipeline)).encode()), 0
+    for item in items:
+        count += 1
+        for name in sorted(item):
+            digest.update(np.ascontiguousarray(item[name]).tobytes())
+    return digest.hexdigest()[:16], count
 
 
-def _heard(model: TorchModel, items: Iterable[Inputs], progress: Callable[[str], None]) -> list[list[int]]:
-    """Ids of the network's answer to each item, what it begins with among them."""
-    pipeline: dict[str, Any] = dict(model.facts.pipeline)
-    wish = usual(pipeline, beams=1, max_new_tokens=min(pipeline["max_new_tokens"], SEEN_TOKENS))
-    halves, given = Halves(model.net.eval()), []
-    for number, item in enumerate(items):
-        if number % TOLD == 0:
-            progress(f"taking down the network's own answers, from item {number + 1}")
-        given.append([*pipeline["start"], *answers(pipeline, halves, item, wish)[0]])
-    return given
+class _Kept:
+    """Answers, a line each in a file that a killed run goes on with."""
 
+    def __init__(self, ctx: Context, key: str, title: str) -> None:
+        self.ctx, self.title = ctx, title
+        self.path = ctx.scratch / f"answers-{key}.jsonl" if ctx.scratch else None
 
-def _answers(teacher: TorchModel, examples: Sequence[Example], progress: Callable[[str], None]) -> list[list[int]]:
-    """Ids of what is to be learned, as those of an answer in the data: without the first of all, with the one that ends it."""
-    from fmopt.training import Collator
+    def all(self, count: int, made: Callable[[Sequence[int]], Iterator[tuple[int, Ids]]]) -> list[Ids]:
+        """Those numbered 0 to `count` - 1, in order; `made` gives those that are asked of it, in any order."""
+        found = self._read(self.path) if self.path is not None else {}
+        missing = [number for number in range(count) if number not in found]
+        told = time.monotonic()
+        for number, ids in made(missing):
+            found[number] = ids
+            if self.path is not None:
+                with self.path.open("a") as file:
+                    file.write(json.dumps([number, ids]) + "\n")
+            now = time.monotonic()
+            if self.ctx.deadline is not None and now > self.ctx.deadline:
+                done = f"{len(found)} of {count} of {self.title}"
+                raise PassError(f"the time limit was reached after {done}; the same command goes on from there")
+            if now - told > TOLD_S:
+                told = now
+                self.ctx.progress(f"taking down {self.title}: {len(found)} of {count}")
+        return [found[number] for number in range(count)]
 
-    pipeline: dict[str, Any] = dict(teacher.facts.pipeline)
-    collate, halves, wish = Collator(pipeline["padding"]), Halves(teacher.net.eval()), usual(pipeline, beams=1)
-    order = sorted(range(len(examples)), key=lambda number: len(examples[number]["input_ids"]))
-    found: dict[int, list[int]] = {}
-    for start in range(0, len(order), TOGETHER):
-        if start % (TOLD * TOGETHER) == 0:
-            progress(f"the teacher answers texts without labels, {start} of {len(order)} done")
-        group = order[start : start + TOGETHER]
-        batch = {name: value.numpy() for name, value in collate([examples[number] for number in group]).items()}
-        for number, ids in zip(group, answers(pipeline, halves, batch, wish), strict=True):
-            ended = pipeline["stop_ids"][:1] if len(ids) < wish.max_new_tokens else []
-            found[number] = [*pipeline["start"][1:], *ids, *ended]
-    return [found[number] for number in range(len(examples))]
+    @staticmethod
+    def _read(path: Path) -> dict[int, Ids]:
+        """Those of whole lines; a line that a kill cut is taken out of the file."""
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        if len(whole) < len(lines):
+            part = path.with_suffix(".part")
+            part.write_text("".join(whole))
+            part.replace(path)
+        return dict(map(json.loads, whole))

@@ -60,7 +60,6 @@ TENSORRT_BASELINE = Recipe(name="tensorrt-fp32", runtime="tensorrt")
 
 
 CPU = "CPUExecutionProvider"
-TOKEN_BY_TOKEN = ("text-generation", "translation", "summarization")  # tasks whose answers are made so
 QUANTIZERS = ("quantize_dynamic", "quantize_static", "quantize_static_ort", "quantize_nncf", "mixed_precision")
 # In 4 bits scales by the squared error lose less than the nearest ones, at the same speed: +0.36 % instead of +0.48 % perplexity
 # for a trained GPT-2 shape (benchmarks/decoding.py), less than llama.cpp's Q4_0 loses. In 8 there is nothing to win.
@@ -336,11 +335,12 @@ def pruned(
 
 def trained_rounding(recipe: Recipe, training: Training, teacher: str, *, answers: bool = False) -> Recipe:
     """`recipe` with its products' quantization learned in training instead of calibrated after it. `answers`: of a network whose
-    head, which training leaves alone, is large, and is quantized as before."""
+    head, which training leaves alone, is large: there `quantize_dynamic` stays, for the head."""
     learned = Step(use="qat", options={"teacher": teacher, **training.model_dump(exclude_none=True)})
     steps = [
         made for step in recipe.steps
-        for made in ([step] if step.use not in QUANTIZERS else [learned, step] if answers else [learned])
+        for made in (*([learned] if step.use in QUANTIZERS else ()),
+                     *([step] if step.use not in QUANTIZERS or (answers and step.use == "quantize_dynamic") else ()))
     ]  # fmt: skip
     return recipe.model_copy(update={"name": f"{recipe.name}-qat", "steps": tuple(steps)})
 

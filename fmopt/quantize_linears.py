@@ -79,8 +79,8 @@ def fold_value_smoothing(model: TorchModel) -> tuple[str, ...]:
     Attention mixes tokens, never channels, so a factor on a channel of its result is one on a row of the value weight.
     """
     done: list[str] = []
-    for layer in model.family.layers(model.net) if model.family else ():
-        block = layer.attention
+    layers = model.family.layers(model.net) if model.family else ()
+    for block in (block for layer in layers for block in layer.attentions):
         if not block.heads:
             continue
         output, value = model.net.get_submodule(block.output), model.net.get_submodule(block.value)
@@ -105,16 +105,16 @@ def _scale_rows(module: nn.Module, factor: torch.Tensor) -> None:
 
 
 def quantize_embeddings(model: TorchModel) -> tuple[str, ...]:
-    """The family's lookup tables as int8 rows, in place; returns their names."""
+    """The family's lookup tables as int8 rows, in place; returns their names. Tables that do more than look up (BART scales what
+    it finds, and counts positions its own way) stay as they are."""
     if model.family is not None:
         names = tuple(model.family.embeddings(model.net))
     else:
         names = tuple(name for name, module in model.net.named_modules() if isinstance(module, nn.Embedding))
-    for name in names:
-        table = model.net.get_submodule(name)
-        assert isinstance(table, nn.Embedding)
+    plain = {name: table for name in names if type(table := model.net.get_submodule(name)) is nn.Embedding}
+    for name, table in plain.items():
         replace_module(model.net, name, QuantizedEmbedding(table.weight, table.padding_idx))
-    return names
+    return tuple(plain)
 
 
 def quantizable(model: TorchModel, name: str) -> bool:

@@ -90,7 +90,7 @@ def apply_structure(net: torch.nn.Module, structure: Structure) -> None:
     for layer, left in zip(layers, structure.layers, strict=True):
         wanted = zip((left.heads, left.cross), (layer.attention, layer.cross), strict=True)
         beyond = any(not set(heads) <= set(range(block.heads if block else 0)) for heads, block in wanted)
-        if beyond or left.ffn > layer.ffn.width:
+        if beyond or left.ffn > layer.ffn.width or left.stack != layer.stack:
             raise CheckpointError(f"{STRUCTURE} wants more heads or neurons than {layer.name} has; get the file again")
         cut_layer(net, layer, left.heads, range(left.ffn), left.cross)
 

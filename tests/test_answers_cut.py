@@ -191,8 +191,39 @@ def test_dropping_a_layer_equals_skipping_it(model: TorchModel, tmp_path: Path) 
         )
         assert [one.stack for one in again.family.layers(again.net)].count("encoder") == (1 if number == 1 else 2)
         np.testing.assert_allclose(said(again, inputs), said(whole, inputs), atol=1e-5)
+        assert again.facts.layers == 3
+        texts = {name: torch.from_numpy(value) for name, value in inputs.items() if name != NEW}
+        for net in (whole.net, again.net):
+            made = net.generate(**texts, max_new_tokens=4, do_sample=False, num_beams=2)
+            assert made.shape[0] == 3
         with pytest.raises(PassError, match="at least one must stay in each stack"):
             drop_layers(whole, [0 if number == 1 else 2])
+
+
+@pytest.mark.parametrize("kind", ["BartForSequenceClassification", "BartForQuestionAnswering", "T5ForSequenceClassification",
+                                  "T5EncoderModel"])  # fmt: skip
+def test_networks_that_do_not_answer_lose_heads_and_layers_too(tiny_checkpoint: TinyCheckpoint, kind: str) -> None:
+    import transformers
+
+    loaded = two_and_two(tiny_checkpoint, "t5" if kind.startswith("T5") else "bart")
+    torch.manual_seed(5)
+    net = getattr(transformers, kind)(loaded.net.config).eval()
+    model = replace(loaded, net=net)
+    stop = int(net.config.eos_token_id)
+    ids = torch.tensor([[5, 6, 7, 8, stop], [9, 10, 11, 12, stop]])
+    count = len(model.family.layers(net))
+    assert count == (2 if kind == "T5EncoderModel" else 4)
+    t5 = int(kind.startswith("T5"))
+    assert [sum(least) for least in least_heads(net, model.family)] == [t5, 0, t5, 0][:count]
+    shape = [(range(1), range(8), range(1)), ((), range(8), ()), (range(1), range(8), range(1)), (range(2), (), ())]
+    cut(model, shape[:count])
+    with torch.inference_mode():
+        found = net(input_ids=ids)
+        assert all(bool(value.isfinite().all()) for value in found.values() if isinstance(value, torch.Tensor))
+    if kind.startswith("Bart"):  # whose decoder keeps keys and values here too
+        drop_layers(model, [2])
+        with torch.inference_mode():
+            net(input_ids=ids)
 
 
 def test_what_holds_the_rest_together_is_refused(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:

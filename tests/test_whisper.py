@@ -20,7 +20,7 @@ from fmopt.build import Workshop
 from fmopt.cutting import cut_layer
 from fmopt.edge import HALVES, open_preprocessor, open_runner
 from fmopt.edge_seq2seq import answers, usual
-from fmopt.errors import CheckpointError, DataError
+from fmopt.errors import CheckpointError, DataError, PassError
 from fmopt.examples import training_examples
 from fmopt.output_distance import distance_from_now
 from fmopt.own_answers import answering
@@ -133,7 +133,7 @@ def test_both_of_its_stacks_are_cut_and_taught_again(folder: Path, made: Any, tm
     )  # fmt: skip
     ctx = replace(shop.context(), calibration=lambda: iter(items))
     heard = answering(model, ctx, 8)
-    distance = distance_from_now(model, heard, 8)
+    distance = distance_from_now(model, ctx, 8)
     layers = model.family.layers(model.net)
     assert [layer.stack for layer in layers] == ["encoder", *["decoder"] * (len(layers) - 1)]
     for layer in layers:
@@ -149,6 +149,13 @@ def test_both_of_its_stacks_are_cut_and_taught_again(folder: Path, made: Any, tm
     options = {"epochs": 20.0, "batch_size": 4, "learning_rate": 5e-3, "bf16": False}
     Distill(**options).apply(model, ctx)  # type: ignore[arg-type]
     assert distance() < 0.7 * before
+
+    told = [row if number == 3 else {"audio": row["audio"]} for number, row in enumerate(rows)]
+    made = Distill(epochs=1.0, batch_size=4, bf16=False).apply(model, replace(shop, train=told).context())
+    assert all(bool(value.isfinite().all()) for value in made.net.parameters())  # two batches ask for no word
+    silent = replace(shop, train=[{"audio": row["audio"]} for row in rows])
+    with pytest.raises(PassError, match="no sound of the train split has a transcript"):
+        Distill(epochs=1.0, bf16=False).apply(model, silent.context())
 
 
 def test_a_whisper_of_many_languages_is_asked_in_one(folder: Path, tmp_path: Path) -> None:

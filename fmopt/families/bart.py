@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fmopt.families.base import FeedForward, Layer, Stack, attention_block, columns, modules_named
+from fmopt.families.base import AttentionBlock, FeedForward, Layer, Stack, attention_block, columns, modules_named
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +35,14 @@ class Bart:
     def _layer(net: torch.nn.Module, name: str, stack: Stack) -> Layer:
         config: Any = net.config
         size = config.d_model // getattr(config, f"{stack}_attention_heads")
-        own, cross = (
-            attention_block(net, module, ("q_proj", "k_proj", "v_proj"), f"{module}.out_proj", head_dim=size)
-            if hasattr(net.get_submodule(name), module.rpartition(".")[2]) else None
-            for module in (f"{name}.self_attn", f"{name}.encoder_attn")
-        )  # fmt: skip
-        assert own is not None
+
+        def block(module: str) -> AttentionBlock:
+            return attention_block(net, module, ("q_proj", "k_proj", "v_proj"), f"{module}.out_proj", head_dim=size)
+
+        cross = block(f"{name}.encoder_attn") if stack == "decoder" else None
         narrow = f"{name}.fc2"
-        return Layer(name, own, FeedForward((f"{name}.fc1",), narrow, columns(net, narrow)), cross, stack)
+        ffn = FeedForward((f"{name}.fc1",), narrow, columns(net, narrow))
+        return Layer(name, block(f"{name}.self_attn"), ffn, cross, stack)
 
 
 FAMILY = Bart()

@@ -27,8 +27,8 @@ class T5:
         ]
 
     def embeddings(self, net: torch.nn.Module) -> Sequence[str]:
-        """The token table, which both stacks share; positions have none."""
-        return [name for name, _ in modules_named(net, "shared")]
+        """The token tables of both stacks, which share their weights; positions have none."""
+        return [name for name, _ in modules_named(net, "embed_tokens")]
 
     @staticmethod
     def _layer(net: torch.nn.Module, name: str, stack: Stack) -> Layer:

@@ -49,11 +49,10 @@ class DropLayers:
         """Measure and drop, in place. PassError without calibration items, or when no layer would stay."""
         from fmopt.cutting import drop_layers, require_cuttable
         from fmopt.output_distance import distance_from_now
-        from fmopt.own_answers import answering
 
         if next(ctx.calibration(), None) is None:
             raise PassError("drop_layers: there are no calibration items to measure on; give data")
-        distance = distance_from_now(model, answering(model, ctx, JUDGED_ITEMS), JUDGED_ITEMS)
+        distance = distance_from_now(model, ctx, JUDGED_ITEMS)
         kept = list(range(len(require_cuttable(model).layers(model.net))))
         dropped = []
         for _ in range(self.count):
@@ -87,24 +86,20 @@ def effects(model: TorchModel, distance: Callable[[], float]) -> dict[int, float
 @contextmanager
 def _restored(model: TorchModel) -> Iterator[None]:
     """Put layers and configuration back in the end."""
-    from fmopt.cutting import layer_count, number_caches, require_cuttable
+    from fmopt.cutting import number_caches, require_cuttable
     from fmopt.quantize_linears import replace_module
 
     net: Any = model.net
     layers = require_cuttable(model).layers(net)
-    homes = {layer.name.rpartition(".")[0]: layer_count(net.config, layer.stack) for layer in layers}
-    held = {home: net.get_submodule(home) for home in homes}
-    counts = {count: getattr(net.config, count) for count in homes.values()}
-    types = getattr(net.config, "layer_types", 0)
+    held = {home: net.get_submodule(home) for home in {layer.name.rpartition(".")[0] for layer in layers}}
+    told = dict(vars(net.config))
     try:
         yield
     finally:
         for home, modules in held.items():
             replace_module(net, home, modules)
-        for count, value in counts.items():
-            setattr(net.config, count, value)
-        if types:
-            net.config.layer_types = types
+        vars(net.config).clear()
+        vars(net.config).update(told)
         number_caches(net)
 
 

@@ -92,9 +92,8 @@ class PruneStructured:
         table = latency_table(model, family, ctx.clock, ctx.target.width_multiple, ctx.scratch)
         ctx.progress(f"uncut {table.whole_ms:.2f} ms; the sum of its parts is off by {table.additivity_error:+.1%}")
         wanted = self.wanted_ms(table)
-        ctx = answering(model, ctx, self.items)
         with TemporaryDirectory() as here:
-            scores = _scores(model, parts, self, ctx, ctx.scratch or Path(here))
+            scores = _scores(model, parts, self, answering(model, ctx, self.items), ctx.scratch or Path(here))
             pruned = _Pruning(model, family, parts, scores, table, ctx)
             kept = scores.folder / f"{_choice_key(table, wanted, self.tries, ctx)}.json"
             if not kept.is_file():  # times are never the same twice; what was trained since hangs on what was chosen

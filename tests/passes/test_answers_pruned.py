@@ -3,6 +3,8 @@ network gives, and distilled by what a larger one would say at every word."""
 
 from __future__ import annotations
 
+import copy
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,10 @@ import torch
 
 from fmopt import own_answers, pricing
 from fmopt.build import Workshop
-from fmopt.cutting import cut_layer
+from fmopt.cutting import cut_layer, drop_layers, least_heads
 from fmopt.edge import HALVES, open_runner
 from fmopt.edge_seq2seq import NEW
+from fmopt.errors import PassError
 from fmopt.examples import IGNORED
 from fmopt.exporting import export_onnx
 from fmopt.fisher_masks import mask_fisher
@@ -29,6 +32,7 @@ from fmopt.own_answers import answered_by, answering
 from fmopt.passes.base import Context
 from fmopt.passes.distill import Distill
 from fmopt.passes.drop_layers import DropLayers
+from fmopt.passes.mixed_precision import MixedPrecision
 from fmopt.passes.prune_structured import PruneStructured
 from fmopt.passes.qat import Qat
 from fmopt.passes.quantize_dynamic import QuantizeDynamic
@@ -56,7 +60,7 @@ def given(model: TorchModel, scratch: Path | None = None) -> Context:
 
 def copied(model: TorchModel) -> TorchModel:
     """The same network once more."""
-    net = type(model.net)(model.net.config).eval()
+    net = type(model.net)(copy.deepcopy(model.net.config)).eval()
     net.load_state_dict(model.net.state_dict())
     return replace(model, net=net)
 
@@ -81,7 +85,7 @@ def test_the_time_asked_for_is_met_by_cutting_both(model: TorchModel, tmp_path: 
     whole_ms, apart = time_of(model), []
     for speedup in (1.1, 2.2):
         pruned, ctx = copied(model), given(model, tmp_path)
-        distance = distance_from_now(pruned, answering(pruned, ctx, 8), 8)
+        distance = distance_from_now(pruned, ctx, 8)
         pruned = PruneStructured(speedup=speedup, tries=6).apply(pruned, ctx)
         assert time_of(pruned) == pytest.approx(whole_ms / speedup, rel=0.06)
         apart.append(distance())
@@ -99,7 +103,7 @@ def test_second_order_beats_plain_removal_of_the_same_units(model: TorchModel, t
     from fmopt.optimal_brain import Scores
 
     ctx, plain = given(model, tmp_path), copied(model)
-    distance = distance_from_now(model, answering(model, ctx, 48), 48)
+    distance = distance_from_now(model, ctx, 48)
     pruned = PruneStructured(speedup=1.4, tries=0).apply(model, ctx)
     made_up, numbers = distance(), structure_of(pruned.net, pruned.family).layers
     removals = Scores(next(tmp_path.glob("scores-*")), sublayers(plain.net, plain.family)).removals
@@ -187,8 +191,7 @@ def test_a_cut_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_
     whole, items = copied(model), items_of(model, TEXTS)
     shop = shop_with_answers(model, tmp_path)
     ctx = replace(shop.context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
-    heard = answering(model, ctx, 16)
-    distance = distance_from_now(model, heard, 16)
+    distance = distance_from_now(model, ctx, 16)
     for layer in model.family.layers(model.net):
         cut_layer(model.net, layer, (0, 1), range(24), (1, 2))
     before = distance()
@@ -198,6 +201,8 @@ def test_a_cut_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_
     trained = Distill(weights={"task": 0.0}, **options).apply(model, ctx)  # type: ignore[arg-type]
     assert distance() < 0.7 * before
     assert trained.history[-1] == "distill(baseline)"
+    answered = [path.read_text().splitlines() for path in shop.store.root.glob("answers-*.jsonl")]
+    assert sorted(map(len, answered)) == [len(SENTENCES), 16]  # the texts by the teacher, the items that are judged by
 
 
 def test_a_teacher_answers_texts_without_answers_once(
@@ -207,7 +212,7 @@ def test_a_teacher_answers_texts_without_answers_once(
     ctx = shop_with_answers(model, tmp_path, answered=False).context()
     examples = ctx.examples()
     assert all("labels" not in example for example in examples)
-    found = answered_by(model, examples, tmp_path, lambda text: None)
+    found = answered_by(model, examples, ctx)
     ctx = replace(ctx, calibration=lambda: iter(items_of(model, TEXTS[:1])))
     heard = next(answering(model, ctx, 1).calibration())[NEW][0].tolist()
     labels = next(
@@ -216,9 +221,17 @@ def test_a_teacher_answers_texts_without_answers_once(
     made = heard[len(model.facts.pipeline["start"]) :]
     assert labels[: len(made)] == made
     assert IGNORED not in labels
+    kept = max(ctx.scratch.glob("answers-*.jsonl"), key=lambda path: path.stat().st_size)
+    whole = kept.read_text()
+    kept.write_text(whole[: len(whole) // 2])  # a kill in the middle of a line
+    again = answered_by(model, examples, ctx)
+    assert [one["labels"].tolist() for one in again] == [one["labels"].tolist() for one in found]
+    assert sorted(kept.read_text().splitlines()) == sorted(whole.splitlines())
+    with pytest.raises(PassError, match="the time limit was reached after 1 of"):
+        answered_by(model, examples, replace(ctx, scratch=None, deadline=0.0))
     monkeypatch.setattr(own_answers, "answers", None)  # would be called
     assert next(answering(model, ctx, 1).calibration())[NEW][0].tolist() == heard
-    again = answered_by(model, examples, tmp_path, lambda text: None)
+    again = answered_by(model, examples, ctx)
     assert [one["labels"].tolist() for one in again] == [one["labels"].tolist() for one in found]
 
 
@@ -229,6 +242,8 @@ def test_rounding_is_trained_and_the_head_is_rounded_as_before(tiny_checkpoint: 
     trained = trained_rounding(recipe, training, "baseline", answers=True)
     assert [step.use for step in trained.steps] == ["qat", "quantize_dynamic"]
     assert [step.use for step in trained_rounding(recipe, training, "baseline").steps] == ["qat"]
+    static = recipe.model_copy(update={"steps": (Step(use="quantize_static"),)})
+    assert [step.use for step in trained_rounding(static, training, "baseline", answers=True).steps] == ["qat"]
 
     model = two_and_two(tiny_checkpoint, "marian")
     items = items_of(model, TEXTS)
@@ -283,3 +298,49 @@ def test_a_killed_training_of_tied_weights_goes_on_where_it_was(
     again = trained(tmp_path / "cut", said)
     assert any("going on at step 3" in line for line in said)
     assert all(torch.equal(again[name], value) for name, value in wanted.items())
+
+
+def test_no_layer_is_left_out_while_a_network_is_taught(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
+    """A checkpoint that was trained with layerdrop, as M2M100 always is, is distilled with all of its layers."""
+    model = two_and_two(tiny_checkpoint, "bart")
+    config: Any = model.net.config
+    config.encoder_layerdrop = config.decoder_layerdrop = 0.9
+    whole = copied(model)
+    assert {part.layerdrop for part in model.net.modules() if hasattr(part, "layerdrop")} == {0.0}
+    model.net = copied(model).net
+    assert {part.layerdrop for part in model.net.modules() if hasattr(part, "layerdrop")} == {0.9}
+    ctx = replace(shop_with_answers(model, tmp_path).context(), teacher=lambda asked: copied(whole))
+    made = Distill(epochs=1.0, batch_size=8, bf16=False).apply(model, ctx)
+    assert {part.layerdrop for part in made.net.modules() if hasattr(part, "layerdrop")} == {0.9}
+    assert made.net.config.encoder_layerdrop == 0.9
+
+
+def test_a_teacher_of_more_layers_teaches_both_stacks(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
+    whole = two_and_two(tiny_checkpoint, "marian")
+    model = copied(whole)
+    drop_layers(model, [1, 2])
+    ctx = replace(shop_with_answers(model, tmp_path).context(), teacher=lambda asked: copied(whole),
+                  calibration=lambda: iter(items_of(whole, TEXTS)))  # fmt: skip
+    Distill(epochs=1.0, batch_size=8, bf16=False).apply(model, ctx)
+    (record,) = tmp_path.rglob("distill.json")
+    layers = json.loads(record.read_text())["layers"]
+    assert [pair[0] for pair in layers] == [0, 1]
+    assert layers[0][1] < 2 <= layers[1][1] == 3  # the encoder's from its own, the decoder's last from the last
+
+
+def test_a_network_that_answers_is_quantized_by_what_each_group_costs(model: TorchModel, tmp_path: Path) -> None:
+    made = MixedPrecision(groups=2).apply(model, given(model, tmp_path))
+    damages = [entry.damage for entry in made.sensitivity]
+    assert len(damages) > 4
+    assert min(damages) >= 0
+    assert max(damages) > 0
+
+
+def test_what_stays_of_caches_stays_when_the_first_layer_is_gone(tiny_checkpoint: TinyCheckpoint) -> None:
+    model = two_and_two(tiny_checkpoint, "bart")
+    last = model.family.layers(model.net)[3]
+    cut_layer(model.net, last, range(4), range(64), ())
+    assert least_heads(model.net, model.family) == ((0,), (0,), (1, 1), (0, 0))
+    model = two_and_two(tiny_checkpoint, "bart")
+    cut_layer(model.net, model.family.layers(model.net)[2], (), range(64), range(4))
+    assert least_heads(model.net, model.family) == ((0,), (0,), (0, 1), (1, 0))
