@@ -190,7 +190,8 @@ def _keep_layers(net: nn.Module, home: str, stack: str, kept: Sequence[int]) -> 
     names = [name for name in (f"{stack}_layers", f"num_{stack}_layers") if hasattr(config, name)]
     for name in names or ("num_hidden_layers",):
         setattr(config, name, len(kept))
-    if hasattr(config, "num_decoder_layers"):  # of T5, whose caches `generate` else makes for as many layers as its encoder has
+    if hasattr(config, "num_decoder_layers"):
+        # Of T5, whose caches `generate` else makes for as many layers as its encoder has.
         config.decoder_layers = config.num_decoder_layers
 
 
