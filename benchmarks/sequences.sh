@@ -3,7 +3,7 @@
 #
 #     benchmarks/sequences.sh train [NAME...]       checkpoints in $FMOPT_CHECKPOINTS (default out/sequences); resumes
 #     benchmarks/sequences.sh optimize [NAME...]    records in benchmarks/results; the machine should be quiet
-#     benchmarks/sequences.sh smaller [NAME...]     pruned in both stacks and distilled to $SPEEDUP (4x), within $DROP (1pt)
+#     benchmarks/sequences.sh smaller [NAME...]     pruned in both stacks and distilled to $SPEEDUP (4x), within $DROP (1pt), or by $RECIPE
 #
 # NAME is translation (Marian-shaped, multi30k), summaries (T5-shaped, scitldr) or digits (Whisper-shaped, fsdd). $EPOCHS overrides what the entries of models/ say.
 set -euo pipefail
@@ -36,7 +36,7 @@ for name in "$@"; do
       code=0 out=out/optimized-$name result=sequences-$name asked=()
       if [ "$what" = smaller ]; then
         out=out/smaller-$name result=sequences-$name-smaller
-        asked=(--effort max --min-speedup "${SPEEDUP:-4x}" --max-drop "${DROP:-1pt}")
+        asked=(--effort max --min-speedup "${SPEEDUP:-4x}" --max-drop "${DROP:-1pt}" ${RECIPE:+--recipe "$RECIPE"})
       fi
       "$fmopt" optimize "$checkpoints/$name" --data "$from" ${length:+--length "$length"} "${asked[@]}" -o "$out" || code=$?
       [ "$code" -ne 2 ] && [ "$code" -le 4 ] || exit "$code"
