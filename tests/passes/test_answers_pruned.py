@@ -344,3 +344,17 @@ def test_what_stays_of_caches_stays_when_the_first_layer_is_gone(tiny_checkpoint
     model = two_and_two(tiny_checkpoint, "bart")
     cut_layer(model.net, model.family.layers(model.net)[2], (), range(64), range(4))
     assert least_heads(model.net, model.family) == ((0,), (0,), (0, 1), (1, 0))
+
+
+@pytest.mark.parametrize(("name", "value"), [("start", [7]), ("stop_ids", [9]), ("first", 11)])
+def test_a_teacher_that_answers_otherwise_is_refused(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, name: str, value: object
+) -> None:
+    model = two_and_two(tiny_checkpoint, "marian")
+    other = copied(model)
+    facts = replace(other.facts, digest="another", pipeline={**other.facts.pipeline, name: value})
+    ctx = replace(
+        shop_with_answers(model, tmp_path).context(), teacher=lambda asked: replace(other, facts=facts)
+    )  # fmt: skip
+    with pytest.raises(PassError, match=f"has another {name} than the student"):
+        Distill(epochs=1.0, bf16=False).apply(model, ctx)
