@@ -164,9 +164,8 @@ def drop_layers(model: TorchModel, numbers: Sequence[int]) -> None:
         )
     if caches(net):
         left = [layer for n, layer in enumerate(layers) if n not in dropped and layer.stack != "encoder"]
-        if any(
-            not any(heads) for heads in zip(*([one.heads for one in layer.attentions] for layer in left), strict=True)
-        ):
+        of_each_kind = zip(*([block.heads for block in layer.attentions] for layer in left), strict=True)
+        if not all(any(heads) for heads in of_each_kind):
             raise PassError("the layers left would have no attention, which a network that generates cannot do without")
     for home, own in stacks.items():
         if own[0] in dropped and _first_differs(net, home):

@@ -121,7 +121,7 @@ def measure(model: TorchModel, family: Family, clock: Clock, multiple: int) -> L
     return LatencyTable(base_ms=base_ms, curves=tuple(curves), whole_ms=ms["whole"])
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Group:
     """Sublayers of one kind in one stack, all of one width in a network that was never cut."""
 

@@ -337,11 +337,13 @@ def trained_rounding(recipe: Recipe, training: Training, teacher: str, *, answer
     """`recipe` with its products' quantization learned in training instead of calibrated after it. `answers`: of a network whose
     head, which training leaves alone, is large: there `quantize_dynamic` stays, for the head."""
     learned = Step(use="qat", options={"teacher": teacher, **training.model_dump(exclude_none=True)})
-    steps = [
-        made for step in recipe.steps
-        for made in (*([learned] if step.use in QUANTIZERS else ()),
-                     *([step] if step.use not in QUANTIZERS or (answers and step.use == "quantize_dynamic") else ()))
-    ]  # fmt: skip
+    steps: list[Step] = []
+    for step in recipe.steps:
+        quantizes = step.use in QUANTIZERS
+        if quantizes:
+            steps.append(learned)
+        if not quantizes or (answers and step.use == "quantize_dynamic"):
+            steps.append(step)
     return recipe.model_copy(update={"name": f"{recipe.name}-qat", "steps": tuple(steps)})
 
 

@@ -146,8 +146,7 @@ def test_both_of_its_stacks_are_cut_and_taught_again(folder: Path, made: Any, tm
     graph = exporting.export_onnx(again, items[0], tmp_path / "graph")
     runner = InHalves(open_runner("onnxruntime", graph.path, {HALVES: True}, 1))
     assert exporting.check_parity(runner, again.net, [item], 1e-3, outputs=["logits"]).passed
-    options = {"epochs": 20.0, "batch_size": 4, "learning_rate": 5e-3, "bf16": False}
-    Distill(**options).apply(model, ctx)  # type: ignore[arg-type]
+    Distill(epochs=20.0, batch_size=4, learning_rate=5e-3, bf16=False).apply(model, ctx)
     assert distance() < 0.7 * before
 
     told = [row if number == 3 else {"audio": row["audio"]} for number, row in enumerate(rows)]

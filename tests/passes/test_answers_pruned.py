@@ -18,7 +18,8 @@ import torch
 from fmopt import own_answers, pricing
 from fmopt.build import Workshop
 from fmopt.cutting import cut_layer, drop_layers, least_heads
-from fmopt.edge import HALVES, open_runner
+from fmopt.distillation import _inputs_and_labels
+from fmopt.edge import HALVES, open_preprocessor, open_runner
 from fmopt.edge_seq2seq import NEW
 from fmopt.errors import PassError
 from fmopt.examples import IGNORED
@@ -197,8 +198,8 @@ def test_a_cut_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_
     before = distance()
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(SENTENCES))
-    options = {"epochs": 12.0, "batch_size": 8, "learning_rate": 3e-3, "bf16": False, "unlabelled": str(texts)}
-    trained = Distill(weights={"task": 0.0}, **options).apply(model, ctx)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"epochs": 12.0, "batch_size": 8, "learning_rate": 3e-3, "unlabelled": str(texts)}
+    trained = Distill(weights={"task": 0.0}, bf16=False, **options).apply(model, ctx)
     assert distance() < 0.7 * before
     assert trained.history[-1] == "distill(baseline)"
     answered = [path.read_text().splitlines() for path in shop.store.root.glob("answers-*.jsonl")]
@@ -358,3 +359,16 @@ def test_a_teacher_that_answers_otherwise_is_refused(
     )  # fmt: skip
     with pytest.raises(PassError, match=f"has another {name} than the student"):
         Distill(epochs=1.0, bf16=False).apply(model, ctx)
+
+
+def test_a_decoder_reads_the_answer_one_word_behind_as_in_the_networks_own_training(model: TorchModel) -> None:
+    preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
+    texts = {name: torch.from_numpy(value) for name, value in preprocessor.encode(list(SENTENCES[:2])).inputs.items()}
+    labels = torch.tensor([[5, 6, 7, 8], [9, 10, IGNORED, IGNORED]])
+    inputs, asked_for = _inputs_and_labels({**texts, "labels": labels}, model.facts.pipeline)
+    assert set(inputs) == {*texts, NEW}
+    assert set(asked_for) == {"labels"}
+    with torch.no_grad():
+        own, ours = model.net(**texts, labels=labels).logits, model.net(**inputs).logits
+    known = labels != IGNORED
+    torch.testing.assert_close(ours[known], own[known])
