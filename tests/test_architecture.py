@@ -121,6 +121,7 @@ ROWS = (
         "examples",
         "training",
         "distillation",
+        "lesson",
         "teacher_outputs",
         "output_distance",
         "own_answers",

@@ -18,7 +18,6 @@ import torch
 from fmopt import own_answers, pricing
 from fmopt.build import Workshop
 from fmopt.cutting import cut_layer, drop_layers, least_heads
-from fmopt.distillation import _inputs_and_labels
 from fmopt.edge import HALVES, open_preprocessor, open_runner
 from fmopt.edge_seq2seq import NEW
 from fmopt.errors import PassError
@@ -26,6 +25,7 @@ from fmopt.examples import IGNORED
 from fmopt.exporting import export_onnx
 from fmopt.fisher_masks import mask_fisher
 from fmopt.latency_table import latency_table
+from fmopt.lesson import inputs_and_labels
 from fmopt.model import TorchModel
 from fmopt.optimal_brain import by_importance, sublayers
 from fmopt.output_distance import distance_from_now
@@ -365,7 +365,7 @@ def test_a_decoder_reads_the_answer_one_word_behind_as_in_the_networks_own_train
     preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
     texts = {name: torch.from_numpy(value) for name, value in preprocessor.encode(list(SENTENCES[:2])).inputs.items()}
     labels = torch.tensor([[5, 6, 7, 8], [9, 10, IGNORED, IGNORED]])
-    inputs, asked_for = _inputs_and_labels({**texts, "labels": labels}, model.facts.pipeline)
+    inputs, asked_for = inputs_and_labels({**texts, "labels": labels}, model.facts.pipeline)
     assert set(inputs) == {*texts, NEW}
     assert set(asked_for) == {"labels"}
     with torch.no_grad():
