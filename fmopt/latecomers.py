@@ -79,8 +79,9 @@ def shrink(run: Run, reference: str) -> None:
         return
     begun = time.monotonic()
     wish = wished_speedup(run, base.name, reference)
+    slower = tuple(_ahead(run, base.name, median_ms(run, reference) / one) for one in run.job.request.slower)
     # Said once: both are timed again later, when the machine may have another clock.
-    pruning = Pruning(run, base, reference, median_ms(run, reference) / median_ms(run, base.name))
+    pruning = Pruning(run, base, reference, median_ms(run, reference) / median_ms(run, base.name), slower)
     if wish is None:
         for speedup in FASTER:
             if not pruning.tried(speedup):
@@ -106,7 +107,12 @@ def wished_speedup(run: Run, base: str, reference: str) -> float | None:
     budget = run.job.request.budget
     ends = [] if budget.max_latency_ms is None else [budget.max_latency_ms]
     ends += [] if budget.min_speedup is None else [median_ms(run, reference) / budget.min_speedup]
-    return median_ms(run, base) / (RESERVE * min(ends)) if ends else None
+    return _ahead(run, base, min(ends)) if ends else None
+
+
+def _ahead(run: Run, base: str, ms: float) -> float:
+    """How many times faster than `base` takes so long at most, with the reserve."""
+    return median_ms(run, base) / (RESERVE * ms)
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,17 @@ class Pruning:
     base: Recipe
     reference: str
     ahead: float  # how many times faster than the reference `base` is
+    slower: tuple[float, ...] = ()  # speedups over `base` that are on the way in any case
 
     def recipe(self, speedup: float) -> Recipe:
         """`base` on a network that is so many times faster."""
         effort = self.run.job.request.effort
         name = f"{self.base.name}-pruned-{self.ahead * speedup:.3g}x"
-        return pruned(self.base, gradual(speedup, effort), name, effort, training_of(self.run))
+        return pruned(self.base, self.stops(speedup), name, effort, training_of(self.run))
+
+    def stops(self, speedup: float) -> tuple[float, ...]:
+        """Where pruning to a speedup stops to train, the last one included."""
+        return gradual(speedup, self.run.job.request.effort, self.slower)
 
     def tried(self, speedup: float) -> bool:
         """Build, time and score it; whether it keeps its accuracy."""
@@ -145,7 +156,7 @@ class Pruning:
         """(speedup of the fastest network that keeps its accuracy, of the slowest that does not) among those that gradual
         pruning to `speedup` has made already: nothing is trained for them."""
         made = self.run.shop.networks(self.recipe(speedup).steps)
-        stops, lost = gradual(speedup, self.run.job.request.effort), speedup
+        stops, lost = self.stops(speedup), speedup
         for number in range(len(stops) - 1, 0, -1):
             stop = stops[number - 1]
             recipe = self.recipe(stop)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import Field
@@ -347,10 +348,20 @@ def trained_rounding(recipe: Recipe, training: Training, teacher: str, *, answer
     return recipe.model_copy(update={"name": f"{recipe.name}-qat", "steps": tuple(steps)})
 
 
-def gradual(speedup: float, effort: Effort) -> tuple[float, ...]:
-    """Speedups on the way to the one asked for, which is the last: with training no step is larger than a `STRIDE`."""
-    strides = max(math.ceil(math.log(speedup) / math.log(STRIDE)), 1) if effort == "max" else 1
-    return tuple(speedup ** (number / strides) for number in range(1, strides + 1))
+def gradual(speedup: float, effort: Effort, slower: Sequence[float] = ()) -> tuple[float, ...]:
+    """Speedups on the way to the one asked for, which is the last: with training no step is larger than a `STRIDE`, and it
+    goes by the `slower` ones that others asked for, so that what was trained for them is trained once."""
+    if effort != "max":
+        return (speedup,)
+    ends = (1.0, *sorted(one for one in slower if 1 < one < speedup), speedup)
+    return tuple(stop for before, after in pairwise(ends) for stop in _strides(before, after))
+
+
+def _strides(before: float, after: float) -> tuple[float, ...]:
+    """From one speedup to another in steps of one factor, of at most a `STRIDE`."""
+    factor = after / before
+    count = max(math.ceil(math.log(factor) / math.log(STRIDE)), 1)
+    return tuple(before * factor ** (number / count) for number in range(1, count + 1))
 
 
 def refusal(recipe: Recipe, facts: CheckpointFacts, target: Target) -> str | None:

@@ -130,7 +130,9 @@ def optimize(request: Request, progress: Progress | None = None) -> Record:
 
 
 def optimize_family(request: Request, speedups: Sequence[float], progress: Progress | None = None) -> list[Record]:
-    """A bundle for each speedup, in `request.out`/2x, /4x …; what they share is built and measured once."""
+    """A bundle for each speedup, slowest first, in `request.out`/2x, /4x …; what they share is built and measured once, and
+    with effort "max" each one's network is trained on from the one before."""
+    ordered = sorted(speedups)
     with own_folder(request.out, fresh=request.fresh):
         return [
             optimize(
@@ -139,12 +141,13 @@ def optimize_family(request: Request, speedups: Sequence[float], progress: Progr
                         "budget": request.budget.model_copy(update={"min_speedup": speedup}),
                         "out": request.out / f"{speedup:g}x",
                         "stages": request.out / "stages",
+                        "slower": tuple(ordered[:number]),
                         "fresh": False,
                     }
                 ),
                 progress,
             )
-            for speedup in speedups
+            for number, speedup in enumerate(ordered)
         ]
 
 

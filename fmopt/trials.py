@@ -55,6 +55,7 @@ class Request(Frozen):
     on: str | None = None  # ssh://… of the board that it is for and timed on
     clean: bool = False  # leave nothing there
     recipe: Path | None = None
+    slower: tuple[float, ...] = ()  # speedups of its family that are made before it: trained pruning goes by them
     time_limit_s: float | None = None
     seed: int = 0
     out: Path = Path("fmopt-out")

@@ -81,6 +81,16 @@ def test_training_prunes_in_strides_and_one_shot_in_one():
     assert all(1 < after / before <= STRIDE for before, after in itertools.pairwise((1.0, *stops)))
 
 
+def test_trained_pruning_goes_by_what_others_of_its_family_asked_for():
+    slower = gradual(3.0, "max", (5.0,))
+    assert slower == gradual(3.0, "max")
+    assert gradual(5.0, "max", (3.0,)) == (*slower, 5.0)
+    far = gradual(20.0, "max", (5.0, 3.0, 0.9))
+    assert far[:3] == (*slower, 5.0)
+    assert all(1 < after / before <= STRIDE for before, after in itertools.pairwise((1.0, *far)))
+    assert gradual(5.0, "standard", (3.0,)) == (5.0,)
+
+
 def test_pruning_comes_first_and_quantization_last():
     base = Recipe(name="base", runtime="openvino", precision="int8", steps=(Step(use="quantize_nncf"),))
     training = Training(teacher="big", epochs=2.0)

@@ -19,7 +19,7 @@ from fmopt.gate import Budget, exit_code
 from fmopt.plan import Training
 from fmopt.record import Record
 from fmopt.results import Outcome
-from fmopt.story import optimize
+from fmopt.story import optimize, optimize_family
 from fmopt.structure import read_structure
 from fmopt.trials import Request
 from tests.conftest import LABELS, SENTENCES, tiny_config, write_tokenizer
@@ -246,6 +246,35 @@ def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider,
     net = load_model(tmp_path / "out" / "checkpoint")
     assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in load_model(wider).parameters())
     assert load(tmp_path / "out")("the cat sat on the mat")["label"] in LABELS["text-classification"]
+
+
+@pytest.mark.long
+def test_a_family_is_trained_on_from_member_to_member(wider, labelled, tmp_path, monkeypatch):
+    recipe = tmp_path / "dynamic.toml"
+    recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
+    out = tmp_path / "out"
+    wish = request(wider, labelled, out, recipe=recipe, effort="max", length=64, training=Training(epochs=1.0),
+                   budget=Budget.parse(max_drop="100pt"))  # fmt: skip
+    # as if INT8 alone were as fast as full precision, whatever it is on this machine
+    monkeypatch.setattr(
+        latecomers,
+        "_ahead",
+        lambda run, base, ms: latecomers.median_ms(run, selection.fastest_baseline(run)) / ms,
+    )
+    first, second = optimize_family(wish, [1.5, 1.2])
+    made = [
+        next(trial.recipe.steps for trial in record.trials if "-pruned-" in trial.name) for record in (first, second)
+    ]
+    assert [step.partition("(")[0] for step in made[0]] == ["prune_structured", "distill", "quantize_dynamic"]
+    assert made[1][:2] == made[0][:2] == ["prune_structured(speedup=1.2)", "distill(epochs=1.0)"]
+    assert made[1][2:4] == ["prune_structured(speedup=1.5)", "distill(epochs=1.0)"]
+    assert len(list((out / "stages").glob("distill-*"))) == 2  # the first one's training is not done again
+    sizes = [
+        next(trial.size_bytes for trial in record.trials if "-pruned-" in trial.name) for record in (first, second)
+    ]
+    assert sizes[0] > sizes[1]
+    assert (out / "1.2x" / "report.html").is_file()
+    assert (out / "1.5x" / "report.html").is_file()
 
 
 @pytest.mark.long

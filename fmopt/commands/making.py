@@ -119,7 +119,7 @@ def optimize(
     if family is not None:
         if min_speedup is not None:
             raise ConfigError("--family names the speedups; leave --min-speedup out")
-        speedups = [gate.parse_speedup(part) for part in family.split(",")]
+        speedups = sorted(gate.parse_speedup(part) for part in family.split(","))
         with present.live_progress() as progress:
             records = api.optimize_family(request, speedups, progress)
         shown = [record.model_dump(mode="json") for record in records]
