@@ -18,7 +18,7 @@ from smaller import FULL, median
 HERE = Path(__file__).resolve().parent
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 470, 64, 24, 30, 52
 LOWEST, HIGHEST = -3.0, 1.5  # points; what lies lower is drawn on the edge and says so
-FASTEST = 14.0
+FASTEST = 30.0
 OURS, THEIRS = "#d95f0e", "#999"
 
 
@@ -72,7 +72,7 @@ def draw(marks: list[Point]) -> str:
             "rect", x=LEFT, y=y_of(HIGHEST), width=WIDTH - LEFT - RIGHT, height=y_of(-1) - y_of(HIGHEST), fill="#eef6f1"
         ),
     ]
-    for speed in (1, 2, 3, 4, 6, 8, 12):
+    for speed in (1, 2, 3, 4, 6, 8, 12, 16, 20, 25):
         parts.append(tag("line", x1=x_of(speed), x2=x_of(speed), y1=TOP, y2=floor, stroke="#e3e3e3"))
         parts.append(tag("text", f"{speed}×", x=x_of(speed), y=floor + 18, text_anchor="middle", fill="#444"))
     for change in range(math.ceil(LOWEST), math.floor(HIGHEST) + 1):
