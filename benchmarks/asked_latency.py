@@ -33,7 +33,8 @@ def main() -> None:
     code = subprocess.call(
         [
             str(Path(sys.executable).with_name("fmopt")), "optimize", asked.checkpoint, "--data", asked.data, "--effort",
-            "standard", "--family", ",".join(ASKED), "--max-drop", "100pt", "-o", str(out),
+            "standard", "--family", ",".join(ASKED), "--max-drop", "100pt", "--recipe",
+            "benchmarks/recipes/openvino-int8.toml", "-o", str(out),
         ],
         cwd=ROOT,
     )  # fmt: skip

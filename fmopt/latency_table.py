@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of all heads or neurons; in between, time is taken as linear
 FEWER_SHARES = (0.25, 0.5, 1.0)  # of two stacks, which have five kinds of sublayers
-_VERSION = 2  # of what is saved
+_VERSION = 3  # of what is saved
 
 
 class Clock(Protocol):
@@ -155,8 +155,11 @@ def _name(key: tuple[str, str], width: int) -> str:
 
 
 def _levels(most: int, multiple: int, shares: Sequence[float], also: set[int]) -> tuple[int, ...]:
+    """Widths at about those shares of the `most`, with the narrowest: it tells what having a sublayer costs at all, which is
+    nearly all of a narrow one's time."""
+    narrowest = min(multiple, most)
     rounded = (round(most * share / multiple) * multiple for share in shares)
-    return tuple(sorted({max(min(count, most), min(multiple, most)) for count in rounded} | {most} | also))
+    return tuple(sorted({max(min(count, most), narrowest) for count in rounded} | {narrowest, most} | also))
 
 
 def _rising(times: object) -> tuple[float, ...]:
