@@ -107,6 +107,30 @@ def test_its_parts_add_up_to_the_whole_and_are_timed_once(tiny_checkpoint: TinyC
     assert clock.asked == 1
 
 
+class Launched(Counted):
+    """A clock on which every sublayer that is there costs half a millisecond more, however narrow."""
+
+    key = "weights and launches"
+
+    def __call__(self, networks: Mapping[str, Callable[[], TorchModel]]) -> dict[str, float]:
+        found = {}
+        for name, make in networks.items():
+            model = make()
+            layers = model.family.layers(model.net)
+            there = sum((layer.attention.heads > 0) + (layer.ffn.width > 0) for layer in layers)
+            found[name] = time_of(model) + 0.5 * there
+        return found
+
+
+def test_a_narrow_sublayer_costs_what_it_takes_to_have_one(tiny_checkpoint: TinyCheckpoint):
+    model = model_of(tiny_checkpoint("bert"))
+    table = latency_table(model, model.family, Launched(), 4, None)
+    assert table.curve("attention").at(1) == pytest.approx(0.5 + 4 * 32 * 8 / 1000)
+    assert table.curve("ffn").at(4) == pytest.approx(0.5 + 2 * 32 * 4 / 1000)
+    assert table.curve("attention").at(0) == table.curve("ffn").at(0) == 0.0
+    assert abs(table.additivity_error) < 1e-9
+
+
 def test_second_order_choices_beat_cutting_all_layers_alike(tiny_checkpoint: TinyCheckpoint):
     from fmopt.cutting import cut_layer
 
