@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def main() -> None:
     run = start(prepare(request), api.Silent())
     clock = RecipeClock(run.shop, DEPLOYED)
     ctx = replace(run.shop.context(), clock=clock, progress=lambda text: print(f"  {text}", flush=True))
-    load = lambda: checkpoint.load(run.job.facts)  # noqa: E731
+    load = partial(checkpoint.load, run.job.facts)
     whole = load()
     table = latency_table(whole, require_cuttable(whole), clock, ctx.target.width_multiple, ctx.scratch)
     ms = clock({"layers": lambda: every_other(load(), asked.layers), "whole": load})

@@ -15,14 +15,15 @@ from pathlib import Path
 
 from fmopt import wording
 from fmopt.errors import BundleError, DataError
+from fmopt.gate import Drop
 from fmopt.metrics import METRICS
 from fmopt.record import Record, Trial, as_told, drop_unit, value_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
 BEGIN, END = "<!-- coverage: made by benchmarks/coverage.py -->", "<!-- end of coverage -->"
-HEAD = ("application", "task", "model", "data", "full precision", "shipped", "lost (bound)", "speedup", "size", "verdict",
-        "record")  # fmt: skip
+HEAD = ("application", "task", "model", "data", "full precision", "shipped", "lost (bound)", "allowed", "speedup", "size",
+        "verdict", "record")  # fmt: skip
 NO_RUN = "no run yet"
 
 
@@ -104,9 +105,15 @@ def cells(application: Application, file: str, record: Record) -> tuple[str, ...
     return (
         application.name, application.task, f"{title} ({kind})", str(record.data["name"]), judged(reference),
         f"{winner.title}: {judged(winner)}" if winner is not None and changed else "full precision",
-        lost, speedup, ratio, record.verdict.outcome.value if record.verdict.checks else "no limits",
+        lost, allowed(record), speedup, ratio, record.verdict.outcome.value if record.verdict.checks else "no limits",
         f"[{file}]({RESULTS}/{file})",
     )  # fmt: skip
+
+
+def allowed(record: Record) -> str:
+    """What the verdict let the metric lose."""
+    drop = record.budget.get("max_drop")
+    return str(Drop.model_validate(drop)) if drop else "anything"
 
 
 def judged(trial: Trial | None) -> str:

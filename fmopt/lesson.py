@@ -239,7 +239,8 @@ def _relation_heads(student: View, teacher: View, inputs: Mapping[str, torch.Ten
     """Relation heads that both widths can be cut into: the teacher's attention heads, or fewer."""
     with torch.no_grad():
         widths = [part.shape[-1] for view in (student, teacher) for part in view(inputs)["relations"]]
-    return losses.relation_heads(widths, int(teacher.net.config.num_attention_heads))  # type: ignore[union-attr,arg-type]
+    config: Any = teacher.net.config
+    return losses.relation_heads(widths, config.num_attention_heads)
 
 
 def of_a_vocabulary(pipeline: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from fmopt.errors import DataError
+from fmopt.gate import Drop
 from fmopt.results import Estimate, Scores
 from tests import records
 
@@ -58,6 +59,7 @@ def test_a_row_is_its_record(tmp_path: Path) -> None:
     assert f"{winner.speedup.point:.2f}× ({winner.speedup.low:.2f}–{winner.speedup.high:.2f})" in row
     assert f"{reference.size_bytes / winner.size_bytes:.2f}× smaller" in row
     assert f"| {record.verdict.outcome.value} |" in row
+    assert f"| {Drop.model_validate(record.budget['max_drop'])} |" in row
     assert "(benchmarks/results/ours.json)" in row
     assert "(ours.json)" in (results / "coverage.md").read_text("utf8")
     assert readme.count(coverage.NO_RUN) == len(coverage.APPLICATIONS) - 1
