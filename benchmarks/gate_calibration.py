@@ -30,10 +30,10 @@ import numpy as np
 from gate_populations import NAMES, RESULTS, Population, population, rates
 
 from fmopt import gate, measure, probe
-from fmopt.clock import replay
 from fmopt.metrics import METRICS
 from fmopt.results import Check, Latency, Scores
 from fmopt.selection import within_reserve
+from fmopt.turns import Replay
 
 ITEMS = (100, 300, 1000, 3000, 10_000, 20_000)
 SHARES = (1.0, 0.0, 2.0, 0.5)  # of the allowed drop, what matters most first
@@ -215,7 +215,7 @@ def latency(asked: argparse.Namespace) -> None:
                 warnings = measure.quiet_machine()
                 runners = [open_artifact(one.artifact, 1) for _ in range(2)]
                 calls = {
-                    name: replay([partial(runner.run, item) for item in inputs])
+                    name: Replay([partial(runner.run, item) for item in inputs])
                     for name, runner in zip("AB", runners, strict=True)
                 }
                 samples = measure.time_in_turn(calls, seed=run)

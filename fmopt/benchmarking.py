@@ -75,7 +75,7 @@ def bench_once(
     for one, runner in runners:
         inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=batch, length=length, seed=seed)
         turns[one.name] = timed_call(one.preprocessor.pipeline, runner, inputs[0])
-    return measure.time_in_turn(turns, seed=seed, progress=progress.step)
+    return measure.time_in_turn(turns, seed=seed, progress=progress.step, clock=measure.settled_ms)
 
 
 def benchmark_matrix(

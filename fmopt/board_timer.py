@@ -36,8 +36,7 @@ def opened(request: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any
 def alone(request: dict[str, Any], inputs: list[dict[str, Any]], runners: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A call of each model on the next inputs."""
     for name, runner in runners.items():
-        turn = itertools.cycle([edge.timed_call(request["pipeline"], runner, one) for one in inputs])
-        yield name, (lambda turn=turn: next(turn)())
+        yield name, turns.Replay([edge.timed_call(request["pipeline"], runner, one) for one in inputs])
 
 
 def whole(request: dict[str, Any], runners: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -68,6 +67,7 @@ def main(path: str) -> None:
             max_seconds=request["max_seconds"],
             hopeless=lambda so_far: turns.certainly_slower(so_far, keep=keep(so_far, request["full_precision"])),
             seed=request["seed"],
+            clock=None if request["batches"] else turns.settled_ms,
         )
     drift = turns.drift_warning(before, sorted(turns.spin_ms() for _ in range(20))[10])
     runtimes = {one["runtime"] for one in request["variants"].values()}

@@ -100,7 +100,8 @@ class HostClock:
         try:
             calls, failed = _tried(runners, work)
             samples = measure.time_in_turn(
-                {name: replay(each) for name, each in calls.items()},
+                {name: measure.Replay(each) for name, each in calls.items()},
+                clock=measure.settled_ms,
                 hopeless=lambda so_far: measure.certainly_slower(so_far, keep=fastest(so_far, work.full_precision)),
                 seed=work.seed,
                 progress=lambda: progress.step(),
@@ -149,12 +150,6 @@ def measured(
 ) -> list[Mapping[str, np.ndarray]]:
     """Inputs of one call to look into: `inputs`, or for networks that make tokens one step of decoding after each."""
     return [timed_inputs(pipeline, runner, one) for one in inputs]
-
-
-def replay(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    """What a variant is timed by, on the next input each time, the same sequence for every variant."""
-    turn = itertools.cycle(calls)
-    return lambda: next(turn)()
 
 
 def _tried(runners: Mapping[str, Runner], work: Work) -> tuple[dict[str, list[Callable[[], object]]], dict[str, str]]:

@@ -1,7 +1,8 @@
 """Heads, neurons, sublayers and layers taken out of a network, so that it computes what it did with them masked.
 
 A cut network is an ordinary one of its class with narrower modules; where a whole sublayer is gone, its residual
-connection, its LayerNorm and the bias of its output projection stay. Knows how to cut, not what is worth cutting.
+connection, its LayerNorm and the bias of its output projection stay (`norm_merging` makes less of them). Knows how to cut, not
+what is worth cutting.
 """
 
 from __future__ import annotations

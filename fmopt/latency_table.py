@@ -21,9 +21,10 @@ import numpy as np
 
 from fmopt.cutting import cut_layer, least_heads
 from fmopt.errors import PassError
-from fmopt.families.base import Family, Stack
+from fmopt.families.base import Family, Kind, Stack
 from fmopt.model import TorchModel
-from fmopt.optimal_brain import Kind, Sublayer, sublayers
+from fmopt.norm_merging import merge_norms
+from fmopt.optimal_brain import Sublayer, sublayers
 from fmopt.results import Frozen
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of all heads or neurons; in between, time is taken as linear
 FEWER_SHARES = (0.25, 0.5, 1.0)  # of two stacks, which have five kinds of sublayers
-_VERSION = 3  # of what is saved
+_VERSION = 4  # of what is saved
 
 
 class Clock(Protocol):
@@ -62,7 +63,7 @@ class Curve(Frozen):
 class LatencyTable(Frozen):
     """What sublayers cost, those of two stacks by themselves, and everything else."""
 
-    base_ms: float  # embeddings, norms, residuals, head
+    base_ms: float  # embeddings, head, and the norms and residuals that stay where sublayers go
     curves: tuple[Curve, ...]
     whole_ms: float  # the uncut network, measured beside the others
 
@@ -182,4 +183,5 @@ def _uniform(model: TorchModel, family: Family, widths: Mapping[tuple[str, str],
             for kind, stays in zip(("attention", "cross"), least, strict=False)
         ]
         cut_layer(net, layer, heads[0], range(widths.get((layer.stack, "ffn"), 0)), *heads[1:])
+    merge_norms(net, family, None)
     return TorchModel(net, model.facts, family)

@@ -14,6 +14,7 @@ from fmopt.errors import PassError
 from fmopt.examples import IGNORED
 from fmopt.families.base import Family
 from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.norm_merging import is_merged
 from fmopt.seq2seq import generates, makes_answers
 from fmopt.teacher_outputs import Told
 
@@ -180,7 +181,9 @@ def make_lesson(model: TorchModel, teacher: TorchModel, options: Distill, batch:
     (states, ends), (taught_states, taught_ends) = (_all_layers(part.net, inputs) for part in (model, teacher))
     widths = [states[0].shape[-1], taught_states[0].shape[-1]]
     projection = nn.Identity() if widths[0] == widths[1] else nn.Linear(widths[0], widths[1])
-    student = View(model.net, outputs, range(len(states)), projection, ends)
+    compared = _compared(model, len(states))
+    states = [states[n] for n in compared]
+    student = View(model.net, outputs, compared, projection, ends)
     mask = _of_states(model.net, mask_of(inputs), states[0])
     answer = labels["labels"] != IGNORED if makes_answers(model.facts.pipeline) else mask
     matched = losses.matched_layers(states[:ends], taught_states[:taught_ends], mask) if ends else []
@@ -193,6 +196,12 @@ def make_lesson(model: TorchModel, teacher: TorchModel, options: Distill, batch:
         student.related, taught.related = names
         lesson.heads = _relation_heads(student, taught, inputs)
     return lesson
+
+
+def _compared(model: TorchModel, count: int) -> list[int]:
+    """Layers whose states mean what the teacher's do: not where the next layer's norm was merged into this one's."""
+    layers = model.family.layers(model.net) if model.family else []
+    return [n for n in range(count) if n + 1 >= len(layers) or not is_merged(model.net, layers[n + 1].attention)]
 
 
 def _all_layers(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[list[torch.Tensor], int]:

@@ -24,8 +24,10 @@ from fmopt.tasks.base import Raw
 from fmopt.turns import FEWEST as FEWEST
 from fmopt.turns import MIN_SAMPLES as MIN_SAMPLES
 from fmopt.turns import MIN_SECONDS as MIN_SECONDS
+from fmopt.turns import Replay as Replay
 from fmopt.turns import certainly_slower as certainly_slower
 from fmopt.turns import drift_warning as drift_warning
+from fmopt.turns import settled_ms as settled_ms
 from fmopt.turns import spin_ms as spin_ms
 from fmopt.turns import time_in_turn as time_in_turn
 from fmopt.turns import without_collector as without_collector

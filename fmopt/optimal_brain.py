@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +25,13 @@ from torch import nn
 
 from fmopt.cutting import least_heads
 from fmopt.errors import PassError
-from fmopt.families.base import Family, Stack
+from fmopt.families.base import Family, Kind, Stack
 from fmopt.passes.base import Inputs, token_mask
 from fmopt.projections import projection, weight_of
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: calibration sees a part of all inputs
 COMPACT = 8  # rebuild the matrices without what is gone once an eighth of them is
 _VERSION = 1  # of what is saved
-
-
-Kind = Literal["attention", "cross", "ffn"]  # "cross": a decoder's attention to what the encoder made
 
 
 @dataclass(frozen=True)

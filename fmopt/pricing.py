@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -67,9 +66,11 @@ class RecipeClock:
                     artifact = self._built(make(), Path(scratch) / str(number))
                     runners[name] = runtime.open(artifact, shop.threads)
                     pipeline = shop.facts.pipeline
-                    calls[name] = _in_turn([timed_call(pipeline, runners[name], one) for one in inputs])
+                    calls[name] = measure.Replay([timed_call(pipeline, runners[name], one) for one in inputs])
                 seconds = SECONDS * max(1.0, len(calls) / MANY)  # whole answers of many networks take long
-                samples = measure.time_in_turn(calls, min_samples=SAMPLES, max_seconds=seconds, seed=shop.seed)
+                samples = measure.time_in_turn(
+                    calls, min_samples=SAMPLES, max_seconds=seconds, seed=shop.seed, clock=measure.settled_ms
+                )
             finally:
                 for runner in runners.values():
                     runner.close()
@@ -121,8 +122,3 @@ def _where_it_applies(before: Any, apply: Callable[[], Any]) -> Any:
         return apply()
     except PassError:
         return before
-
-
-def _in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    turn = itertools.cycle(calls)
-    return lambda: next(turn)()

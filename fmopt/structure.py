@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from fmopt import image_features, lookup, mask_queries, zero_shot
 from fmopt import model as models
 from fmopt.errors import CheckpointError
-from fmopt.families.base import Family, Stack, find_family
+from fmopt.families.base import Family, Kind, Stack, find_family
 from fmopt.model import CheckpointFacts, TorchModel
 from fmopt.results import Frozen, Sensitivity
 
@@ -38,6 +38,7 @@ class LayerWidths(Frozen):
     ffn: int = Field(ge=0)  # neurons left; 0: no FFN
     cross: tuple[int, ...] = ()  # heads of a decoder's attention to what the encoder made
     stack: Stack = ""  # of two
+    merged: tuple[Kind, ...] = ()  # emptied sublayers whose LayerNorm the one before has taken on
 
 
 class Structure(Frozen):
@@ -57,12 +58,14 @@ class LayerFacts(Frozen):
 def structure_of(net: torch.nn.Module, family: Family) -> Structure:
     """The record of a network."""
     from fmopt.cutting import kept_heads
+    from fmopt.norm_merging import is_merged
 
     return Structure(
         layers=tuple(
             LayerWidths(
                 heads=kept_heads(net, layer.attention), ffn=layer.ffn.width, stack=layer.stack,
                 cross=() if layer.cross is None else kept_heads(net, layer.cross),
+                merged=tuple(kind for kind, block in layer.sublayers if is_merged(net, block)),
             )
             for layer in family.layers(net)
         )
@@ -82,6 +85,7 @@ def apply_structure(net: torch.nn.Module, structure: Structure) -> None:
     CheckpointError when the record is not of this network.
     """
     from fmopt.cutting import cut_layer
+    from fmopt.norm_merging import remove_norm
 
     family = find_family(str(net.config.model_type))  # type: ignore[union-attr]
     layers: Sequence[Any] = family.layers(net) if family else ()
@@ -93,6 +97,13 @@ def apply_structure(net: torch.nn.Module, structure: Structure) -> None:
         if beyond or left.ffn > layer.ffn.width or left.stack != layer.stack:
             raise CheckpointError(f"{STRUCTURE} wants more heads or neurons than {layer.name} has; get the file again")
         cut_layer(net, layer, left.heads, range(left.ffn), left.cross)
+        blocks = dict(layer.sublayers)
+        for kind in left.merged:
+            if not blocks[kind].norm or {"attention": left.heads, "cross": left.cross, "ffn": left.ffn}[kind]:
+                raise CheckpointError(
+                    f"{STRUCTURE} merges a norm that {layer.name} has not or needs; get the file again"
+                )
+            remove_norm(net, blocks[kind])
 
 
 def read_structure(folder: Path) -> Structure | None:

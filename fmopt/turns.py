@@ -6,6 +6,7 @@ Knows calls and their milliseconds, and imports nothing but numpy, so that a boa
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ STOP_CHECK = 20  # rounds between two looks at which variants are hopeless
 WARM_WINDOW = 5  # rounds whose medians are compared
 WARM_AGREE = 0.03  # two windows agree within this share: warm
 WARM_SECONDS = 5.0  # at most, for each variant
+SETTLING_MS = 100.0  # what takes longer does not notice what ran before it
 
 
 def time_in_turn(
@@ -43,7 +45,8 @@ def time_in_turn(
     once, until each has `min_samples`, or `min_seconds` of its own time when it is slow, or until `max_seconds` of all.
     `hopeless` (see `certainly_slower`) is asked now and then which names need no further samples: those keep what they
     have and are told to `on_drop`. The garbage collector is off meanwhile. `progress` is called once a round. `clock` calls
-    a variant and says its milliseconds, where this process' own clock would see more than the call (a browser's).
+    a variant and says its milliseconds: `call_ms` by default, `settled_ms` for a model alone, or one of another process where
+    this one's would see more than the call (a browser's).
     """
     clock = clock or call_ms
     order = random.Random(seed)  # its own, so that it does not hang on how long warming up took
@@ -108,6 +111,30 @@ def drift_warning(before_ms: float, after_ms: float) -> str:
         return ""
     changed = f"{abs(change):.0%} {'more' if change > 0 else 'less'}".replace("%", " %")
     return f"the clock drifts: the same arithmetic took {changed} time after a moment; let it settle (heat, boost)"
+
+
+class Replay:
+    """What a variant is timed by: calls on the next input each time, the same sequence for every variant."""
+
+    def __init__(self, calls: Sequence[Callable[[], object]]) -> None:
+        self._turn = itertools.cycle(calls)
+        self._last = calls[0]
+
+    def __call__(self) -> object:
+        """Of the next input."""
+        self._last = next(self._turn)
+        return self._last()
+
+    def again(self) -> object:
+        """The last one once more."""
+        return self._last()
+
+
+def settled_ms(call: Callable[[], object]) -> float:
+    """Milliseconds of one call that comes after the same one, as it does for a model that has the machine to itself: its code and
+    weights are in the caches, and not those of what had its turn before (0.3 ms of a network of 1.2, after one of 30 ms)."""
+    first = call_ms(call)
+    return first if first > SETTLING_MS else call_ms(getattr(call, "again", call))
 
 
 def call_ms(call: Callable[[], object]) -> float:

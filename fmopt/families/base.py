@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Stack = Literal["", "encoder", "decoder"]
+Kind = Literal["attention", "cross", "ffn"]  # "cross": a decoder's attention to what the encoder made
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class AttentionBlock:
     positions: tuple[str, ...] = ()  # further projections with one block of rows per head
     bias_argument: int | None = None  # which argument of `module` is a bias [B, heads, n, n] shared by all layers
     makes_bias: bool = False  # of T5: it makes a bias of all its first heads, or takes one, and hands it on to the next
+    norm: str = (
+        ""  # the LayerNorm of the sum of input and output, which all that follows reads; none in pre-norm layers
+    )
 
     @property
     def width(self) -> int:
@@ -53,6 +57,7 @@ class FeedForward:
     widen: tuple[str, ...]
     narrow: str
     width: int
+    norm: str = ""  # as an attention's
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Layer:
     """One Transformer layer: `name` is the module whose output (the first of a tuple, in MPNet) is the hidden state.
 
     `stack`: which of two it is in, "encoder" or "decoder"; "" where there is one. `cross`: a decoder's attention to what the
-    encoder made.
+    encoder made. `before`: of the first layer, the LayerNorm that makes what it reads, where that is so.
     """
 
     name: str
@@ -68,11 +73,18 @@ class Layer:
     ffn: FeedForward
     cross: AttentionBlock | None = None
     stack: Stack = ""
+    before: str = ""
 
     @property
     def attentions(self) -> tuple[AttentionBlock, ...]:
         """Its attention to its own tokens, then the one to another stack's."""
         return (self.attention,) if self.cross is None else (self.attention, self.cross)
+
+    @property
+    def sublayers(self) -> tuple[tuple[Kind, AttentionBlock | FeedForward], ...]:
+        """All of them by kind, in the order in which they come."""
+        kinds: tuple[Kind, ...] = ("attention", "cross")
+        return (*zip(kinds, self.attentions, strict=False), ("ffn", self.ffn))
 
 
 class Family(Protocol):
@@ -107,6 +119,13 @@ def modules_named(net: torch.nn.Module, pattern: str) -> Iterator[tuple[str, tor
     return ((name, module) for name, module in net.named_modules() if ending.fullmatch(name))
 
 
+def norm_of_embeddings(net: torch.nn.Module) -> str:
+    """The LayerNorm whose output the first layer reads; empty where a projection lies between (ELECTRA's small ones)."""
+    if any(True for _ in modules_named(net, "embeddings_project")):
+        return ""
+    return next((name for name, _ in modules_named(net, r"embeddings\.LayerNorm")), "")
+
+
 def columns(net: torch.nn.Module, name: str) -> int:
     """How many features the linear module `name` takes."""
     module = net.get_submodule(name)
@@ -116,7 +135,7 @@ def columns(net: torch.nn.Module, name: str) -> int:
 def attention_block(
     net: torch.nn.Module, module: str, names: tuple[str, str, str], output: str, *,
     positions: tuple[str, ...] = (), bias_argument: int | None = None, interleaved: bool = False, head_dim: int = 0,
-    makes_bias: bool = False,
+    makes_bias: bool = False, norm: str = "",
 ) -> AttentionBlock:  # fmt: skip
     """The block of `module` with projections `names` (query, key, value) inside it.
 
@@ -129,7 +148,7 @@ def attention_block(
     return AttentionBlock(
         query, key, value, output, heads=columns(net, output) // (head_dim * queries), head_dim=head_dim,
         queries=queries, fused=query == key, interleaved=interleaved, module=module, positions=positions,
-        bias_argument=bias_argument, makes_bias=makes_bias,
+        bias_argument=bias_argument, makes_bias=makes_bias, norm=norm,
     )  # fmt: skip
 
 

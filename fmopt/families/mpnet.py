@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fmopt.families.base import FeedForward, Layer, attention_block, columns, modules_named
+from fmopt.families.base import FeedForward, Layer, attention_block, columns, modules_named, norm_of_embeddings
 
 if TYPE_CHECKING:
     import torch
@@ -20,19 +20,22 @@ class MPNet:
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""
-        return [self._layer(net, name) for name, _ in modules_named(net, r"encoder\.layer\.\d+")]
+        names = [name for name, _ in modules_named(net, r"encoder\.layer\.\d+")]
+        return [self._layer(net, name, norm_of_embeddings(net) if name == names[0] else "") for name in names]
 
     def embeddings(self, net: torch.nn.Module) -> Sequence[str]:
         """The token table, then the positions."""
         return [name for name, _ in modules_named(net, r"embeddings\.(?:word|position)_embeddings")]
 
     @staticmethod
-    def _layer(net: torch.nn.Module, name: str) -> Layer:
+    def _layer(net: torch.nn.Module, name: str, before: str) -> Layer:
         attention = attention_block(
-            net, f"{name}.attention.attn", ("q", "k", "v"), f"{name}.attention.attn.o", bias_argument=2
-        )
+            net, f"{name}.attention.attn", ("q", "k", "v"), f"{name}.attention.attn.o", bias_argument=2,
+            norm=f"{name}.attention.LayerNorm",
+        )  # fmt: skip
         narrow = f"{name}.output.dense"
-        return Layer(name, attention, FeedForward((f"{name}.intermediate.dense",), narrow, columns(net, narrow)))
+        ffn = FeedForward((f"{name}.intermediate.dense",), narrow, columns(net, narrow), f"{name}.output.LayerNorm")
+        return Layer(name, attention, ffn, before=before)
 
 
 FAMILY = MPNet()

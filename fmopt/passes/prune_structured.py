@@ -81,6 +81,7 @@ class PruneStructured:
         """Prune in place. PassError for a latency below the floor, for too few items, or without a clock."""
         from fmopt.cutting import require_cuttable
         from fmopt.latency_table import latency_table
+        from fmopt.norm_merging import merge_norms
         from fmopt.optimal_brain import sublayers
         from fmopt.own_answers import answering
 
@@ -102,6 +103,7 @@ class PruneStructured:
                 part.replace(kept)
             counts, got = json.loads(kept.read_text())
             pruned.cut(model, counts)
+            merge_norms(model.net, family, islice(ctx.calibration(), self.items))
         ctx.progress(f"pruned to {got:.2f} ms (asked {wanted:.2f}): {_listed(parts, counts)}")
         return model.after(f"prune_structured({got:.2f} ms of {table.whole_ms:.2f}: {_listed(parts, counts)})")
 
@@ -230,12 +232,14 @@ class _Pruning:
     def _measured_ms(self, counts: Sequence[int]) -> float:
         """Of the network cut so, on the clock; one that was never cut runs beside it, so that a slower machine is no excuse."""
         from fmopt.latency_table import uncut
+        from fmopt.norm_merging import merge_norms
 
         assert self.ctx.clock is not None
 
         def narrow() -> TorchModel:
             made = copy.deepcopy(self.model)
             self.cut(made, counts)
+            merge_norms(made.net, self.family, None)
             return made
 
         ms = self.ctx.clock({"whole": lambda: replace(self.model, net=uncut(self.model)), "pruned": narrow})
