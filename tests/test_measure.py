@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from fmopt import measure
+from fmopt import measure, turns
 from fmopt.edge import Preprocessor
 from fmopt.errors import DataError, UnmeasuredError
 from fmopt.model import Artifact
@@ -86,6 +86,26 @@ def test_the_order_is_the_seeds() -> None:
         measure.time_in_turn(variants, min_samples=20, seed=3)
         logs.append(log[-40:])
     assert logs[0] == logs[1]  # however many rounds warming up took
+
+
+def test_a_settled_call_comes_after_one_on_the_same_input() -> None:
+    log: list[str] = []
+    replayed = measure.Replay([lambda: log.append("a"), lambda: log.append("b")])
+    assert measure.settled_ms(replayed) < turns.SETTLING_MS
+    measure.settled_ms(replayed)
+    assert log == ["a", "a", "b", "b"]
+    samples = measure.time_in_turn({"it": replayed}, min_samples=20, clock=measure.settled_ms)
+    assert len(samples["it"]) == 20
+    assert log[4::2] == log[5::2] == ["a", "b"] * (len(log[4:]) // 4) + ["a"] * (len(log[4:]) // 2 % 2)
+
+
+def test_what_takes_long_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SETTLING_MS", 0.0)
+    log: list[str] = []
+    replayed = measure.Replay([lambda: log.append("a"), lambda: log.append("b")])
+    assert measure.settled_ms(replayed) > 0
+    measure.settled_ms(replayed)
+    assert log == ["a", "b"]
 
 
 def test_the_collector_is_on_again_after_an_error() -> None:
