@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,9 +41,9 @@ LIMIT_FACTOR = 10  # server: the default limit, in medians of one item on the re
 LOAD_SECONDS = 4.0  # server: length of one load, as far as the number of queries allows
 FEWEST_QUERIES, MOST_QUERIES = 400, 2000
 MOST_LOADS, SEARCH_SECONDS = 10, 60.0  # server: a search ends here when its two ends are not close by then
-EDITION = 1  # raised when a cell means something else, so that older ones are not taken for it
+EDITION = 2  # raised when a cell means something else, so that older ones are not taken for it
 
-Calls = Mapping[str, Callable[[int], object]]  # by variant: answer so many items
+Calls = Mapping[str, Mapping[int, measure.Replay]]  # by variant: answer so many items
 
 
 @dataclass(frozen=True)
@@ -137,16 +136,15 @@ class Matrix:
 
     def _call(
         self, one: Contestant, runner: Runner, sizes: Sequence[int], length: int | None
-    ) -> Callable[[int], object]:
+    ) -> dict[int, measure.Replay]:
         pipeline = one.preprocessor.pipeline
         rows = {
             size: measure.latency_inputs(one.preprocessor, one.raws, batch=size, length=length, seed=self.seed)
             for size in sizes
         }
-        inputs = {
-            size: itertools.cycle([timed_call(pipeline, runner, row) for row in made]) for size, made in rows.items()
+        return {
+            size: measure.Replay([timed_call(pipeline, runner, row) for row in made]) for size, made in rows.items()
         }
-        return lambda count: next(inputs[count])()
 
 
 def places(
@@ -167,9 +165,10 @@ def single_stream(calls: Calls, place: Place, seed: int, progress: Progress) -> 
     """All variants in turn, one query after the other."""
     progress.start(words(place), measure.MIN_SAMPLES)
     samples = measure.time_in_turn(
-        {name: partial(call, place.batch) for name, call in calls.items()},
+        {name: call[place.batch] for name, call in calls.items()},
         min_samples=measure.MIN_SAMPLES,
         seed=seed,
+        clock=measure.settled_ms,
         progress=progress.step,
     )
     return SingleStream(samples_ms=_rounded(samples))
@@ -177,14 +176,12 @@ def single_stream(calls: Calls, place: Place, seed: int, progress: Progress) -> 
 
 def offline(calls: Calls, place: Place, seed: int, progress: Progress) -> Offline:
     """Bursts of batches in turn, each as long as BURST_MS, so that a variant runs on caches and clocks of its own."""
-    once = measure.time_in_turn(
-        {name: partial(call, place.batch) for name, call in calls.items()}, min_samples=5, seed=seed
-    )
+    once = measure.time_in_turn({name: call[place.batch] for name, call in calls.items()}, min_samples=5, seed=seed)
     many = {name: max(1, round(BURST_MS / float(np.median(ms)))) for name, ms in once.items()}
 
     def burst(name: str) -> None:
         for _ in range(many[name]):
-            calls[name](place.batch)
+            calls[name][place.batch]()
 
     progress.start(words(place), BURSTS)
     bursts = measure.time_in_turn(
@@ -236,7 +233,7 @@ def service_times(calls: Calls, batch: int, seed: int) -> dict[str, dict[int, li
     service: dict[str, dict[int, list[float]]] = {name: {} for name in calls}
     for number, size in enumerate(batch_sizes(batch)):
         timed = measure.time_in_turn(
-            {name: partial(call, size) for name, call in calls.items()},
+            {name: call[size] for name, call in calls.items()},
             min_samples=SERVICE_SAMPLES,
             min_seconds=SERVICE_SECONDS,
             warm_seconds=SHAPE_SECONDS if number else None,  # the first size warms up the rest
@@ -253,11 +250,15 @@ def fastest_item(service: Mapping[str, Mapping[int, Sequence[float]]], variants:
     return min(full, key=lambda name: float(np.median(service[name][1])))
 
 
-def real_load(call: Callable[[int], object], rate: float, queries: int, batch: int, limit_ms: float, seed: int) -> Load:
+def real_load(
+    calls: Mapping[int, measure.Replay], rate: float, queries: int, batch: int, limit_ms: float, seed: int
+) -> Load:
     """Queries at `rate` in real time."""
     arrivals = poisson_arrivals(rate, queries, seed)
     with measure.without_collector():
-        latencies, busy = serve(call, arrivals, sizes=batch_sizes(batch), limit_ms=limit_ms, clock=WallClock())
+        latencies, busy = serve(
+            lambda count: calls[count](), arrivals, sizes=batch_sizes(batch), limit_ms=limit_ms, clock=WallClock()
+        )
     return Load(
         rate=rate, queries=queries, limit_ms=limit_ms, samples_ms=[round(ms, 4) for ms in latencies], busy_s=busy
     )

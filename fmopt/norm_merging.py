@@ -65,9 +65,10 @@ def is_merged(net: nn.Module, block: AttentionBlock | FeedForward) -> bool:
 def _mergers(net: nn.Module, layers: Sequence[Layer]) -> list[Merger]:
     """What can be merged: sublayers without heads or neurons that come after a norm, with nothing else between."""
     found: list[Merger] = []
-    stays, emptied = layers[0].before if layers else "", []
+    stays = layers[0].before if layers else ""
+    emptied: list[AttentionBlock | FeedForward] = []
     for layer in layers:
-        for block in (*layer.attentions, layer.ffn):
+        for _, block in layer.sublayers:
             if stays and block.norm and not _width(block):
                 emptied += [] if is_merged(net, block) else [block]
                 continue
