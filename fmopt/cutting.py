@@ -54,6 +54,10 @@ class NoAttention(nn.Module):
         return (made, kwargs.get("position_bias"), None) if self.hands_on_bias else (made, None)
 
 
+class MergedNorm(nn.Identity):
+    """Stands where a LayerNorm was that the one before it has taken on."""
+
+
 class OwnBias:
     """What T5's attention is too, once it has lost heads: of the bias for positions [1, heads, n, m], which the first layer
     makes for all, it takes the rows of its own heads, and hands on the whole."""
@@ -276,7 +280,7 @@ def _first_differs(net: nn.Module, home: str) -> bool:
     (DeBERTa)."""
     layers = net.get_submodule(home)
     norms = [
-        {name for name, module in layer.named_modules() if isinstance(module, nn.LayerNorm | nn.Embedding)}
+        {name for name, module in layer.named_modules() if isinstance(module, nn.LayerNorm | nn.Embedding | MergedNorm)}
         for layer in layers.children()
     ]
     parent = net.get_submodule(home.rpartition(".")[0])

@@ -15,14 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmopt.cutting import OnlyBias
+from fmopt.cutting import MergedNorm, OnlyBias
 from fmopt.families.base import AttentionBlock, Family, FeedForward, Layer
 from fmopt.passes.base import Inputs
 from fmopt.quantize_linears import replace_module
-
-
-class MergedNorm(nn.Identity):
-    """Stands where a LayerNorm was that the one before it has taken on."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fmopt import checkpoint, edge, exporting
-from fmopt.cutting import cut_layer
+from fmopt.cutting import MergedNorm, cut_layer, drop_layers
 from fmopt.errors import CheckpointError
 from fmopt.lesson import make_lesson
-from fmopt.norm_merging import MergedNorm, merge_norms
+from fmopt.norm_merging import merge_norms
 from fmopt.passes.distill import Distill
 from fmopt.source import resolve
 from fmopt.structure import STRUCTURE, LayerWidths, Structure, save_checkpoint, structure_of
@@ -101,6 +101,13 @@ def test_pre_norm_layers_keep_theirs(tiny_checkpoint):
     merge_norms(model.net, model.family, None)
     assert norms(model.net) == before
     assert not any(isinstance(module, MergedNorm) for module in model.net.modules())
+
+
+def test_a_layer_without_its_norms_can_be_dropped(tiny_checkpoint):
+    model = emptied(tiny_checkpoint("bert"), SHAPES["attention of the first"][0])
+    merge_norms(model.net, model.family, items_of(model))
+    drop_layers(model, [0])
+    assert [left.merged for left in structure_of(model.net, model.family).layers] == [()]
 
 
 def test_states_that_mean_something_else_are_not_compared(tiny_checkpoint):
