@@ -32,7 +32,7 @@ MIN_ITEMS = 32
 JUDGED_ITEMS = 32  # calibration items that the search measures real loss on
 LEVELS = 24  # widths of an FFN that are considered, at most
 CLOSE = 0.02  # a pruned network this near to the time it was to have is not chosen anew
-ROUNDS = 3  # choices at most, each corrected by what the last one really took
+ROUNDS = 6  # choices at most, each corrected by what those before really took
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,17 @@ def _scores(model: TorchModel, parts: Sequence[Sublayer], asked: PruneStructured
     )  # fmt: skip
 
 
+def _corrected(taken: Sequence[tuple[float, float]], wanted: float, base_ms: float) -> float:
+    """How many milliseconds to give the sublayers next, by what networks given so many really took in all: between the nearest
+    ones on both sides of `wanted`, else in proportion to the last."""
+    faster = max((one for one in taken if one[1] <= wanted), key=lambda one: one[1], default=None)
+    slower = min((one for one in taken if one[1] > wanted), key=lambda one: one[1], default=None)
+    if faster is not None and slower is not None and faster[0] < slower[0]:
+        return faster[0] + (wanted - faster[1]) / (slower[1] - faster[1]) * (slower[0] - faster[0])
+    room, got = taken[-1]
+    return room * max(wanted - base_ms, 0.0) / max(got - base_ms, 1e-6)
+
+
 @dataclass(frozen=True)
 class _Pruning:
     """Everything a choice of widths hangs on."""
@@ -181,6 +192,7 @@ class _Pruning:
         room = wanted - self.table.base_ms
         loss_of = self._measured_loss(levels)
         best: tuple[tuple[int, ...], float] | None = None
+        taken: list[tuple[float, float]] = []
         for _ in range(ROUNDS):
             self.ctx.progress("choosing how wide every sublayer stays")
             chosen = search(losses, times, max(room, floor), loss_of, tries=tries, seed=self.ctx.seed)
@@ -191,7 +203,8 @@ class _Pruning:
                 best = counts, got
             if abs(got / wanted - 1) <= CLOSE:
                 break
-            room *= max(wanted - self.table.base_ms, 0.0) / max(got - self.table.base_ms, 1e-6)
+            taken.append((room, got))
+            room = _corrected(taken, wanted, self.table.base_ms)
         assert best is not None
         return best
 

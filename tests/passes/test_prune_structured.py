@@ -15,7 +15,7 @@ from fmopt.errors import ConfigError, PassError
 from fmopt.latency_table import latency_table
 from fmopt.model import TorchModel
 from fmopt.passes.base import Context
-from fmopt.passes.prune_structured import PruneStructured
+from fmopt.passes.prune_structured import PruneStructured, _corrected
 from fmopt.source import resolve
 from fmopt.structure import save_checkpoint, structure_of
 from tests.conftest import SENTENCES, TinyCheckpoint
@@ -129,6 +129,14 @@ def test_a_narrow_sublayer_costs_what_it_takes_to_have_one(tiny_checkpoint: Tiny
     assert table.curve("ffn").at(4) == pytest.approx(0.5 + 2 * 32 * 4 / 1000)
     assert table.curve("attention").at(0) == table.curve("ffn").at(0) == 0.0
     assert abs(table.additivity_error) < 1e-9
+
+
+def test_the_next_choice_lies_between_what_was_too_fast_and_too_slow():
+    assert _corrected([(4.0, 6.0)], 4.0, 2.0) == pytest.approx(2.0)
+    assert _corrected([(4.0, 6.0), (2.0, 3.0)], 4.0, 2.0) == pytest.approx(2.0 + 2.0 / 3.0)
+    assert _corrected([(4.0, 6.0), (2.0, 3.0), (2.6, 4.4)], 4.0, 2.0) == pytest.approx(2.0 + 0.6 / 1.4)
+    # A network that was given less and took longer says nothing about the way between.
+    assert _corrected([(2.0, 6.0), (3.0, 3.0)], 4.0, 2.0) == pytest.approx(6.0)
 
 
 def test_second_order_choices_beat_cutting_all_layers_alike(tiny_checkpoint: TinyCheckpoint):
