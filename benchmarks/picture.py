@@ -17,7 +17,7 @@ from smaller import FULL, median
 
 HERE = Path(__file__).resolve().parent
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 470, 64, 24, 30, 52
-LOWEST, HIGHEST = -3.0, 1.5  # points; what lies lower is drawn on the edge and says so
+LOWEST, HIGHEST = -4.0, 1.5  # points; what lies lower is drawn on the edge and says so
 FASTEST = 30.0
 OURS, THEIRS = "#d95f0e", "#999"
 
