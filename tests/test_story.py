@@ -195,9 +195,12 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(tiny_checkpoint, lab
     assert got.returncode == 0, got.stderr[-2000:]
     assert json.loads(got.stdout.splitlines()[-1]) == {"killed": KILLS, "finished": True}
     assert verify_bundle(killed) == []
-    graphs = {p.relative_to(undisturbed): p.read_bytes() for p in undisturbed.rglob("*.onnx")}
+    # Of what was made; the bundle's own copy is the winner's, and which of several fast ones that is hangs on the clock.
+    graphs, again = (
+        {p.relative_to(out): p.read_bytes() for p in (out / "stages").rglob("*.onnx")} for out in (undisturbed, killed)
+    )
     assert len(graphs) >= 3
-    assert {p.relative_to(killed): p.read_bytes() for p in killed.rglob("*.onnx")} == graphs
+    assert again == graphs
 
 
 def recipe(folder: Path) -> Path:
