@@ -33,7 +33,6 @@ from fmopt import gate, measure, probe
 from fmopt.metrics import METRICS
 from fmopt.results import Check, Latency, Scores
 from fmopt.selection import within_reserve
-from fmopt.turns import Replay
 
 ITEMS = (100, 300, 1000, 3000, 10_000, 20_000)
 SHARES = (1.0, 0.0, 2.0, 0.5)  # of the allowed drop, what matters most first
@@ -215,10 +214,10 @@ def latency(asked: argparse.Namespace) -> None:
                 warnings = measure.quiet_machine()
                 runners = [open_artifact(one.artifact, 1) for _ in range(2)]
                 calls = {
-                    name: Replay([partial(runner.run, item) for item in inputs])
+                    name: measure.Replay([partial(runner.run, item) for item in inputs])
                     for name, runner in zip("AB", runners, strict=True)
                 }
-                samples = measure.time_in_turn(calls, seed=run)
+                samples = measure.time_in_turn(calls, seed=run, clock=measure.settled_ms)  # as optimize does
                 for runner in runners:
                     runner.close()
                 got = claim(samples, asked.length, run)

@@ -43,7 +43,7 @@ FEWEST_QUERIES, MOST_QUERIES = 400, 2000
 MOST_LOADS, SEARCH_SECONDS = 10, 60.0  # server: a search ends here when its two ends are not close by then
 EDITION = 2  # raised when a cell means something else, so that older ones are not taken for it
 
-Calls = Mapping[str, Mapping[int, measure.Replay]]  # by variant: answer so many items
+Calls = Mapping[str, Mapping[int, measure.Replay]]  # by variant and how many items are answered at once
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,12 @@ class Matrix:
         self, one: Contestant, runner: Runner, sizes: Sequence[int], length: int | None
     ) -> dict[int, measure.Replay]:
         pipeline = one.preprocessor.pipeline
-        rows = {
-            size: measure.latency_inputs(one.preprocessor, one.raws, batch=size, length=length, seed=self.seed)
-            for size in sizes
-        }
-        return {
-            size: measure.Replay([timed_call(pipeline, runner, row) for row in made]) for size, made in rows.items()
-        }
+
+        def replay(size: int) -> measure.Replay:
+            rows = measure.latency_inputs(one.preprocessor, one.raws, batch=size, length=length, seed=self.seed)
+            return measure.Replay([timed_call(pipeline, runner, row) for row in rows])
+
+        return {size: replay(size) for size in sizes}
 
 
 def places(

@@ -1,7 +1,7 @@
 """Where a post-norm sublayer was pruned away whole, its LayerNorm goes too: the one before does the work of both.
 
-What is left of such a sublayer is a LayerNorm of what a LayerNorm has made (and a bias), twice a pass over all states for a
-few per cent of a small network's time each. The second is close to a scale and a shift of every feature, for the variance of
+What is left of such a sublayer is a LayerNorm of what a LayerNorm has made (and a bias), a pass over all states that takes
+some per cent of a small network's time. The second is close to a scale and a shift of every feature, for the variance of
 what it is given hardly differs from token to token; so the first takes them on, as fitted to real items by least squares.
 """
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from fmopt.cutting import MergedNorm, OnlyBias
 from fmopt.families.base import AttentionBlock, Family, FeedForward, Layer
-from fmopt.passes.base import Inputs
+from fmopt.passes.base import Inputs, token_mask
 from fmopt.quantize_linears import replace_module
 
 
@@ -111,9 +111,9 @@ def _fits(
     try:
         with torch.no_grad():
             for item in items:
-                tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in item.items()}
-                mask = tensors["attention_mask"].bool() if "attention_mask" in tensors else None
-                net(**tensors)
+                known = token_mask(item)
+                mask = None if known is None else torch.from_numpy(known)
+                net(**{name: torch.from_numpy(np.asarray(value)) for name, value in item.items()})
     finally:
         for handle in handles:
             handle.remove()

@@ -191,7 +191,7 @@ class _Pruning:
         floor = sum(float(row.min()) for row in times)
         room = wanted - self.table.base_ms
         loss_of = self._measured_loss(levels)
-        best: tuple[tuple[int, ...], float] | None = None
+        tried: list[tuple[tuple[int, ...], float]] = []
         taken: list[tuple[float, float]] = []
         for _ in range(ROUNDS):
             self.ctx.progress("choosing how wide every sublayer stays")
@@ -199,14 +199,12 @@ class _Pruning:
             assert chosen is not None  # the least of everything fits
             counts = tuple(row[level] for row, level in zip(levels, chosen, strict=True))
             got = self._measured_ms(counts)
-            if best is None or abs(got - wanted) < abs(best[1] - wanted):
-                best = counts, got
+            tried.append((counts, got))
             if abs(got / wanted - 1) <= CLOSE:
                 break
             taken.append((room, got))
             room = _corrected(taken, wanted, self.table.base_ms)
-        assert best is not None
-        return best
+        return min(tried, key=lambda one: abs(one[1] - wanted))
 
     def cut(self, model: TorchModel, counts: Sequence[int]) -> None:
         """Cut `model`, a network with the weights that were scored, in place, and update what stays."""
