@@ -2,20 +2,22 @@
 
     .venv/bin/python benchmarks/texts.py out/texts.txt        then fmopt optimize … --unlabelled out/texts.txt
 
-Captions, news, questions, encyclopaedia, abstracts and docstrings; the same texts each time. None is of a test split.
+Captions, news, questions, encyclopaedia, abstracts and docstrings; the same texts each time, from the same versions of the
+packages that are installed beside this one. None is of a test split.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import sysconfig
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from fmopt.pydoc import pydoc_splits
+from fmopt.pydoc import docstring_pairs, pydoc_splits
 
 DATA = Path(os.environ.get("FMOPT_DATA", Path("..", "shared", "data")))
 COLUMNS = {
@@ -26,16 +28,23 @@ COLUMNS = {
     "squad_small": ("context", "question"),
 }
 MOST = 10_000  # texts of a column
+LONGEST = 80  # words of a docstring
 
 
 def texts() -> Iterator[list[str]]:
-    """Of every column, once each, then of the docstrings that are for calibration."""
+    """Of every column, once each; then of docstrings: the standard library's that are for calibration, and first lines and
+    the rest of those of the packages installed here."""
     for name, columns in COLUMNS.items():
         table = pq.read_table(DATA / name / "train.parquet", columns=list(columns))
         for column in columns:
             yield sorted(set(table.column(column).to_pylist()))
-    pairs = pydoc_splits()["calibration"]
-    yield sorted({pair[kind] for pair in pairs for kind in ("query", "document")})
+    own = pydoc_splits()
+    yield sorted({pair[kind] for pair in own["calibration"] for kind in ("query", "document")})
+    judged = {pair[kind] for split in ("validation", "test") for pair in own[split] for kind in ("query", "document")}
+    pairs = docstring_pairs(Path(sysconfig.get_path("purelib")))
+    for kind in ("query", "document"):
+        found = {pair[kind] for pair in pairs} - judged  # backports have the standard library's docstrings
+        yield sorted({" ".join(text.split()[:LONGEST]) for text in found})
 
 
 def main(out: Path) -> None:

@@ -132,6 +132,7 @@ ROWS = (
         "mask_queries",
         "cutting",
         "projections",
+        "norm_merging",
         "optimal_brain",
         "fisher_masks",
         "choose_widths",
