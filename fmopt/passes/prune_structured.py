@@ -198,6 +198,8 @@ class _Pruning:
             chosen = search(losses, times, max(room, floor), loss_of, tries=tries, seed=self.ctx.seed)
             assert chosen is not None  # the least of everything fits
             counts = tuple(row[level] for row, level in zip(levels, chosen, strict=True))
+            if counts in (before for before, _ in tried):  # no other widths are nearer
+                break
             got = self._measured_ms(counts)
             tried.append((counts, got))
             if abs(got / wanted - 1) <= CLOSE:

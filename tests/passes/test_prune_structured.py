@@ -15,7 +15,7 @@ from fmopt.errors import ConfigError, PassError
 from fmopt.latency_table import latency_table
 from fmopt.model import TorchModel
 from fmopt.passes.base import Context
-from fmopt.passes.prune_structured import PruneStructured, _corrected
+from fmopt.passes.prune_structured import ROUNDS, PruneStructured, _corrected
 from fmopt.source import resolve
 from fmopt.structure import save_checkpoint, structure_of
 from tests.conftest import SENTENCES, TinyCheckpoint
@@ -137,6 +137,30 @@ def test_the_next_choice_lies_between_what_was_too_fast_and_too_slow():
     assert _corrected([(4.0, 6.0), (2.0, 3.0), (2.6, 4.4)], 4.0, 2.0) == pytest.approx(2.0 + 0.6 / 1.4)
     # A network that was given less and took longer says nothing about the way between.
     assert _corrected([(2.0, 6.0), (3.0, 3.0)], 4.0, 2.0) == pytest.approx(6.0)
+
+
+class Late(Counted):
+    """A clock on which whatever was pruned takes three quarters of the whole's time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pruned: list[str] = []
+
+    def __call__(self, networks: Mapping[str, Callable[[], TorchModel]]) -> dict[str, float]:
+        found = super().__call__(networks)
+        if "pruned" in networks:
+            model = networks["pruned"]()
+            self.pruned.append(str(structure_of(model.net, model.family)))
+            found["pruned"] = 0.75 * found["whole"]
+        return found
+
+
+def test_a_network_that_was_timed_is_not_timed_again(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
+    model, ctx = given(tiny_checkpoint("bert"), tmp_path)
+    clock = Late()
+    PruneStructured(speedup=3.0).apply(model, replace(ctx, clock=clock))
+    assert 1 < len(clock.pruned) < ROUNDS
+    assert len(set(clock.pruned)) == len(clock.pruned)
 
 
 def test_second_order_choices_beat_cutting_all_layers_alike(tiny_checkpoint: TinyCheckpoint):
