@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import random
-import sysconfig
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
