@@ -30,7 +30,7 @@ types: setup
 tests: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-# types are looked at on one core while tests run on both: one minute less
+# types are looked at while tests run
 test: setup
 	$(MAKE) --jobs 2 lint types tests
 

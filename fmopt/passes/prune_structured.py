@@ -191,22 +191,21 @@ class _Pruning:
         floor = sum(float(row.min()) for row in times)
         room = wanted - self.table.base_ms
         loss_of = self._measured_loss(levels)
-        tried: list[tuple[tuple[int, ...], float]] = []
+        measured: dict[tuple[int, ...], float] = {}  # by the units kept: other room may lead to the same ones
         taken: list[tuple[float, float]] = []
         for _ in range(ROUNDS):
             self.ctx.progress("choosing how wide every sublayer stays")
             chosen = search(losses, times, max(room, floor), loss_of, tries=tries, seed=self.ctx.seed)
             assert chosen is not None  # the least of everything fits
             counts = tuple(row[level] for row, level in zip(levels, chosen, strict=True))
-            if counts in (before for before, _ in tried):  # no other widths are nearer
-                break
-            got = self._measured_ms(counts)
-            tried.append((counts, got))
+            if counts not in measured:
+                measured[counts] = self._measured_ms(counts)
+            got = measured[counts]
             if abs(got / wanted - 1) <= CLOSE:
                 break
             taken.append((room, got))
             room = _corrected(taken, wanted, self.table.base_ms)
-        return min(tried, key=lambda one: abs(one[1] - wanted))
+        return min(measured.items(), key=lambda one: abs(one[1] - wanted))
 
     def cut(self, model: TorchModel, counts: Sequence[int]) -> None:
         """Cut `model`, a network with the weights that were scored, in place, and update what stays."""
