@@ -1,9 +1,10 @@
-"""Texts without labels, one a line, from the train splits of ../shared/data: what embeddings are distilled on.
+"""Texts without labels, one a line, from the train splits of ../shared/data, for fmopt optimize … --unlabelled FILE.
 
-    .venv/bin/python benchmarks/texts.py out/texts.txt        then fmopt optimize … --unlabelled out/texts.txt
+    .venv/bin/python benchmarks/texts.py out/texts.txt                        what embeddings are distilled on
+    .venv/bin/python benchmarks/texts.py out/utterances.txt banking77 snips   the texts of these data sets
 
-Captions, news, questions, encyclopaedia, abstracts and docstrings; the same texts each time, from the same versions of the
-packages that are installed beside this one. None is of a test split.
+The first: captions, news, questions, encyclopaedia, abstracts and docstrings. The same texts each time, the docstrings from the
+same versions of the packages that are installed beside this one. None is of a test split.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import random
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -31,13 +33,16 @@ MOST = 10_000  # texts of a column
 LONGEST = 80  # words of a docstring
 
 
-def texts() -> Iterator[list[str]]:
-    """Of every column, once each; then of docstrings: the standard library's that are for calibration, and first lines and
-    the rest of those of the packages installed here."""
-    for name, columns in COLUMNS.items():
+def of_columns(chosen: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+    """Of every column, once each."""
+    for name, columns in chosen.items():
         table = pq.read_table(DATA / name / "train.parquet", columns=list(columns))
         for column in columns:
             yield sorted(set(table.column(column).to_pylist()))
+
+
+def of_docstrings() -> Iterator[list[str]]:
+    """The standard library's that are for calibration; first lines and the rest of those of the packages installed here."""
     own = pydoc_splits()
     yield sorted({pair[kind] for pair in own["calibration"] for kind in ("query", "document")})
     judged = {pair[kind] for split in ("validation", "test") for pair in own[split] for kind in ("query", "document")}
@@ -47,14 +52,15 @@ def texts() -> Iterator[list[str]]:
         yield sorted({" ".join(text.split()[:LONGEST]) for text in found})
 
 
-def main(out: Path) -> None:
+def main(out: Path, names: Sequence[str]) -> None:
     """Write at most `MOST` of each, on lines of their own, shuffled."""
     draw = random.Random(0)
-    chosen = [" ".join(text.split()) for column in texts() for text in draw.sample(column, min(MOST, len(column)))]
+    texts = of_columns(dict.fromkeys(names, ("text",))) if names else chain(of_columns(COLUMNS), of_docstrings())
+    chosen = [" ".join(text.split()) for column in texts for text in draw.sample(column, min(MOST, len(column)))]
     draw.shuffle(chosen)
     out.write_text("".join(f"{text}\n" for text in chosen if text))
     print(f"{len(chosen)} texts, {sum(len(text.split()) for text in chosen)} words")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,8 @@ from fmopt.results import Frozen
 if TYPE_CHECKING:
     import torch
 
-SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of all heads or neurons; in between, time is taken as linear
-FEWER_SHARES = (0.25, 0.5, 1.0)  # of two stacks, which have five kinds of sublayers
-_VERSION = 4  # of what is saved
+SHARES = (0.25, 0.5, 1.0)  # of all heads or neurons, beside the narrowest; in between, time is taken as linear
+_VERSION = 5  # of what is saved
 
 
 class Clock(Protocol):
@@ -140,7 +139,6 @@ def _groups(net: torch.nn.Module, family: Family, multiple: int) -> dict[tuple[S
             _levels(
                 parts[0].units,
                 multiple if key[1] == "ffn" else 1,
-                FEWER_SHARES if key[0] else SHARES,
                 {part.least for part in parts if part.least},
             ),
             tuple(part.least for part in parts),
@@ -155,11 +153,11 @@ def _name(key: tuple[str, str], width: int) -> str:
     return f"{stack} {width} {units}".strip()
 
 
-def _levels(most: int, multiple: int, shares: Sequence[float], also: set[int]) -> tuple[int, ...]:
+def _levels(most: int, multiple: int, also: set[int]) -> tuple[int, ...]:
     """Widths at about those shares of the `most`, with the narrowest: it tells what having a sublayer costs at all, which is
     nearly all of a narrow one's time."""
     narrowest = min(multiple, most)
-    rounded = (round(most * share / multiple) * multiple for share in shares)
+    rounded = (round(most * share / multiple) * multiple for share in SHARES)
     return tuple(sorted({max(min(count, most), narrowest) for count in rounded} | {narrowest, most} | also))
 
 

@@ -243,8 +243,8 @@ def _costs(weight: torch.Tensor, inverse: torch.Tensor, size: int) -> torch.Tens
 def _take_out(weight: torch.Tensor, inverse: torch.Tensor, unit: slice) -> None:
     """Update the other columns and H⁻¹ for the loss of `unit`, in place; its own columns become exactly 0."""
     share = torch.linalg.solve(inverse[unit, unit], inverse[unit])  # [size, in]
-    weight -= weight[:, unit] @ share
-    inverse -= inverse[:, unit] @ share
+    weight.addmm_(weight[:, unit].clone(), share, alpha=-1)  # in one pass over memory, which is what this waits for
+    inverse.addmm_(inverse[:, unit].clone(), share, alpha=-1)
     weight[:, unit] = 0
     inverse[unit] = 0
     inverse[:, unit] = 0

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MIN_ITEMS = 32
 JUDGED_ITEMS = 32  # calibration items that the search measures real loss on
 LEVELS = 24  # widths of an FFN that are considered, at most
-CLOSE = 0.02  # a pruned network this near to the time it was to have is not chosen anew
+UNDER, OVER = 0.02, 0.01  # a pruned network this near to the time it was to have is not chosen anew
 ROUNDS = 6  # choices at most, each corrected by what those before really took
 
 
@@ -201,7 +201,7 @@ class _Pruning:
             if counts not in measured:
                 measured[counts] = self._measured_ms(counts)
             got = measured[counts]
-            if abs(got / wanted - 1) <= CLOSE:
+            if -UNDER <= got / wanted - 1 <= OVER:
                 break
             taken.append((room, got))
             room = _corrected(taken, wanted, self.table.base_ms)
