@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,12 @@ def test_values_that_are_no_numbers_never_pass():
     parity = exporting.check_parity(Broken(), Net(), [batch], 1e-3, outputs=["y"], min_cosine=0.5)
     assert not parity.passed
     assert parity.max_abs == float("inf")
+
+
+def test_what_was_there_before_rests_while_a_network_is_exported():
+    """Not scanned by the collector meanwhile, and again afterwards, even after an error."""
+    before = gc.get_freeze_count()
+    with pytest.raises(ZeroDivisionError), exporting.heap_at_rest():
+        assert gc.get_freeze_count() > before + 10_000
+        1 / 0
+    assert gc.get_freeze_count() == before

@@ -140,10 +140,11 @@ def test_the_next_choice_lies_between_what_was_too_fast_and_too_slow():
 
 
 class Late(Counted):
-    """A clock on which whatever was pruned takes three quarters of the whole's time."""
+    """A clock on which whatever was pruned takes a `share` of the whole's time."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
         super().__init__()
+        self.share = share
         self.pruned: list[str] = []
 
     def __call__(self, networks: Mapping[str, Callable[[], TorchModel]]) -> dict[str, float]:
@@ -151,16 +152,26 @@ class Late(Counted):
         if "pruned" in networks:
             model = networks["pruned"]()
             self.pruned.append(str(structure_of(model.net, model.family)))
-            found["pruned"] = 0.75 * found["whole"]
+            found["pruned"] = self.share * found["whole"]
         return found
 
 
 def test_a_network_that_was_timed_is_not_timed_again(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
     model, ctx = given(tiny_checkpoint("bert"), tmp_path)
-    clock = Late()
+    clock = Late(0.75)
     PruneStructured(speedup=3.0).apply(model, replace(ctx, clock=clock))
     assert 1 < len(clock.pruned) < ROUNDS
     assert len(set(clock.pruned)) == len(clock.pruned)
+
+
+@pytest.mark.parametrize(("taken", "anew"), [(0.97, True), (0.985, False), (1.005, False), (1.015, True)])
+def test_a_little_too_fast_is_near_enough_and_half_as_much_too_slow(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, taken: float, anew: bool
+):
+    model, ctx = given(tiny_checkpoint("bert"), tmp_path)
+    clock = Late(taken / 2)
+    PruneStructured(speedup=2.0).apply(model, replace(ctx, clock=clock))
+    assert (len(clock.pruned) > 1) is anew
 
 
 def test_second_order_choices_beat_cutting_all_layers_alike(tiny_checkpoint: TinyCheckpoint):
