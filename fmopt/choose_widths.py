@@ -49,16 +49,18 @@ def search(
     *,
     tries: int,
     seed: int,
-) -> tuple[int, ...] | None:
-    """`least_loss` with the weight of every sublayer's loss searched for by `tries` looks at the measured loss.
+    weights: np.ndarray | None = None,
+) -> tuple[tuple[int, ...], np.ndarray] | None:
+    """`least_loss` with the weight of every sublayer's loss searched for by `tries` looks at the measured loss; and the weights.
 
-    A random step in the logarithms of the best weights so far is kept when `measure` of what it leads to is smaller.
+    A random step in the logarithms of the best weights so far is kept when `measure` of what it leads to is smaller. It begins
+    at `weights`, those of a search with a similar budget, or else with all alike.
     """
-    best = least_loss(losses, times, budget)
+    weights = np.ones(len(losses)) if weights is None else weights
+    best = least_loss([row * weight for row, weight in zip(losses, weights, strict=True)], times, budget)
     if best is None or tries == 0:
-        return best
+        return None if best is None else (best, weights)
     draw = np.random.default_rng(seed)
-    weights = np.ones(len(losses))
     known = {best: measure(best)}
     for _ in range(tries):
         tried = weights * np.exp(draw.normal(0, SPREAD, len(losses)))
@@ -68,4 +70,4 @@ def search(
             known[chosen] = measure(chosen)
         if known[chosen] < known[best]:
             best, weights = chosen, tried
-    return best
+    return best, weights

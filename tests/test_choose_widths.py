@@ -48,8 +48,11 @@ def test_the_search_finds_which_sublayer_matters():
     times = [np.array([0.0, 1.0, 2.0, 3.0])] * 4
     measured = lambda levels: sum((100 if i == 0 else 1) * losses[i][level] for i, level in enumerate(levels))  # noqa: E731
     plain = least_loss(losses, times, 6.01)
-    found = search(losses, times, 6.01, measured, tries=200, seed=0)
+    found, weights = search(losses, times, 6.01, measured, tries=200, seed=0)
     every = [levels for levels in itertools.product(range(4), repeat=4) if total(times, levels) <= 6]
     assert measured(found) == min(measured(levels) for levels in every)
     assert measured(found) < measured(plain) / 5
-    assert found == search(losses, times, 6.01, measured, tries=200, seed=0)
+    assert found == search(losses, times, 6.01, measured, tries=200, seed=0)[0]
+    # A search with those weights knows it from the start.
+    assert found == search(losses, times, 6.01, measured, tries=0, seed=0, weights=weights)[0]
+    assert weights.argmax() == 0
