@@ -1,19 +1,19 @@
 """Texts without labels, one a line, from the train splits of ../shared/data, for fmopt optimize … --unlabelled FILE.
 
-    .venv/bin/python benchmarks/texts.py out/texts.txt                        what embeddings are distilled on
-    .venv/bin/python benchmarks/texts.py out/utterances.txt banking77 snips   the texts of these data sets
+    .venv/bin/python benchmarks/texts.py out/texts.txt --most 100000          all of them
+    .venv/bin/python benchmarks/texts.py out/utterances.txt banking77 snips   some of these
 
-The first: captions, news, questions, encyclopaedia, abstracts and docstrings. The same texts each time, the docstrings from the
-same versions of the packages that are installed beside this one. None is of a test split.
+The same texts each time, docstrings from the same versions of the packages that are installed beside this one. None is of a
+test split. At most 10,000 (--most) of a column.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
-import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -23,22 +23,25 @@ from fmopt.pydoc import docstring_pairs, pydoc_splits
 
 DATA = Path(os.environ.get("FMOPT_DATA", Path("..", "shared", "data")))
 COLUMNS = {
-    "agnews": ("text",),
+    "agnews": ("title", "text"),
+    "banking77": ("text",),
+    "clinc150": ("text",),
     "multi30k": ("en",),
     "qamr": ("context", "question"),
     "scitldr": ("title", "source"),
+    "sick": ("sentence1", "sentence2"),
+    "snips": ("text",),
     "squad_small": ("context", "question"),
 }
-MOST = 10_000  # texts of a column
+DOCSTRINGS = "docstrings"
 LONGEST = 80  # words of a docstring
 
 
-def of_columns(chosen: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Of every column, once each."""
-    for name, columns in chosen.items():
-        table = pq.read_table(DATA / name / "train.parquet", columns=list(columns))
-        for column in columns:
-            yield sorted(set(table.column(column).to_pylist()))
+def of_columns(name: str) -> Iterator[list[str]]:
+    """Of every column of a data set, once each."""
+    table = pq.read_table(DATA / name / "train.parquet", columns=list(COLUMNS[name]))
+    for column in COLUMNS[name]:
+        yield sorted(set(table.column(column).to_pylist()))
 
 
 def of_docstrings() -> Iterator[list[str]]:
@@ -52,15 +55,20 @@ def of_docstrings() -> Iterator[list[str]]:
         yield sorted({" ".join(text.split()[:LONGEST]) for text in found})
 
 
-def main(out: Path, names: Sequence[str]) -> None:
-    """Write at most `MOST` of each, on lines of their own, shuffled."""
+def main(out: Path, names: Sequence[str], most: int) -> None:
+    """Write at most `most` of each, on lines of their own, shuffled."""
     draw = random.Random(0)
-    texts = of_columns(dict.fromkeys(names, ("text",))) if names else chain(of_columns(COLUMNS), of_docstrings())
-    chosen = [" ".join(text.split()) for column in texts for text in draw.sample(column, min(MOST, len(column)))]
+    columns = chain.from_iterable(of_docstrings() if name == DOCSTRINGS else of_columns(name) for name in names)
+    chosen = [" ".join(text.split()) for column in columns for text in draw.sample(column, min(most, len(column)))]
     draw.shuffle(chosen)
     out.write_text("".join(f"{text}\n" for text in chosen if text))
     print(f"{len(chosen)} texts, {sum(len(text.split()) for text in chosen)} words")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join([*COLUMNS, DOCSTRINGS])}; all where none is named")
+    parser.add_argument("--most", type=int, default=10_000)
+    options = parser.parse_args()
+    main(options.out, options.names or [*COLUMNS, DOCSTRINGS], options.most)

@@ -66,9 +66,7 @@ def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
         raise PassError("distill: there is no teacher here; run it from a recipe of `fmopt optimize`")
     teacher = ctx.teacher(options.teacher)
     _require_fit(teacher.facts, model.facts)
-    examples = ctx.examples()
-    if options.unlabelled is not None:
-        examples = [*examples, *_unlabelled(options.unlabelled, model.facts)]
+    examples = texts_to_learn(options, model.facts, ctx)
     if len(examples) < 2:
         raise PassError("distill: there are no texts to train on; give data with a train split, or `unlabelled`")
     answers = makes_answers(model.facts.pipeline)
@@ -110,6 +108,13 @@ def _require_fit(teacher: CheckpointFacts, student: CheckpointFacts) -> None:
             f"distill: the teacher {teacher.source.title} has another {' and '.join(wrong)} than the student; "
             "choose a teacher trained on the same labels with the same tokenizer"
         )
+
+
+def texts_to_learn(options: Distill, facts: CheckpointFacts, ctx: Context) -> Sequence[Example]:
+    """The train split, and after it the texts without labels; PassError for a file of them that is of no use."""
+    if options.unlabelled is None:
+        return ctx.examples()
+    return [*ctx.examples(), *_unlabelled(options.unlabelled, facts)]
 
 
 def _unlabelled(path: str, facts: CheckpointFacts) -> list[Example]:
@@ -363,10 +368,11 @@ class _Watch(transformers.TrainerCallback):
         self.options, self.progress = options, progress
         self.deadline = math.inf if deadline is None else deadline
         self.begun = self.saved = self.told = time.monotonic()
+        self.trained_from = self.begun  # later than `begun`, where the teacher was asked about all texts first
         self.first, self.out_of_time, self.too_late = 0, False, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.first = state.global_step
+        self.first, self.trained_from = state.global_step, time.monotonic()
         on = f", going on at step {self.first}" if self.first else ""
         self.progress(f"distilling: {state.max_steps} steps{on}")
 
@@ -376,7 +382,7 @@ class _Watch(transformers.TrainerCallback):
             self.saved, control.should_save = now, True
         if now - self.told >= TOLD_S:
             self.told = now
-            left = (now - self.begun) / (state.global_step - self.first) * (state.max_steps - state.global_step)
+            left = (now - self.trained_from) / (state.global_step - self.first) * (state.max_steps - state.global_step)
             self.progress(f"distilling: step {state.global_step} of {state.max_steps}, {left / 60:.1f} min left")
         limit = self.options.time_limit_s
         if limit is not None and several.agreed(now - self.begun > limit):

@@ -78,6 +78,9 @@ def shrink(run: Run, reference: str) -> None:
     if run.job.request.effort == "quick" or base is None or not run.job.target.here:
         return
     begun = time.monotonic()
+    # As pruned networks will be judged, without the many others that share the rounds of all: what is asked of pruning hangs
+    # on the ratio of these two.
+    time_latecomer(run, base.name, base.name, reference)
     wish = wished_speedup(run, base.name, reference)
     slower = tuple(_ahead(run, base.name, median_ms(run, reference) / one) for one in run.job.request.slower)
     # Said once: both are timed again later, when the machine may have another clock.
