@@ -1,22 +1,19 @@
 """Train what a recipe distils on another machine, one with a GPU, and go on here with what was learned there.
 
     .venv/bin/python benchmarks/elsewhere.py pack minilm ../shared/data/stsb --recipe RECIPE -o out/NAME --to FOLDER    here
-    PYTHONPATH=. python benchmarks/elsewhere.py train FOLDER [--minutes 5]                                              there
+    PYTHONPATH=. python benchmarks/elsewhere.py train FOLDER                                                            there
     cp -r FOLDER/distill-* out/NAME/stages/                                  here: the run in out/NAME finds it trained
 
-`pack` does the recipe's steps before its last distillation and writes what that needs: teacher, student, texts as token ids.
-`train` needs torch, transformers, accelerate and pydantic. It trains as `fmopt optimize` would, for as many epochs as the
-recipe says, or as many halves of an epoch as it finds to fit into --minutes: the recipe is then to say as many. What was
-trained lies under a key of all that it depends on, so that another recipe's is never taken for it.
+`pack` does the recipe's steps before its last distillation, or before the one that --number names, and writes what that needs:
+teacher, student, texts as token ids. `train` needs torch, transformers, accelerate and pydantic, and trains as `fmopt optimize`
+would. What was trained lies under a key of all that it depends on, so that another recipe's is never taken for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -34,17 +31,17 @@ from fmopt.passes.distill import Distill
 from fmopt.source import resolve
 from fmopt.structure import save_checkpoint
 
-TRIED = 150  # steps to see how long one takes
 EXAMPLES, SETTINGS = "examples.safetensors", "distill.json"
 
 
 def pack(asked: argparse.Namespace) -> None:
-    """Prune (and train, as far as an earlier run did) up to the last distillation; write the folder."""
+    """Prune, and train what no earlier run did, up to the distillation that is meant; write the folder."""
     from fmopt import api
     from fmopt.gate import Budget
     from fmopt.pricing import RecipeClock
     from fmopt.story import prepare, start
 
+    asked.to.mkdir(parents=True)
     request = api.make_request(
         asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max", training=None,
         budget=Budget(), batch=1, length=128, threads=1, recipe=asked.recipe, time_limit_s=None, seed=0, out=asked.out,
@@ -52,16 +49,16 @@ def pack(asked: argparse.Namespace) -> None:
     )  # fmt: skip
     run = start(prepare(request), api.Silent())
     (recipe,) = run.job.plan.candidates
-    last = max(number for number, step in enumerate(recipe.steps) if step.use == "distill")
-    shop, options = run.shop, recipe.steps[last].build()
+    places = [place for place, step in enumerate(recipe.steps) if step.use == "distill"]
+    place = places[-1 if asked.number is None else asked.number - 1]
+    shop, options = run.shop, recipe.steps[place].build()
     assert isinstance(options, Distill)
     ctx = replace(shop.context(), clock=RecipeClock(shop, recipe), progress=lambda text: print(text, flush=True))
     model = checkpoint.load(shop.facts)
-    for step in recipe.steps[:last]:
+    for step in recipe.steps[:place]:
         model = step.build().apply(model, ctx)
     examples = distillation.texts_to_learn(options, shop.facts, ctx)
     teacher = shop.facts.folder if options.teacher is None else resolve(options.teacher).folder
-    asked.to.mkdir(parents=True)
     shutil.copytree(teacher, asked.to / "teacher")
     save_checkpoint(model, asked.to / "student")
     save_file(packed(examples), asked.to / EXAMPLES)
@@ -96,34 +93,16 @@ def train(asked: argparse.Namespace) -> None:
     settings: dict[str, Any] = json.loads((asked.folder / SETTINGS).read_text())
     seed = settings.pop("seed")
     options, examples = Distill(**settings), unpacked(asked.folder / EXAMPLES)
-    facts, target = checkpoint.inspect(resolve(str(asked.folder / "teacher"))), probe.probe_host()
-
-    def learn(examples: Sequence[Example], options: Distill, scratch: Path) -> float:
-        student = checkpoint.load(checkpoint.inspect(resolve(str(asked.folder / "student")), facts.task))
-        ctx = Context(
-            facts=facts, target=target, calibration=lambda: iter(()), seed=seed, scratch=scratch,
-            progress=lambda text: print(text, flush=True), examples=lambda: examples,
-            teacher=lambda _: checkpoint.load(facts),
-        )  # fmt: skip
-        begun = time.monotonic()
-        distillation.distill(replace(student, facts=facts), options, ctx)
-        return time.monotonic() - begun
-
-    if asked.minutes is not None:
-        step = options.batch_size * options.accumulation
-        draw = np.random.default_rng(0).choice(len(examples), min(len(examples), TRIED * step), replace=False)
-        few = [examples[number] for number in draw]
-        with tempfile.TemporaryDirectory() as tried:
-            warm, short, long = (
-                learn(few, replace(options, epochs=share), Path(tried) / name)
-                for name, share in (("warm", 0.1), ("short", 0.11), ("long", 1.0))
-            )
-        fits = asked.minutes * 60 / ((long - short) / 0.89) / (len(examples) / len(few))
-        options = replace(options, epochs=max(0.5, math.floor(2 * fits) / 2))
-        print(f"epochs = {options.epochs}, by {warm:.1f}, {short:.1f} and {long:.1f} seconds", flush=True)
-    seconds = learn(examples, options, asked.folder)
+    facts = checkpoint.inspect(resolve(str(asked.folder / "teacher")))
+    student = checkpoint.load(checkpoint.inspect(resolve(str(asked.folder / "student")), facts.task))
+    ctx = Context(
+        facts=facts, target=probe.probe_host(), calibration=lambda: iter(()), seed=seed, scratch=asked.folder,
+        progress=lambda text: print(text, flush=True), examples=lambda: examples, teacher=lambda _: checkpoint.load(facts),
+    )  # fmt: skip
+    begun = time.monotonic()
+    distillation.distill(replace(student, facts=facts), options, ctx)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{seconds / 60:.1f} minutes on {device}, torch {torch.__version__}")
+    print(f"{(time.monotonic() - begun) / 60:.1f} minutes on {device}, torch {torch.__version__}")
 
 
 if __name__ == "__main__":
@@ -134,11 +113,11 @@ if __name__ == "__main__":
     here.add_argument("data")
     here.add_argument("--recipe", required=True)
     here.add_argument("-o", "--out", required=True)
+    here.add_argument("--number", type=int, help="which of the recipe's distillations, from 1")
     here.add_argument("--to", type=Path, required=True)
     here.set_defaults(do=pack)
     there = verbs.add_parser("train")
     there.add_argument("folder", type=Path)
-    there.add_argument("--minutes", type=float)
     there.set_defaults(do=train)
     chosen = parser.parse_args()
     chosen.do(chosen)
