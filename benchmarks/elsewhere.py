@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -41,7 +42,8 @@ def pack(asked: argparse.Namespace) -> None:
     from fmopt.pricing import RecipeClock
     from fmopt.story import prepare, start
 
-    asked.to.mkdir(parents=True)
+    if asked.to.exists():
+        sys.exit(f"{asked.to} is there already; name a new folder")
     request = api.make_request(
         asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max", training=None,
         budget=Budget(), batch=1, length=128, threads=1, recipe=asked.recipe, time_limit_s=None, seed=0, out=asked.out,
@@ -50,19 +52,23 @@ def pack(asked: argparse.Namespace) -> None:
     run = start(prepare(request), api.Silent())
     (recipe,) = run.job.plan.candidates
     places = [place for place, step in enumerate(recipe.steps) if step.use == "distill"]
-    place = places[-1 if asked.number is None else asked.number - 1]
+    if not 1 <= (asked.number or 1) <= len(places):
+        sys.exit(f"{asked.recipe} has {len(places)} distillations; --number is of those")
+    place = places[(asked.number or len(places)) - 1]
     shop, options = run.shop, recipe.steps[place].build()
     assert isinstance(options, Distill)
+    if options.teacher is not None:
+        sys.exit("this packs distillations from the baseline, not from another teacher")
     ctx = replace(shop.context(), clock=RecipeClock(shop, recipe), progress=lambda text: print(text, flush=True))
     model = checkpoint.load(shop.facts)
     for step in recipe.steps[:place]:
         model = step.build().apply(model, ctx)
     examples = distillation.texts_to_learn(options, shop.facts, ctx)
-    teacher = shop.facts.folder if options.teacher is None else resolve(options.teacher).folder
-    shutil.copytree(teacher, asked.to / "teacher")
+    asked.to.mkdir(parents=True)
+    shutil.copytree(shop.facts.folder, asked.to / "teacher")
     save_checkpoint(model, asked.to / "student")
     save_file(packed(examples), asked.to / EXAMPLES)
-    told = {**asdict(options), "unlabelled": None, "teacher": None, "seed": ctx.seed, "weights": dict(options.weights)}
+    told = {**asdict(options), "unlabelled": None, "seed": ctx.seed, "weights": dict(options.weights)}
     (asked.to / SETTINGS).write_text(json.dumps(told, indent=1))
     print(f"{len(examples)} texts to learn from, in {asked.to}")
 
