@@ -30,20 +30,27 @@ from fmopt.examples import Example
 from fmopt.passes.base import Context
 from fmopt.passes.distill import Distill
 from fmopt.source import resolve
+from fmopt.store import own_folder
 from fmopt.structure import save_checkpoint
 
 EXAMPLES, SETTINGS = "examples.safetensors", "distill.json"
 
 
 def pack(asked: argparse.Namespace) -> None:
+    """What the folder needs, made in the very folder that the run will be in."""
+    if asked.to.exists():
+        sys.exit(f"{asked.to} is there already; name a new folder")
+    with own_folder(Path(asked.out)):
+        _pack(asked)
+
+
+def _pack(asked: argparse.Namespace) -> None:
     """Prune, and train what no earlier run did, up to the distillation that is meant; write the folder."""
     from fmopt import api
     from fmopt.gate import Budget
     from fmopt.pricing import RecipeClock
     from fmopt.story import prepare, start
 
-    if asked.to.exists():
-        sys.exit(f"{asked.to} is there already; name a new folder")
     request = api.make_request(
         asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max", training=None,
         budget=Budget(), batch=1, length=128, threads=1, recipe=asked.recipe, time_limit_s=None, seed=0, out=asked.out,

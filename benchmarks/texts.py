@@ -2,9 +2,11 @@
 
     .venv/bin/python benchmarks/texts.py out/texts.txt --most 100000          all of them
     .venv/bin/python benchmarks/texts.py out/utterances.txt banking77 snips   some of these
+    benchmarks/packages.sh out/packages                                       sources of many more packages, 1.5 GB
+    .venv/bin/python benchmarks/texts.py out/texts.txt --most 200000 --longest 120 --sources out/packages --parts
 
-The same texts each time, docstrings from the same versions of the packages that are installed beside this one. None is of a
-test split. At most 10,000 (--most) of a column.
+The same texts each time, docstrings from the same versions of the packages that are installed beside this one, or lie in the
+folder --sources. None is of a test split. At most 10,000 (--most) of a column. --parts adds runs of sentences of long texts.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -34,7 +37,8 @@ COLUMNS = {
     "squad_small": ("context", "question"),
 }
 DOCSTRINGS = "docstrings"
-LONGEST = 80  # words of a docstring
+FEWEST_SENTENCES, MOST_TOGETHER = 3, 3  # of a text that parts are made of; of a part
+SENTENCE_ENDS = re.compile(r"(?<=[.!?]) +(?=[A-Z`])")
 
 
 def of_columns(name: str) -> Iterator[list[str]]:
@@ -44,25 +48,43 @@ def of_columns(name: str) -> Iterator[list[str]]:
         yield sorted(set(table.column(column).to_pylist()))
 
 
-def of_docstrings() -> Iterator[list[str]]:
-    """The standard library's that are for calibration; first lines and the rest of those of the packages installed here."""
+def of_docstrings(sources: Sequence[Path], longest: int) -> Iterator[list[str]]:
+    """The standard library's that are for calibration; first lines and the rest, `longest` words, of those in `sources`."""
     own = pydoc_splits()
     yield sorted({pair[kind] for pair in own["calibration"] for kind in ("query", "document")})
     judged = {pair[kind] for split in ("validation", "test") for pair in own[split] for kind in ("query", "document")}
-    pairs = docstring_pairs(Path(sysconfig.get_path("purelib")))
+    pairs = [pair for folder in sources for pair in docstring_pairs(folder)]
     for kind in ("query", "document"):
         found = {pair[kind] for pair in pairs} - judged  # backports have the standard library's docstrings
-        yield sorted({" ".join(text.split()[:LONGEST]) for text in found})
+        yield sorted({" ".join(text.split()[:longest]) for text in found})
 
 
-def main(out: Path, names: Sequence[str], most: int) -> None:
+def parts_of(texts: Sequence[str], draw: random.Random) -> list[str]:
+    """Runs of one to three sentences of those texts that have as many, each sentence in one run."""
+    found = set()
+    for text in texts:
+        sentences = SENTENCE_ENDS.split(text)
+        while len(sentences) >= FEWEST_SENTENCES:
+            count = draw.randint(1, MOST_TOGETHER)
+            found.add(" ".join(sentences[:count]))
+            sentences = sentences[count:]
+    return sorted(found)
+
+
+def main(asked: argparse.Namespace) -> None:
     """Write at most `most` of each, on lines of their own, shuffled."""
-    draw = random.Random(0)
-    columns = chain.from_iterable(of_docstrings() if name == DOCSTRINGS else of_columns(name) for name in names)
-    chosen = [" ".join(text.split()) for column in columns for text in draw.sample(column, min(most, len(column)))]
-    draw.shuffle(chosen)
-    out.write_text("".join(f"{text}\n" for text in chosen if text))
-    print(f"{len(chosen)} texts, {sum(len(text.split()) for text in chosen)} words")
+    draw, names = random.Random(0), asked.names or [*COLUMNS, DOCSTRINGS]
+    sources = [Path(sysconfig.get_path("purelib")), *asked.sources]
+    columns = chain.from_iterable(
+        of_docstrings(sources, asked.longest) if name == DOCSTRINGS else of_columns(name) for name in names
+    )
+    texts = [" ".join(text.split()) for column in columns for text in draw.sample(column, min(asked.most, len(column)))]
+    if asked.parts:
+        parts = parts_of(texts, draw)
+        texts += draw.sample(parts, min(asked.most, len(parts)))
+    draw.shuffle(texts)
+    asked.out.write_text("".join(f"{text}\n" for text in texts if text))
+    print(f"{len(texts)} texts, {sum(len(text.split()) for text in texts)} words")
 
 
 if __name__ == "__main__":
@@ -70,5 +92,7 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="*", help=f"of {', '.join([*COLUMNS, DOCSTRINGS])}; all where none is named")
     parser.add_argument("--most", type=int, default=10_000)
-    options = parser.parse_args()
-    main(options.out, options.names or [*COLUMNS, DOCSTRINGS], options.most)
+    parser.add_argument("--longest", type=int, default=80, help="words of a docstring")
+    parser.add_argument("--sources", type=Path, nargs="*", default=[], help="folders of Python sources, for docstrings")
+    parser.add_argument("--parts", action="store_true")
+    main(parser.parse_args())

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,16 @@ from fmopt.structure import load_facts, save_checkpoint
 from fmopt.tasks.base import Raw
 from fmopt.teacher_outputs import TeacherOutputs, Terms, Told, outputs_key, room_on_disk
 from fmopt.tokenizer import TOKENIZER
-from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, memory_kept, weights_digest
+from fmopt.training import (
+    WARMUP,
+    WEIGHT_DECAY,
+    Collator,
+    attention_of_any_length,
+    has_bf16,
+    last_checkpoint,
+    memory_kept,
+    weights_digest,
+)
 
 if TYPE_CHECKING:
     from fmopt.passes.distill import Distill
@@ -146,8 +155,11 @@ def _key(
     model: TorchModel, teacher: CheckpointFacts, examples: Sequence[Example], options: Distill, bf16: bool, seed: int
 ) -> str:
     """sha256 over all that the trained weights depend on."""
-    chosen = {**asdict(options), "save_minutes": None, "unlabelled": None, "bf16": bf16}
+    dropout = options.left_out(model.facts)
+    chosen = {**asdict(options), "save_minutes": None, "unlabelled": None, "bf16": bf16, "dropout": dropout}
     del chosen["cache_gb"]  # where the teacher's words are read from does not change them
+    if dropout is None:
+        del chosen["dropout"]  # so that what was trained before there was a choice is still found
     total = hashlib.sha256(repr((_VERSION, chosen, teacher.digest, model.facts.digest, seed)).encode())
     total.update(weights_digest(model.net).encode())
     for example in examples:
@@ -198,7 +210,13 @@ def _train(
     trainer.lesson = lesson
     lesson.teacher.to(arguments.device)
     last = last_checkpoint(work)
-    with quiet(transformers.utils.logging), memory_kept(), _every_layer(model.net, teacher.net):
+    with (
+        quiet(transformers.utils.logging),
+        memory_kept(),
+        attention_of_any_length(),
+        _every_layer(model.net, teacher.net),
+        _dropout_of(model.net, options.left_out(model.facts)),
+    ):
         trainer.kept = _kept_outputs(trainer, teacher.facts, examples, options, collate, work, progress, deadline)
         trainer.data_collator = _Taught(collate, trainer.kept)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -276,14 +294,36 @@ def _every_layer(*nets: nn.Module) -> Iterator[None]:
     holders = {
         id(one): one for net in nets for module in net.modules() for one in (module, getattr(module, "config", None))
     }
-    before = [(one, name, getattr(one, name)) for one in holders.values() for name in LAYERDROPS if hasattr(one, name)]
-    for one, name, _ in before:
-        setattr(one, name, 0.0)
+    with _set([(one, name) for one in holders.values() for name in LAYERDROPS if hasattr(one, name)], 0.0):
+        yield
+
+
+@contextmanager
+def _dropout_of(net: nn.Module, share: float | None) -> Iterator[None]:
+    """While entered, such a share of values is left out at random wherever the network does so; None changes nothing."""
+    held = [(module, name) for module in net.modules() for name in _dropouts(module)]
+    with nullcontext() if share is None else _set(held, share):
+        yield
+
+
+def _dropouts(module: nn.Module) -> list[str]:
+    """Its attributes that say how much is left out: of a layer that does nothing else, or handed to a function."""
+    if isinstance(module, nn.Dropout):
+        return ["p"]
+    return [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+
+
+@contextmanager
+def _set(held: Sequence[tuple[Any, str]], value: float) -> Iterator[None]:
+    """While entered, these attributes of these objects are `value`."""
+    before = [(one, name, getattr(one, name)) for one, name in held]
+    for one, name in held:
+        setattr(one, name, value)
     try:
         yield
     finally:
-        for one, name, share in before:
-            setattr(one, name, share)
+        for one, name, old in before:
+            setattr(one, name, old)
 
 
 class _Schedule(torch.utils.data.Dataset[Example]):

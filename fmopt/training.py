@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
 from fmopt import pictures
@@ -143,6 +144,17 @@ def memory_kept() -> Iterator[None]:
     finally:
         for setting, value in GIVING_BACK:
             tune(setting, value)
+
+
+@contextmanager
+def attention_of_any_length() -> Iterator[None]:
+    """While entered, attention is not cuDNN's, which plans anew for every shape: of padded batches nearly each has a new one.
+
+    On an H200 the plans of a distillation's first 80 batches took ten times as long as all the rest of their steps.
+    """
+    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(others):
+        yield
 
 
 def weights_digest(net: torch.nn.Module) -> str:

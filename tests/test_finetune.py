@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from fmopt import checkpoint, lookup
@@ -213,6 +214,19 @@ def test_a_finished_folder_stays_until_the_settings_change(tiny_checkpoint, tmp_
     assert (out / "model.safetensors").stat().st_mtime_ns == before
     assert train(base, task, out, epochs=1, seed=1)["settings"]["seed"] == 1
     assert (out / "model.safetensors").stat().st_mtime_ns != before
+
+
+def test_attention_plans_nothing_for_every_length_while_it_is_trained(tiny_checkpoint, tmp_path, monkeypatch):
+    step, seen = transformers.Trainer.training_step, []
+
+    def watched(self, *args, **kwargs):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", watched)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    train(tiny_checkpoint("bert", "masked-lm"), "text-classification", tmp_path / "ckpt", epochs=1)
+    assert (set(seen), torch.backends.cuda.cudnn_sdp_enabled()) == ({False}, before)
 
 
 def test_patience_and_time_end_it_early(tiny_checkpoint, tmp_path):

@@ -35,6 +35,9 @@ class Distill:
     relations   among queries, keys and values (MiniLM, Wang et al., 2020), the default where widths differ
     cosine      of text vectors to the teacher's; similarity: of the texts of a batch to each other (embedding models)
 
+    `dropout` is the share of values that training leaves out at random; without it what the checkpoint says, and for text
+    vectors nothing: there are texts enough without labels, and a pruned network has no room for the noise as well.
+
     `unlabelled` is a text file that adds texts, one a line (a tab parts a pair). `accumulation` batches make one step.
     `bf16` None takes bfloat16 where the device multiplies it natively. It stops after `time_limit_s` with what it has,
     and saves every `save_minutes`, so that a killed run goes on from there. What the teacher says is kept on disk, within
@@ -52,6 +55,7 @@ class Distill:
     temperature: float | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     unlabelled: str | None = None
+    dropout: float | None = None
     bf16: bool | None = None
     time_limit_s: float | None = None
     save_minutes: float = 5.0
@@ -63,6 +67,8 @@ class Distill:
                 raise ConfigError(f"Distill.{name} is {getattr(self, name)}; it is above 0")
         if self.cache_gb < 0:
             raise ConfigError(f"Distill.cache_gb is {self.cache_gb}; it is 0 (keep nothing of the teacher) or more")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"Distill.dropout is {self.dropout}; it is 0 (nothing is left out) or more, and below 1")
         for name, weight in self.weights.items():
             if name not in LOSSES:
                 raise ConfigError(f"Distill.weights has no loss {name!r}{did_you_mean(name, LOSSES)}")
@@ -72,6 +78,12 @@ class Distill:
     def softened(self, facts: CheckpointFacts) -> float:
         """The temperature of a network's logits."""
         return self.temperature or (1.0 if generates(facts.pipeline) else 2.0)
+
+    def left_out(self, facts: CheckpointFacts) -> float | None:
+        """The dropout to train with; None leaves the network's own."""
+        if self.dropout is None and facts.task == "sentence-embedding":
+            return 0.0
+        return self.dropout
 
     def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
         """Every network can be trained whose answer is one vector of classes or features, for an item or for each token."""

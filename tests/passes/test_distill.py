@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from fmopt import checkpoint, lookup, teacher_outputs
+from fmopt import checkpoint, distillation, lookup, teacher_outputs
 from fmopt.build import Workshop
 from fmopt.edge import Preprocessor, pool
 from fmopt.errors import ConfigError, PassError
@@ -247,6 +247,33 @@ def test_what_does_not_fit_is_refused(tiny_checkpoint, tmp_path):
         Distill(weights={"hiden": 1.0})
     with pytest.raises(ConfigError, match="epochs is 0"):
         Distill(epochs=0)
+    with pytest.raises(ConfigError, match=r"dropout is 1.0; it is 0 \(nothing is left out\) or more, and below 1"):
+        Distill(dropout=1.0)
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "asked", "trained_with"),
+    [("mpnet", "sentence-embedding", None, {0.0}), ("bert", "sentence-embedding", 0.2, {0.2}),
+     ("distilbert", "text-classification", 0.0, {0.0}), ("bert", "text-classification", None, {0.1})],
+)  # fmt: skip
+def test_values_are_left_out_as_asked_and_for_vectors_none(
+    tiny_checkpoint, tmp_path, monkeypatch, family, task, asked, trained_with
+):
+    def shares(net: Any) -> set[float]:
+        return {getattr(part, name) for part in net.modules() for name in distillation._dropouts(part)}
+
+    seen: set[float] = set()
+    step = distillation._Trainer.training_step
+
+    def watched(self, *args, **kwargs):
+        seen.update(shares(self.lesson.student.net))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(distillation._Trainer, "training_step", watched)
+    student = model_of(teacher_of(tiny_checkpoint, family, task, tmp_path), task)
+    before = shares(student.net)
+    taught = Distill(**FAST | {"epochs": 1.0}, dropout=asked).apply(student, context(student, tmp_path / "work"))
+    assert (seen, shares(taught.net)) == (trained_with, before)
 
 
 def test_multi_label_examples_are_yes_or_no_for_every_class(tiny_checkpoint, tmp_path):
