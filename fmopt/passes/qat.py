@@ -40,6 +40,7 @@ class Qat:
     temperature: float | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     unlabelled: str | None = None
+    dropout: float | None = None
     bf16: bool | None = None
     time_limit_s: float | None = None
     save_minutes: float = 5.0
