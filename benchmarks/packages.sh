@@ -9,6 +9,8 @@ mkdir -p "$1/wheels"
 "$here/../.venv/bin/pip" download --quiet --no-deps --only-binary=:all: --dest "$1/wheels" --requirement "$here/packages.txt"
 for wheel in "$1"/wheels/*.whl; do
   name=$(basename "$wheel"); name=${name%%-*}
-  [ -d "$1/$name" ] || { unzip -q "$wheel" '*.py' -d "$1/$name.part" && mv "$1/$name.part" "$1/$name"; }
+  [ ! -d "$1/$name" ] || continue
+  unzip -q -o "$wheel" '*.py' -d "$1/.part"
+  mv "$1/.part" "$1/$name"
 done
 rm -r "$1/wheels"

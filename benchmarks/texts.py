@@ -36,7 +36,7 @@ COLUMNS = {
     "snips": ("text",),
     "squad_small": ("context", "question"),
 }
-DOCSTRINGS = "docstrings"
+DOCSTRINGS, JUDGED = "docstrings", ("validation", "test")
 FEWEST_SENTENCES, MOST_TOGETHER = 3, 3  # of a text that parts are made of; of a part
 SENTENCE_ENDS = re.compile(r"(?<=[.!?]) +(?=[A-Z`])")
 
@@ -50,17 +50,21 @@ def of_columns(name: str) -> Iterator[list[str]]:
 
 def of_docstrings(sources: Sequence[Path], longest: int) -> Iterator[list[str]]:
     """The standard library's that are for calibration; first lines and the rest, `longest` words, of those in `sources`."""
-    own = pydoc_splits()
-    yield sorted({pair[kind] for pair in own["calibration"] for kind in ("query", "document")})
-    judged = {pair[kind] for split in ("validation", "test") for pair in own[split] for kind in ("query", "document")}
+    yield sorted(standard("calibration"))
     pairs = [pair for folder in sources for pair in docstring_pairs(folder)]
     for kind in ("query", "document"):
-        found = {pair[kind] for pair in pairs} - judged  # backports have the standard library's docstrings
+        found = {pair[kind] for pair in pairs} - standard(*JUDGED)  # backports have the standard library's docstrings
         yield sorted({" ".join(text.split()[:longest]) for text in found})
 
 
-def parts_of(texts: Sequence[str], draw: random.Random) -> list[str]:
-    """Runs of one to three sentences of those texts that have as many, each sentence in one run."""
+def standard(*splits: str) -> set[str]:
+    """First lines and the rest of the standard library's docstrings in these splits."""
+    own = pydoc_splits()
+    return {pair[kind] for split in splits for pair in own[split] for kind in ("query", "document")}
+
+
+def parts_of(texts: Sequence[str], draw: random.Random) -> set[str]:
+    """Runs of one to three sentences, each from where the last one ended while there are three left."""
     found = set()
     for text in texts:
         sentences = SENTENCE_ENDS.split(text)
@@ -68,7 +72,7 @@ def parts_of(texts: Sequence[str], draw: random.Random) -> list[str]:
             count = draw.randint(1, MOST_TOGETHER)
             found.add(" ".join(sentences[:count]))
             sentences = sentences[count:]
-    return sorted(found)
+    return found
 
 
 def main(asked: argparse.Namespace) -> None:
@@ -80,7 +84,7 @@ def main(asked: argparse.Namespace) -> None:
     )
     texts = [" ".join(text.split()) for column in columns for text in draw.sample(column, min(asked.most, len(column)))]
     if asked.parts:
-        parts = parts_of(texts, draw)
+        parts = sorted(parts_of(texts, draw) - standard(*JUDGED))
         texts += draw.sample(parts, min(asked.most, len(parts)))
     draw.shuffle(texts)
     asked.out.write_text("".join(f"{text}\n" for text in texts if text))

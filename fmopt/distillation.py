@@ -291,26 +291,29 @@ def _train_along(
 @contextmanager
 def _every_layer(*nets: nn.Module) -> Iterator[None]:
     """While entered, no layer is left out at random (layerdrop): the states after each of them are learned from."""
-    holders = {
-        id(one): one for net in nets for module in net.modules() for one in (module, getattr(module, "config", None))
-    }
-    with _set([(one, name) for one in holders.values() for name in LAYERDROPS if hasattr(one, name)], 0.0):
+    held = [(one, name) for one in _with_configs(*nets) for name in LAYERDROPS if hasattr(one, name)]
+    with _set(held, 0.0):
         yield
 
 
 @contextmanager
 def _dropout_of(net: nn.Module, share: float | None) -> Iterator[None]:
-    """While entered, such a share of values is left out at random wherever the network does so; None changes nothing."""
-    held = [(module, name) for module in net.modules() for name in _dropouts(module)]
+    """While entered, such a share of values is left out at random wherever the network leaves out some; None changes nothing."""
+    held = [(one, name) for one in _with_configs(net) for name in dropouts(one)]
     with nullcontext() if share is None else _set(held, share):
         yield
 
 
-def _dropouts(module: nn.Module) -> list[str]:
-    """Its attributes that say how much is left out: of a layer that does nothing else, or handed to a function."""
-    if isinstance(module, nn.Dropout):
-        return ["p"]
-    return [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+def dropouts(one: Any) -> list[str]:
+    """Attributes of a module or a configuration that say how much is left out at random, where something is."""
+    names = ["p"] if isinstance(one, nn.Dropout) else [name for name in vars(one) if "dropout" in name]
+    return [name for name in names if isinstance(getattr(one, name), float) and getattr(one, name) > 0]
+
+
+def _with_configs(*nets: nn.Module) -> list[Any]:
+    """Every module, and what it is configured by, once each."""
+    found = {id(one): one for net in nets for part in net.modules() for one in (part, getattr(part, "config", None))}
+    return [one for one in found.values() if one is not None]
 
 
 @contextmanager

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 TIMED_AS = {"quantize_static": "quantize_static", "mixed_precision": "quantize_static", "qat": "quantize_static"}
 CALIBRATED_ON = 8  # items; ranges do not change time
 SAMPLES = 100
-A_FEW, COMPANY = 2, "as exported"  # of more networks each has company
+METHOD = 2  # of timing: times of another are not compared with these
+A_FEW, COMPANY = 2, "in full precision"  # of more networks each has company
 SECONDS, MANY = 60.0, 12  # at most, of so many networks together; of more, more
 
 
@@ -46,7 +47,7 @@ class RecipeClock:
         """sha256 over everything but the networks that a time depends on."""
         shop = self.shop
         known = {
-            "host": probe.host_fingerprint(), "versions": probe.versions(), "runtime": self.recipe.runtime,
+            "method": METHOD, "host": probe.host_fingerprint(), "versions": probe.versions(), "runtime": self.recipe.runtime,
             "options": self.recipe.options, "steps": [step.model_dump() for step in self._later()],
             "shape": (shop.batch, shop.length, shop.threads), "int8_dot": shop.target.int8_dot,
             "inputs": shop.facts.pipeline["inputs"], "data": shop.calibration_digest if shop.length is None else "",
@@ -56,8 +57,8 @@ class RecipeClock:
     def __call__(self, networks: Mapping[str, Callable[[], TorchModel]]) -> dict[str, float]:
         """Median milliseconds of every network, timed in turn.
 
-        The first of a few runs among them as exported too, before graphs are quantized, as something will where they are judged:
-        beside that a pruned network took 1 to 2 % less of the uncut one's time in INT8 than without.
+        Where it is graphs that are quantized, the first of a few runs among them in full precision too, as something will where
+        they are judged: beside that a pruned network took 1 to 2 % less of the uncut one's time in INT8 than without.
         """
         shop = self.shop
         inputs = measure.latency_inputs(shop.preprocessor, shop.calibration, shop.batch, shop.length, shop.seed)
@@ -70,13 +71,13 @@ class RecipeClock:
                     shop.progress.say(f"building networks to time, {number + 1} of {len(networks)}")
                     graph, artifact = self._built(make(), Path(scratch) / str(number))
                     runners[name] = runtime.open(artifact, shop.threads)
-                    if number == 0 and len(networks) <= A_FEW:
+                    if number == 0 and len(networks) <= A_FEW and self._narrows_graphs():
                         full = runtime.build(graph, {}, Path(scratch) / "full")
                         runners[COMPANY] = runtime.open(full, shop.threads)
                 pipeline = shop.facts.pipeline
                 for name, runner in runners.items():
                     calls[name] = measure.Replay([timed_call(pipeline, runner, one) for one in inputs])
-                seconds = SECONDS * max(1.0, len(calls) / MANY)  # whole answers of many networks take long
+                seconds = SECONDS * max(1.0, len(networks) / MANY)  # whole answers of many networks take long
                 samples = measure.time_in_turn(
                     calls, min_samples=SAMPLES, max_seconds=seconds, seed=shop.seed, clock=measure.settled_ms
                 )
@@ -94,6 +95,11 @@ class RecipeClock:
             for step in steps[first + 1 :]
             if step.build().stage == "graph" or step.use in TIMED_AS
         )
+
+    def _narrows_graphs(self) -> bool:
+        """Whether what is exported is still in full precision, and what is built of it is not."""
+        stages = {step.build().stage for step in self._later()}
+        return stages == {"graph"}
 
     def _built(self, model: TorchModel, out: Path) -> tuple[Graph, Artifact]:
         """The network as it was exported, and what the recipe makes of it."""

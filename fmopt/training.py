@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
 from fmopt import pictures
@@ -152,9 +151,12 @@ def attention_of_any_length() -> Iterator[None]:
 
     On an H200 the plans of a distillation's first 80 batches took ten times as long as all the rest of their steps.
     """
-    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(others):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
         yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def weights_digest(net: torch.nn.Module) -> str:

@@ -35,8 +35,8 @@ class Distill:
     relations   among queries, keys and values (MiniLM, Wang et al., 2020), the default where widths differ
     cosine      of text vectors to the teacher's; similarity: of the texts of a batch to each other (embedding models)
 
-    `dropout` is the share of values that training leaves out at random; without it what the checkpoint says, and for text
-    vectors nothing: there are texts enough without labels, and a pruned network has no room for the noise as well.
+    `dropout` is the share of values that training leaves out at random where the checkpoint leaves out some; without it what the
+    checkpoint says, and for text vectors nothing: a pruned network has no room for the noise beside what it is to learn.
 
     `unlabelled` is a text file that adds texts, one a line (a tab parts a pair). `accumulation` batches make one step.
     `bf16` None takes bfloat16 where the device multiplies it natively. It stops after `time_limit_s` with what it has,

@@ -186,6 +186,28 @@ def test_one_more_token_after_a_past_is_what_is_timed(
     assert {one["past_key_values.0.key"] for one in narrow} == {(1, 1, 15, 8)}
 
 
+def test_one_in_full_precision_runs_between_two_that_are_timed(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, timed = model_of(tiny_checkpoint("gpt2", "text-generation")), []
+
+    def clock(calls: dict[str, Any], **asked: Any) -> dict[str, list[float]]:
+        timed.append(list(calls))
+        return {name: [float(number)] for number, name in enumerate(calls)}
+
+    monkeypatch.setattr(pricing.measure, "time_in_turn", clock)
+    steps = (
+        Step(use="prune_structured", options={"speedup": 2.0}),
+        Step(use="quantize_weights", options={"bits": 8, "block": 32}),
+    )
+    price = RecipeClock(
+        shop_of(model, tmp_path), Recipe(name="r", runtime="onnxruntime", precision="int8", steps=steps)
+    )
+    assert price({"whole": lambda: model, "pruned": lambda: model}) == {"whole": 0.0, "pruned": 2.0}
+    assert price(dict.fromkeys("abc", lambda: model)) == {"a": 0.0, "b": 1.0, "c": 2.0}
+    assert timed == [["whole", pricing.COMPANY, "pruned"], ["a", "b", "c"]]
+
+
 def test_a_pruned_network_learns_what_comes_next_from_the_whole_one(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
     folder = tiny_checkpoint("gpt2", "text-generation")
     student = model_of(folder)

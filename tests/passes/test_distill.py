@@ -19,6 +19,7 @@ from fmopt.build import Workshop
 from fmopt.edge import Preprocessor, pool
 from fmopt.errors import ConfigError, PassError
 from fmopt.examples import IGNORED
+from fmopt.lesson import inputs_and_labels
 from fmopt.model import TorchModel
 from fmopt.passes.base import Context
 from fmopt.passes.distill import Distill
@@ -260,14 +261,19 @@ def test_values_are_left_out_as_asked_and_for_vectors_none(
     tiny_checkpoint, tmp_path, monkeypatch, family, task, asked, trained_with
 ):
     def shares(net: Any) -> set[float]:
-        return {getattr(part, name) for part in net.modules() for name in distillation._dropouts(part)}
+        return {part.p for part in net.modules() if isinstance(part, torch.nn.Dropout)}
 
     seen: set[float] = set()
     step = distillation._Trainer.training_step
 
-    def watched(self, *args, **kwargs):
+    def watched(self, model, inputs, *args, **kwargs):
         seen.update(shares(self.lesson.student.net))
-        return step(self, *args, **kwargs)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        learner, _ = inputs_and_labels(dict(inputs), self.lesson.pipeline)
+        learner.pop(distillation.KEPT, None)
+        first, second = (model.train()(learner)["outputs"][0] for _ in range(2))
+        assert torch.equal(first, second) == (trained_with == {0.0})
+        return step(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(distillation._Trainer, "training_step", watched)
     student = model_of(teacher_of(tiny_checkpoint, family, task, tmp_path), task)
