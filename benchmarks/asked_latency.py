@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/asked_latency.py out/finetuned/banking77 ../shared/data/banking77
 
 Accuracy is left free, so that each request makes one network. What is reached is the ratio of medians of the request's own
-rounds; what is asked of pruning is 1 % more than the budget says, so that its interval lies within. The machine should be
+rounds; what is asked of pruning is 1.5 % more than the budget says, so that its interval lies within. The machine should be
 quiet; a run resumes. Writes results/asked-latency-NAME.json.
 """
 
