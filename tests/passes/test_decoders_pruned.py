@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from scipy.special import log_softmax
@@ -203,9 +204,21 @@ def test_one_in_full_precision_runs_between_two_that_are_timed(
     price = RecipeClock(
         shop_of(model, tmp_path), Recipe(name="r", runtime="onnxruntime", precision="int8", steps=steps)
     )
-    assert price({"whole": lambda: model, "pruned": lambda: model}) == {"whole": 0.0, "pruned": 2.0}
+    export, exported = pricing.exporting.export_onnx, []
+    monkeypatch.setattr(
+        pricing.exporting, "export_onnx", lambda *asked, **named: exported.append(1) or export(*asked, **named)
+    )
+    for count in (2, 3):  # the first of the two is built once
+        assert price({"whole": lambda: model, "pruned": lambda: model}) == {"whole": 0.0, "pruned": 2.0}
+        assert len(exported) == count
     assert price(dict.fromkeys("abc", lambda: model)) == {"a": 0.0, "b": 1.0, "c": 2.0}
-    assert timed == [["whole", pricing.COMPANY, "pruned"], ["a", "b", "c"]]
+    assert timed == [["whole", pricing.COMPANY, "pruned"]] * 2 + [["a", "b", "c"]]
+    (kept,) = price.shop.store.root.glob("timed-*")
+    narrow, full = (
+        {node.op_type for node in onnx.load(next((kept / part).rglob("*.onnx"))).graph.node}
+        for part in ("made", "full")
+    )
+    assert "MatMulNBits" in narrow - full
 
 
 def test_a_pruned_network_learns_what_comes_next_from_the_whole_one(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
