@@ -17,7 +17,7 @@ from fmopt import checkpoint, exporting, generation, lookup, seq2seq
 from fmopt.edge import Preprocessor
 from fmopt.errors import FmoptError, PassError
 from fmopt.examples import Example, known_examples
-from fmopt.model import Artifact, CheckpointFacts, Graph, TorchModel, file_digest
+from fmopt.model import Artifact, CheckpointFacts, Graph, TorchModel, file_digest, read_artifact, write_artifact
 from fmopt.passes.base import Context, Inputs
 from fmopt.pricing import RecipeClock, priced
 from fmopt.probe import versions
@@ -76,12 +76,10 @@ class Workshop:
         key = {"graph": graph_key(graph), "runtime": recipe.runtime, "options": building, **tool_versions()}
 
         def make(folder: Path) -> None:
-            built = runtime.build(graph, building, folder)
-            (folder / "artifact.json").write_text(json.dumps({"file": built.path.name, "options": dict(built.options)}))
+            write_artifact(runtime.build(graph, building, folder), folder)
 
-        folder = self.store.folder(f"artifact-{recipe.runtime}", key, make)
-        stored = json.loads((folder / "artifact.json").read_text())
-        return Artifact(recipe.runtime, folder / stored["file"], {**stored["options"], **recipe.options})
+        built = read_artifact(recipe.runtime, self.store.folder(f"artifact-{recipe.runtime}", key, make))
+        return replace(built, options={**built.options, **recipe.options})
 
     def graph(self, steps: Sequence[Step], recipe: Recipe | None = None) -> Graph:
         """The exported graph after every pass of `steps`, torch passes first; priced ones are timed as in `recipe`."""

@@ -41,16 +41,7 @@ from fmopt.structure import load_facts, save_checkpoint
 from fmopt.tasks.base import Raw
 from fmopt.teacher_outputs import TeacherOutputs, Terms, Told, outputs_key, room_on_disk
 from fmopt.tokenizer import TOKENIZER
-from fmopt.training import (
-    WARMUP,
-    WEIGHT_DECAY,
-    Collator,
-    attention_of_any_length,
-    has_bf16,
-    last_checkpoint,
-    memory_kept,
-    weights_digest,
-)
+from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, tuned, weights_digest
 
 if TYPE_CHECKING:
     from fmopt.passes.distill import Distill
@@ -212,8 +203,7 @@ def _train(
     last = last_checkpoint(work)
     with (
         quiet(transformers.utils.logging),
-        memory_kept(),
-        attention_of_any_length(),
+        tuned(),
         _every_layer(model.net, teacher.net),
         _dropout_of(model.net, options.left_out(model.facts)),
     ):
@@ -299,12 +289,12 @@ def _every_layer(*nets: nn.Module) -> Iterator[None]:
 @contextmanager
 def _dropout_of(net: nn.Module, share: float | None) -> Iterator[None]:
     """While entered, such a share of values is left out at random wherever the network leaves out some; None changes nothing."""
-    held = [(one, name) for one in _with_configs(net) for name in dropouts(one)]
+    held = [(one, name) for one in _with_configs(net) for name in _dropouts(one)]
     with nullcontext() if share is None else _set(held, share):
         yield
 
 
-def dropouts(one: Any) -> list[str]:
+def _dropouts(one: Any) -> list[str]:
     """Attributes of a module or a configuration that say how much is left out at random, where something is."""
     names = ["p"] if isinstance(one, nn.Dropout) else [name for name in vars(one) if "dropout" in name]
     return [name for name in names if isinstance(getattr(one, name), float) and getattr(one, name) > 0]

@@ -35,16 +35,7 @@ from fmopt.store import disk_errors, own_folder
 from fmopt.structure import STRUCTURE, load_network
 from fmopt.tasks.base import Item, Task
 from fmopt.tokenizer import copy_encoders
-from fmopt.training import (
-    WARMUP,
-    WEIGHT_DECAY,
-    Collator,
-    attention_of_any_length,
-    has_bf16,
-    last_checkpoint,
-    memory_kept,
-    only_to_find,
-)
+from fmopt.training import WARMUP, WEIGHT_DECAY, Collator, has_bf16, last_checkpoint, only_to_find, tuned
 
 RECORD, TRAINING = "finetune.json", ".training"
 EVAL_BATCH = 32
@@ -156,7 +147,7 @@ def _train(job: _Job) -> _Trainer:
     rows = job.data.splits["validation"]
     trainer.judge = _Judge(job, job.task.items(rows, job.facts))
     last = last_checkpoint(job.work)
-    with quiet(transformers.utils.logging), memory_kept(), attention_of_any_length():
+    with quiet(transformers.utils.logging), tuned():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     job.progress.stop()
     return trainer

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from fmopt.families.base import Family
 
+ARTIFACT = "artifact.json"
 Format = Literal["torch", "onnx", "openvino", "executorch"]
 
 
@@ -146,6 +148,17 @@ class Artifact:
         for path in paths:
             total.update(file_digest(path).encode())
         return total.hexdigest()
+
+
+def write_artifact(artifact: Artifact, folder: Path) -> None:
+    """Describe an artifact in the folder that holds its files, so that a later run finds it."""
+    (folder / ARTIFACT).write_text(json.dumps({"file": artifact.path.name, "options": dict(artifact.options)}))
+
+
+def read_artifact(runtime: str, folder: Path) -> Artifact:
+    """The artifact that `write_artifact` described."""
+    facts = json.loads((folder / ARTIFACT).read_text())
+    return Artifact(runtime, folder / facts["file"], facts["options"])
 
 
 def model_files(path: Path) -> list[Path]:

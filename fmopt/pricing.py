@@ -18,7 +18,7 @@ import numpy as np
 from fmopt import exporting, lookup, measure, probe
 from fmopt.edge import timed_call
 from fmopt.errors import PassError
-from fmopt.model import Artifact, Graph, TorchModel
+from fmopt.model import Artifact, Graph, TorchModel, read_artifact, write_artifact
 from fmopt.recipe import Recipe, Step
 from fmopt.runtimes.base import Runner
 
@@ -32,7 +32,6 @@ CALIBRATED_ON = 8  # items; ranges do not change time
 SAMPLES = 100
 METHOD = 2  # of timing: times of another are not compared with these
 A_FEW, COMPANY = 2, "in full precision"  # of more networks each has company
-ARTIFACTS = "artifacts.json"
 SECONDS, MANY = 60.0, 12  # at most, of so many networks together; of more, more
 
 
@@ -103,23 +102,27 @@ class RecipeClock:
     def _kept(self, model: TorchModel) -> list[Artifact]:
         """What the recipe makes of a network of such shapes; where it is graphs that are quantized, its graph as exported too."""
         shapes = {name: tuple(value.shape) for name, value in model.net.state_dict().items()}
-        config = model.net.config.to_json_string()  # type: ignore[union-attr,operator]
-        key = {"clock": self.key, "network": type(model.net).__name__, "config": config, "shapes": shapes}
+        key = {
+            "clock": self.key,
+            "network": type(model.net).__name__,
+            "config": repr(model.net.config),
+            "shapes": shapes,
+        }
         where = {name: value for name, value in self.recipe.options.items() if name == "providers"}
         narrows_graphs = {step.build().stage for step in self._later()} == {"graph"}
         runtime = lookup.find("runtimes", self.recipe.runtime)
 
         def make(folder: Path) -> None:
             graph, artifact = self._built(model, folder / "made")
-            made = [artifact, runtime.build(graph, where, folder / "full")] if narrows_graphs else [artifact]
-            facts = [{"file": str(one.path.relative_to(folder)), "options": dict(one.options)} for one in made]
-            (folder / ARTIFACTS).write_text(json.dumps(facts))
-            for on_the_way in (path for path in (folder / "made").iterdir() if path not in artifact.path.parents):
-                shutil.rmtree(on_the_way)
+            write_artifact(artifact, artifact.path.parent)
+            artifact.path.parent.rename(folder / "narrow")
+            if narrows_graphs:
+                write_artifact(runtime.build(graph, where, folder / "full"), folder / "full")
+            shutil.rmtree(folder / "made")
 
         folder = self.shop.store.folder("timed", key, make)
-        facts = json.loads((folder / ARTIFACTS).read_text())
-        return [Artifact(self.recipe.runtime, folder / one["file"], one["options"]) for one in facts]
+        kept = [folder / part for part in ("narrow", "full") if (folder / part).is_dir()]
+        return [read_artifact(self.recipe.runtime, one) for one in kept]
 
     def _built(self, model: TorchModel, out: Path) -> tuple[Graph, Artifact]:
         """The network as it was exported, and what the recipe makes of it."""

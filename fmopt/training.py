@@ -125,7 +125,7 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 @contextmanager
-def memory_kept() -> Iterator[None]:
+def _memory_kept() -> Iterator[None]:
     """While entered, the C library keeps freed memory instead of giving it back to the system after every step.
 
     Training frees and takes the same large blocks thousands of times; mapped anew each time, they cost a seventh to a half
@@ -146,7 +146,14 @@ def memory_kept() -> Iterator[None]:
 
 
 @contextmanager
-def attention_of_any_length() -> Iterator[None]:
+def tuned() -> Iterator[None]:
+    """While entered, memory and attention are as training wants them."""
+    with _memory_kept(), _attention_of_any_length():
+        yield
+
+
+@contextmanager
+def _attention_of_any_length() -> Iterator[None]:
     """While entered, attention is not cuDNN's, which plans anew for every shape: of padded batches nearly each has a new one.
 
     On an H200 the plans of a distillation's first 80 batches took ten times as long as all the rest of their steps.

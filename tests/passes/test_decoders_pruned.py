@@ -215,7 +215,7 @@ def test_one_in_full_precision_runs_between_two_that_are_timed(
     (kept,) = price.shop.store.root.glob("timed-*")
     narrow, full = (
         {node.op_type for node in onnx.load(next((kept / part).rglob("*.onnx"))).graph.node}
-        for part in ("made", "full")
+        for part in ("narrow", "full")
     )
     assert "MatMulNBits" in narrow - full
 
