@@ -53,9 +53,9 @@ def run(name: str, effort: str, speedup: str, seed: int, max_drop: str, more: li
 
 def table() -> None:
     """One line for each result, the winner and the most accurate one at the speed asked for."""
-    print("| data | effort | asked | variant | against ONNX Runtime fp32 | latency missed by | drop on test, 95 % bound | "
+    print("| data | effort | asked | seed | variant | against ONNX Runtime fp32 | latency missed by | drop on test, 95 % bound | "
           "drop on validation | size | verdict | minutes |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for path in sorted(RESULTS.glob("smaller-*.json")):
         record = json.loads(path.read_text())
         trials = {trial["recipe"]["name"]: trial for trial in (*record["baselines"], *record["trials"])}
@@ -74,8 +74,9 @@ def line(path: Path, record: dict[str, Any], trials: dict[str, Any], name: str) 
     test, drop = trial["test_drop"], trial["drop"]
     on_test = f"{100 * test['point']:.2f} pt, at most {100 * test['high']:.2f}" if test else ""
     won = name == record["winner"]
+    seed = record["command"].partition("--seed ")[2].split(" ")[0]
     cells = [
-        path.stem.split("-")[1], record["effort"], record["asked"], f"**{name}**" if won else name, f"{full:.2f}×", missed,
+        path.stem.split("-")[1], record["effort"], record["asked"], seed, f"**{name}**" if won else name, f"{full:.2f}×", missed,
         on_test, f"{100 * drop['point']:.2f} pt" if drop else "", f"{trial['size_bytes'] / 1e6:.1f} MB",
         record["verdict"]["outcome"] if won else "", f"{record['minutes']}" if won else "",
     ]  # fmt: skip
@@ -93,7 +94,7 @@ if __name__ == "__main__":
     verbs.add_parser("table")
     one = verbs.add_parser("run")
     one.add_argument("name")
-    one.add_argument("effort", choices=("standard", "max"))
+    one.add_argument("effort", choices=("quick", "standard", "max"))
     one.add_argument("speedup")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--max-drop", default="1pt")

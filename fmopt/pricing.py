@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TIMED_AS = {"quantize_static": "quantize_static", "mixed_precision": "quantize_static", "qat": "quantize_static"}
 CALIBRATED_ON = 8  # items; ranges do not change time
 SAMPLES = 100
-METHOD = 2  # of timing: times of another are not compared with these
+METHOD = 3  # of timing: times of another are not compared with these
 A_FEW, COMPANY = 2, "in full precision"  # of more networks each has company
 SECONDS, MANY = 60.0, 12  # at most, of so many networks together; of more, more
 
@@ -108,7 +108,7 @@ class RecipeClock:
             "config": repr(model.net.config),
             "shapes": shapes,
         }
-        where = {name: value for name, value in self.recipe.options.items() if name == "providers"}
+        where = {name: value for name, value in self.recipe.options.items() if name in ("providers", "shape")}
         narrows_graphs = {step.build().stage for step in self._later()} == {"graph"}
         runtime = lookup.find("runtimes", self.recipe.runtime)
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fmopt import checkpoint
+from fmopt import checkpoint, exporting
 from fmopt.errors import ConfigError, PassError
-from fmopt.latency_table import latency_table
+from fmopt.latency_table import latency_table, uncut
 from fmopt.model import TorchModel
+from fmopt.openvino_graph import read_ir
 from fmopt.passes.base import Context
 from fmopt.passes.prune_structured import ROUNDS, PruneStructured, _corrected
 from fmopt.source import resolve
@@ -129,6 +130,19 @@ def test_a_narrow_sublayer_costs_what_it_takes_to_have_one(tiny_checkpoint: Tiny
     assert table.curve("ffn").at(4) == pytest.approx(0.5 + 2 * 32 * 4 / 1000)
     assert table.curve("attention").at(0) == table.curve("ffn").at(0) == 0.0
     assert abs(table.additivity_error) < 1e-9
+
+
+def test_what_is_only_timed_has_the_operators_of_a_trained_network(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
+    """Converters leave out biases of 0 and norms of 1, which new networks have and trained ones do not."""
+
+    def operators(net: torch.nn.Module, name: str) -> int:
+        graph = exporting.export_onnx(replace(model, net=net), padded(model), tmp_path / name)
+        return len(read_ir(graph.path).get_ops())
+
+    model = model_of(tiny_checkpoint("bert"))
+    for value in model.net.parameters():
+        torch.nn.init.uniform_(value)
+    assert operators(uncut(model), "timed") == operators(model.net, "trained")
 
 
 def test_the_next_choice_lies_between_what_was_too_fast_and_too_slow():
