@@ -273,12 +273,9 @@ def test_a_family_is_trained_on_from_member_to_member(wider, labelled, tmp_path,
     out = tmp_path / "out"
     wish = request(wider, labelled, out, recipe=recipe, effort="max", length=64, training=Training(epochs=1.0),
                    budget=Budget.parse(max_drop="100pt"))  # fmt: skip
-    # as if INT8 alone were as fast as full precision, whatever it is on this machine
-    monkeypatch.setattr(
-        latecomers,
-        "_ahead",
-        lambda run, base, ms: latecomers.median_ms(run, selection.fastest_baseline(run)) / ms,
-    )
+    # as if INT8 alone took as long as full precision, whatever it takes on this machine and whichever is the fastest just now
+    monkeypatch.setattr(latecomers, "median_ms", lambda run, name: 10.0)
+    monkeypatch.setattr(latecomers, "RESERVE", 1.0)
     first, second = optimize_family(wish, [1.5, 1.2])
     made = [
         next(trial.recipe.steps for trial in record.trials if "-pruned-" in trial.name) for record in (first, second)
