@@ -211,7 +211,8 @@ def test_one_in_full_precision_runs_between_two_that_are_timed(
     for count in (2, 3):  # the first of the two is built once
         assert price({"whole": lambda: model, "pruned": lambda: model}) == {"whole": 0.0, "pruned": 2.0}
         assert len(exported) == count
-    assert timed == [["whole", pricing.COMPANY, "pruned"]] * 2
+    assert price(dict.fromkeys("abc", lambda: model)) == {"a": 0.0, "b": 1.0, "c": 2.0}
+    assert timed == [["whole", pricing.COMPANY, "pruned"]] * 2 + [["a", "b", "c"]]
     (kept,) = price.shop.store.root.glob("timed-*")
     narrow, full = (
         {node.op_type for node in onnx.load(next((kept / part).rglob("*.onnx"))).graph.node}
