@@ -193,11 +193,34 @@ def line(run: Run, recipe: Recipe) -> RecipeLine:
     )
 
 
-def time_in_turn(run: Run, names: Sequence[str]) -> None:
+def time_in_turn(run: Run, names: Sequence[str], sittings: int = 1) -> None:
     """Latency of variants, in turn, at the asked batch, length and threads, on the run's clock.
 
-    One that the clock could not run is a failed trial with its reason.
+    In several `sittings` each opens them anew, and all their rounds are judged together: what a call costs beside its
+    arithmetic changes from one minute to the next, which narrow networks feel most. One that was stopped early is not
+    in later ones. One that the clock could not run is a failed trial with its reason.
     """
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    left = list(names)
+    for number in range(sittings):
+        timed = _sitting(run, left, number)
+        run.warnings += [warning for warning in timed["warnings"] if warning not in run.warnings]
+        for name, reason in timed.get("failed", {}).items():
+            run.update(name, status="failed", reason=reason)
+            run.artifacts.pop(name, None)
+        for name, took in timed["samples"].items():
+            samples[name] += took
+        most = max(len(took) for took in timed["samples"].values())
+        left = [name for name, took in timed["samples"].items() if len(took) == most]
+    request = run.job.request
+    for name, took in samples.items():
+        if took:
+            latency = Latency(samples_ms=took, batch=request.batch, length=request.length, threads=request.threads)
+            run.update(name, latency=latency)
+
+
+def _sitting(run: Run, names: Sequence[str], number: int) -> dict[str, Any]:
+    """What the clock said of variants that were opened once."""
     request = run.job.request
     key = {
         "artifacts": {name: run.artifacts[name].digest for name in names},
@@ -208,21 +231,14 @@ def time_in_turn(run: Run, names: Sequence[str]) -> None:
         "seed": request.seed,
         "data": run.job.data.digest,
         **run.clock_versions(),
+        **({"sitting": number} if number else {}),
     }
 
     def clock() -> dict[str, Any]:
         return dataclasses.asdict(run.clock.in_turn(timed_work(run, names), run.progress))
 
-    timed = run.store.value("latency", key, clock)
-    run.warnings += [warning for warning in timed["warnings"] if warning not in run.warnings]
-    for name, samples in timed["samples"].items():
-        run.update(
-            name,
-            latency=Latency(samples_ms=samples, batch=request.batch, length=request.length, threads=request.threads),
-        )
-    for name, reason in timed.get("failed", {}).items():
-        run.update(name, status="failed", reason=reason)
-        run.artifacts.pop(name, None)
+    timed: dict[str, Any] = run.store.value("latency", key, clock)
+    return timed
 
 
 def timed_work(run: Run, names: Sequence[str]) -> Work:

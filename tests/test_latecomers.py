@@ -1,0 +1,82 @@
+"""Pruned networks against the time asked for: judged over several sittings of the clock, and made up for where too slow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+
+import pytest
+
+from fmopt import latecomers, trials
+from fmopt.clock import Timed
+from fmopt.gate import Budget
+from fmopt.latecomers import RESERVE, Pruning
+from fmopt.progress import Silent
+from fmopt.recipe import Recipe
+from fmopt.record import RecipeLine, Trial
+from fmopt.store import Store
+from fmopt.trials import Request, Run
+
+BASE = Recipe(name="int8", runtime="openvino", precision="int8")
+
+
+def run_of(tmp_path, request: Request, **job) -> Run:
+    return Run(
+        job=SimpleNamespace(request=request, data=SimpleNamespace(digest="data"), **job),
+        shop=SimpleNamespace(store=Store(tmp_path)),
+        progress=Silent(),
+    )
+
+
+class Sittings:
+    """A clock that says what was written down for each time that it is asked."""
+
+    host: Mapping[str, str] = {}
+    note = ""
+
+    def __init__(self, *told: dict[str, list[float]]) -> None:
+        self.told, self.asked = list(told), []
+
+    def in_turn(self, names, progress) -> Timed:
+        self.asked.append(list(names))
+        return Timed(self.told[len(self.asked) - 1], [], {})
+
+
+def test_rounds_of_several_sittings_are_judged_together(tmp_path, monkeypatch):
+    clock = Sittings(
+        {"fp32": [30.0] * 40, "int8": [10.0] * 20, "narrow": [5.0] * 40},  # int8 was stopped after twenty rounds
+        {"fp32": [31.0] * 40, "narrow": [6.0] * 40},
+        {"fp32": [32.0] * 40, "narrow": [7.0] * 40},
+    )
+    run = run_of(tmp_path, Request(model="m"), clock=clock)
+    names = ["fp32", "int8", "narrow"]
+    run.artifacts.update({name: SimpleNamespace(digest=name) for name in names})
+    for name in names:
+        line = RecipeLine(name=name, runtime="openvino", steps=[], options={}, effort="standard", precision="fp32")
+        run.put(Trial(recipe=line, status="measured"))
+    monkeypatch.setattr(trials, "timed_work", lambda run, names: names)
+    trials.time_in_turn(run, names, sittings=3)
+    assert clock.asked == [names, ["fp32", "narrow"], ["fp32", "narrow"]]
+    assert run.trials["narrow"].latency.samples_ms == [5.0] * 40 + [6.0] * 40 + [7.0] * 40
+    assert run.trials["fp32"].latency.samples_ms == [30.0] * 40 + [31.0] * 40 + [32.0] * 40
+    assert run.trials["int8"].latency.samples_ms == [10.0] * 20
+    trials.time_in_turn(run, names, sittings=3)  # as a run that goes on does
+    assert len(clock.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("effort", "took", "again"),
+    [
+        ("standard", 5.2, [2.0 * 5.2 / (RESERVE * 5.0)]),
+        ("standard", 4.95, []),  # a little of the reserve is used up: it is within what was asked
+        ("max", 5.2, []),  # would be trained anew
+    ],
+)
+def test_a_network_slower_than_asked_is_made_up_for_by_another(tmp_path, monkeypatch, effort, took, again):
+    run = run_of(tmp_path, Request(model="m", effort=effort, budget=Budget.parse(min_speedup="6x")))
+    tried: list[float] = []
+    monkeypatch.setattr(Pruning, "tried", lambda self, speedup: tried.append(speedup) or True)
+    monkeypatch.setattr(Pruning, "recipe", lambda self, speedup: BASE.model_copy(update={"name": "narrow"}))
+    monkeypatch.setattr(latecomers, "median_ms", lambda run, name: {"fp32": 30.0, "int8": 10.0, "narrow": took}[name])
+    Pruning(run, BASE, "fp32", ahead=3.0).corrected(2.0)
+    assert tried == pytest.approx(again)
