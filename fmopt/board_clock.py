@@ -72,9 +72,7 @@ class BoardClock:
             progress.say(tried_words(name, tried))
         left = {name: one for name, one in work.artifacts.items() if name not in failed}
         progress.start(f"timing {len(left)} variants in turn on {self.board.address.host}", 1)
-        got = self._timed(
-            replace(self.board, progress=progress), replace(work, artifacts=left), turns.MIN_SAMPLES, None
-        )
+        got = self._timed(replace(self.board, progress=progress), replace(work, artifacts=left), work.samples, None)
         progress.step()
         return replace(
             got, failed=got.failed | {name: f"on {self.board.address}: {why}" for name, why in failed.items()}

@@ -32,6 +32,7 @@ class Work:
     inputs: Sequence[Mapping[str, np.ndarray]] = ()  # of the model alone, replayed in order
     batches: Sequence[Sequence[Raw]] = ()  # from raw to answer, replayed in order
     full_precision: Sequence[str] = ()  # the fastest of them is timed to the end
+    samples: int = measure.MIN_SAMPLES  # of the model alone, at least, of each that is not slow
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,12 @@ class HostClock:
         """The model alone."""
         runners = {name: _open(artifact, work.threads) for name, artifact in work.artifacts.items()}
         warnings = measure.quiet_machine()
-        progress.start(f"timing {len(runners)} variants in turn", measure.MIN_SAMPLES)
+        progress.start(f"timing {len(runners)} variants in turn", work.samples)
         try:
             calls, failed = _tried(runners, work)
             samples = measure.time_in_turn(
                 {name: measure.Replay(each) for name, each in calls.items()},
+                min_samples=work.samples,
                 clock=measure.settled_ms,
                 hopeless=lambda so_far: measure.certainly_slower(so_far, keep=fastest(so_far, work.full_precision)),
                 seed=work.seed,

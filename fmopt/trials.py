@@ -196,14 +196,15 @@ def line(run: Run, recipe: Recipe) -> RecipeLine:
 def time_in_turn(run: Run, names: Sequence[str], sittings: int = 1) -> None:
     """Latency of variants, in turn, at the asked batch, length and threads, on the run's clock.
 
-    In several `sittings` each opens them anew, and all their rounds are judged together: what a call costs beside its
-    arithmetic changes from one minute to the next, which narrow networks feel most. One that was stopped early is not
-    in later ones. One that the clock could not run is a failed trial with its reason.
+    In several `sittings`, of half as many rounds, each opens them anew, and all their rounds are judged together: what a
+    call costs beside its arithmetic changes from one minute to the next, which narrow networks feel most. One that was
+    stopped early is not in later ones. One that the clock could not run is a failed trial with its reason.
     """
     samples: dict[str, list[float]] = {name: [] for name in names}
     left = list(names)
+    rounds = measure.MIN_SAMPLES if sittings == 1 else measure.MIN_SAMPLES // 2
     for number in range(sittings):
-        timed = _sitting(run, left, number)
+        timed = _sitting(run, left, number, rounds)
         run.warnings += [warning for warning in timed["warnings"] if warning not in run.warnings]
         for name, reason in timed.get("failed", {}).items():
             run.update(name, status="failed", reason=reason)
@@ -219,7 +220,7 @@ def time_in_turn(run: Run, names: Sequence[str], sittings: int = 1) -> None:
             run.update(name, latency=latency)
 
 
-def _sitting(run: Run, names: Sequence[str], number: int) -> dict[str, Any]:
+def _sitting(run: Run, names: Sequence[str], number: int, rounds: int) -> dict[str, Any]:
     """What the clock said of variants that were opened once."""
     request = run.job.request
     key = {
@@ -231,11 +232,13 @@ def _sitting(run: Run, names: Sequence[str], number: int) -> dict[str, Any]:
         "seed": request.seed,
         "data": run.job.data.digest,
         **run.clock_versions(),
-        **({"sitting": number} if number else {}),
+        "sitting": number,
+        "rounds": rounds,
     }
 
     def clock() -> dict[str, Any]:
-        return dataclasses.asdict(run.clock.in_turn(timed_work(run, names), run.progress))
+        work = dataclasses.replace(timed_work(run, names), samples=rounds)
+        return dataclasses.asdict(run.clock.in_turn(work, run.progress))
 
     timed: dict[str, Any] = run.store.value("latency", key, clock)
     return timed

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from fmopt import latecomers, trials
-from fmopt.clock import Timed
+from fmopt.clock import Timed, Work
 from fmopt.gate import Budget
 from fmopt.latecomers import RESERVE, Pruning
 from fmopt.progress import Silent
@@ -37,8 +37,8 @@ class Sittings:
     def __init__(self, *told: dict[str, list[float]]) -> None:
         self.told, self.asked = list(told), []
 
-    def in_turn(self, names, progress) -> Timed:
-        self.asked.append(list(names))
+    def in_turn(self, work, progress) -> Timed:
+        self.asked.append((list(work.artifacts), work.samples))
         return Timed(self.told[len(self.asked) - 1], [], {})
 
 
@@ -54,9 +54,9 @@ def test_rounds_of_several_sittings_are_judged_together(tmp_path, monkeypatch):
     for name in names:
         line = RecipeLine(name=name, runtime="openvino", steps=[], options={}, effort="standard", precision="fp32")
         run.put(Trial(recipe=line, status="measured"))
-    monkeypatch.setattr(trials, "timed_work", lambda run, names: names)
+    monkeypatch.setattr(trials, "timed_work", lambda run, names: Work(dict.fromkeys(names), {}, 1, 0))
     trials.time_in_turn(run, names, sittings=3)
-    assert clock.asked == [names, ["fp32", "narrow"], ["fp32", "narrow"]]
+    assert clock.asked == [(names, 100), (["fp32", "narrow"], 100), (["fp32", "narrow"], 100)]
     assert run.trials["narrow"].latency.samples_ms == [5.0] * 40 + [6.0] * 40 + [7.0] * 40
     assert run.trials["fp32"].latency.samples_ms == [30.0] * 40 + [31.0] * 40 + [32.0] * 40
     assert run.trials["int8"].latency.samples_ms == [10.0] * 20
@@ -67,7 +67,7 @@ def test_rounds_of_several_sittings_are_judged_together(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("effort", "took", "again"),
     [
-        ("standard", 5.2, [2.0 * 5.2 / (RESERVE * 5.0)]),
+        ("standard", 5.2, [2.0 * 5.2 / (RESERVE["standard"] * 5.0)]),
         ("standard", 4.95, []),  # a little of the reserve is used up: it is within what was asked
         ("max", 5.2, []),  # would be trained anew
     ],

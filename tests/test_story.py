@@ -276,7 +276,7 @@ def test_a_family_is_trained_on_from_member_to_member(wider, labelled, tmp_path,
                    budget=Budget.parse(max_drop="100pt"))  # fmt: skip
     # as if INT8 alone took as long as full precision, whatever it takes on this machine and whichever is the fastest just now
     monkeypatch.setattr(latecomers, "median_ms", lambda run, name: 10.0)
-    monkeypatch.setattr(latecomers, "RESERVE", 1.0)
+    monkeypatch.setattr(latecomers, "RESERVE", {"max": 1.0})
     first, second = optimize_family(wish, [1.5, 1.2])
     made = [
         next(trial.recipe.steps for trial in record.trials if "-pruned-" in trial.name) for record in (first, second)
