@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from peers.comparison import read_all
-from smaller import FULL, median
+from smaller import over_full
 
 HERE = Path(__file__).resolve().parent
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 470, 64, 24, 30, 52
@@ -43,8 +43,8 @@ def points() -> list[Point]:
     for path in sorted((HERE / "results").glob("smaller-*.json")) + sorted((HERE / "results").glob("finetuned-*.json")):
         record = json.loads(path.read_text())
         trials = {trial["recipe"]["name"]: trial for trial in (*record["baselines"], *record["trials"])}
-        won, reference = trials[record["winner"]], trials[record["reference"]]
-        speed = won["speedup"]["point"] * median(trials[FULL]) / median(reference)
+        won = trials[record["winner"]]
+        speed = over_full(won["speedup"]["point"], trials)
         name = f"{path.stem.split('-')[1]}, {record['effort']}"
         found.append(Point(name, speed, -100 * won["test_drop"]["point"], ours=True))
     return found

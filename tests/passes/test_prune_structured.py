@@ -174,7 +174,7 @@ class Late(Counted):
 def test_a_network_that_was_timed_is_not_timed_again(
     tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(prune_structured, "ROUNDS", 6)  # the third leads to the same network as the second
+    monkeypatch.setattr(prune_structured, "ROUNDS", 6)  # enough for some to lead to the same network
     model, ctx = given(tiny_checkpoint("bert"), tmp_path)
     clock = Late(0.75)
     PruneStructured(speedup=3.0).apply(model, replace(ctx, clock=clock))
