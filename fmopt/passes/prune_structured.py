@@ -32,9 +32,7 @@ MIN_ITEMS = 32
 JUDGED_ITEMS = 32  # calibration items that the search measures real loss on
 LEVELS = 24  # widths of an FFN that are considered, at most
 UNDER, OVER = 0.02, 0.01  # a pruned network this near to the time it was to have is not chosen anew
-ROUNDS = (
-    3  # choices at most, each corrected by what those before really took: more would go after the noise of the clock
-)
+ROUNDS = 3  # choices at most, each corrected by what those before really took; more would chase the clock's noise
 AGAIN = 4  # a choice anew begins where the one before ended, and tries a quarter as often
 
 
