@@ -233,33 +233,36 @@ def coarse(monkeypatch):
 
 @pytest.mark.long
 @pytest.mark.usefixtures("coarse")
-def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider, labelled, tmp_path):
+def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider, labelled, tmp_path, monkeypatch):
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
     wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="standard", length=64)
     whole = optimize(wish.model_copy(update={"effort": "quick"}))
     reached = whole.find("dynamic").speedup.point
     budget = Budget.parse(max_drop="100pt", min_speedup=f"{1.5 * reached:.3f}x")
+    # whether it came out too slow hangs on this machine's clock: that it is looked at, and no second one made here
+    corrected: list[float] = []
+    monkeypatch.setattr(latecomers.Pruning, "corrected", lambda self, speedup: corrected.append(speedup))
     record = optimize(wish.model_copy(update={"budget": budget}))
     pruned = [trial for trial in record.trials if "-pruned-" in trial.name]
-    made = record.find(record.winner)
-    assert made in pruned  # the second of two where the first came out too slow
-    assert made.status == "measured", made.reason
-    assert made.parity.passed
-    assert made.size_bytes < record.find("dynamic").size_bytes
+    assert [trial.recipe.name for trial in pruned] == [record.winner]
+    assert [f"prune_structured(speedup={round(speedup, 4)})" for speedup in corrected] == pruned[0].recipe.steps[:1]
+    assert pruned[0].status == "measured", pruned[0].reason
+    assert pruned[0].parity.passed
+    assert pruned[0].size_bytes < record.find("dynamic").size_bytes
     assert verify_bundle(tmp_path / "out") == []
     keys = (tmp_path / "out" / "stages").glob("latency-*/key.json")
     together = [json.loads(path.read_text())["artifacts"].keys() for path in keys]
     # alone, before what is asked of pruning is said, and then as pruned networks are judged
     assert {record.reference, "dynamic"} in together
-    assert {record.reference, "dynamic", pruned[0].name} in together
+    assert {record.reference, "dynamic", record.winner} in together
     before, after = (record.find(name).layers.structure for name in ("onnxruntime-fp32", record.winner))
     assert [(len(layer.heads), layer.ffn) for layer in before.layers] == [(3, 768), (3, 768)]
     assert sum(layer.ffn for layer in after.layers) < 2 * 768 or sum(len(layer.heads) for layer in after.layers) < 6
     assert after == read_structure(tmp_path / "out" / "checkpoint")
     rungs = record.waterfall
     assert [rung.name for rung in rungs] == ["fp32 on ONNX Runtime", "prune_structured", "quantize_dynamic"]
-    assert rungs[0].size_bytes > rungs[1].size_bytes > rungs[2].size_bytes == made.size_bytes
+    assert rungs[0].size_bytes > rungs[1].size_bytes > rungs[2].size_bytes == pruned[0].size_bytes
     assert [rung.name for rung in whole.waterfall] == ["fp32 on ONNX Runtime", "quantize_dynamic"]
     net = load_model(tmp_path / "out" / "checkpoint")
     assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in load_model(wider).parameters())
