@@ -23,18 +23,22 @@ from typing import Any
 
 import torch
 
-from fmopt import api, checkpoint, probe
-from fmopt.cutting import cut_layer, drop_layers, require_cuttable
-from fmopt.gate import Budget
-from fmopt.latency_table import LatencyTable, latency_table
-from fmopt.model import TorchModel
-from fmopt.optimal_brain import Kind
+from fmopt.core import progress
+from fmopt.core.recipe import Recipe, Step
+from fmopt.evaluation.gate import Budget
+from fmopt.measurement import host_probe
+from fmopt.models import checkpoint
+from fmopt.models.families.base import Kind
+from fmopt.models.loading import TorchModel
+from fmopt.models.structure import save_checkpoint
+from fmopt.models.surgery.pruned_modules import cut_layer, drop_layers, require_cuttable
 from fmopt.passes.distill import Distill
 from fmopt.passes.prune_structured import PruneStructured
-from fmopt.pricing import RecipeClock
-from fmopt.recipe import Recipe, Step
-from fmopt.story import prepare, start
-from fmopt.structure import save_checkpoint
+from fmopt.passes.pruning.latency_table import LatencyTable, latency_table
+from fmopt.workflow import evaluate
+from fmopt.workflow import request as workflow_request
+from fmopt.workflow.prepare import prepare, start
+from fmopt.workflow.search.network_timer import RecipeClock
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KINDS: tuple[Kind, Kind] = ("attention", "ffn")
@@ -130,12 +134,12 @@ def main() -> None:
     asked = parser.parse_args()
     name = Path(asked.checkpoint).name
     out = Path("out") / f"alternatives-{name}-{asked.layers}"
-    request = api.make_request(
-        asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max", training=api.Training(),
+    request = workflow_request.make_request(
+        asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max", training=workflow_request.Training(),
         budget=Budget(), batch=1, length=128, threads=1, recipe=None, time_limit_s=None, seed=0, out=out, fresh=False,
         allow_pickle=False, max_calibration_memory=1 << 30, command="",
     )  # fmt: skip
-    run = start(prepare(request), api.Silent())
+    run = start(prepare(request), progress.Silent())
     clock = RecipeClock(run.shop, DEPLOYED)
     ctx = replace(run.shop.context(), clock=clock, progress=lambda text: print(f"  {text}", flush=True))
     load = partial(checkpoint.load, run.job.facts)
@@ -157,7 +161,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "checkpoint": name, "layers": asked.layers, "epochs": asked.epochs, "goal_ms": goal, "seed": 0,
         "rows": {"whole": {"ms": times["whole"], "distilled": judged(Path(asked.checkpoint), asked.data)}},
-        "host": probe.host_fingerprint(), "versions": probe.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": host_probe.host_fingerprint(), "versions": host_probe.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"benchmarks/alternatives.py {name} --layers {asked.layers} --epochs {asked.epochs:g}",
     }  # fmt: skip
     for label, net in nets.items():
@@ -174,7 +178,7 @@ def main() -> None:
 
 def judged(folder: Path, data: str) -> float:
     """The primary metric on the test split, in full precision."""
-    return next(value for score, value in api.evaluate(str(folder), data, batch=16) if score.primary)
+    return next(value for score, value in evaluate.evaluate(str(folder), data, batch=16) if score.primary)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import bundle, edge, gate, lookup, probe
-from fmopt.data import load_data
-from fmopt.errors import FmoptError
-from fmopt.metrics import METRICS
-from fmopt.results import Check, Estimate, Outcome, Scores, Verdict
+from fmopt.core import plugins
+from fmopt.core.errors import FmoptError
+from fmopt.core.results import Check, Estimate, Outcome, Scores, Verdict
+from fmopt.data.datasets import load_data
+from fmopt.edge import host, loading, parts
+from fmopt.evaluation import bootstrap, gate
+from fmopt.evaluation.metrics import METRICS
+from fmopt.exporters import bundle
+from fmopt.measurement import host_probe
 
-FOLDER = Path(os.environ.get("FMOPT_ARM", edge.cache_folder() / "arm64"))
+FOLDER = Path(os.environ.get("FMOPT_ARM", host.cache_folder() / "arm64"))
 # Always named: QEMU's default has extensions that it emulates wrongly in some versions. What each has is in the result.
 # A72 computes as A53 does, N1 as A76: bit by bit the same INT8.
 CPUS = ("cortex-a53", "cortex-a76", "neoverse-v1", "neoverse-n2")
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     try:
         found = judged(asked)
-    except (FmoptError, edge.EdgeError, RuntimeError) as error:
+    except (FmoptError, parts.EdgeError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     asked.output.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +78,7 @@ def judged(asked: argparse.Namespace) -> dict[str, Any]:
     native = items_of(asked) if asked.data else None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": probe.host_fingerprint(),
+        "host": host_probe.host_fingerprint(),
         "emulator": emulated("cortex-a76", "--version", bare=True).splitlines()[0],
         "packages": dict(sorted(path.name.split("-")[:2] for path in (FOLDER / "wheels").glob("*.whl"))),
         "cpus": {cpu: features(asked.bundles[0], cpu) for cpu in asked.cpus},
@@ -108,7 +112,7 @@ def features(folder: Path, cpu: str) -> list[str]:
 
 def one_bundle(folder: Path, asked: argparse.Namespace, native: dict[str, Any] | None) -> dict[str, Any]:
     """Golden predictions on every CPU, the task's metric on one, and the checks they come to."""
-    facts = edge.read_facts(folder)
+    facts = loading.read_facts(folder)
     exact = facts["recipe"]["precision"] == "fp32"
     golden = {
         cpu: json.loads(emulated(cpu, str(folder / "run.py"), "verify", "--json", "--threads", "1"))
@@ -141,7 +145,7 @@ def items_of(asked: argparse.Namespace) -> dict[str, Any]:
     facts = bundle.bundle_facts(asked.bundles[0])
     if facts.task != "sentence-embedding":
         raise RuntimeError(f"run.py shows of {facts.task} less than is judged; leave --data out, or take embeddings")
-    task = lookup.find("tasks", facts.task)
+    task = plugins.find("tasks", facts.task)
     items = task.items(load_data(asked.data, task, facts, seed=0).split("test")[: asked.rows], facts)
     if any("\n" in item.raw for item in items):
         raise RuntimeError(f"{asked.data} has texts of several lines; run.py reads one text a line")
@@ -166,7 +170,7 @@ def metric_check(folder: Path, asked: argparse.Namespace, native: dict[str, Any]
     values = {name: float(METRICS[one.metric].of(one.array())) for name, one in scores.items()}
     budget = gate.Budget.parse(max_drop=asked.max_drop)
     verdict = gate.judge(
-        budget, drop=gate.paired_drop(scores["fp32 here"], scores["emulated"]), baseline_metric=values["fp32 here"],
+        budget, drop=bootstrap.paired_drop(scores["fp32 here"], scores["emulated"]), baseline_metric=values["fp32 here"],
         speedup=None, latency_ms=None, size_mb=None, memory_mb=None, device_present=True,
         items_changed=int(np.any(scores["fp32 here"].array() != scores["emulated"].array(), axis=1).sum()),
         n=len(scores["emulated"].values),

@@ -24,12 +24,18 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import bundle, chromium, edge, edge_web, gate, lookup, measure, probe
-from fmopt.benchmarking import bench_raws
-from fmopt.data import load_data
-from fmopt.errors import ConfigError, FmoptError, UnmeasuredError
-from fmopt.metrics import METRICS
-from fmopt.results import Latency, Scores
+from benchmarks import chromium
+from fmopt.core import plugins
+from fmopt.core.errors import ConfigError, FmoptError, UnmeasuredError
+from fmopt.core.results import Latency, Scores
+from fmopt.data.datasets import load_data
+from fmopt.edge import loading, parts, serve_page, text
+from fmopt.edge.board import interleaved
+from fmopt.evaluation import bootstrap, gate
+from fmopt.evaluation.metrics import METRICS
+from fmopt.exporters import bundle
+from fmopt.measurement import host_probe, latency
+from fmopt.workflow.deployed import bench_raws
 
 NO_WEBGPU = "UNMEASURED: this browser offers pages no GPU"
 UNUSED_WEBGPU = "UNMEASURED: the bundle's page computes by WebAssembly only"
@@ -43,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnmeasuredError as error:
         print(f"UNMEASURED: {error}", file=sys.stderr)
         return 4
-    except (FmoptError, edge.EdgeError, RuntimeError) as error:
+    except (FmoptError, parts.EdgeError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     asked.output.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +71,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="of the test split; all of them")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--length", type=int, default=128, help="tokens of what is timed")
-    parser.add_argument("--samples", type=int, default=measure.MIN_SAMPLES, help="of each, in turn")
+    parser.add_argument("--samples", type=int, default=interleaved.MIN_SAMPLES, help="of each, in turn")
     parser.add_argument("--max-drop", default="1pt")
     parser.add_argument("--min-speedup", default="1x")
     parser.add_argument("--seed", type=int, default=0)
@@ -82,10 +88,10 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
     budget = gate.Budget.parse(max_drop=asked.max_drop, min_speedup=asked.min_speedup)
     found: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": probe.host_fingerprint(),
-        "versions": probe.versions(),
-        "bundles": {name: edge.read_facts(folder)["recipe"] for name, folder in folders.items()},
-        "length": asked.length, "batch": 1, "seed": asked.seed, "warnings": measure.quiet_machine(), "threads": {},
+        "host": host_probe.host_fingerprint(),
+        "versions": host_probe.versions(),
+        "bundles": {name: loading.read_facts(folder)["recipe"] for name, folder in folders.items()},
+        "length": asked.length, "batch": 1, "seed": asked.seed, "warnings": latency.quiet_machine(), "threads": {},
     }  # fmt: skip
     drop: dict[str, Any] = {}
     for threads in dict.fromkeys(asked.threads):
@@ -97,7 +103,7 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
                 (root / name).symlink_to(folder.resolve())
             with (
                 chromium.browser(Path(scratch) / "profile", offline=False) as page,
-                edge_web.served(root) as address,
+                serve_page.served(root) as address,
             ):
                 opened(page, address, threads)
                 found.setdefault("browser", page.value("navigator.userAgent"))
@@ -125,12 +131,12 @@ def opened(page: chromium.Browser, address: str, threads: int) -> None:
 def scored(page: chromium.Browser, asked: argparse.Namespace) -> dict[str, Any]:
     """Scores of both on the test split, every prediction made in the page, and what the gate needs of them."""
     facts = bundle.bundle_facts(asked.baseline)
-    task = lookup.find("tasks", facts.task)
+    task = plugins.find("tasks", facts.task)
     rows = load_data(asked.data, task, facts, seed=asked.seed).split("test")
     items = task.items(rows[: asked.rows] if asked.rows else rows, facts)
     got = {name: [predicted(page, name, item.raw) for item in items] for name in ("baseline", "candidate")}
     scores = {name: primary(task.scores(one, items, got["baseline"], facts)) for name, one in got.items()}
-    drop = gate.paired_drop(scores["baseline"], scores["candidate"], seed=asked.seed)
+    drop = bootstrap.paired_drop(scores["baseline"], scores["candidate"], seed=asked.seed)
     values = {name: float(METRICS[one.metric].of(one.array())) for name, one in scores.items()}
     changed = int(np.any(scores["baseline"].array() != scores["candidate"].array(), axis=1).sum())
     judge = {
@@ -170,12 +176,12 @@ def judged(
     latencies = {
         name: Latency(samples_ms=ms, batch=1, length=asked.length, threads=threads) for name, ms in samples.items()
     }
-    speedup = gate.speedup(latencies["baseline"], latencies["candidate"], seed=asked.seed)
+    speedup = bootstrap.speedup(latencies["baseline"], latencies["candidate"], seed=asked.seed)
     nothing = {"drop": None, "baseline_metric": 0.0, "items_changed": 0, "n": 0}
     verdict = gate.judge(
         budget,
         speedup=speedup,
-        latency_ms=gate.median_latency(latencies["candidate"], budget.confidence, asked.seed),
+        latency_ms=bootstrap.median_latency(latencies["candidate"], budget.confidence, asked.seed),
         size_mb=bundle.bundle_artifact(folders["candidate"]).size_bytes / 1e6,
         memory_mb=None,
         device_present=True,
@@ -194,8 +200,8 @@ def judged(
 def timed(page: chromium.Browser, folders: Mapping[str, Path], asked: argparse.Namespace) -> dict[str, list[float]]:
     """Milliseconds of every pass, both in turn on the same inputs, by the page's own clock."""
     facts = bundle.bundle_facts(folders["baseline"])
-    preprocessor = edge.open_preprocessor(folders["baseline"], dict(facts.pipeline))
-    inputs = measure.latency_inputs(preprocessor, bench_raws(facts), batch=1, length=asked.length, seed=asked.seed)
+    preprocessor = text.open_preprocessor(folders["baseline"], dict(facts.pipeline))
+    inputs = latency.latency_inputs(preprocessor, bench_raws(facts), batch=1, length=asked.length, seed=asked.seed)
     lists = json.dumps([{name: array.reshape(-1).tolist() for name, array in one.items()} for one in inputs])
     page.value(
         f"""(() => {{
@@ -210,7 +216,7 @@ def timed(page: chromium.Browser, folders: Mapping[str, Path], asked: argparse.N
         script = f"models.{name}.time(feeds.{name}[turns.{name}++ % {len(inputs)}])"
         return lambda: float(page.value(script))
 
-    return measure.time_in_turn(
+    return interleaved.time_in_turn(
         {name: call(name) for name in folders}, min_samples=asked.samples, seed=asked.seed, clock=lambda turn: turn()
     )
 

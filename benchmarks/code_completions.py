@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 
 import fmopt
-from fmopt import gate, probe
-from fmopt.build import tool_versions
-from fmopt.bundle import Bundle
-from fmopt.results import Scores
-from fmopt.stdlib_source import parses, stdlib_splits
+from fmopt.core.results import Scores
+from fmopt.data.builtin_code import parses, stdlib_splits
+from fmopt.evaluation import bootstrap
+from fmopt.exporters.bundle import Bundle
+from fmopt.measurement import host_probe
+from fmopt.workflow.search.builder import tool_versions
 
 LEFT_OUT = 2  # last whole lines that may be an unfinished statement
 
@@ -72,11 +73,11 @@ def main(arguments: Sequence[str]) -> int:
         Scores(name="parses", metric="mean", values=[[float(bool(one["parses"]))] for one in each], primary=True)
         for each in told.values()
     ]
-    drop = gate.paired_drop(*scores, confidence=0.95)
+    drop = bootstrap.paired_drop(*scores, confidence=0.95)
     shares = {name: float(one.array().mean()) for name, one in zip(told, scores, strict=True)}
     record = {
         "what": "completions that parse", "command": f"python benchmarks/code_completions.py {' '.join(arguments)}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "host": probe.host_fingerprint(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "host": host_probe.host_fingerprint(),
         "versions": tool_versions(), "functions": len(prompts), "tokens": asked.tokens, "shares": shares,
         "drop": drop.model_dump(), "answers": told,
     }  # fmt: skip

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmopt import wording
-from fmopt.errors import BundleError, DataError
-from fmopt.gate import Drop
-from fmopt.metrics import METRICS
-from fmopt.record import Record, Trial, as_told, drop_unit, value_of
+from fmopt.core import formatting
+from fmopt.core.errors import BundleError, DataError
+from fmopt.evaluation.gate import Drop
+from fmopt.evaluation.metrics import METRICS
+from fmopt.evaluation.record import Record, Trial, as_told, drop_unit, value_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
@@ -96,9 +96,11 @@ def cells(application: Application, file: str, record: Record) -> tuple[str, ...
     lost, speedup, ratio = "", "", ""
     if winner is not None and reference is not None and changed:
         drop = winner.final_drop
-        lost = "" if drop is None else f"{wording.points(drop.point)} {unit} (≤ {wording.points(drop.high)})"
+        lost = "" if drop is None else f"{formatting.points(drop.point)} {unit} (≤ {formatting.points(drop.high)})"
         speedup = (
-            f"{wording.times(winner.speedup)} ({wording.times_interval(winner.speedup)})" if winner.speedup else ""
+            f"{formatting.times(winner.speedup)} ({formatting.times_interval(winner.speedup)})"
+            if winner.speedup
+            else ""
         )
         ratio = f"{(reference.size_bytes or 0) / winner.size_bytes:.2f}× smaller" if winner.size_bytes else ""
     title, kind = str(record.model["title"]), str(record.model["model_type"])
@@ -119,9 +121,9 @@ def allowed(record: Record) -> str:
 def judged(trial: Trial | None) -> str:
     """The metric that a trial is judged by, with its value."""
     if trial is None or trial.primary is None:
-        return wording.MISSING
+        return formatting.MISSING
     bounded = METRICS[trial.primary.metric].bounded
-    return f"{trial.primary.name} {wording.score(value_of(trial.primary), bounded=bounded)}{' %' if bounded else ''}"
+    return f"{trial.primary.name} {formatting.score(value_of(trial.primary), bounded=bounded)}{' %' if bounded else ''}"
 
 
 def table(lines: Sequence[Sequence[str]], links: str = "") -> str:

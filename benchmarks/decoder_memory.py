@@ -28,15 +28,17 @@ def step(name: str, out: Path) -> None:
     """One step in this process; prints its largest memory in MB (10⁶ bytes)."""
     import numpy as np
 
-    from fmopt import checkpoint, edge, exporting
-    from fmopt.edge_generation import Wish, continuations
-    from fmopt.model import Graph
+    from fmopt.core.model import Graph
+    from fmopt.edge import host, runners
+    from fmopt.edge.generation import Wish, continuations
+    from fmopt.exporters import to_onnx
+    from fmopt.measurement.host_probe import load_target
+    from fmopt.models import checkpoint
+    from fmopt.models.source import resolve
     from fmopt.passes.base import Context
     from fmopt.passes.fuse_decoder import FuseDecoder
     from fmopt.passes.quantize_embeddings import QuantizeEmbeddings
     from fmopt.passes.quantize_weights import QuantizeWeights
-    from fmopt.probe import load_target
-    from fmopt.source import resolve
 
     facts = checkpoint.inspect(resolve(str(out / "checkpoint")), None)
     passes = {
@@ -45,16 +47,16 @@ def step(name: str, out: Path) -> None:
         "fuse_decoder": FuseDecoder(),
     }
     if name == "export":
-        exporting.export_onnx(checkpoint.load(facts), {}, out / "export")
+        to_onnx.export_onnx(checkpoint.load(facts), {}, out / "export")
     elif name in passes:
         before = Graph("onnx", out / STEPS[STEPS.index(name) - 1] / "model.onnx", (), ("logits",))
         passes[name].apply(before, Context(facts, load_target("host"), lambda: iter(())), out / name)
     else:
-        runner = edge.open_runner("onnxruntime", out / "fuse_decoder" / "model.onnx", {}, 2)
+        runner = runners.open_runner("onnxruntime", out / "fuse_decoder" / "model.onnx", {}, 2)
         prompt = np.random.default_rng(0).integers(1, 1000, 128).tolist()
         made = list(continuations(runner, [prompt], facts.pipeline, Wish(max_new_tokens=8)))
         assert len(made) == 8
-    print(json.dumps({"peak_mb": edge.peak_memory_mb()}))
+    print(json.dumps({"peak_mb": host.peak_memory_mb()}))
 
 
 def main() -> None:
@@ -84,7 +86,7 @@ def main() -> None:
         print(rows[-1], flush=True)
         if name == "quantize_weights" and not asked.keep:
             shutil.rmtree(asked.out / "export")
-    from fmopt import probe
+    from fmopt.measurement import host_probe
 
     worst = max(row["peak_mb"] for row in rows)
     day = datetime.now(UTC)
@@ -92,7 +94,7 @@ def main() -> None:
         "what": "largest resident memory (VmHWM) of every step from sharded fp32 weights to INT4 tokens",
         "command": shlex.join(["python", "benchmarks/decoder_memory.py", *sys.argv[1:]]),
         "shape": asked.shape, "parameters": total // 4, "limit_mb": LIMIT_MB, "worst_mb": worst, "steps": rows,
-        "host": probe.host_fingerprint(), "versions": probe.versions(), "date": day.isoformat(timespec="seconds"),
+        "host": host_probe.host_fingerprint(), "versions": host_probe.versions(), "date": day.isoformat(timespec="seconds"),
     }  # fmt: skip
     path = HERE / "results" / f"decoder-memory-{asked.shape}-{day:%Y-%m-%d}.json"
     path.write_text(json.dumps(document))

@@ -59,20 +59,20 @@ def make(models: Sequence[str]) -> None:
 
 def graphs(checkpoint: Path, out: Path, wanted: Mapping[str, tuple[int, int, Any]]) -> None:
     """The exported graph of a checkpoint, and of it every wanted rounding, by fmopt's own passes."""
-    from fmopt import checkpoint as loading
-    from fmopt import exporting
-    from fmopt.model import Graph
+    from fmopt.core.model import Graph
+    from fmopt.exporters import to_onnx
+    from fmopt.measurement.host_probe import load_target
+    from fmopt.models import checkpoint as loading
+    from fmopt.models.source import resolve
     from fmopt.passes.base import Context
     from fmopt.passes.fuse_decoder import FuseDecoder
     from fmopt.passes.quantize_embeddings import QuantizeEmbeddings
     from fmopt.passes.quantize_weights import QuantizeWeights
-    from fmopt.probe import load_target
-    from fmopt.source import resolve
 
     facts = loading.inspect(resolve(str(checkpoint)), None)
     plain = Graph("onnx", out / "fp32" / "model.onnx", (), ("logits",))
     if not plain.path.is_file():
-        exporting.export_onnx(loading.load(facts), {}, out / "fp32.part")
+        to_onnx.export_onnx(loading.load(facts), {}, out / "fp32.part")
         (out / "fp32.part").replace(out / "fp32")
     context = Context(facts, load_target("host"), lambda: iter(()))
     for name, (bits, block, method) in wanted.items():
@@ -116,15 +116,16 @@ class Worker:
     """fmopt's graph, answering what peers/llama_cpp_worker.py answers: see there for the requests."""
 
     def __init__(self, folder: Path, threads: int):
-        from fmopt import edge
+        from fmopt.edge import command as edge_command
+        from fmopt.edge import runners
 
-        self.edge = edge
-        self.runner = edge.open_runner("onnxruntime", folder / "model.onnx", {}, threads)
+        self.edge = edge_command
+        self.runner = runners.open_runner("onnxruntime", folder / "model.onnx", {}, threads)
         self.words = int(self.runner.session.get_outputs()[0].shape[-1])
 
     def do(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Answer one request."""
-        from fmopt.edge_generation import Rows
+        from fmopt.edge.generation import Rows
 
         if request["do"] in ("first", "fill"):
             prompt = np.random.default_rng(0).integers(1, self.words, request["context"]).tolist()
@@ -153,7 +154,7 @@ class Worker:
 
     def score(self, ids: np.ndarray) -> float:
         """Sum of the log-probabilities of all tokens but the first."""
-        from fmopt.edge_generation import log_softmax
+        from fmopt.edge.generation import log_softmax
 
         ones = np.ones_like(ids)
         inputs = {"input_ids": ids, "attention_mask": ones, "position_ids": ones.cumsum(axis=1) - 1}
@@ -208,7 +209,7 @@ class Contestant:
 def measure(models: Sequence[str], names: Sequence[str], contexts: Sequence[int], batches: Sequence[int],
             threads: int, rounds: int, seed: int) -> list[dict[str, Any]]:  # fmt: skip
     """One row for every model, context and batch: milliseconds of every token, of first tokens, memory, what bounds it."""
-    from fmopt.probe import load_target
+    from fmopt.measurement.host_probe import load_target
 
     bandwidth = load_target("host", fresh=True).bandwidth_gbs
     order, rows = random.Random(seed), []
@@ -268,7 +269,7 @@ def bytes_read(model: str, name: str, context: int, batch: int) -> float:
         return cache + (MADE / model / "q4_0.gguf").stat().st_size  # its table is its head too, read as a whole
     import onnx
 
-    from fmopt.onnx_graph import consumers
+    from fmopt.exporters.onnx_graph import consumers
 
     graph = onnx.load(MADE / model / name.replace(" ", "-") / "model.onnx").graph
     readers = consumers(graph)
@@ -297,18 +298,18 @@ def told(row: Mapping[str, Any]) -> str:
 
 def perplexity(checkpoint: Path, data: str, items: int) -> list[dict[str, Any]]:
     """Perplexity of a trained checkpoint on texts of the test split: in fp32, each of ours, and llama.cpp."""
-    from fmopt import checkpoint as loading
-    from fmopt import lookup
-    from fmopt.data import load_data
-    from fmopt.edge import Preprocessor
-    from fmopt.source import resolve
+    from fmopt.core import plugins
+    from fmopt.data.datasets import load_data
+    from fmopt.edge.text import Preprocessor
+    from fmopt.models import checkpoint as loading
+    from fmopt.models.source import resolve
 
     out = MADE / f"trained-{checkpoint.name}"
     out.mkdir(parents=True, exist_ok=True)
     graphs(checkpoint, out, ROUNDED)
     gguf(checkpoint, out / "q4_0.gguf")
     facts = loading.inspect(resolve(str(checkpoint)), None)
-    rows = load_data(data, lookup.find("tasks", facts.task), facts).split("test")[:items]
+    rows = load_data(data, plugins.find("tasks", facts.task), facts).split("test")[:items]
     encode = Preprocessor(checkpoint / "tokenizer.json", dict(facts.pipeline))
     texts = [encode.ids(row["text"])[: int(facts.pipeline["max_length"])] for row in rows]
     texts = [text for text in texts if len(text) > 1]
@@ -361,7 +362,7 @@ def main() -> None:
         contexts = [128] if asked.small else [int(one) for one in asked.contexts.split(",")]
         batches = [1] if asked.small else [int(one) for one in asked.batches.split(",")]
         names, rounds = asked.contestants.split(","), 3 if asked.small else asked.rounds
-        from fmopt.measure import quiet_machine
+        from fmopt.measurement.latency import quiet_machine
 
         warnings = quiet_machine()
         rows = measure(asked.models.split(","), names, contexts, batches, asked.threads, rounds, asked.seed)
@@ -371,11 +372,11 @@ def main() -> None:
 
 def write(name: str, facts: Mapping[str, Any]) -> None:
     """A result with its circumstances."""
-    from fmopt import probe
+    from fmopt.measurement import host_probe
 
     day = datetime.now(UTC)
-    document = {"command": shlex.join(["python", "benchmarks/decoding.py", *sys.argv[1:]]), "host": probe.host_fingerprint(),
-                "versions": probe.versions(), "date": day.isoformat(timespec="seconds"), **facts}  # fmt: skip
+    document = {"command": shlex.join(["python", "benchmarks/decoding.py", *sys.argv[1:]]), "host": host_probe.host_fingerprint(),
+                "versions": host_probe.versions(), "date": day.isoformat(timespec="seconds"), **facts}  # fmt: skip
     path = RESULTS / f"{name}-{day:%Y-%m-%d}.json"
     path.write_text(json.dumps(document))
     print(path.name)

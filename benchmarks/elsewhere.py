@@ -25,13 +25,15 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from fmopt import checkpoint, distillation, probe
-from fmopt.examples import Example
+from fmopt.core.store import own_folder
+from fmopt.measurement import host_probe
+from fmopt.models import checkpoint
+from fmopt.models.source import resolve
+from fmopt.models.structure import save_checkpoint
 from fmopt.passes.base import Context
 from fmopt.passes.distill import Distill
-from fmopt.source import resolve
-from fmopt.store import own_folder
-from fmopt.structure import save_checkpoint
+from fmopt.passes.distillation import trainer
+from fmopt.training.examples import Example
 
 EXAMPLES, SETTINGS = "examples.safetensors", "distill.json"
 
@@ -46,17 +48,18 @@ def pack(asked: argparse.Namespace) -> None:
 
 def _pack(asked: argparse.Namespace) -> None:
     """Prune, and train what no earlier run did, up to the distillation that is meant; write the folder."""
-    from fmopt import api
-    from fmopt.gate import Budget
-    from fmopt.pricing import RecipeClock
-    from fmopt.story import prepare, start
+    from fmopt.core import progress
+    from fmopt.evaluation.gate import Budget
+    from fmopt.workflow import request as workflow_request
+    from fmopt.workflow.prepare import prepare, start
+    from fmopt.workflow.search.network_timer import RecipeClock
 
-    request = api.make_request(
+    request = workflow_request.make_request(
         asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max", training=None,
         budget=Budget(), batch=1, length=128, threads=1, recipe=asked.recipe, time_limit_s=None, seed=0, out=asked.out,
         fresh=False, allow_pickle=False, max_calibration_memory=1 << 30, command="",
     )  # fmt: skip
-    run = start(prepare(request), api.Silent())
+    run = start(prepare(request), progress.Silent())
     (recipe,) = run.job.plan.candidates
     places = [place for place, step in enumerate(recipe.steps) if step.use == "distill"]
     if not 1 <= (asked.number or 1) <= len(places):
@@ -70,7 +73,7 @@ def _pack(asked: argparse.Namespace) -> None:
     model = checkpoint.load(shop.facts)
     for step in recipe.steps[:place]:
         model = step.build().apply(model, ctx)
-    examples = distillation.texts_to_learn(options, shop.facts, ctx)
+    examples = trainer.texts_to_learn(options, shop.facts, ctx)
     asked.to.mkdir(parents=True)
     shutil.copytree(shop.facts.folder, asked.to / "teacher")
     save_checkpoint(model, asked.to / "student")
@@ -109,11 +112,11 @@ def train(asked: argparse.Namespace) -> None:
     facts = checkpoint.inspect(resolve(str(asked.folder / "teacher")))
     student = checkpoint.load(checkpoint.inspect(resolve(str(asked.folder / "student")), facts.task))
     ctx = Context(
-        facts=facts, target=probe.probe_host(), calibration=lambda: iter(()), seed=seed, scratch=asked.folder,
+        facts=facts, target=host_probe.probe_host(), calibration=lambda: iter(()), seed=seed, scratch=asked.folder,
         progress=lambda text: print(text, flush=True), examples=lambda: examples, teacher=lambda _: checkpoint.load(facts),
     )  # fmt: skip
     begun = time.monotonic()
-    distillation.distill(replace(student, facts=facts), options, ctx)
+    trainer.distill(replace(student, facts=facts), options, ctx)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{(time.monotonic() - begun) / 60:.1f} minutes on {device}, torch {torch.__version__}")
 

@@ -29,10 +29,13 @@ from typing import Any
 import numpy as np
 from gate_populations import NAMES, RESULTS, Population, population, rates
 
-from fmopt import gate, measure, probe
-from fmopt.metrics import METRICS
-from fmopt.results import Check, Latency, Scores
-from fmopt.selection import within_reserve
+from fmopt.core.results import Check, Latency, Scores
+from fmopt.edge.board import interleaved
+from fmopt.evaluation import bootstrap, gate
+from fmopt.evaluation.metrics import METRICS
+from fmopt.measurement import host_probe
+from fmopt.measurement import latency as measurement_latency
+from fmopt.workflow.search.selection import within_reserve
 
 ITEMS = (100, 300, 1000, 3000, 10_000, 20_000)
 SHARES = (1.0, 0.0, 2.0, 0.5)  # of the allowed drop, what matters most first
@@ -47,7 +50,7 @@ BURN = "import os\nwhile os.getppid() == {parent}: sum(range(10_000))"  # ends w
 
 def judged(one: Population, scores: tuple[Scores, Scores], seed: int, resamples: int = RESAMPLES) -> Check:
     """The accuracy check of one evaluation, with the limit from the baseline's own value as `gate.judge` has it."""
-    drop = gate.paired_drop(*scores, resamples=resamples, seed=seed)
+    drop = bootstrap.paired_drop(*scores, resamples=resamples, seed=seed)
     allowed = gate.Drop(amount=1.0, unit="%" if one.metric == "perplexity" else "pt")
     return gate.at_most("accuracy drop", drop, allowed.limit(float(METRICS[one.metric].of(scores[0].array()))))
 
@@ -185,7 +188,7 @@ def choices(
     keeping = (
         k
         for k, rights in enumerate(validation[1])
-        if within_reserve(gate.paired_drop(held, scores(rights), resamples=RESAMPLES), one.allowed)
+        if within_reserve(bootstrap.paired_drop(held, scores(rights), resamples=RESAMPLES), one.allowed)
     )
     chosen = next(keeping, None)
     return {
@@ -197,8 +200,8 @@ def choices(
 
 def latency(asked: argparse.Namespace) -> None:
     """A/A: MiniLM in fp32 on ONNX Runtime opened twice, timed in turn and judged as a candidate is."""
-    from fmopt.benchmarking import bench_facts, contestants, open_artifact
-    from fmopt.store import Store
+    from fmopt.core.store import Store
+    from fmopt.workflow.deployed import bench_facts, contestants, open_artifact
 
     made = Result("latency-load" if asked.load else "latency", asked)
     burner = subprocess.Popen([sys.executable, "-c", BURN.format(parent=os.getpid())]) if asked.load else None
@@ -206,18 +209,18 @@ def latency(asked: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             made_of = contestants("minilm", bench_facts("minilm"), Store(Path(scratch)))
             one = next(one for one in made_of if one.artifact.runtime == "onnxruntime")
-            inputs = measure.latency_inputs(one.preprocessor, one.raws, batch=1, length=asked.length)
+            inputs = measurement_latency.latency_inputs(one.preprocessor, one.raws, batch=1, length=asked.length)
             for run in range(asked.runs):
                 cell = made.cell(f"run {run}")
                 if "speedup" in cell:
                     continue
-                warnings = measure.quiet_machine()
+                warnings = measurement_latency.quiet_machine()
                 runners = [open_artifact(one.artifact, 1) for _ in range(2)]
                 calls = {
-                    name: measure.Replay([partial(runner.run, item) for item in inputs])
+                    name: interleaved.Replay([partial(runner.run, item) for item in inputs])
                     for name, runner in zip("AB", runners, strict=True)
                 }
-                samples = measure.time_in_turn(calls, seed=run, clock=measure.settled_ms)  # as optimize does
+                samples = interleaved.time_in_turn(calls, seed=run, clock=interleaved.settled_ms)  # as optimize does
                 for runner in runners:
                     runner.close()
                 got = claim(samples, asked.length, run)
@@ -235,7 +238,7 @@ def latency(asked: argparse.Namespace) -> None:
 def claim(samples: dict[str, list[float]], length: int, seed: int) -> dict[str, Any]:
     """The speedup of B over A as a run finds it, and what its interval says about TOLERANCE."""
     first, second = (Latency(samples_ms=samples[name], batch=1, length=length, threads=1) for name in "AB")
-    got = gate.speedup(first, second, seed=seed)
+    got = bootstrap.speedup(first, second, seed=seed)
     if got.low > 1 + TOLERANCE or got.high < 1 - TOLERANCE:
         says = "a difference"
     else:
@@ -252,7 +255,7 @@ class Result:
         self.cells: dict[str, dict[str, Any]] = given["cells"]
         self.head = {
             "command": " ".join(["python", "benchmarks/gate_calibration.py", *sys.argv[1:]]), "seed": asked.seed,
-            "resamples": RESAMPLES, "host": probe.host_fingerprint(), "versions": probe.versions(),
+            "resamples": RESAMPLES, "host": host_probe.host_fingerprint(), "versions": host_probe.versions(),
         }  # fmt: skip
 
     def cell(self, name: str, **start: Any) -> dict[str, Any]:

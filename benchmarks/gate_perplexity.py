@@ -24,8 +24,8 @@ from gate_populations import PERPLEXITY_ITEMS
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fmopt import probe
-from fmopt.metrics import METRICS
+from fmopt.evaluation.metrics import METRICS
+from fmopt.measurement import host_probe
 
 DATA = Path(os.environ.get("FMOPT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "tinyshakespeare"
 LENGTH, BATCH, MOST_SECONDS = 128, 16, 180
@@ -67,8 +67,8 @@ def main() -> None:
     document = {
         "what": "nats and characters of stretches of tinyshakespeare, of a GPT-2-shaped network and of it with rounded weights",
         "command": f"python benchmarks/gate_perplexity.py --steps {asked.steps} --seed {asked.seed}",
-        "steps": steps, "matrices_in_2_bits": chosen, "worse_by": worse, "seed": asked.seed, "host": probe.host_fingerprint(),
-        "versions": probe.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "steps": steps, "matrices_in_2_bits": chosen, "worse_by": worse, "seed": asked.seed, "host": host_probe.host_fingerprint(),
+        "versions": host_probe.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "reference": np.round(reference, 4).tolist(), "candidate": np.round(tried[chosen], 4).tolist(),
     }  # fmt: skip
     PERPLEXITY_ITEMS.write_text(json.dumps(document))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fmopt.metrics import METRICS
-from fmopt.results import Scores
+from fmopt.core.results import Scores
+from fmopt.evaluation.metrics import METRICS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PERPLEXITY_ITEMS = RESULTS / "gate-calibration-perplexity-items.json"

@@ -26,9 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmopt import gate, measure, probe, turns
-from fmopt.edge import PAST
-from fmopt.results import Latency
+from fmopt.core.results import Latency
+from fmopt.edge.board import interleaved
+from fmopt.edge.runners import PAST
+from fmopt.evaluation import bootstrap
+from fmopt.measurement import host_probe
 from fmopt.runtimes.torch import CudaGraphs, compiled, eager, on_device
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -295,7 +297,7 @@ def best_seconds(call: Callable[[], Any], device: str, times: int = 20) -> float
     timed = finished(call, device)
     timed()
     with torch.inference_mode():
-        return min(turns.call_ms(timed) for _ in range(times)) / 1e3
+        return min(interleaved.call_ms(timed) for _ in range(times)) / 1e3
 
 
 def finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
@@ -376,7 +378,7 @@ def one_cell(
         except Exception as error:  # one variant's failure, whatever its library raises, is a result
             failed[name] = first_line(error)
     with torch.inference_mode():
-        samples = measure.time_in_turn(
+        samples = interleaved.time_in_turn(
             calls, min_samples=asked.samples, min_seconds=asked.seconds, warm_seconds=1.0, seed=asked.seed
         )
     found = {}
@@ -387,7 +389,7 @@ def one_cell(
             "cosine_to_fp32": cosine(outputs[PLAIN], outputs[name]),
         }  # fmt: skip
         if REFERENCE in samples:
-            ratio = gate.speedup(latency(samples[REFERENCE], batch, length), latency(ms, batch, length))
+            ratio = bootstrap.speedup(latency(samples[REFERENCE], batch, length), latency(ms, batch, length))
             found[name][f"speedup_over_{REFERENCE}"] = ratio.model_dump()
     return {"batch": batch, "length": length, "variants": found, "failed": failed}
 
@@ -432,7 +434,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="networks in miniature: is the script whole?")
     parser.add_argument("--subjects", nargs="+", help="names; all of them")
     parser.add_argument("--variants", nargs="+", help="beginnings of names; all of them")
-    parser.add_argument("--samples", type=int, default=measure.MIN_SAMPLES)
+    parser.add_argument("--samples", type=int, default=interleaved.MIN_SAMPLES)
     parser.add_argument("--seconds", type=float, default=4.0, help="a slow variant has enough samples after so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", "-o", type=Path, required=True)
@@ -450,11 +452,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch._dynamo.config.cache_size_limit = 64  # one compilation for each shape
     facts = {
         "device": device_facts(asked.device), "tiny": asked.tiny, "seed": asked.seed,
-        "versions": probe.versions() | {"cuda": torch.version.cuda or ""},
+        "versions": host_probe.versions() | {"cuda": torch.version.cuda or ""},
         "variants": [asdict(variant) for variant in variants()],
     }  # fmt: skip
     found = earlier(asked.output, facts) or {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "host": probe.host_fingerprint(), **facts,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "host": host_probe.host_fingerprint(), **facts,
         "ceilings": ceilings(asked.device, asked.tiny), "subjects": {},
     }  # fmt: skip
     asked.output.parent.mkdir(parents=True, exist_ok=True)

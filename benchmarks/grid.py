@@ -16,11 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fmopt import bootstrap, bundle, measure, probe
-from fmopt.bench_matrix import Contestant
-from fmopt.benchmarking import bench_facts, contestants, deployed, open_artifact
-from fmopt.results import Latency
-from fmopt.store import Store
+from fmopt.core.results import Latency
+from fmopt.core.store import Store
+from fmopt.edge.board import interleaved
+from fmopt.evaluation import bootstrap
+from fmopt.exporters import bundle
+from fmopt.measurement import host_probe
+from fmopt.measurement import latency as measurement_latency
+from fmopt.workflow.deployed import Contestant, bench_facts, contestants, deployed, open_artifact
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,8 +51,8 @@ def main() -> None:
     document = {
         "what": "fmopt's bundle against fp32 on ONNX Runtime and OpenVINO, in turn, at many shapes",
         "command": shlex.join(["python", "benchmarks/grid.py", *sys.argv[1:]]),
-        "shipped": bundle.bundle_artifact(asked.bundle).runtime, "host": probe.host_fingerprint(),
-        "versions": probe.versions(), "seed": asked.seed, "warnings": measure.quiet_machine(),
+        "shipped": bundle.bundle_artifact(asked.bundle).runtime, "host": host_probe.host_fingerprint(),
+        "versions": host_probe.versions(), "seed": asked.seed, "warnings": measurement_latency.quiet_machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "shapes": rows,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
@@ -64,8 +67,10 @@ def one_shape(
     """Samples of all variants at one shape, and the bundle's speedup over the faster full-precision one."""
     runners = {name: open_artifact(one.artifact, threads) for name, one in variants.items()}
     first = next(iter(variants.values()))
-    inputs = measure.latency_inputs(first.preprocessor, first.raws, batch=batch, length=length, seed=asked.seed)[0]
-    samples = measure.time_in_turn(
+    inputs = measurement_latency.latency_inputs(
+        first.preprocessor, first.raws, batch=batch, length=length, seed=asked.seed
+    )[0]
+    samples = interleaved.time_in_turn(
         {name: (lambda runner=runner: runner.run(inputs)) for name, runner in runners.items()},
         min_samples=asked.samples, min_seconds=asked.seconds, seed=asked.seed,
     )  # fmt: skip

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import fmopt
-from fmopt.bootstrap import paired_drop
-from fmopt.errors import DataError, FmoptError
-from fmopt.metrics import METRICS
-from fmopt.results import Scores
-from fmopt.sounds import wav_file
+from fmopt.core.errors import DataError, FmoptError
+from fmopt.core.results import Scores
+from fmopt.core.sounds import wav_file
+from fmopt.evaluation.bootstrap import paired_drop
+from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.automatic_speech_recognition import edits, words_of
 
 

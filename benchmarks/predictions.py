@@ -25,19 +25,23 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import checkpoint, efficiency, lookup, measure, probe
-from fmopt.benchmarking import bench_raws
-from fmopt.build import Workshop
-from fmopt.edge import open_preprocessor
-from fmopt.efficiency import Sample
-from fmopt.plan import quick_candidates, refusal
-from fmopt.progress import Silent
-from fmopt.recipe import Recipe, Step
-from fmopt.roofline import Work
-from fmopt.source import resolve
-from fmopt.store import Store
-from fmopt.target import Target
-from fmopt.trials import float_precision
+from fmopt.core import plugins
+from fmopt.core.progress import Silent
+from fmopt.core.recipe import Recipe, Step
+from fmopt.core.store import Store
+from fmopt.core.target import Target
+from fmopt.edge.board import interleaved
+from fmopt.edge.text import open_preprocessor
+from fmopt.measurement import host_probe, latency
+from fmopt.measurement.roofline import efficiency
+from fmopt.measurement.roofline.efficiency import Sample
+from fmopt.measurement.roofline.model import Work
+from fmopt.models import checkpoint
+from fmopt.models.source import resolve
+from fmopt.workflow.deployed import bench_raws
+from fmopt.workflow.search.builder import Workshop
+from fmopt.workflow.search.candidates import quick_candidates, refusal
+from fmopt.workflow.search.trials import float_precision
 
 RESULTS, OUT = Path(__file__).parent / "results", Path("out/predictions")
 SIZES = {  # model_type, width, layers, FFN, heads: shapes that people use, by their names
@@ -112,7 +116,7 @@ def workshop(model: str) -> Workshop:
     preprocessor = open_preprocessor(facts.folder, dict(facts.pipeline))
     store = Store(OUT / model)
     return Workshop(
-        facts, probe.load_target("host"), store, preprocessor, bench_raws(facts) * 4, "bench", 0, 1 << 30, Silent()
+        facts, host_probe.load_target("host"), store, preprocessor, bench_raws(facts) * 4, "bench", 0, 1 << 30, Silent()
     )
 
 
@@ -142,14 +146,14 @@ def folder_of(model: str) -> Path:
 
 def measure_all(names: Sequence[str], results: Path) -> None:
     """Time the variants of every model in turn and write what was found."""
-    target, rows, warnings = probe.load_target("host"), [], measure.quiet_machine()
+    target, rows, warnings = host_probe.load_target("host"), [], latency.quiet_machine()
     for name in names:
         shop, made = workshop(name), list(variants(name))
         for length in LENGTHS:
-            inputs = measure.latency_inputs(shop.preprocessor, shop.calibration, 1, length)
-            runners = {one: lookup.find("runtimes", artifact.runtime).open(artifact, 1) for one, artifact, _ in made}
+            inputs = latency.latency_inputs(shop.preprocessor, shop.calibration, 1, length)
+            runners = {one: plugins.find("runtimes", artifact.runtime).open(artifact, 1) for one, artifact, _ in made}
             calls = {one: (lambda runner=runner, given=inputs[0]: runner.run(given)) for one, runner in runners.items()}
-            samples = measure.time_in_turn(calls, min_samples=SAMPLES, min_seconds=SECONDS, warm_seconds=1.0)
+            samples = interleaved.time_in_turn(calls, min_samples=SAMPLES, min_seconds=SECONDS, warm_seconds=1.0)
             for runner in runners.values():
                 runner.close()
             for one, artifact, recipe in made:
@@ -165,7 +169,7 @@ def measure_all(names: Sequence[str], results: Path) -> None:
     document = {
         "what": "predicted against measured latency, batch 1, one thread, all variants of a model in turn",
         "command": shlex.join(["python", "benchmarks/predictions.py", *sys.argv[1:]]),
-        "host": probe.host_fingerprint(), "versions": probe.versions(), "target": target.model_dump(mode="json"),
+        "host": host_probe.host_fingerprint(), "versions": host_probe.versions(), "target": target.model_dump(mode="json"),
         "warnings": warnings, "date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows,
     }  # fmt: skip
     judge(document)

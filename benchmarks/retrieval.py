@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fmopt import api, probe
+from fmopt.measurement import host_probe
+from fmopt.workflow import evaluate
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("FMOPT_DATA", Path("..", "shared", "data")))
@@ -29,12 +30,12 @@ def main(models: list[str]) -> None:
     found: dict[str, dict[str, Any]] = {}
     for name, (data, columns) in SETS.items():
         for model in models:
-            scores = api.evaluate(model, data, task="sentence-embedding", columns=columns, batch=1)
+            scores = evaluate.evaluate(model, data, task="sentence-embedding", columns=columns, batch=1)
             values = {score.name: value for score, value in scores}
             found.setdefault(name, {})[model] = values | {"items": len(scores[0][0].values)}
             print(name, model, values, flush=True)
     made = {
-        "sets": found, "host": probe.host_fingerprint(), "versions": probe.versions(),
+        "sets": found, "host": host_probe.host_fingerprint(), "versions": host_probe.versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "command": " ".join(["benchmarks/retrieval.py", *models]),
     }  # fmt: skip
     (HERE / "results" / "embeddings-retrieval.json").write_text(json.dumps(made, indent=1))

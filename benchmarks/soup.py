@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from fmopt import api
+from fmopt.workflow import evaluate
 
 FILES = ("config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 WEIGHTS = "model.safetensors"
@@ -37,7 +37,7 @@ def mean(folders: Sequence[Path], out: Path) -> None:
 
 def validated(folder: Path, data: str) -> float:
     """The primary metric on the validation split."""
-    scores = api.evaluate(str(folder), data, split="validation", batch=16)
+    scores = evaluate.evaluate(str(folder), data, split="validation", batch=16)
     return next(value for score, value in scores if score.primary)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from fmopt.pydoc import docstring_pairs, pydoc_splits
+from fmopt.data.builtin_docstrings import docstring_pairs, pydoc_splits
 
 DATA = Path(os.environ.get("FMOPT_DATA", Path("..", "shared", "data")))
 COLUMNS = {

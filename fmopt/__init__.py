@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fmopt.errors import (
+from fmopt.core.errors import (
     BundleError,
     CheckpointError,
     ConfigError,
@@ -27,17 +27,21 @@ from fmopt.errors import (
 )
 
 if TYPE_CHECKING:
-    from fmopt.adapters import merge
-    from fmopt.api import evaluate, explain, export, load_model, optimize
-    from fmopt.benchmarking import benchmark, benchmark_matrix
-    from fmopt.bundle import load
-    from fmopt.comparison import compare
-    from fmopt.gate import Budget
-    from fmopt.plan import Training
-    from fmopt.record import Record
-    from fmopt.target import Target
-    from fmopt.timeline import history
-    from fmopt.vocabulary import trim
+    from fmopt.core.target import Target
+    from fmopt.evaluation.comparison import compare
+    from fmopt.evaluation.gate import Budget
+    from fmopt.evaluation.history import history
+    from fmopt.evaluation.record import Record
+    from fmopt.exporters.bundle import load
+    from fmopt.models.adapters import merge
+    from fmopt.models.checkpoint import load_model
+    from fmopt.models.vocabulary import trim
+    from fmopt.workflow.benchmark.suite import benchmark, benchmark_matrix
+    from fmopt.workflow.evaluate import evaluate
+    from fmopt.workflow.explain import explain
+    from fmopt.workflow.export import export
+    from fmopt.workflow.optimize import optimize
+    from fmopt.workflow.request import Training
 
 __all__ = [
     "Budget",
@@ -69,22 +73,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Budget": "fmopt.gate",
-    "Record": "fmopt.record",
-    "Target": "fmopt.target",
-    "Training": "fmopt.plan",
-    "benchmark": "fmopt.benchmarking",
-    "benchmark_matrix": "fmopt.benchmarking",
-    "compare": "fmopt.comparison",
-    "evaluate": "fmopt.api",
-    "explain": "fmopt.api",
-    "export": "fmopt.api",
-    "history": "fmopt.timeline",
-    "load": "fmopt.bundle",
-    "load_model": "fmopt.api",
-    "merge": "fmopt.adapters",
-    "optimize": "fmopt.api",
-    "trim": "fmopt.vocabulary",
+    "Budget": "fmopt.evaluation.gate",
+    "Record": "fmopt.evaluation.record",
+    "Target": "fmopt.core.target",
+    "Training": "fmopt.workflow.search.plan",
+    "benchmark": "fmopt.workflow.benchmark.suite",
+    "benchmark_matrix": "fmopt.workflow.benchmark.suite",
+    "compare": "fmopt.evaluation.comparison",
+    "evaluate": "fmopt.workflow.export",
+    "explain": "fmopt.workflow.export",
+    "export": "fmopt.workflow.export",
+    "history": "fmopt.evaluation.history",
+    "load": "fmopt.exporters.bundle",
+    "load_model": "fmopt.workflow.export",
+    "merge": "fmopt.models.adapters",
+    "optimize": "fmopt.workflow.export",
+    "trim": "fmopt.models.vocabulary",
 }
 
 

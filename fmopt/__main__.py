@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fmopt.cli import entry
+from fmopt.cli.app import entry
 
 entry()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.sounds import wav_file
+from fmopt.core.sounds import wav_file
 
 CLASSIFICATION, RECOGNITION = "audio-classification", "automatic-speech-recognition"
 RATE = 8000

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from fmopt.bench_matrix import places
-from fmopt.bench_record import Benchmark, Cell, Measured, Offline, Place, Server, SingleStream, Variant
-from fmopt.scenarios import SCENARIOS, Load, batch_sizes, most_throughput, search, simulated
+from fmopt.workflow.benchmark.matrix import places
+from fmopt.workflow.benchmark.record import Benchmark, Cell, Measured, Offline, Place, Server, SingleStream, Variant
+from fmopt.workflow.benchmark.scenarios import SCENARIOS, Load, batch_sizes, most_throughput, search, simulated
 from tests.records import samples
 
 # milliseconds of one item at 128 tokens on one thread

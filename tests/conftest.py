@@ -88,14 +88,14 @@ def tiny_decoder(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempP
     made: dict[str, Any] = {}
 
     def make(family: str) -> Any:
-        from fmopt import exporting
+        from fmopt.exporters import to_onnx
         from tests.torch_models import model_of, padded
 
         if family not in made:
             model = model_of(tiny_checkpoint(family, "text-generation"))
             made[family] = (
                 model,
-                exporting.export_onnx(model, padded(model), tmp_path_factory.mktemp(f"{family}-graph")),
+                to_onnx.export_onnx(model, padded(model), tmp_path_factory.mktemp(f"{family}-graph")),
             )
         return made[family]
 

@@ -13,11 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+import fmopt.api  # noqa: F401  (imported before forking: seconds of imports are not what is being killed)
 import torch
 
-import fmopt.api  # noqa: F401  (imported before forking: seconds of imports are not what is being killed)
-from fmopt.story import optimize
-from fmopt.trials import Request
+from fmopt.workflow.optimize import optimize_request
+from fmopt.workflow.request import Request
 
 
 def run(words: list[str], out: Path) -> int:
@@ -26,7 +26,7 @@ def run(words: list[str], out: Path) -> int:
     if child == 0:
         torch.set_num_threads(1)
         model, data, recipe = words
-        optimize(Request(model=model, data=data, recipe=Path(recipe), length=32, out=out))
+        optimize_request(Request(model=model, data=data, recipe=Path(recipe), length=32, out=out))
         os._exit(0)
     return child
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.record import Changed, RecipeLine, Record, Rung, Trial, summary_sentence
-from fmopt.results import (
+from fmopt.core.results import (
     Check,
     Circumstances,
     Estimate,
@@ -21,8 +20,9 @@ from fmopt.results import (
     Sensitivity,
     Verdict,
 )
-from fmopt.structure import LayerFacts, LayerWidths, Structure
-from fmopt.target import Target
+from fmopt.core.target import Target
+from fmopt.evaluation.record import Changed, RecipeLine, Record, Rung, Trial, summary_sentence
+from fmopt.models.structure import LayerFacts, LayerWidths, Structure
 
 ITEMS = 1800
 REFERENCE_MS = 31.4

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fmopt import checkpoint
-from fmopt.edge import Preprocessor
-from fmopt.model import TorchModel
-from fmopt.passes.base import Context, Inputs
-from fmopt.source import resolve
-from fmopt.target import Target
-from fmopt.tasks.base import Raw
+from fmopt.core.model import Inputs
+from fmopt.core.target import Target
+from fmopt.edge.parts import Raw
+from fmopt.edge.text import Preprocessor
+from fmopt.models import checkpoint
+from fmopt.models.loading import TorchModel
+from fmopt.models.source import resolve
+from fmopt.passes.base import Context
 from tests.conftest import SENTENCES
 
 HOST = {"title": "test", "kind": "cpu", "arch": "x86_64", "cores": 1, "memory_gb": 1.0, "runtimes": ("onnxruntime",)}
@@ -50,7 +51,7 @@ def context_of(model: TorchModel, scratch: Path | None = None, **facts: object) 
 
 def outputs_of(model: TorchModel, inputs: Inputs) -> np.ndarray:
     """The network's first output."""
-    from fmopt.exporting import torch_outputs
+    from fmopt.exporters.parity import torch_outputs
 
     name = model.facts.pipeline["outputs"][0]
     return torch_outputs(model.net, inputs, [name])[name]

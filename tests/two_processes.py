@@ -9,19 +9,20 @@ from pathlib import Path
 
 import torch
 
-from fmopt import several, teacher_outputs
 from fmopt.passes.distill import Distill
+from fmopt.passes.distillation import teacher_cache
 from fmopt.passes.qat import Qat
+from fmopt.training import distributed
 from tests.passes.test_distill import FAST, context, damaged
 from tests.torch_models import items_of, model_of
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    teacher_outputs.SHARD_TOKENS = 100  # so that there is one for each process
+    teacher_cache.SHARD_TOKENS = 100  # so that there is one for each process
     what, teacher, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    if several.follows():
-        return several.follow()
+    if distributed.follows():
+        return distributed.follow()
     try:
         if what == "distill":
             student = damaged(teacher)
@@ -34,7 +35,7 @@ def main() -> None:
             options = {**FAST, "epochs": 6.0, "weights": {"task": 1.0}, "save_minutes": 0.0}
             Qat(**options, activations="uint8").apply(student, ctx)
     finally:
-        several.dismiss()
+        distributed.dismiss()
 
 
 main()

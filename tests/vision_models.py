@@ -166,7 +166,7 @@ def write_matcher(folder: Path, family: str, seed: int = 0) -> Path:
     import torch
     import transformers
 
-    from fmopt.untrained import write_untrained
+    from fmopt.models.initialization import write_untrained
 
     tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     entry = {

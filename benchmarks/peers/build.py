@@ -19,7 +19,7 @@ from pathlib import Path
 
 import subjects
 
-from fmopt.tasks.base import Raw
+from fmopt.edge.parts import Raw
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("optimum_onnx", "transformers", "nncf", "olive", "pytorch")

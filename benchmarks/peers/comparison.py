@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import bootstrap
-from fmopt.record import value_of
-from fmopt.results import Estimate, Latency, Scores
+from fmopt.core.results import Estimate, Latency, Scores
+from fmopt.evaluation import bootstrap
+from fmopt.evaluation.record import value_of
 
 ONNX_RUNTIME_FP32 = "optimum_onnx fp32"
 OURS = "fmopt"

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import checkpoint, edge, lookup
-from fmopt.model import Artifact, CheckpointFacts, model_files
-from fmopt.results import Scores
-from fmopt.runtimes.base import Runner
+from fmopt.core import plugins
+from fmopt.core.model import Artifact, CheckpointFacts, Runner, model_files
+from fmopt.core.results import Scores
+from fmopt.edge import loading, parts
+from fmopt.models import checkpoint
 
 # Names peers give to the tokens' vectors [rows, tokens, width]; a sentence-transformers export calls them the second.
 HIDDEN = ("last_hidden_state", "token_embeddings")
@@ -70,13 +71,13 @@ def bundle(folder: Path, facts: CheckpointFacts, threads: int) -> Contender:
     meta: dict[str, Any] = {"peer": "fmopt", "variant": folder.name, "lines": 1, "minutes": _run_minutes(folder)}
     contender = Contender(f"fmopt {folder.name}", meta)
     try:
-        told = edge.read_facts(folder)
-    except edge.EdgeError as error:
+        told = loading.read_facts(folder)
+    except parts.EdgeError as error:
         contender.error = str(error)
         return contender
     meta |= {key: told[key] for key in ("runtime", "options", "recipe", "verdict", "versions", "digest")}
     ours, theirs = folder / "tokenizer.json", checkpoint.tokenizer_file(facts)
-    if edge.sha256_file(ours) != edge.sha256_file(theirs):
+    if loading.sha256_file(ours) != loading.sha256_file(theirs):
         # all are given the same token ids; a bundle of another checkpoint, or with its own vocabulary, reads them wrong
         contender.error = (
             f"{folder} has another tokenizer than {facts.source.asked}; compare a bundle of that checkpoint"
@@ -97,7 +98,7 @@ def reference(facts: CheckpointFacts, threads: int) -> Contender:
 
 
 def _torch(facts: CheckpointFacts, options: Mapping[str, Any]) -> Artifact:
-    auto_class = lookup.find("tasks", facts.task).auto_class
+    auto_class = plugins.find("tasks", facts.task).auto_class
     return Artifact("torch", facts.folder, {"auto_class": auto_class, **options})
 
 
@@ -118,7 +119,7 @@ def _open(contender: Contender, find: Callable[[], Artifact], threads: int) -> N
         contender.size_bytes = artifact.size_bytes
         options = {name: value for name, value in artifact.options.items() if name != "compile"}
         plain = Artifact(artifact.runtime, artifact.path, options)
-        contender.runner = lookup.find("runtimes", artifact.runtime).open(plain, threads)
+        contender.runner = plugins.find("runtimes", artifact.runtime).open(plain, threads)
         if artifact.options.get("compile"):
             _compile(contender.runner)
         if artifact.path.is_file():

@@ -18,8 +18,8 @@ from markupsafe import Markup
 from page_plot import plot
 
 import fmopt
-from fmopt import wording
-from fmopt.results import Estimate
+from fmopt.core import formatting
+from fmopt.core.results import Estimate
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
@@ -53,16 +53,16 @@ def html(found: list[Comparison]) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "ms": wording.milliseconds, "bytes": wording.size, "pt": wording.points, "score": wording.score,
-        "times": wording.times, "times_interval": wording.times_interval, "points_interval": wording.points_interval,
-        "number": wording.number, "runtime": wording.runtime, "minutes": _minutes,
+        "ms": formatting.milliseconds, "bytes": formatting.size, "pt": formatting.points, "score": formatting.score,
+        "times": formatting.times, "times_interval": formatting.times_interval, "points_interval": formatting.points_interval,
+        "number": formatting.number, "runtime": formatting.runtime, "minutes": _minutes,
     }  # fmt: skip
     environment.globals |= {
-        "nothing": wording.MISSING, "onnx_runtime": ONNX_RUNTIME_FP32, "has_interval": _interval
+        "nothing": formatting.MISSING, "onnx_runtime": ONNX_RUNTIME_FP32, "has_interval": _interval
     }  # fmt: skip
     sections = [
         {"id": f"c{number}", "c": each, "plots": [(kind, plot(each, *size)) for kind, *size in SIZES],
-         "shape": wording.shape(*(each.document[part] for part in ("batch", "length", "threads"))),
+         "shape": formatting.shape(*(each.document[part] for part in ("batch", "length", "threads"))),
          "versions": _versions(each)}
         for number, each in enumerate(found, 1)
     ]  # fmt: skip
@@ -83,7 +83,7 @@ def _versions(found: Comparison) -> list[tuple[str, str]]:
 
 
 def _minutes(value: float | None) -> str:
-    return wording.MISSING if value is None else wording.seconds(60 * value)
+    return formatting.MISSING if value is None else formatting.seconds(60 * value)
 
 
 def _interval(estimate: Estimate | None) -> bool:

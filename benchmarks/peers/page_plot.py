@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from comparison import Comparison, Row
 
-from fmopt import wording
-from fmopt.report_plots import CHARACTER, LABEL_PLACES, LOG_FROM, Scale
+from fmopt.core import formatting
+from fmopt.reports.axes import CHARACTER, LOG_FROM, Scale
+from fmopt.reports.plots import LABEL_PLACES
 
 FLOOR, CEILING = -3.0, 2.5  # points; what lies lower is drawn on the edge and says so
 EDGE = 10  # px from a mark's middle to its edge
@@ -94,7 +95,7 @@ def _marks(
         px, py = places[number]
         below = -100 * row.drop.point < y.low
         text = row.name if row.name in named else str(number)
-        text += f": {wording.points(-row.drop.point)}" if below else ""
+        text += f": {formatting.points(-row.drop.point)}" if below else ""
         at = _free(text, BOLD if row.ours else 1.0, (px, py), frame, taken)
         marks.append(
             Mark(

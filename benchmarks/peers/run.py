@@ -31,11 +31,15 @@ from comparison import ONNX_RUNTIME_FP32, read
 from contenders import Contender
 from subjects import Subject
 
-from fmopt import checkpoint, edge, measure, wording
-from fmopt.edge import Preprocessor
-from fmopt.predictions import predict
-from fmopt.record import value_of
-from fmopt.results import Scores
+from fmopt.core import formatting
+from fmopt.core.results import Scores
+from fmopt.edge import host
+from fmopt.edge.board import interleaved
+from fmopt.edge.text import Preprocessor
+from fmopt.evaluation.predictions import predict
+from fmopt.evaluation.record import value_of
+from fmopt.measurement import latency
+from fmopt.models import checkpoint
 from fmopt.tasks.base import Item
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -51,14 +55,14 @@ def main() -> int:
     preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), facts.pipeline)
     items = subject.judged(asked.items)
     folder = asked.artifacts or artifacts_folder(subject.name)
-    rows = contenders.peers(folder, facts, asked.threads, edge.isa_features())
+    rows = contenders.peers(folder, facts, asked.threads, host.isa_features())
     rows += [contenders.bundle(bundle, facts, asked.threads) for bundle in asked.fmopt]
     texts = [item.raw for item in items]
-    inputs = measure.latency_inputs(preprocessor, texts, asked.batch, asked.length, asked.seed)
-    warnings = [f"before: {line}" for line in measure.quiet_machine()]
+    inputs = latency.latency_inputs(preprocessor, texts, asked.batch, asked.length, asked.seed)
+    warnings = [f"before: {line}" for line in latency.quiet_machine()]
     # Timing comes first: torch.compile specialises for the shapes it sees first.
     time_all(rows, inputs, asked)
-    warnings += [f"after: {line}" for line in measure.quiet_machine()]
+    warnings += [f"after: {line}" for line in latency.quiet_machine()]
     reference = contenders.reference(facts, asked.threads)
     document = report(rows, reference, asked, warnings, subject, len(items))
     path = write(document, asked.results)
@@ -79,8 +83,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=128, help="real tokens in every row")
-    parser.add_argument("--samples", type=int, default=measure.MIN_SAMPLES, help="of each variant")
-    parser.add_argument("--seconds", type=float, default=measure.MIN_SECONDS, help="of each variant, if slow")
+    parser.add_argument("--samples", type=int, default=interleaved.MIN_SAMPLES, help="of each variant")
+    parser.add_argument("--seconds", type=float, default=interleaved.MIN_SECONDS, help="of each variant, if slow")
     parser.add_argument("--items", type=int, help="score on so many rows of the test split, drawn with a seed (all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -107,9 +111,9 @@ def time_all(rows: Sequence[Contender], inputs: Sequence[Mapping[str, np.ndarray
     def hopeless(samples: Mapping[str, list[float]]) -> set[str]:
         # what speedups are against is sampled to the end
         fastest = min(full & set(samples), key=lambda name: np.median(samples[name]), default="")
-        return measure.certainly_slower(samples, keep=(fastest, ONNX_RUNTIME_FP32), margin=SLOW)
+        return interleaved.certainly_slower(samples, keep=(fastest, ONNX_RUNTIME_FP32), margin=SLOW)
 
-    samples = measure.time_in_turn(
+    samples = interleaved.time_in_turn(
         calls, min_samples=asked.samples, min_seconds=asked.seconds, hopeless=hopeless, seed=asked.seed
     )
     for row in rows:
@@ -132,7 +136,7 @@ def score_all(
             row.scores = subject.task.scores(predictions, items, exact, facts)
         except Exception as error:  # wrong shapes, no numbers: a failure is a row of the table
             row.fail("is timed but cannot be scored", error)
-        print(f"{row.name}: {row.error or wording.score(value_of(primary(row)))}", file=sys.stderr)
+        print(f"{row.name}: {row.error or formatting.score(value_of(primary(row)))}", file=sys.stderr)
         yield row
 
 
@@ -154,8 +158,8 @@ def report(
         "length": asked.length,
         "seed": asked.seed,
         "items": {"scored": items, "of": len(subject.judged(None))},
-        "host": edge.host_fingerprint(),
-        "versions": {name: edge.package_version(name) for name in PACKAGES},
+        "host": host.host_fingerprint(),
+        "versions": {name: host.package_version(name) for name in PACKAGES},
         "warnings": warnings,
     } | judged(rows, reference)
 

@@ -9,10 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fmopt import checkpoint, lookup
-from fmopt.data import load_data
-from fmopt.model import CheckpointFacts, ModelSource
-from fmopt.tasks.base import Item, Raw, Task
+from fmopt.core import plugins
+from fmopt.core.model import CheckpointFacts, ModelSource
+from fmopt.data.datasets import load_data
+from fmopt.edge.parts import Raw
+from fmopt.models import checkpoint
+from fmopt.tasks.base import Item, Task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CALIBRATION_ITEMS = 300
@@ -58,7 +60,7 @@ def find(name: str) -> Subject:
     folder, data = minilm() if name == "minilm" else _checkpoint(name), data_folder(name)
     source = ModelSource(name, folder, TITLES[name])
     facts = checkpoint.inspect(source, "sentence-embedding" if name == "minilm" else None)
-    task: Task = lookup.find("tasks", facts.task)
+    task: Task = plugins.find("tasks", facts.task)
     return Subject(name, TITLES[name], facts, task, dict(load_data(str(data), task, facts).splits))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from comparison import ONNX_RUNTIME_FP32, Comparison, Row, read
 
-from fmopt import wording
-from fmopt.results import Estimate
+from fmopt.core import formatting
+from fmopt.core.results import Estimate
 
 
 def markdown(found: Comparison) -> str:
@@ -32,12 +32,12 @@ def heading(found: Comparison) -> list[str]:
     """Where, when and how."""
     document = found.document
     host, versions = document["host"], document["versions"]
-    drops = f"drops against PyTorch fp32 ({wording.score(found.reference)})" if found.reference is not None else ""
+    drops = f"drops against PyTorch fp32 ({formatting.score(found.reference)})" if found.reference is not None else ""
     scored = f"{found.items:,} of {found.items_of:,}" if found.items < found.items_of else f"all {found.items:,}"
     lines = [
         f"## {found.title}: {found.task}",
         "",
-        f"{wording.shape(document['batch'], document['length'], document['threads'])}; {scored} test items; {drops}; "
+        f"{formatting.shape(document['batch'], document['length'], document['threads'])}; {scored} test items; {drops}; "
         f"{document['date'][:10]}; {host['cpu']}, {', '.join(host['isa'])}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
         + f"; seed {document['seed']}. Raw samples: `{found.file}`.",
@@ -58,7 +58,7 @@ def line_of(row: Row, found: Comparison) -> str:
         scored(row),
         f"{row.size_bytes / 1e6:.1f}",
         minutes(row),
-        wording.MISSING if row.lines is None else str(row.lines),
+        formatting.MISSING if row.lines is None else str(row.lines),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -66,25 +66,25 @@ def line_of(row: Row, found: Comparison) -> str:
 def interval(got: Estimate | None, *, itself: bool = False) -> str:
     """A ratio or a time with its bounds; 1 where it is compared with itself."""
     if got is None:
-        return "1" if itself else wording.MISSING
+        return "1" if itself else formatting.MISSING
     return f"{got.point:.2f} ({got.low:.2f} – {got.high:.2f})"
 
 
 def minutes(row: Row) -> str:
     """To make it: of wall clock, or of the processor where others kept the machine busy."""
     if row.minutes is None:
-        return wording.MISSING
+        return formatting.MISSING
     return f"{row.minutes:.2f}" if row.cpu_minutes is None else f"{row.cpu_minutes:.2f} CPU"
 
 
 def scored(row: Row) -> str:
     """The metric in percent, and the drop in points with its bounds where items were kept."""
     if row.value is None or row.drop is None:
-        return wording.MISSING
-    drop = wording.points(row.drop.point)
+        return formatting.MISSING
+    drop = formatting.points(row.drop.point)
     if row.drop.low != row.drop.high:
-        drop += f"; {wording.points_interval(row.drop)}"
-    return f"{wording.score(row.value)} ({drop})"
+        drop += f"; {formatting.points_interval(row.drop)}"
+    return f"{formatting.score(row.value)} ({drop})"
 
 
 if __name__ == "__main__":

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-import numpy as np
-
-from fmopt.examples import Example
-from fmopt.model import CheckpointFacts, Graph, TorchModel
-from fmopt.target import Target
-
-if TYPE_CHECKING:
-    from fmopt.latency_table import Clock
-
-Inputs = Mapping[str, np.ndarray]  # name -> array, of text int64 [batch, tokens]
+from fmopt.core.model import CheckpointFacts, Graph, Inputs
+from fmopt.core.target import Target
+from fmopt.models.loading import TorchModel
+from fmopt.training.examples import Example
 
 
-def token_mask(inputs: Inputs) -> np.ndarray | None:
-    """Bool [batch, tokens], False on padding; None for inputs that are never padded, such as images of one size."""
-    mask = inputs.get("attention_mask")
-    return None if mask is None else np.asarray(mask, dtype=bool)
+class Clock(Protocol):
+    """Times networks where a recipe will run them."""
+
+    @property
+    def key(self) -> str:
+        """Identifies device, runtime, precision, batch, length and threads."""
+
+    def __call__(self, networks: Mapping[str, Callable[[], TorchModel]]) -> dict[str, float]:
+        """Median milliseconds of every network, timed in turn; each is made, built and forgotten one after the other."""
 
 
 @dataclass(frozen=True)

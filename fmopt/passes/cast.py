@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.half_precision import magnitudes, to_half
-from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import constant, read_onnx, replace_nodes, write_onnx
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.target import Target
+from fmopt.exporters.half_precision import magnitudes, to_half
+from fmopt.exporters.onnx_graph import constant, read_onnx, replace_nodes, write_onnx
 from fmopt.passes.base import Context
-from fmopt.target import Target
 
 FP16_MAX = float(np.finfo(np.float16).max)
 

@@ -12,13 +12,13 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from fmopt.edge import with_past
-from fmopt.errors import ConfigError, PassError
-from fmopt.model import CheckpointFacts, Graph
-from fmopt.networks import RECURRENT
-from fmopt.openvino_graph import quiet_nncf, read_ir, save_ir
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.target import Target
+from fmopt.edge.runners import with_past
+from fmopt.exporters.openvino_graph import quiet_nncf, read_ir, save_ir
+from fmopt.models.networks import RECURRENT
 from fmopt.passes.base import Context
-from fmopt.target import Target
 
 METHODS = ("rtn", "awq", "scale", "gptq")
 BLOCKS = (32, 64, 128)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from fmopt.errors import ConfigError
-from fmopt.lookup import did_you_mean
-from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.core.errors import ConfigError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.plugins import did_you_mean
+from fmopt.core.target import Target
+from fmopt.models.loading import TorchModel
+from fmopt.models.wrappers.seq2seq import generates
 from fmopt.passes.base import Context
-from fmopt.seq2seq import generates
-from fmopt.target import Target
 
 LOSSES = ("task", "logits", "hidden", "relations", "cosine", "similarity")
 
@@ -91,7 +92,7 @@ class Distill:
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Train in place. PassError when there is nothing to train on, or the teacher does not fit."""
-        from fmopt.distillation import distill
+        from fmopt.passes.distillation.trainer import distill
 
         return distill(model, self, ctx)
 

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.families.base import find_family
-from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.target import Target
+from fmopt.models.families.base import find_family
+from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
-from fmopt.target import Target
 
 JUDGED_ITEMS = 32  # calibration items that a layer's effect is measured on
 
@@ -47,8 +48,8 @@ class DropLayers:
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Measure and drop, in place. PassError without calibration items, or when no layer would stay."""
-        from fmopt.cutting import drop_layers, require_cuttable
-        from fmopt.output_distance import distance_from_now
+        from fmopt.models.surgery.pruned_modules import drop_layers, require_cuttable
+        from fmopt.passes.calibration.output_distance import distance_from_now
 
         if next(ctx.calibration(), None) is None:
             raise PassError("drop_layers: there are no calibration items to measure on; give data")
@@ -67,7 +68,7 @@ class DropLayers:
 
 def effects(model: TorchModel, distance: Callable[[], float]) -> dict[int, float]:
     """What `distance` is without each layer, by its number, where it can be dropped; the network stays as it is."""
-    from fmopt.cutting import drop_layers, require_cuttable
+    from fmopt.models.surgery.pruned_modules import drop_layers, require_cuttable
 
     found, reason = {}, ""
     for number in range(len(require_cuttable(model).layers(model.net))):
@@ -86,8 +87,8 @@ def effects(model: TorchModel, distance: Callable[[], float]) -> dict[int, float
 @contextmanager
 def _restored(model: TorchModel) -> Iterator[None]:
     """Put layers and configuration back in the end."""
-    from fmopt.cutting import number_caches, require_cuttable
-    from fmopt.quantize_linears import replace_module
+    from fmopt.models.surgery.projections import replace_module
+    from fmopt.models.surgery.pruned_modules import number_caches, require_cuttable
 
     net: Any = model.net
     layers = require_cuttable(model).layers(net)

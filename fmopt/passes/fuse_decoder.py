@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from fmopt import generation
-from fmopt.cached_attention import MICROSOFT, Wiring, fuse_attention, in_order
-from fmopt.edge_generation import FIRST_LOGITS
-from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import constant, drop_dead, read_onnx, replace_nodes, write_onnx
+from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.target import Target
+from fmopt.edge.generation import FIRST_LOGITS
+from fmopt.exporters.cached_attention import MICROSOFT, Wiring, fuse_attention, in_order
+from fmopt.exporters.onnx_graph import constant, drop_dead, read_onnx, replace_nodes, write_onnx
+from fmopt.models.wrappers import decoder
 from fmopt.passes.base import Context
-from fmopt.target import Target
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FuseDecoder:
 
     def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
         """A network without a cache, or a target without ONNX Runtime, whose operators these are."""
-        if facts.task != generation.TASK:
+        if facts.task != decoder.TASK:
             return f"{facts.task} keeps no cache"
         return (
             None if "onnxruntime" in target.runtimes else f"{target.name} has no onnxruntime, whose operators these are"

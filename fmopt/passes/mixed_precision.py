@@ -7,16 +7,17 @@ import json
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fmopt.calibrators import Calibrator
-from fmopt.errors import ConfigError, PassError
-from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Sensitivity
+from fmopt.core.target import Target
+from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
+from fmopt.passes.calibration.range_estimators import Calibrator
 from fmopt.passes.quantize_static import QuantizeStatic
-from fmopt.results import Sensitivity
-from fmopt.target import Target
 
 if TYPE_CHECKING:
-    from fmopt.calibrate import Statistics
+    from fmopt.passes.calibration.statistics import Statistics
 
 JUDGED_ITEMS = 16  # calibration items that a group's damage is measured on
 _VERSION = 2  # of what is saved
@@ -54,7 +55,7 @@ class MixedPrecision:
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Measure, then quantize the rest. PassError when nothing would be left to quantize."""
-        from fmopt.calibrate import statistics
+        from fmopt.passes.calibration.statistics import statistics
 
         found = statistics(model, ctx)
         ranked = _ranked(model, self.quantize(()), found, ctx)
@@ -75,7 +76,7 @@ def sensitivity(model: TorchModel, quantize: QuantizeStatic, ctx: Context) -> li
 
     Damage is the mean relative squared error of the network's outputs to what they were in float.
     """
-    from fmopt.calibrate import statistics
+    from fmopt.passes.calibration.statistics import statistics
 
     return _ranked(model, quantize, statistics(model, ctx), ctx)
 
@@ -99,8 +100,9 @@ def _ranked(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ctx:
 
 
 def _measured(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ctx: Context) -> list[Sensitivity]:
-    from fmopt.output_distance import distance_from_now
-    from fmopt.quantize_linears import quantized_linears, replace_module
+    from fmopt.models.surgery.projections import replace_module
+    from fmopt.passes.calibration.output_distance import distance_from_now
+    from fmopt.passes.quantization.linears import quantized_linears
 
     distance = distance_from_now(model, ctx, JUDGED_ITEMS)
     groups = quantized_linears(model, found, quantize.scheme(ctx.target), quantize.keep_float)

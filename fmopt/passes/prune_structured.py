@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.families.base import Family, find_family
-from fmopt.model import CheckpointFacts, TorchModel
-from fmopt.passes.base import Context, Inputs
-from fmopt.target import Target
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts, Inputs
+from fmopt.core.target import Target
+from fmopt.models.families.base import Family, find_family
+from fmopt.models.loading import TorchModel
+from fmopt.passes.base import Context
 
 if TYPE_CHECKING:
     import torch
 
-    from fmopt.latency_table import LatencyTable
-    from fmopt.optimal_brain import Scores, Sublayer
+    from fmopt.passes.pruning.latency_table import LatencyTable
+    from fmopt.passes.pruning.obs_scores import Scores, Sublayer
 
 MIN_ITEMS = 32
 JUDGED_ITEMS = 32  # calibration items that the search measures real loss on
@@ -80,11 +81,11 @@ class PruneStructured:
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Prune in place. PassError for a latency below the floor, for too few items, or without a clock."""
-        from fmopt.cutting import require_cuttable
-        from fmopt.latency_table import latency_table
-        from fmopt.norm_merging import merge_norms
-        from fmopt.optimal_brain import sublayers
-        from fmopt.own_answers import answering
+        from fmopt.models.surgery.pruned_modules import require_cuttable
+        from fmopt.passes.calibration.generated_answers import answering
+        from fmopt.passes.pruning.latency_table import latency_table
+        from fmopt.passes.pruning.norm_merging import merge_norms
+        from fmopt.passes.pruning.obs_scores import sublayers
 
         family = require_cuttable(model)
         if ctx.clock is None:
@@ -133,9 +134,9 @@ def _choice_key(table: LatencyTable, wanted: float, tries: int, ctx: Context) ->
 
 
 def _scores(model: TorchModel, parts: Sequence[Sublayer], asked: PruneStructured, ctx: Context, folder: Path) -> Scores:
-    from fmopt.fisher_masks import mask_fisher
-    from fmopt.optimal_brain import key_of, score
-    from fmopt.training import weights_digest
+    from fmopt.passes.pruning.fisher_scores import mask_fisher
+    from fmopt.passes.pruning.obs_scores import key_of, score
+    from fmopt.training.environment import weights_digest
 
     def stream() -> Iterator[Inputs]:
         return islice(ctx.calibration(), asked.items)
@@ -179,7 +180,7 @@ class _Pruning:
 
         What the table predicts is corrected by what the network chosen really took, and chosen again.
         """
-        from fmopt.choose_widths import search
+        from fmopt.passes.pruning.width_search import search
 
         levels = [self._levels(part) for part in self.parts]
         losses = [
@@ -218,8 +219,8 @@ class _Pruning:
         import torch
         from torch import nn
 
-        from fmopt.cutting import cut_heads, cut_neurons
-        from fmopt.projections import put_weight
+        from fmopt.models.surgery.projections import put_weight
+        from fmopt.models.surgery.pruned_modules import cut_heads, cut_neurons
 
         layers = self.family.layers(model.net)
         for part, count in zip(self.parts, counts, strict=True):
@@ -249,8 +250,8 @@ class _Pruning:
 
     def _measured_ms(self, counts: Sequence[int]) -> float:
         """Of the network cut so, on the clock; one that was never cut runs beside it, so that a slower machine is no excuse."""
-        from fmopt.latency_table import uncut
-        from fmopt.norm_merging import merge_norms
+        from fmopt.passes.pruning.latency_table import uncut
+        from fmopt.passes.pruning.norm_merging import merge_norms
 
         assert self.ctx.clock is not None
 
@@ -265,7 +266,7 @@ class _Pruning:
 
     def _measured_loss(self, levels: Sequence[Sequence[int]]) -> Callable[[tuple[int, ...]], float]:
         """How far the outputs move on calibration items when these levels stay, columns being masked instead of cut."""
-        from fmopt.output_distance import distance_from_now
+        from fmopt.passes.calibration.output_distance import distance_from_now
 
         distance = distance_from_now(self.model, self.ctx, JUDGED_ITEMS)
         largest = max(4 * (part.units * part.size) * self.model.facts.hidden_size for part in self.parts)
@@ -294,7 +295,7 @@ class _Masked:
     def __enter__(self) -> None:
         import torch
 
-        from fmopt.projections import as_kept, projection, weight_of
+        from fmopt.models.surgery.projections import as_kept, projection, weight_of
 
         net, scores = self.pruning.model.net, self.pruning.scores
         for number, (part, count) in enumerate(zip(self.pruning.parts, self.counts, strict=True)):

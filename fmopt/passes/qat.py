@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fmopt.calibrators import Calibrator
-from fmopt.errors import PassError
-from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.core.errors import PassError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.target import Target
+from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
+from fmopt.passes.calibration.range_estimators import Calibrator
 from fmopt.passes.distill import Distill
 from fmopt.passes.quantize_static import QuantizeStatic
-from fmopt.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,10 +66,11 @@ class Qat:
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Quantize, train, freeze; in place. PassError when there is nothing to quantize or to train on."""
-        from fmopt.calibrate import statistics
-        from fmopt.distillation import distill
-        from fmopt.fake_quantize import FakeQuantizedLinear
-        from fmopt.quantize_linears import fold_value_smoothing, quantize_linears, replace_module
+        from fmopt.models.surgery.projections import replace_module
+        from fmopt.passes.calibration.statistics import statistics
+        from fmopt.passes.distillation.trainer import distill
+        from fmopt.passes.quantization.fake_quantize import FakeQuantizedLinear
+        from fmopt.passes.quantization.linears import fold_value_smoothing, quantize_linears
 
         scheme = self.quantize.scheme(ctx.target)
         weights = {name: module.weight for name, module in model.net.named_modules() if hasattr(module, "weight")}

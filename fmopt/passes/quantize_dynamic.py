@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import (
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.target import Target
+from fmopt.exporters.onnx_graph import (
     EXTERNAL_FROM_BYTES,
     constant_products,
     quiet_quantizer,
@@ -19,7 +20,6 @@ from fmopt.onnx_graph import (
     write_onnx,
 )
 from fmopt.passes.base import Context
-from fmopt.target import Target
 
 
 @dataclass(frozen=True)

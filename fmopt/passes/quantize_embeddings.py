@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fmopt.errors import PassError
-from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import constant, consumers, drop_dead, read_onnx, replace_nodes, weights, write_onnx
+from fmopt.core.errors import PassError
+from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.target import Target
+from fmopt.exporters.onnx_graph import constant, consumers, drop_dead, read_onnx, replace_nodes, weights, write_onnx
 from fmopt.passes.base import Context
-from fmopt.target import Target
 
 
 @dataclass(frozen=True)

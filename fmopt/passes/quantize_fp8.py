@@ -17,12 +17,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.half_precision import magnitudes, opset_of
-from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import constant, drop_dead, layer_of_name, read_onnx, replace_nodes, weights, write_onnx
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.target import Target
+from fmopt.exporters.half_precision import magnitudes, opset_of
+from fmopt.exporters.onnx_graph import constant, drop_dead, layer_of_name, read_onnx, replace_nodes, weights, write_onnx
 from fmopt.passes.base import Context
-from fmopt.target import Target
 
 LARGEST = 448.0  # of E4M3 without infinities
 OPSET = 19  # the first with float8e4m3fn in QuantizeLinear

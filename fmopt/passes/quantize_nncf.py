@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 import nncf
 import numpy as np
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.model import CheckpointFacts, Graph
-from fmopt.openvino_graph import quiet_nncf, read_ir, save_ir
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.target import Target
+from fmopt.exporters.openvino_graph import quiet_nncf, read_ir, save_ir
 from fmopt.passes.base import Context
-from fmopt.target import Target
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from fmopt.calibrators import Calibrator
-from fmopt.errors import ConfigError, PassError
-from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.target import Target
+from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
-from fmopt.target import Target
+from fmopt.passes.calibration.range_estimators import Calibrator
 
 if TYPE_CHECKING:
-    from fmopt.calibrate import Statistics
-    from fmopt.quantize_linears import Scheme
+    from fmopt.passes.calibration.statistics import Statistics
+    from fmopt.passes.quantization.linears import Scheme
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ class QuantizeStatic:
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Calibrate, then replace the Linears in place. PassError when there is too little data or nothing to do."""
-        from fmopt.calibrate import statistics
+        from fmopt.passes.calibration.statistics import statistics
 
         return self.with_statistics(model, statistics(model, ctx), ctx)
 
     def scheme(self, target: Target) -> Scheme:
         """What the target makes of this configuration."""
-        from fmopt.quantize_linears import Scheme
+        from fmopt.passes.quantization.linears import Scheme
 
         bits = self.weight_bits or (8 if target.int8_dot else 7)
         kind = self.activations or ("int8" if target.signed_activations else "uint8")
@@ -70,7 +71,7 @@ class QuantizeStatic:
 
     def with_statistics(self, model: TorchModel, found: Statistics, ctx: Context) -> TorchModel:
         """`apply`, on statistics taken before."""
-        from fmopt.quantize_linears import fold_value_smoothing, quantize_embeddings, quantize_linears
+        from fmopt.passes.quantization.linears import fold_value_smoothing, quantize_embeddings, quantize_linears
 
         scheme = self.scheme(ctx.target)
         ctx.progress(f"quantizing ({self.calibrator}, {scheme.weight_bits}-bit weights)")

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import EXTERNAL_FROM_BYTES, quiet_quantizer, read_onnx, weight_bytes, write_onnx
-from fmopt.passes.base import Context, Inputs
-from fmopt.target import Target
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts, Graph, Inputs
+from fmopt.core.target import Target
+from fmopt.exporters.onnx_graph import EXTERNAL_FROM_BYTES, quiet_quantizer, read_onnx, weight_bytes, write_onnx
+from fmopt.passes.base import Context
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from fmopt.block_rounding import rounded
-from fmopt.errors import ConfigError, PassError
-from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import (
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.target import Target
+from fmopt.exporters.onnx_graph import (
     add_opset,
     array_of,
     constant,
@@ -31,7 +31,7 @@ from fmopt.onnx_graph import (
     write_onnx,
 )
 from fmopt.passes.base import Context
-from fmopt.target import Target
+from fmopt.passes.quantization.blockwise import rounded
 
 BITS, BLOCKS, METHODS = (4, 8), (16, 32, 64, 128, 256), ("rtn", "mse", "hqq")
 INT8_PRODUCTS = (

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 import onnx
 
-from fmopt.errors import PassError
-from fmopt.model import CheckpointFacts, Graph
-from fmopt.onnx_graph import read_onnx, write_onnx
+from fmopt.core.errors import PassError
+from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.target import Target
+from fmopt.exporters.onnx_graph import read_onnx, write_onnx
 from fmopt.passes.base import Context
-from fmopt.target import Target
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fmopt.errors import PassError
-from fmopt.model import CheckpointFacts, TorchModel
+from fmopt.core.errors import PassError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.target import Target
+from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
-from fmopt.target import Target
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +38,8 @@ class Sparsify24:
         """Zero weights in place. PassError when no Linear of the layers has a multiple of four inputs."""
         import torch
 
-        from fmopt.calibrate import statistics
-        from fmopt.quantize_linears import quantizable
+        from fmopt.passes.calibration.statistics import statistics
+        from fmopt.passes.quantization.linears import quantizable
 
         done = 0
         for observer in statistics(model, ctx).observers:

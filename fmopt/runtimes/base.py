@@ -9,21 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fmopt.edge import HALVES, HALVES_BY
-from fmopt.lookup import did_you_mean
-from fmopt.model import Artifact, CheckpointFacts, Format, Graph, model_files
-from fmopt.results import OpTime
-from fmopt.target import Target
-
-
-class Runner(Protocol):
-    """An opened artifact."""
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name; inputs the model does not take are ignored."""
-
-    def close(self) -> None:
-        """Give back memory and threads."""
+from fmopt.core.model import Artifact, CheckpointFacts, Format, Graph, Runner, model_files
+from fmopt.core.plugins import did_you_mean
+from fmopt.core.results import OpTime
+from fmopt.core.target import Target
+from fmopt.edge.runners import HALVES, HALVES_BY
 
 
 class Runtime(Protocol):

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge_executorch import ExecuTorchRunner
-from fmopt.errors import PassError, UnmeasuredError
-from fmopt.model import Artifact, CheckpointFacts, Graph
-from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner, copy_model, unfit
-from fmopt.target import Target
+from fmopt.core.errors import PassError, UnmeasuredError
+from fmopt.core.model import Artifact, CheckpointFacts, Graph, Runner
+from fmopt.core.results import OpTime
+from fmopt.core.target import Target
+from fmopt.edge.executorch import ExecuTorchRunner
+from fmopt.runtimes.base import copy_model, unfit
 
 OPTIONS = ("quantize",)
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import edge
-from fmopt.errors import PassError
-from fmopt.model import Artifact, CheckpointFacts, Graph
-from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner, copy_model, opening_options, unfit
-from fmopt.target import Target
+from fmopt.core.errors import PassError
+from fmopt.core.model import Artifact, CheckpointFacts, Graph, Runner
+from fmopt.core.results import OpTime
+from fmopt.core.target import Target
+from fmopt.edge import runners
+from fmopt.runtimes.base import copy_model, opening_options, unfit
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
 OPTIONS = ("providers",)
@@ -50,7 +50,7 @@ class OnnxRuntime:
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
         """The runner that bundles use."""
-        runner: Runner = edge.open_runner(self.name, artifact.path, dict(artifact.options), threads)
+        runner: Runner = runners.open_runner(self.name, artifact.path, dict(artifact.options), threads)
         return runner
 
     def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
@@ -77,8 +77,8 @@ def _profile_events(
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     providers = list(artifact.options.get("providers", ("CPUExecutionProvider",)))
-    half = edge.half_of(inputs) if artifact.options.get(edge.HALVES) else None
-    session = ort.InferenceSession(edge.onnx_model(artifact.path, options, half), options, providers=providers)
+    half = runners.half_of(inputs) if artifact.options.get(runners.HALVES) else None
+    session = ort.InferenceSession(runners.onnx_model(artifact.path, options, half), options, providers=providers)
     feed = {entry.name: inputs[entry.name] for entry in session.get_inputs()}
     for _ in range(WARM_UP_RUNS + PROFILED_RUNS):
         session.run(None, feed)
@@ -87,8 +87,8 @@ def _profile_events(
 
 
 def _op_times(events: Sequence[Mapping[str, Any]]) -> list[OpTime]:
-    from fmopt.executed_work import onnxruntime_work
-    from fmopt.onnx_graph import layer_of_name, precision_of
+    from fmopt.exporters.onnx_graph import layer_of_name, precision_of
+    from fmopt.measurement.roofline.executed_work import onnxruntime_work
 
     samples: dict[tuple[str, str], list[float]] = defaultdict(list)
     types: dict[str, list[str]] = {}

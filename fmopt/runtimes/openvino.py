@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import edge
-from fmopt.edge_generation import shorten
-from fmopt.errors import PassError
-from fmopt.lookup import did_you_mean
-from fmopt.model import Artifact, CheckpointFacts, Graph
-from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner, opening_options, unfit
-from fmopt.target import Target
+from fmopt.core.errors import PassError
+from fmopt.core.model import Artifact, CheckpointFacts, Graph, Runner
+from fmopt.core.plugins import did_you_mean
+from fmopt.core.results import OpTime
+from fmopt.core.target import Target
+from fmopt.edge import runners
+from fmopt.edge.generation import shorten
+from fmopt.runtimes.base import opening_options, unfit
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
 PRECISIONS = {"f32": "fp32", "bf16": "bf16"}  # OpenVINO's word -> the target's
@@ -69,8 +69,8 @@ class OpenVino:
 
     def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
         """IR in `out`, the same bytes for the same graph."""
-        from fmopt.openvino_graph import read_ir, save_ir
-        from fmopt.openvino_stateful import make_stateful
+        from fmopt.exporters.openvino_graph import read_ir, save_ir
+        from fmopt.exporters.openvino_stateful import make_stateful
 
         if not isinstance(source, Graph) or source.format == "torch":
             raise PassError(f"{self.name} builds from an ONNX or OpenVINO graph, not from a checkpoint")
@@ -85,15 +85,15 @@ class OpenVino:
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
         """The runner that bundles use."""
-        runner: Runner = edge.open_runner(self.name, artifact.path, dict(artifact.options), threads)
+        runner: Runner = runners.open_runner(self.name, artifact.path, dict(artifact.options), threads)
         return runner
 
     def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
         """Median milliseconds per executed node, slowest first; `kind` is operator/kernel."""
         import openvino
 
-        from fmopt.executed_work import openvino_work
-        from fmopt.openvino_stateful import read_stateless
+        from fmopt.exporters.openvino_stateful import read_stateless
+        from fmopt.measurement.roofline.executed_work import openvino_work
 
         properties = {
             "PERF_COUNT": True,
@@ -102,8 +102,8 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": str(artifact.options.get("precision", "f32")),
         }
-        half = edge.half_of(inputs) if artifact.options.get(edge.HALVES) else None
-        model = edge.read_openvino(artifact.path, artifact.options.get("shape"), half)
+        half = runners.half_of(inputs) if artifact.options.get(runners.HALVES) else None
+        model = runners.read_openvino(artifact.path, artifact.options.get("shape"), half)
         if stateful := bool(artifact.options.get("stateful")):
             properties["KV_CACHE_PRECISION"] = str(artifact.options.get("kv_cache", "f32"))
             inputs = {**inputs, "beam_idx": np.arange(len(inputs["input_ids"]))}

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import edge, edge_tensorrt
-from fmopt.errors import PassError, UnmeasuredError
-from fmopt.lookup import did_you_mean
-from fmopt.model import Artifact, CheckpointFacts, Graph
-from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner, copy_model, unfit
-from fmopt.target import Target
+from fmopt.core.errors import PassError, UnmeasuredError
+from fmopt.core.model import Artifact, CheckpointFacts, Graph, Runner
+from fmopt.core.plugins import did_you_mean
+from fmopt.core.results import OpTime
+from fmopt.core.target import Target
+from fmopt.edge import runners, tensorrt
+from fmopt.runtimes.base import copy_model, unfit
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
-OPTIONS = tuple(edge_tensorrt.DEFAULTS)
-SWITCHES = tuple(name for name, value in edge_tensorrt.DEFAULTS.items() if isinstance(value, bool))
+OPTIONS = tuple(tensorrt.DEFAULTS)
+SWITCHES = tuple(name for name, value in tensorrt.DEFAULTS.items() if isinstance(value, bool))
 
 
 class TensorRt:
@@ -41,11 +41,11 @@ class TensorRt:
         """A runtime the target does not have, or an option that means nothing."""
         if reason := unfit(self.name, OPTIONS, target, options):
             return reason
-        return wrong_option({**edge_tensorrt.DEFAULTS, **options}, target)
+        return wrong_option({**tensorrt.DEFAULTS, **options}, target)
 
     def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
         """The graph's files in `out`. PassError, with the nodes, for a graph that TensorRT would not take."""
-        from fmopt.tensorrt_check import check_file
+        from fmopt.exporters.tensorrt_check import check_file
 
         if not isinstance(source, Graph) or source.format != "onnx":
             raise PassError(f"{self.name} builds from an ONNX graph")
@@ -57,22 +57,22 @@ class TensorRt:
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
         """The engine, built for this GPU if need be; where there is none, what it would compute, which nobody may time."""
-        reason = edge_tensorrt.absent()
+        reason = tensorrt.absent()
         if reason is None:
-            runner: Runner = edge_tensorrt.TensorRtRunner(artifact.path, artifact.options, threads)
+            runner: Runner = tensorrt.TensorRtRunner(artifact.path, artifact.options, threads)
             return runner
         return emulation(artifact.path, threads)
 
     def not_timed_here(self) -> str | None:
         """Why nothing can be said about speed on this machine; None when it can."""
-        return edge_tensorrt.absent()
+        return tensorrt.absent()
 
     def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
         """Median milliseconds per layer of the engine, slowest first."""
-        reason = edge_tensorrt.absent()
+        reason = tensorrt.absent()
         if reason is not None:
             raise UnmeasuredError(f"layers of a TensorRT engine are timed on its device: {reason}")
-        runner = edge_tensorrt.TensorRtRunner(artifact.path, artifact.options, threads)
+        runner = tensorrt.TensorRtRunner(artifact.path, artifact.options, threads)
         times = runner.layer_times(inputs, WARM_UP_RUNS + PROFILED_RUNS)
         runner.close()
         layers = [
@@ -101,8 +101,8 @@ def wrong_option(options: Mapping[str, Any], target: Target) -> str | None:
         return f"tensorrt option 'workspace_mb' is {options['workspace_mb']!r}; it is a whole number"
     if options["level"] not in range(6):
         return f"tensorrt option 'level' is {options['level']!r}; it is 0 to 5, higher builds longer"
-    if options["hardware"] not in edge_tensorrt.LEVELS:
-        nearest = did_you_mean(str(options["hardware"]), edge_tensorrt.LEVELS)
+    if options["hardware"] not in tensorrt.LEVELS:
+        nearest = did_you_mean(str(options["hardware"]), tensorrt.LEVELS)
         return f"tensorrt option 'hardware' is {options['hardware']!r}{nearest}"
     if options["hardware"] == "ampere_plus" and _compute_capability(target) < 80:
         return f"{target.name} ({target.arch}) is older than Ampere; hardware 'ampere_plus' does not run there"
@@ -119,16 +119,16 @@ def emulation(path: Path, threads: int) -> Runner:
     """A runner that computes what an engine of this graph would, up to the order of its sums."""
     import onnx
 
-    from fmopt.half_emulation import emulated, has_half
-    from fmopt.onnx_graph import read_onnx, write_onnx
+    from fmopt.exporters.half_emulation import emulated, has_half
+    from fmopt.exporters.onnx_graph import read_onnx, write_onnx
 
     bare = onnx.load(str(path), load_external_data=False)
     if not has_half(bare):
-        runner: Runner = edge.open_runner("onnxruntime", path, {}, threads)
+        runner: Runner = runners.open_runner("onnxruntime", path, {}, threads)
         return runner
     with tempfile.TemporaryDirectory(prefix="fmopt-half-") as folder:
         rounded = write_onnx(emulated(read_onnx(path)), Path(folder) / "model.onnx")
-        opened: Runner = edge.open_runner("onnxruntime", rounded, {}, threads)
+        opened: Runner = runners.open_runner("onnxruntime", rounded, {}, threads)
         return opened
 
 

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmopt import generation, lookup, seq2seq
-from fmopt.edge import PAST
-from fmopt.edge_seq2seq import SOURCE_MASK
-from fmopt.errors import PassError, UnmeasuredError
-from fmopt.lookup import did_you_mean
-from fmopt.model import Artifact, CheckpointFacts, Graph
-from fmopt.results import OpTime
-from fmopt.runtimes.base import Runner, unfit
-from fmopt.structure import load_network
-from fmopt.target import Target
+from fmopt.core import plugins
+from fmopt.core.errors import PassError, UnmeasuredError
+from fmopt.core.model import Artifact, CheckpointFacts, Graph, Runner
+from fmopt.core.plugins import did_you_mean
+from fmopt.core.results import OpTime
+from fmopt.core.target import Target
+from fmopt.edge.runners import PAST
+from fmopt.edge.seq2seq import SOURCE_MASK
+from fmopt.models.structure import load_network
+from fmopt.models.wrappers import decoder, seq2seq
+from fmopt.runtimes.base import unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +72,7 @@ class Torch:
         """The checkpoint's own folder; nothing is written."""
         if isinstance(source, Graph):
             raise PassError(f"{self.name} runs a checkpoint, not a graph; choose onnxruntime or openvino for passes")
-        facts = {"auto_class": lookup.find("tasks", source.task).auto_class, "dtype": "fp32", **options}
+        facts = {"auto_class": plugins.find("tasks", source.task).auto_class, "dtype": "fp32", **options}
         return Artifact(self.name, source.folder, facts)
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
@@ -135,7 +136,7 @@ class TorchRunner:
         found = {
             name: value.float().cpu().numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)
         }
-        return found | generation.cache_tensors(outputs.get("past_key_values"))
+        return found | decoder.cache_tensors(outputs.get("past_key_values"))
 
     def close(self) -> None:
         """Forget the network."""
@@ -161,7 +162,7 @@ def eager(net: Any) -> Callable[[Mapping[str, Any]], Any]:
 
     def call(tensors: Mapping[str, Any]) -> Any:
         feed = {name: tensor for name, tensor in tensors.items() if not name.startswith(PAST)}
-        if past := generation.cache_of(tensors, net.dtype):
+        if past := decoder.cache_of(tensors, net.dtype):
             feed["past_key_values"] = past
         return net(**feed, return_dict=True)
 

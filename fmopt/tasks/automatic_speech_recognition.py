@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmopt.errors import DataError
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.errors import DataError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")  # what two ways of writing the same words have in common

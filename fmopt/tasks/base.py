@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fmopt.edge import Raw
-from fmopt.errors import DataError
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.errors import DataError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
+from fmopt.edge.parts import Raw
 
 
 @dataclass(frozen=True)

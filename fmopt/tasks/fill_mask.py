@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmopt.edge import Preprocessor
-from fmopt.errors import DataError
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.errors import DataError
+from fmopt.core.model import TOKENIZER, CheckpointFacts
+from fmopt.core.results import Scores
+from fmopt.edge.text import Preprocessor
 from fmopt.tasks.base import Change, Item, column, labelled
-from fmopt.tokenizer import TOKENIZER
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

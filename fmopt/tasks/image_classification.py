@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmopt.model import CheckpointFacts
+from fmopt.core.model import CheckpointFacts
 from fmopt.tasks.base import Item, label_index
 from fmopt.tasks.text_classification import TextClassification
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fmopt import pictures
-from fmopt.errors import DataError
-from fmopt.model import CheckpointFacts
-from fmopt.pictures import UNKNOWN
-from fmopt.results import Scores
+from fmopt.core import images
+from fmopt.core.errors import DataError
+from fmopt.core.images import UNKNOWN
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled
 
 SHOWN_SHARE = 0.005  # of the pixels: a smaller change is not worth a line
@@ -78,7 +78,7 @@ def _mask(value: Any, labels: int, row: int) -> np.ndarray | None:
     if value is None:
         return None
     try:
-        mask = pictures.class_map(value)
+        mask = images.class_map(value)
     except ValueError as error:
         raise DataError(f"row {row + 1}: mask {error}") from error
     highest = int(mask[mask != UNKNOWN].max(initial=0))

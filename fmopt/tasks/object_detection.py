@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge_image import overlaps
-from fmopt.errors import DataError
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.errors import DataError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
+from fmopt.edge.image import overlaps
 from fmopt.tasks.base import Change, Item, label_index, labelled
 
 HIT = 0.5  # intersection over union from which a box counts as found, as in Pascal VOC

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled
 
 NOTHING = "(no answer)"

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled, number_label
 
 NEAREST = 10

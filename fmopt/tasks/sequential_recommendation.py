@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge_recommendation import SHOWN, Catalogue, read_catalogue, unseen
-from fmopt.errors import DataError
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.errors import DataError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
+from fmopt.edge.recommendation import SHOWN, Catalogue, read_catalogue, unseen
 from fmopt.tasks.base import Change, Item, column, labelled
 
 

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmopt.errors import DataError
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.errors import DataError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled
 from fmopt.tasks.translation import changed_texts, texts_of
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge import softmax
-from fmopt.errors import DataError
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.errors import DataError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
+from fmopt.edge.text import softmax
 from fmopt.tasks.base import Change, Item, column, label_index, labelled, text_or_pair
 
 SMALLEST_SHARE = 1e-12  # of a label, where its logarithm is taken

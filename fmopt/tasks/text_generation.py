@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge import Preprocessor
-from fmopt.edge_generation import TextScores
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.model import TOKENIZER, CheckpointFacts
+from fmopt.core.results import Scores
+from fmopt.edge.generation import TextScores
+from fmopt.edge.text import Preprocessor
 from fmopt.tasks.base import Change, Item, column
-from fmopt.tokenizer import TOKENIZER
 
 
 class TextGeneration:

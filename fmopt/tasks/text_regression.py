@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, labelled, number_label, text_or_pair
 
 SHOWN_SHARE = 0.05  # of the range of the baseline's numbers: a change below it is not worth a line

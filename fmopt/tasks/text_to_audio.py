@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmopt.edge_speech import mel_distance
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
+from fmopt.edge.speech import mel_distance
 from fmopt.tasks.base import Change, Item, column
 
 HEARD = 0.1  # bels: a decibel, about what is heard as a difference of loudness

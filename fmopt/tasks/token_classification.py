@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge import split_words
-from fmopt.errors import DataError
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.errors import DataError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
+from fmopt.edge.text import split_words
 from fmopt.tasks.base import Change, Item, label_index, labelled
 
 Span = tuple[str, int, int]  # entity, first word, last word

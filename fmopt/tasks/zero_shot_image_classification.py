@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.model import CheckpointFacts
-from fmopt.results import Scores
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.results import Scores
 from fmopt.tasks.base import Item, column, labelled
 from fmopt.tasks.image_classification import ImageClassification
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fmopt.model import CheckpointFacts, Graph, ModelSource
-from fmopt.passes.base import Context, Inputs
-from fmopt.target import Target
+from fmopt.core.model import CheckpointFacts, Graph, Inputs, ModelSource
+from fmopt.core.target import Target
+from fmopt.passes.base import Context
 
 VOCABULARY, WIDTH, FFN = 64, 32, 64
 

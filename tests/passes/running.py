@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from fmopt.passes.base import Inputs
+from fmopt.core.model import Inputs
 
 
 def run(path: Path, inputs: Inputs) -> np.ndarray:

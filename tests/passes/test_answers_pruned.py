@@ -15,36 +15,39 @@ import onnx
 import pytest
 import torch
 
-from fmopt import own_answers, pricing
-from fmopt.build import Workshop
-from fmopt.cutting import cut_layer, drop_layers, least_heads
-from fmopt.edge import HALVES, open_preprocessor, open_runner
-from fmopt.edge_seq2seq import NEW
-from fmopt.errors import PassError
-from fmopt.examples import IGNORED
-from fmopt.exporting import export_onnx
-from fmopt.fisher_masks import mask_fisher
-from fmopt.latency_table import latency_table
-from fmopt.lesson import inputs_and_labels
-from fmopt.model import TorchModel
-from fmopt.optimal_brain import by_importance, sublayers
-from fmopt.output_distance import distance_from_now
-from fmopt.own_answers import answered_by, answering
+from fmopt.core.errors import PassError
+from fmopt.core.recipe import Recipe, Step
+from fmopt.edge.runners import HALVES, open_runner
+from fmopt.edge.seq2seq import NEW
+from fmopt.edge.text import open_preprocessor
+from fmopt.exporters.to_onnx import export_onnx
+from fmopt.models.loading import TorchModel
+from fmopt.models.structure import structure_of
+from fmopt.models.surgery.pruned_modules import cut_layer, drop_layers, least_heads
+from fmopt.models.wrappers.seq2seq import InHalves
 from fmopt.passes.base import Context
+from fmopt.passes.calibration import generated_answers
+from fmopt.passes.calibration.generated_answers import answered_by, answering
+from fmopt.passes.calibration.output_distance import distance_from_now
 from fmopt.passes.distill import Distill
+from fmopt.passes.distillation.objective import inputs_and_labels
 from fmopt.passes.drop_layers import DropLayers
 from fmopt.passes.mixed_precision import MixedPrecision
 from fmopt.passes.prune_structured import PruneStructured
+from fmopt.passes.pruning.fisher_scores import mask_fisher
+from fmopt.passes.pruning.latency_table import latency_table
+from fmopt.passes.pruning.obs_scores import by_importance, sublayers
 from fmopt.passes.qat import Qat
 from fmopt.passes.quantize_dynamic import QuantizeDynamic
-from fmopt.plan import Training, trained_rounding
-from fmopt.pricing import RecipeClock
-from fmopt.recipe import Recipe, Step
-from fmopt.seq2seq import InHalves
-from fmopt.structure import structure_of
+from fmopt.training.examples import IGNORED
+from fmopt.workflow.request import Training
+from fmopt.workflow.search import network_timer
+from fmopt.workflow.search.builder import Workshop
+from fmopt.workflow.search.candidates import trained_rounding
+from fmopt.workflow.search.network_timer import RecipeClock
 from tests.conftest import SENTENCES, TinyCheckpoint
+from tests.models.surgery.test_answers_pruned import FAMILIES, asked, said, two_and_two
 from tests.passes.test_decoders_pruned import TEXTS, Counted, shop_of, time_of, watch_calls
-from tests.test_answers_cut import FAMILIES, asked, said, two_and_two
 from tests.torch_models import context_of, items_of, model_of, target
 
 
@@ -101,7 +104,7 @@ def test_the_time_asked_for_is_met_by_cutting_both(model: TorchModel, tmp_path: 
 
 
 def test_second_order_beats_plain_removal_of_the_same_units(model: TorchModel, tmp_path: Path) -> None:
-    from fmopt.optimal_brain import Scores
+    from fmopt.passes.pruning.obs_scores import Scores
 
     ctx, plain = given(model, tmp_path), copied(model)
     distance = distance_from_now(model, ctx, 48)
@@ -156,8 +159,8 @@ def test_an_answer_is_what_is_timed(tiny_checkpoint: TinyCheckpoint, tmp_path: P
     model = two_and_two(tiny_checkpoint, "marian")
     prune = Step(use="prune_structured", options={"speedup": 2.0})
     recipe = Recipe(name="r", runtime="onnxruntime", precision="int8", steps=(prune, Step(use="quantize_dynamic")))
-    monkeypatch.setattr(pricing, "SAMPLES", 3)
-    monkeypatch.setattr(pricing, "SECONDS", 1.0)
+    monkeypatch.setattr(network_timer, "SAMPLES", 3)
+    monkeypatch.setattr(network_timer, "SECONDS", 1.0)
 
     def narrowed() -> TorchModel:
         made = copied(model)
@@ -230,7 +233,7 @@ def test_a_teacher_answers_texts_without_answers_once(
     assert sorted(kept.read_text().splitlines()) == sorted(whole.splitlines())
     with pytest.raises(PassError, match="the time limit was reached after 1 of"):
         answered_by(model, examples, replace(ctx, scratch=None, deadline=0.0))
-    monkeypatch.setattr(own_answers, "answers", None)  # would be called
+    monkeypatch.setattr(generated_answers, "answers", None)  # would be called
     assert next(answering(model, ctx, 1).calibration())[NEW][0].tolist() == heard
     again = answered_by(model, examples, ctx)
     assert [one["labels"].tolist() for one in again] == [one["labels"].tolist() for one in found]
@@ -270,7 +273,7 @@ def test_a_killed_training_of_tied_weights_goes_on_where_it_was(
     tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     """A head that is the table of words shares its memory, which files of weights do not take."""
-    from fmopt import distillation
+    from fmopt.passes.distillation import trainer
 
     answers = family == "marian"
     whole = two_and_two(tiny_checkpoint, family) if answers else model_of(tiny_checkpoint(family, "text-generation"))
@@ -292,7 +295,7 @@ def test_a_killed_training_of_tied_weights_goes_on_where_it_was(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(distillation._Watch, "on_step_end", killed)
+        patch.setattr(trainer._Watch, "on_step_end", killed)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "cut", [])
     said: list[str] = []

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.exporting import convert_openvino
-from fmopt.model import Artifact, Graph
-from fmopt.openvino_graph import read_ir
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import Artifact, Graph
+from fmopt.exporters.openvino_graph import read_ir
+from fmopt.exporters.to_onnx import convert_openvino
 from fmopt.passes.compress_weights import CompressWeights
 from fmopt.runtimes.openvino import RUNTIME
 from tests.passes.conftest import target

@@ -14,26 +14,29 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from fmopt import checkpoint, output_distance, pricing
-from fmopt.build import Workshop
-from fmopt.cutting import cut_layer
-from fmopt.edge import Preprocessor, timed_call
-from fmopt.errors import PassError
-from fmopt.fisher_masks import mask_fisher
-from fmopt.latency_table import latency_table
-from fmopt.model import TorchModel
-from fmopt.optimal_brain import by_importance, sublayers
-from fmopt.output_distance import distance_from_now
+from fmopt.core.errors import PassError
+from fmopt.core.progress import Silent
+from fmopt.core.recipe import Recipe, Step
+from fmopt.core.store import Store
+from fmopt.edge.loading import timed_call
+from fmopt.edge.text import Preprocessor
+from fmopt.models import checkpoint
+from fmopt.models.loading import TorchModel
+from fmopt.models.source import resolve
+from fmopt.models.structure import save_checkpoint, structure_of
+from fmopt.models.surgery.projections import projection, weight_of
+from fmopt.models.surgery.pruned_modules import cut_layer
 from fmopt.passes.base import Context
+from fmopt.passes.calibration import output_distance
+from fmopt.passes.calibration.output_distance import distance_from_now
 from fmopt.passes.distill import Distill
 from fmopt.passes.prune_structured import PruneStructured
-from fmopt.pricing import RecipeClock
-from fmopt.progress import Silent
-from fmopt.projections import projection, weight_of
-from fmopt.recipe import Recipe, Step
-from fmopt.source import resolve
-from fmopt.store import Store
-from fmopt.structure import save_checkpoint, structure_of
+from fmopt.passes.pruning.fisher_scores import mask_fisher
+from fmopt.passes.pruning.latency_table import latency_table
+from fmopt.passes.pruning.obs_scores import by_importance, sublayers
+from fmopt.workflow.search import network_timer
+from fmopt.workflow.search.builder import Workshop
+from fmopt.workflow.search.network_timer import RecipeClock
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.torch_models import context_of, items_of, model_of, outputs_of, padded, target
 
@@ -98,7 +101,7 @@ def test_second_order_beats_plain_removal_of_the_same_units(tiny_checkpoint: Tin
     plain = model_of(folder)
     numbers = structure_of(pruned.net, pruned.family).layers
     scores = next(tmp_path.glob("scores-*"))
-    from fmopt.optimal_brain import Scores
+    from fmopt.passes.pruning.obs_scores import Scores
 
     removals = Scores(scores, sublayers(plain.net, plain.family)).removals
     for layer, left in zip(plain.family.layers(plain.net), numbers, strict=True):
@@ -153,7 +156,9 @@ def watch_calls(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
             seen.append({name: value.shape for name, value in inputs.items()})
             return self.runner.run(inputs)
 
-    monkeypatch.setattr(pricing, "timed_call", lambda pipeline, runner, one: timed_call(pipeline, Watched(runner), one))
+    monkeypatch.setattr(
+        network_timer, "timed_call", lambda pipeline, runner, one: timed_call(pipeline, Watched(runner), one)
+    )
 
 
 def test_one_more_token_after_a_past_is_what_is_timed(
@@ -166,8 +171,8 @@ def test_one_more_token_after_a_past_is_what_is_timed(
     seen: list[Any] = []
 
     watch_calls(monkeypatch, seen)
-    monkeypatch.setattr(pricing, "SAMPLES", 3)
-    monkeypatch.setattr(pricing, "SECONDS", 1.0)
+    monkeypatch.setattr(network_timer, "SAMPLES", 3)
+    monkeypatch.setattr(network_timer, "SECONDS", 1.0)
 
     def narrowed() -> TorchModel:
         made = model_of(model.facts.folder)
@@ -196,7 +201,7 @@ def test_one_in_full_precision_runs_between_two_that_are_timed(
         timed.append(list(calls))
         return {name: [float(number)] for number, name in enumerate(calls)}
 
-    monkeypatch.setattr(pricing.measure, "time_in_turn", clock)
+    monkeypatch.setattr(network_timer.measure, "time_in_turn", clock)
     steps = (
         Step(use="prune_structured", options={"speedup": 2.0}),
         Step(use="quantize_weights", options={"bits": 8, "block": 32}),
@@ -204,15 +209,15 @@ def test_one_in_full_precision_runs_between_two_that_are_timed(
     price = RecipeClock(
         shop_of(model, tmp_path), Recipe(name="r", runtime="onnxruntime", precision="int8", steps=steps)
     )
-    export, exported = pricing.exporting.export_onnx, []
+    export, exported = network_timer.exporting.export_onnx, []
     monkeypatch.setattr(
-        pricing.exporting, "export_onnx", lambda *asked, **named: exported.append(1) or export(*asked, **named)
+        network_timer.exporting, "export_onnx", lambda *asked, **named: exported.append(1) or export(*asked, **named)
     )
     for count in (2, 3):  # the first of the two is built once
         assert price({"whole": lambda: model, "pruned": lambda: model}) == {"whole": 0.0, "pruned": 2.0}
         assert len(exported) == count
     assert price(dict.fromkeys("abc", lambda: model)) == {"a": 0.0, "b": 1.0, "c": 2.0}
-    assert timed == [["whole", pricing.COMPANY, "pruned"]] * 2 + [["a", "b", "c"]]
+    assert timed == [["whole", network_timer.COMPANY, "pruned"]] * 2 + [["a", "b", "c"]]
     (kept,) = price.shop.store.root.glob("timed-*")
     narrow, full = (
         {node.op_type for node in onnx.load(next((kept / part).rglob("*.onnx"))).graph.node}

@@ -14,21 +14,23 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from fmopt import checkpoint, distillation, lookup, teacher_outputs
-from fmopt.build import Workshop
-from fmopt.edge import Preprocessor, pool
-from fmopt.errors import ConfigError, PassError
-from fmopt.examples import IGNORED
-from fmopt.lesson import inputs_and_labels
-from fmopt.model import TorchModel
+from fmopt.core import plugins
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.progress import Silent
+from fmopt.core.store import Store
+from fmopt.edge.text import Preprocessor, pool
+from fmopt.models import checkpoint
+from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
 from fmopt.passes.distill import Distill
-from fmopt.progress import Silent
-from fmopt.store import Store
-from fmopt.training import Collator
+from fmopt.passes.distillation import teacher_cache, trainer
+from fmopt.passes.distillation.objective import inputs_and_labels
+from fmopt.training.collation import Collator
+from fmopt.training.examples import IGNORED
+from fmopt.workflow.search.builder import Workshop
 from tests.conftest import tiny_config
-from tests.test_finetune import ROWS, texts
 from tests.torch_models import model_of, outputs_of, target
+from tests.training.test_finetune import ROWS, texts
 
 FAST = {"epochs": 10.0, "batch_size": 8, "learning_rate": 2e-3, "bf16": False}
 AGREE = {"sentence-embedding": {}}  # else without labels: the random teacher contradicts them
@@ -38,8 +40,8 @@ PAIRS = [{"text": text, "text_pair": other} for text, other in zip(texts(60, 0),
 @pytest.fixture(autouse=True)
 def free_disk(monkeypatch: pytest.MonkeyPatch):
     """A disk that costs nothing: what the teacher says is kept, however busy this machine is."""
-    monkeypatch.setattr(teacher_outputs, "LOOKUP_S", 0.0)
-    monkeypatch.setattr(teacher_outputs, "DISK_BYTES_PER_S", float("inf"))
+    monkeypatch.setattr(teacher_cache, "LOOKUP_S", 0.0)
+    monkeypatch.setattr(teacher_cache, "DISK_BYTES_PER_S", float("inf"))
 
 
 def rows_of(model: TorchModel, count: int = 48, seed: int = 0) -> list[dict[str, Any]]:
@@ -146,7 +148,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(tiny_checkpoint, tm
     whole = trained(folder, tmp_path / "whole", save_minutes=0.0, accumulation=2)
     assert same(whole, trained(folder, tmp_path / "again", accumulation=2))
 
-    from fmopt import distillation
+    from fmopt.passes.distillation import trainer
 
     steps = []
 
@@ -157,7 +159,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(tiny_checkpoint, tm
         control.should_save = state.global_step == 5
 
     with monkeypatch.context() as patch:
-        patch.setattr(distillation._Watch, "on_step_end", interrupted)
+        patch.setattr(trainer._Watch, "on_step_end", interrupted)
         with pytest.raises(KeyboardInterrupt):
             trained(folder, tmp_path / "cut", accumulation=2)
     work = next((tmp_path / "cut").glob("distill-*"))
@@ -179,7 +181,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(tiny_checkpoint, tm
 )  # fmt: skip
 def test_what_is_kept_teaches_as_the_teacher_does(tiny_checkpoint, tmp_path, monkeypatch, family, task, weights):
     folder = teacher_of(tiny_checkpoint, family, task, tmp_path)
-    monkeypatch.setattr(teacher_outputs, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(teacher_cache, "SHARD_TOKENS", 100)
     courses, options = [], {"epochs": 3.0, "accumulation": 2, "weights": weights}
     for cache_gb in (0.0, 1.0):
         work = tmp_path / str(cache_gb)
@@ -264,18 +266,18 @@ def test_values_are_left_out_as_asked_and_for_vectors_none(
         return {part.p for part in net.modules() if isinstance(part, torch.nn.Dropout)}
 
     seen: set[float] = set()
-    step = distillation._Trainer.training_step
+    step = trainer._Trainer.training_step
 
     def watched(self, model, inputs, *args, **kwargs):
         seen.update(shares(self.lesson.student.net))
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         learner, _ = inputs_and_labels(dict(inputs), self.lesson.pipeline)
-        learner.pop(distillation.KEPT, None)
+        learner.pop(trainer.KEPT, None)
         first, second = (model.train()(learner)["outputs"][0] for _ in range(2))
         assert torch.equal(first, second) == (trained_with == {0.0})
         return step(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(distillation._Trainer, "training_step", watched)
+    monkeypatch.setattr(trainer._Trainer, "training_step", watched)
     student = model_of(teacher_of(tiny_checkpoint, family, task, tmp_path), task)
     before = shares(student.net)
     taught = Distill(**FAST | {"epochs": 1.0}, dropout=asked).apply(student, context(student, tmp_path / "work"))
@@ -292,7 +294,7 @@ def test_multi_label_examples_are_yes_or_no_for_every_class(tiny_checkpoint, tmp
 
 
 def test_it_is_found_by_its_name():
-    assert lookup.find("passes", "distill") is Distill
+    assert plugins.find("passes", "distill") is Distill
 
 
 def test_a_deadline_leaves_a_training_that_goes_on(tiny_checkpoint, tmp_path):

@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.model import TorchModel, load_network
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.models.loading import TorchModel, load_network
 from fmopt.passes.drop_layers import DropLayers
 from tests.conftest import FAMILIES, HEADS, tiny_config, write_tokenizer
 from tests.torch_models import context_of, model_of, outputs_of, padded, target

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from fmopt import checkpoint
-from fmopt.cutting import cut_layer
-from fmopt.edge import open_preprocessor
-from fmopt.examples import known_examples
-from fmopt.exporting import torch_outputs
-from fmopt.fisher_masks import mask_fisher
-from fmopt.optimal_brain import sublayers
+from fmopt.edge.text import open_preprocessor
+from fmopt.exporters.parity import torch_outputs
+from fmopt.models import checkpoint
+from fmopt.models.source import resolve
+from fmopt.models.structure import load_facts, save_checkpoint
+from fmopt.models.surgery.pruned_modules import cut_layer
 from fmopt.passes.base import Context
 from fmopt.passes.distill import Distill
-from fmopt.source import resolve
-from fmopt.structure import load_facts, save_checkpoint
+from fmopt.passes.pruning.fisher_scores import mask_fisher
+from fmopt.passes.pruning.obs_scores import sublayers
 from fmopt.tasks.image_classification import TASK
+from fmopt.training.examples import known_examples
 from tests.torch_models import target
 from tests.vision_models import picture, picture_rows, write_vision
 

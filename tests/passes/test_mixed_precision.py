@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.model import TorchModel
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.models.loading import TorchModel
 from fmopt.passes.mixed_precision import MixedPrecision, sensitivity
+from fmopt.passes.quantization.modules import QuantizedLinear
 from fmopt.passes.quantize_static import QuantizeStatic
-from fmopt.quantized import QuantizedLinear
 from tests.conftest import TinyCheckpoint
 from tests.torch_models import context_of, model_of, outputs_of, padded
 

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from fmopt import checkpoint, exporting
-from fmopt.errors import ConfigError, PassError
-from fmopt.latency_table import latency_table, uncut
-from fmopt.model import TorchModel
-from fmopt.openvino_graph import read_ir
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.exporters import to_onnx
+from fmopt.exporters.openvino_graph import read_ir
+from fmopt.models import checkpoint
+from fmopt.models.loading import TorchModel
+from fmopt.models.source import resolve
+from fmopt.models.structure import save_checkpoint, structure_of
 from fmopt.passes import prune_structured
 from fmopt.passes.base import Context
 from fmopt.passes.prune_structured import PruneStructured, _corrected
-from fmopt.source import resolve
-from fmopt.structure import save_checkpoint, structure_of
+from fmopt.passes.pruning.latency_table import latency_table, uncut
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.torch_models import context_of, items_of, model_of, outputs_of, padded, target
 
@@ -137,7 +138,7 @@ def test_what_is_only_timed_has_the_operators_of_a_trained_network(tiny_checkpoi
     """Converters leave out biases of 0 and norms of 1, which new networks have and trained ones do not."""
 
     def operators(net: torch.nn.Module, name: str) -> int:
-        graph = exporting.export_onnx(replace(model, net=net), padded(model), tmp_path / name)
+        graph = to_onnx.export_onnx(replace(model, net=net), padded(model), tmp_path / name)
         return len(read_ir(graph.path).get_ops())
 
     model = model_of(tiny_checkpoint("bert"))
@@ -193,7 +194,7 @@ def test_a_little_too_fast_is_near_enough_and_half_as_much_too_slow(
 
 
 def test_second_order_choices_beat_cutting_all_layers_alike(tiny_checkpoint: TinyCheckpoint):
-    from fmopt.cutting import cut_layer
+    from fmopt.models.surgery.pruned_modules import cut_layer
 
     folder = tiny_checkpoint("roberta")
     whole = model_of(folder)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from fmopt import edge, exporting
-from fmopt.errors import ConfigError
-from fmopt.fake_quantize import FakeQuantizedLinear, _rounded, load_rounding, save_rounding
+from fmopt.core.errors import ConfigError
+from fmopt.edge import runners
+from fmopt.exporters import to_onnx
 from fmopt.passes.qat import Qat
+from fmopt.passes.quantization.fake_quantize import FakeQuantizedLinear, _rounded, load_rounding, save_rounding
+from fmopt.passes.quantization.linears import Scheme
+from fmopt.passes.quantization.modules import Grid, QuantizedLinear, weight_integers
 from fmopt.passes.quantize_static import QuantizeStatic
-from fmopt.quantize_linears import Scheme
-from fmopt.quantized import Grid, QuantizedLinear, weight_integers
 from tests.passes.test_distill import context, distance, teacher_of
 from tests.torch_models import items_of, model_of, outputs_of
 
@@ -86,8 +87,8 @@ def test_training_wins_back_what_rounding_cost_and_deploys_what_was_trained(tiny
     assert distance(trained, teacher, tmp_path) < 0.7 * distance(rounded, teacher, tmp_path)
 
     batch = items_of(trained)[0]
-    graph = exporting.export_onnx(trained, batch, tmp_path / "graph")
-    runner = edge.open_runner("onnxruntime", graph.path, {}, 1)
+    graph = to_onnx.export_onnx(trained, batch, tmp_path / "graph")
+    runner = runners.open_runner("onnxruntime", graph.path, {}, 1)
     got, wanted = runner.run(batch)["logits"], outputs_of(trained, batch)
     runner.close()
     assert np.abs(got - wanted).max() <= 1e-3 * np.abs(wanted).max()

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.model import Graph
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.core.model import Graph
 from fmopt.passes.quantize_dynamic import PASS, QuantizeDynamic
 from tests.passes.conftest import items, target
 from tests.passes.running import cosine, kinds, run

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from fmopt.errors import ConfigError, PassError
-from fmopt.openvino_graph import read_ir, save_ir
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.exporters.openvino_graph import read_ir, save_ir
 from fmopt.passes.quantize_nncf import PASS, QuantizeNncf
 from tests.passes.conftest import items, target
 from tests.passes.running import cosine, run, run_openvino

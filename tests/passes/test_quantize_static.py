@@ -12,11 +12,14 @@ import onnxruntime
 import pytest
 import torch
 
-from fmopt import calibrate, edge, exporting
-from fmopt.errors import ConfigError, PassError
+from fmopt.core.errors import ConfigError, PassError
+from fmopt.edge import runners
+from fmopt.exporters import parity as exporters_parity
+from fmopt.exporters import to_onnx
+from fmopt.passes.calibration import statistics
+from fmopt.passes.quantization.linears import fold_value_smoothing, quantize_linears
+from fmopt.passes.quantization.modules import Grid, QuantizedEmbedding, QuantizedLinear, weight_integers
 from fmopt.passes.quantize_static import QuantizeStatic
-from fmopt.quantize_linears import fold_value_smoothing, quantize_linears
-from fmopt.quantized import Grid, QuantizedEmbedding, QuantizedLinear, weight_integers
 from tests.conftest import FAMILIES, TinyCheckpoint
 from tests.torch_models import context_of, items_of, model_of, outputs_of, padded, target
 
@@ -43,14 +46,14 @@ def test_graph_equals_torch_and_runs_on_integers(family: str, tiny_checkpoint: T
     assert quantized >= 4
     assert cosine(outputs_of(model, padded(model)), float_output) > 0.99
 
-    graph = exporting.export_onnx(model, padded(model, 2), tmp_path)
+    graph = to_onnx.export_onnx(model, padded(model, 2), tmp_path)
     assert graph.history == ("quantize_static(minmax)",)
     items = items_of(model)
-    runner = edge.open_runner("onnxruntime", graph.path, {}, 1)
+    runner = runners.open_runner("onnxruntime", graph.path, {}, 1)
     gaps = [np.abs(runner.run(item)["last_hidden_state"] - outputs_of(model, item)).max() for item in items]
     # Exact, until a value lies between two integers within 1e-7; that happens to few items.
     assert np.median(gaps) < 2e-3
-    parity = exporting.check_parity(runner, model.net, items, 2e-3, outputs=graph.outputs, min_cosine=0.999)
+    parity = exporters_parity.check_parity(runner, model.net, items, 2e-3, outputs=graph.outputs, min_cosine=0.999)
     assert parity.passed
 
     ops = optimized(graph.path, tmp_path)
@@ -67,8 +70,8 @@ def test_openvino_runs_the_same_graph_on_integers(tiny_checkpoint: TinyCheckpoin
 
     model = model_of(tiny_checkpoint("bert"))
     model = QuantizeStatic().apply(model, context_of(model))
-    graph = exporting.export_onnx(model, padded(model, 2), tmp_path)
-    ir = exporting.convert_openvino(graph, tmp_path / "ir")
+    graph = to_onnx.export_onnx(model, padded(model, 2), tmp_path)
+    ir = to_onnx.convert_openvino(graph, tmp_path / "ir")
     compiled = openvino.Core().compile_model(str(ir.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     kinds = Counter(
         (
@@ -78,15 +81,17 @@ def test_openvino_runs_the_same_graph_on_integers(tiny_checkpoint: TinyCheckpoin
         for op in compiled.get_runtime_model().get_ordered_ops()
     )
     assert kinds["FullyConnected", "i8"] == 12
-    runner = edge.open_runner("openvino", ir.path, {}, 1)
-    parity = exporting.check_parity(runner, model.net, items_of(model), 2e-3, outputs=graph.outputs, min_cosine=0.999)
+    runner = runners.open_runner("openvino", ir.path, {}, 1)
+    parity = exporters_parity.check_parity(
+        runner, model.net, items_of(model), 2e-3, outputs=graph.outputs, min_cosine=0.999
+    )
     assert parity.passed
 
 
 def test_query_key_and_value_share_one_pair(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
     model = model_of(tiny_checkpoint("bert"))
     model = QuantizeStatic(smooth=0.5).apply(model, context_of(model))
-    graph = onnx.load(exporting.export_onnx(model, padded(model, 2), tmp_path).path).graph
+    graph = onnx.load(to_onnx.export_onnx(model, padded(model, 2), tmp_path).path).graph
     ops = Counter(node.op_type for node in graph.node)
     assert ops["QuantizeLinear"] == 8  # two layers: q/k/v, output, widen, narrow
     assert ops["DequantizeLinear"] == 8 + 12
@@ -102,14 +107,14 @@ def test_the_same_seed_gives_the_same_bytes(tiny_checkpoint: TinyCheckpoint, tmp
     for name in ("one", "two"):
         model = model_of(tiny_checkpoint("bert"))
         model = QuantizeStatic().apply(model, context_of(model, tmp_path if name == "two" else None))
-        bytes_of.append(exporting.export_onnx(model, padded(model, 2), tmp_path / name).path.read_bytes())
+        bytes_of.append(to_onnx.export_onnx(model, padded(model, 2), tmp_path / name).path.read_bytes())
     assert bytes_of[0] == bytes_of[1]
 
 
 def test_folding_the_value_changes_nothing(tiny_checkpoint: TinyCheckpoint):
     model = model_of(tiny_checkpoint("bert"))
     ctx = context_of(model)
-    found = calibrate.statistics(model, ctx)
+    found = statistics.statistics(model, ctx)
     quantize_linears(model, found, QuantizeStatic(smooth=0.6).scheme(ctx.target))
     before = outputs_of(model, padded(model))
     assert len(fold_value_smoothing(model)) == 2
@@ -146,10 +151,10 @@ def test_smoothing_saves_a_layer_with_an_outlier_channel():
         net = Net()
         from types import SimpleNamespace
 
-        from fmopt.model import TorchModel
+        from fmopt.models.loading import TorchModel
 
         model = TorchModel(net, SimpleNamespace(), None)  # type: ignore[arg-type]
-        found = calibrate.collect(net, items)
+        found = statistics.collect(net, items)
         quantize_linears(model, found, QuantizeStatic(smooth=smooth).scheme(target()))  # type: ignore[arg-type]
         x = torch.from_numpy(items[0]["x"])
         mask = torch.ones(1, 16)
@@ -184,12 +189,12 @@ def test_embeddings_become_int8_rows(tiny_checkpoint: TinyCheckpoint, tmp_path: 
     model = QuantizeStatic(embeddings=True).apply(model, context_of(model))
     assert isinstance(model.net.get_submodule("embeddings.word_embeddings"), QuantizedEmbedding)
     assert cosine(outputs_of(model, padded(model)), before) > 0.99
-    graph = exporting.export_onnx(model, padded(model, 2), tmp_path)
+    graph = to_onnx.export_onnx(model, padded(model, 2), tmp_path)
     tables = {v.name: v.data_type for v in onnx.load(graph.path).graph.initializer if "word_embeddings" in v.name}
     assert onnx.TensorProto.INT8 in tables.values()
-    runner = edge.open_runner("onnxruntime", graph.path, {}, 1)
+    runner = runners.open_runner("onnxruntime", graph.path, {}, 1)
     items = items_of(model)
-    assert exporting.check_parity(runner, model.net, items, 2e-3, outputs=graph.outputs, min_cosine=0.999).passed
+    assert exporters_parity.check_parity(runner, model.net, items, 2e-3, outputs=graph.outputs, min_cosine=0.999).passed
 
 
 @pytest.mark.parametrize("bits", [7, 8])

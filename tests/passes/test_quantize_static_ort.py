@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fmopt.errors import ConfigError, PassError
+from fmopt.core.errors import ConfigError, PassError
 from fmopt.passes.quantize_static_ort import PASS, QuantizeStaticOrt, Stream
 from tests.passes.conftest import items, target
 from tests.passes.running import cosine, kinds, run

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from fmopt.errors import PassError
+from fmopt.core.errors import PassError
 from fmopt.passes.cast import Cast, weights_to_fp16
 from fmopt.passes.quantize_dynamic import QuantizeDynamic
 from fmopt.passes.quantize_embeddings import QuantizeEmbeddings, quantize_tables, rows_to_int8

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fmopt.measurement.host_probe import load_target
 from fmopt.passes.sparsify_2_4 import Sparsify24, kept_2_4
-from fmopt.probe import load_target
 from tests.conftest import TinyCheckpoint
 from tests.torch_models import context_of, model_of
 

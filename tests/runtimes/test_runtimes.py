@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fmopt import lookup
-from fmopt.errors import PassError
-from fmopt.findings import group_of
-from fmopt.model import CheckpointFacts, Graph, ModelSource
+from fmopt.core import plugins
+from fmopt.core.errors import PassError
+from fmopt.core.model import CheckpointFacts, Graph, ModelSource
+from fmopt.measurement.roofline.findings import group_of
 from fmopt.passes.quantize_dynamic import QuantizeDynamic
 from tests.passes.conftest import build_graph, items, target
 from tests.passes.running import cosine, run
@@ -33,7 +33,7 @@ def checkpoint(tiny_checkpoint):
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_a_graph_runs_as_built(graph, tmp_path, name):
-    runtime = lookup.find("runtimes", name)
+    runtime = plugins.find("runtimes", name)
     assert runtime.missing() is None
     artifact = runtime.build(graph, {}, tmp_path / "out")
     assert artifact.path.parent == tmp_path / "out"
@@ -47,13 +47,13 @@ def test_a_graph_runs_as_built(graph, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_building_twice_gives_the_same_bytes(graph, tmp_path, name):
-    runtime = lookup.find("runtimes", name)
+    runtime = plugins.find("runtimes", name)
     made = [runtime.build(graph, {}, tmp_path / folder) for folder in ("a", "b")]
     assert made[0].digest == made[1].digest
 
 
 def test_openvino_stores_weights_in_half(graph, tmp_path):
-    runtime = lookup.find("runtimes", "openvino")
+    runtime = plugins.find("runtimes", "openvino")
     full, half = (runtime.build(graph, {"fp16_weights": fp16}, tmp_path / str(fp16)) for fp16 in (False, True))
     sizes = [artifact.path.with_suffix(".bin").stat().st_size for artifact in (full, half)]
     assert sizes[1] < 0.6 * sizes[0]
@@ -62,7 +62,7 @@ def test_openvino_stores_weights_in_half(graph, tmp_path):
 
 
 def test_openvino_compiled_for_a_shape_runs_at_every_shape(graph, tmp_path):
-    runtime = lookup.find("runtimes", "openvino")
+    runtime = plugins.find("runtimes", "openvino")
     free = runtime.open(runtime.build(graph, {}, tmp_path / "free"), threads=1)
     fixed = runtime.open(runtime.build(graph, {"shape": [1, 9]}, tmp_path / "fixed"), threads=1)
     for tokens in (9, 5, 9):
@@ -75,7 +75,7 @@ def test_openvino_compiled_for_a_shape_runs_at_every_shape(graph, tmp_path):
 
 
 def test_openvino_builds_from_its_own_graphs_too(graph, tmp_path):
-    runtime = lookup.find("runtimes", "openvino")
+    runtime = plugins.find("runtimes", "openvino")
     first = runtime.build(graph, {}, tmp_path / "a")
     ir = Graph("openvino", first.path, graph.inputs, graph.outputs)
     assert runtime.build(ir, {}, tmp_path / "b").digest == first.digest
@@ -83,7 +83,7 @@ def test_openvino_builds_from_its_own_graphs_too(graph, tmp_path):
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_a_profile_names_operators_and_their_layers(graph, tmp_path, name):
-    runtime = lookup.find("runtimes", name)
+    runtime = plugins.find("runtimes", name)
     profile = runtime.profile(runtime.build(graph, {}, tmp_path / "out"), items(1)[0], threads=1)
     products = [op for op in profile if group_of(op.kind) == "matrix products"]
     assert {op.layer for op in products} == {f"layer.{i}.{side}" for i in (0, 1) for side in ("up", "down")}
@@ -98,7 +98,7 @@ def test_a_profile_tells_int8(graph, tmp_path):
 
     ctx = Context(facts=None, target=ctx_target, calibration=lambda: iter(()))  # dynamic INT8 needs neither
     made = QuantizeDynamic().apply(graph, ctx, tmp_path / "int8")
-    runtime = lookup.find("runtimes", "onnxruntime")
+    runtime = plugins.find("runtimes", "onnxruntime")
     profile = runtime.profile(runtime.build(made, {}, tmp_path / "out"), items(1)[0], threads=1)
     products = [op for op in profile if group_of(op.kind) == "matrix products"]
     assert len(products) == 4
@@ -110,7 +110,7 @@ def test_torch_runs_the_checkpoint(checkpoint, tmp_path):
     import torch
     import transformers
 
-    runtime = lookup.find("runtimes", "torch")
+    runtime = plugins.find("runtimes", "torch")
     artifact = runtime.build(checkpoint, {"dtype": "fp32"}, tmp_path)
     assert dict(artifact.options) == {"auto_class": "AutoModelForSequenceClassification", "dtype": "fp32"}
     ids = np.array([[5, 6, 7, 8]])
@@ -124,7 +124,7 @@ def test_torch_runs_the_checkpoint(checkpoint, tmp_path):
 
 
 def test_torch_profile_holds_products(checkpoint, tmp_path):
-    runtime = lookup.find("runtimes", "torch")
+    runtime = plugins.find("runtimes", "torch")
     artifact = runtime.build(checkpoint, {}, tmp_path)
     ids = np.array([[5, 6, 7, 8]])
     profile = runtime.profile(artifact, {"input_ids": ids, "attention_mask": np.ones_like(ids)}, threads=1)
@@ -148,18 +148,18 @@ def test_torch_profile_holds_products(checkpoint, tmp_path):
     ("onnxruntime", {}, None), ("openvino", {"precision": "f32"}, None), ("torch", {"dtype": "fp32"}, None),
 ])  # fmt: skip
 def test_refusals(name, options, said):
-    assert lookup.find("runtimes", name).refusal(target("avx2"), options) == said
+    assert plugins.find("runtimes", name).refusal(target("avx2"), options) == said
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
 def test_a_target_without_the_runtime(name):
-    said = lookup.find("runtimes", name).refusal(target(runtimes=("tensorrt",)), {})
+    said = plugins.find("runtimes", name).refusal(target(runtimes=("tensorrt",)), {})
     assert said == f"test-cpu has no runtime {name!r}; it has tensorrt"
 
 
 def test_wrong_sources(graph, checkpoint, tmp_path):
     with pytest.raises(PassError, match="torch runs a checkpoint, not a graph"):
-        lookup.find("runtimes", "torch").build(graph, {}, tmp_path)
+        plugins.find("runtimes", "torch").build(graph, {}, tmp_path)
     for name in ("onnxruntime", "openvino"):
         with pytest.raises(PassError, match="not from a checkpoint"):
-            lookup.find("runtimes", name).build(checkpoint, {}, tmp_path)
+            plugins.find("runtimes", name).build(checkpoint, {}, tmp_path)

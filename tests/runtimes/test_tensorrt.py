@@ -13,21 +13,22 @@ import numpy as np
 import onnx
 import pytest
 
-from fmopt import edge_tensorrt, lookup
-from fmopt.cli import main
-from fmopt.edge_tensorrt import DEFAULTS, Profile, differences, profiles
-from fmopt.errors import PassError
-from fmopt.half_precision import kept_of, magnitudes, to_half
-from fmopt.model import Artifact, Graph
-from fmopt.target import read_target
+from fmopt.cli.app import main
+from fmopt.core import plugins
+from fmopt.core.errors import PassError
+from fmopt.core.model import Artifact, Graph
+from fmopt.core.target import read_target
+from fmopt.edge import tensorrt
+from fmopt.edge.tensorrt import DEFAULTS, Profile, differences, profiles
+from fmopt.exporters.half_precision import kept_of, magnitudes, to_half
+from tests.behaviour.test_cli_walk import Walk, walk  # noqa: F401  the fixture
 from tests.conftest import TinyCheckpoint
 from tests.passes.conftest import build_graph, items
 from tests.passes.running import run
-from tests.test_cli_walk import Walk, walk  # noqa: F401  the fixture
 
-RUNTIME = lookup.find("runtimes", "tensorrt")
+RUNTIME = plugins.find("runtimes", "tensorrt")
 HERE = {"gpu": "H100", "sm": "9.0", "driver": "13010", "tensorrt": "11.4.0", "graph": "a", "options": DEFAULTS}
-here_only = pytest.mark.skipif(edge_tensorrt.absent() is None, reason="an NVIDIA GPU with TensorRT is here")
+here_only = pytest.mark.skipif(tensorrt.absent() is None, reason="an NVIDIA GPU with TensorRT is here")
 
 
 def test_a_profile_for_every_bucket():

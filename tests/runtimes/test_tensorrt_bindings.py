@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fmopt import edge_tensorrt
+from fmopt.edge import tensorrt
 
 # What variables of edge_tensorrt.py hold, by function where the name alone does not say.
 HOLDS = {
@@ -118,7 +118,7 @@ def stubs(folder: Path, major: int) -> Path:
 
 def used() -> dict[str, list]:
     """What edge_tensorrt.py uses of `trt`: dotted names, members of its objects with how they are called, classes made."""
-    tree = ast.parse(Path(edge_tensorrt.__file__).read_text("utf8"))
+    tree = ast.parse(Path(tensorrt.__file__).read_text("utf8"))
     names: set[str] = set()
     members: set[tuple] = set()
     made: set[tuple[str, int]] = set()
@@ -158,7 +158,7 @@ def test_what_is_looked_for_is_all_that_is_used():
 def test_the_real_bindings_have_what_we_use(major: int, wanted: str, tmp_path: Path):
     libraries = stubs(tmp_path / "stubs", major)
     unpacked = downloaded(tmp_path, wanted)
-    root = str(Path(edge_tensorrt.__file__).parents[1])
+    root = str(Path(tensorrt.__file__).parents[1])
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": str(libraries),
@@ -179,7 +179,7 @@ def test_the_real_bindings_have_what_we_use(major: int, wanted: str, tmp_path: P
 
 def test_cuda_python_has_what_we_use(tmp_path: Path):
     unpacked = downloaded(tmp_path, "cuda-bindings>=13", "cuda-pathfinder")
-    tree = ast.parse(Path(edge_tensorrt.__file__).read_text("utf8"))
+    tree = ast.parse(Path(tensorrt.__file__).read_text("utf8"))
     calls = {
         (node.args[0].value, len(node.args) - 1)
         for node in ast.walk(tree)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fmopt.model import CheckpointFacts, ModelSource
-from fmopt.results import Scores
+from fmopt.core.model import CheckpointFacts, ModelSource
+from fmopt.core.results import Scores
 
 
 def facts(task: str, labels: Sequence[str] = (), **pipeline: Any) -> CheckpointFacts:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmopt.errors import DataError
-from fmopt.metrics import METRICS
+from fmopt.core.errors import DataError
+from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.automatic_speech_recognition import TASK, edits, words_of
 from fmopt.tasks.base import Item
 

@@ -8,11 +8,12 @@ import torch
 import transformers
 from scipy.special import log_softmax, rel_entr
 
-from fmopt import checkpoint, edge
-from fmopt.data import load_data
-from fmopt.errors import DataError
-from fmopt.metrics import METRICS
-from fmopt.source import resolve
+from fmopt.core.errors import DataError
+from fmopt.data.datasets import load_data
+from fmopt.edge import text as edge_text
+from fmopt.evaluation.metrics import METRICS
+from fmopt.models import checkpoint
+from fmopt.models.source import resolve
 from fmopt.tasks.fill_mask import TASK
 from tests.conftest import SENTENCES
 from tests.tasks.cases import by_name
@@ -53,7 +54,7 @@ def test_the_word_depends_on_the_passage_alone(tiny_checkpoint):
 
 def test_masks_stay_within_what_is_read(tiny_checkpoint):
     facts = facts_of(tiny_checkpoint("roberta", "fill-mask"), max_length=8)
-    preprocessor = edge.Preprocessor(checkpoint.tokenizer_file(facts), facts.pipeline)
+    preprocessor = edge_text.Preprocessor(checkpoint.tokenizer_file(facts), facts.pipeline)
     items = TASK.items([{"text": f"{one} {two}"} for one in SENTENCES for two in SENTENCES], facts)
     assert items
     read = preprocessor.encode([item.raw for item in items]).inputs["input_ids"]
@@ -130,7 +131,7 @@ def test_nearly_every_passage_of_a_book_has_a_word_to_mask(shared_data, minilm):
     items = TASK.items(data.split("test"), facts)
     assert len(data.split("test")) == len(items) > 300
     assert len({item.label for item in items}) > 100
-    preprocessor = edge.Preprocessor(checkpoint.tokenizer_file(facts), facts.pipeline)
+    preprocessor = edge_text.Preprocessor(checkpoint.tokenizer_file(facts), facts.pipeline)
     for item in items:
         ids = preprocessor.encode([item.raw]).inputs["input_ids"][0]
         whole = preprocessor.encode([data.split("test")[item.row]["text"]]).inputs["input_ids"][0]

@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fmopt import edge, edge_image, lookup
-from fmopt.errors import DataError
-from fmopt.metrics import METRICS
-from fmopt.pictures import png_file
+from fmopt.core import plugins
+from fmopt.core.errors import DataError
+from fmopt.core.images import png_file
+from fmopt.edge import image, text
+from fmopt.evaluation.metrics import METRICS
 from tests.tasks.cases import by_name, facts
 
-TASK = lookup.find("tasks", "image-segmentation")
+TASK = plugins.find("tasks", "image-segmentation")
 FACTS = facts("image-segmentation", ["background", "cell"], modality="image")
 
 
@@ -63,11 +64,11 @@ def test_maps_grow_as_by_torch(size):
     wanted = torch.nn.functional.interpolate(
         torch.from_numpy(maps)[None], size=size, mode="bilinear", align_corners=False
     )
-    np.testing.assert_allclose(edge_image.upsampled(maps, *size), wanted[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(image.upsampled(maps, *size), wanted[0].numpy(), atol=1e-5)
 
 
 def test_people_see_each_class_with_its_share_and_where_it_is():
-    shown = edge.present(dict(FACTS.pipeline), np.array([[1, 0], [1, 1]], dtype=np.uint8), b"")
+    shown = text.present(dict(FACTS.pipeline), np.array([[1, 0], [1, 1]], dtype=np.uint8), b"")
     assert shown == {"size": [2, 2], "segments": [{"label": "cell", "share": 0.75, "mask": [0, 2, 1, 1]}]}
-    assert edge_image.difference([[1, 0], [1, 1]], np.array([[1, 0], [0, 1]])) == 0.25
-    assert edge_image.difference([[1, 0]], np.array([[1, 0], [0, 1]])) == float("inf")
+    assert image.difference([[1, 0], [1, 1]], np.array([[1, 0], [0, 1]])) == 0.25
+    assert image.difference([[1, 0]], np.array([[1, 0], [0, 1]])) == float("inf")

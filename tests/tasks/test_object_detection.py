@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fmopt import edge_image, lookup
-from fmopt.bootstrap import paired_drop
-from fmopt.errors import DataError
-from fmopt.metrics import METRICS
-from fmopt.pictures import png_file
+from fmopt.core import plugins
+from fmopt.core.errors import DataError
+from fmopt.core.images import png_file
+from fmopt.edge import image
+from fmopt.evaluation.bootstrap import paired_drop
+from fmopt.evaluation.metrics import METRICS
 from tests.tasks.cases import by_name, facts
 
-TASK = lookup.find("tasks", "object-detection")
+TASK = plugins.find("tasks", "object-detection")
 FACTS = facts("object-detection", ["cell", "platelet"], modality="image", threshold=0.5)
 PICTURE = png_file(np.zeros((50, 100, 3), dtype=np.uint8))  # 100 wide
 
@@ -112,7 +113,7 @@ def test_resamples_are_as_of_pictures_written_out():
     for _ in range(12):
         boxes = [[float(draw.integers(0, 2)), float(draw.random()), float(draw.integers(0, 2))] for _ in range(6)]
         rows.append([2.0, 4.0, 3.0, *np.concatenate(boxes[: draw.integers(0, 7)] or [[]])])
-    from fmopt.results import Scores
+    from fmopt.core.results import Scores
 
     values = Scores(name="mAP@0.5", metric="mean_ap", values=rows).array()
     counts = draw.multinomial(12, [1 / 12] * 12, size=20)
@@ -143,11 +144,11 @@ def test_changes_name_what_came_and_went():
 
 def test_boxes_differ_by_scores_and_by_what_they_do_not_share():
     one = found([0, 0.9, 0, 0, 10, 10], [1, 0.02, 0, 0, 5, 5])
-    assert edge_image.difference(one.tolist(), one) == 0
-    assert edge_image.difference(one.tolist(), one[:1]) == pytest.approx(0.02)
-    assert edge_image.difference(one[:1].tolist(), one) == pytest.approx(0.02)
-    assert edge_image.difference([], one) == pytest.approx(0.9)
+    assert image.difference(one.tolist(), one) == 0
+    assert image.difference(one.tolist(), one[:1]) == pytest.approx(0.02)
+    assert image.difference(one[:1].tolist(), one) == pytest.approx(0.02)
+    assert image.difference([], one) == pytest.approx(0.9)
     moved = found([0, 0.8, 0, 0, 10, 9], [1, 0.02, 0, 0, 5, 5])
-    assert edge_image.difference(one.tolist(), moved) == pytest.approx(0.1)
-    assert edge_image.difference(one.tolist(), np.where(one == 10, 5, one)) == pytest.approx(0.9 * 0.75)
-    assert edge_image.difference(found([0, np.nan, 0, 0, 1, 1]).tolist(), one) == float("inf")
+    assert image.difference(one.tolist(), moved) == pytest.approx(0.1)
+    assert image.difference(one.tolist(), np.where(one == 10, 5, one)) == pytest.approx(0.9 * 0.75)
+    assert image.difference(found([0, np.nan, 0, 0, 1, 1]).tolist(), one) == float("inf")

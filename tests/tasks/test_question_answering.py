@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fmopt.metrics import METRICS
+from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.question_answering import TASK, normalized, word_f1
 from tests.tasks.cases import by_name, facts
 

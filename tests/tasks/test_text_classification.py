@@ -5,8 +5,8 @@ import pytest
 from scipy.special import rel_entr, softmax
 from sklearn.metrics import accuracy_score, f1_score
 
-from fmopt.errors import DataError
-from fmopt.metrics import METRICS
+from fmopt.core.errors import DataError
+from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.text_classification import TASK
 from tests.tasks.cases import by_name, facts
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from fmopt.errors import DataError
-from fmopt.metrics import METRICS
+from fmopt.core.errors import DataError
+from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.text_regression import TASK
 from tests.tasks.cases import by_name, facts
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from seqeval.metrics import f1_score
 from seqeval.metrics.sequence_labeling import get_entities
 
-from fmopt.errors import DataError
-from fmopt.metrics import METRICS
+from fmopt.core.errors import DataError
+from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.token_classification import TASK, spans
 from tests.tasks.cases import by_name, facts
 

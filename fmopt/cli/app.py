@@ -1,0 +1,95 @@
+"""The command: argv → one call → a printed answer and an exit code; what the verbs do is in commands/.
+
+Exit codes: 0 all gates passed, 1 a gate failed, 2 bad input or usage, 3 undecided, 4 something could not be measured,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version as distribution_version
+from typing import Annotated
+
+import typer
+
+from fmopt.cli import evaluate, inspect, produce
+from fmopt.core.errors import FmoptError
+from fmopt.training import distributed
+
+# in the order that `fmopt --help` lists them
+VERBS: tuple[Callable[..., None], ...] = (
+    produce.optimize,
+    produce.export,
+    produce.finetune,
+    produce.merge,
+    produce.trim,
+    evaluate.bench,
+    evaluate.evaluate,
+    evaluate.explain,
+    evaluate.predict,
+    evaluate.verify,
+    inspect.compare,
+    inspect.inspect,
+    inspect.report,
+    inspect.history,
+    inspect.check_tensorrt,
+    inspect.doctor,
+)
+TARGET_VERBS: tuple[Callable[..., None], ...] = (inspect.targets_list, inspect.targets_show, inspect.targets_probe)
+NAMES = {"evaluate": "eval", "check_tensorrt": "check-tensorrt"}  # what a function cannot be called
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make a pretrained Transformer as small and fast on your device as its accuracy allows, and prove it.",
+)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fmopt {distribution_version('fmopt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say it and exit.")
+    ] = False,
+) -> None:
+    """What may stand before a verb."""
+
+
+targets_app = typer.Typer(no_args_is_help=True, help="Devices that fmopt knows, and this one.", rich_markup_mode=None)
+app.add_typer(targets_app, name="targets")
+for verb in VERBS:
+    app.command(NAMES.get(verb.__name__, verb.__name__))(verb)
+for verb in TARGET_VERBS:
+    targets_app.command(verb.__name__.removeprefix("targets_"))(verb)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code; what fmopt can explain is one line on stderr."""
+    if distributed.follows():
+        distributed.follow()
+        return 0
+    warnings.formatwarning = lambda message, *rest: f"warning: {message}\n"  # what is worth a warning is one line
+    try:
+        app(args=argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except FmoptError as error:
+        print(f"fmopt: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        distributed.dismiss()
+    return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Verbs that run a model or a bundle: time it, score it, ask it, check it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fmopt.cli.options import Clean, Columns, Data, Json, On, Seed, Task, answer
+from fmopt.cli.parsing import parse_choices, parse_columns, parse_counts, parse_seconds, read_lines
+from fmopt.core.errors import BundleError, ConfigError
+
+
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Bundles, or models (run on every full-precision runtime).")],
+    batch: Annotated[str, typer.Option("--batch", help="1,8")] = "1",
+    length: Annotated[str, typer.Option("--length", help="32,128")] = "128",
+    threads: Annotated[str, typer.Option("--threads", help="1,2")] = "1",
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="MLPerf's scenarios over all shapes, with a page; resumes when run again.")
+    ] = False,
+    scenario: Annotated[
+        str | None, typer.Option("--scenario", help="--matrix: some of single-stream,offline,server.")
+    ] = None,
+    latency_limit: Annotated[
+        str | None,
+        typer.Option("--latency-limit", help="--matrix: of the server's p99, 50ms; else 10 medians of the reference."),
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option("--time-limit", help="--matrix: begin no further cell after 10m.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="--matrix, --on: folder; fmopt-bench if left out.")
+    ] = None,
+    on: On = None,
+    clean: Clean = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Time models and bundles in turn, in one process."""
+    from fmopt.cli import output as cli_output
+    from fmopt.evaluation.gate import parse_latency
+    from fmopt.workflow.benchmark import suite
+    from fmopt.workflow.benchmark.scenarios import SCENARIOS
+
+    shapes = {
+        "batch": parse_counts("batch", batch),
+        "length": parse_counts("length", length),
+        "threads": parse_counts("threads", threads),
+    }
+    if clean and on is None:
+        raise ConfigError("--clean goes with --on; add it, or leave --clean out")
+    if not matrix:
+        only: dict[str, object] = {"--scenario": scenario, "--latency-limit": latency_limit, "--time-limit": time_limit}
+        only |= {"--output": output} if on is None else {}
+        given = [name for name, value in only.items() if value is not None]
+        if given:
+            raise ConfigError(f"{given[0]} goes with --matrix; add it, or leave {given[0]} out")
+    if on is not None:
+        bench_on_board(on, models, matrix, output or Path("fmopt-bench"), clean, shapes, as_json)
+        return
+    if not matrix:
+        with cli_output.live_progress() as progress:
+            got = suite.benchmark(models, **shapes, seed=seed, progress=progress)
+        rows = [{"model": name, **latency.model_dump(mode="json")} for name, latency in got]
+        answer(rows, as_json, lambda: cli_output.bench(got))
+        return
+    scenarios = SCENARIOS if scenario is None else parse_choices("scenario", scenario, SCENARIOS)
+    limit_ms = None if latency_limit is None else parse_latency(latency_limit, "latency-limit")
+    time_limit_s = None if time_limit is None else parse_seconds(time_limit)
+    folder = output or Path("fmopt-bench")
+    with cli_output.live_progress() as progress:
+        found = suite.benchmark_matrix(
+            models,
+            **shapes,
+            out=folder,
+            scenarios=scenarios,
+            latency_limit_ms=limit_ms,
+            time_limit_s=time_limit_s,
+            seed=seed,
+            command=shlex.join(["fmopt", *sys.argv[1:]]),
+            progress=progress,
+        )
+    answer(found.model_dump(mode="json"), as_json, lambda: cli_output.matrix(found, folder))
+
+
+def bench_on_board(
+    on: str, models: list[str], matrix: bool, folder: Path, clean: bool, shapes: dict[str, list[int]], as_json: bool
+) -> None:
+    """A bundle's own benchmark on a board."""
+    from fmopt.cli import output as cli_output
+    from fmopt.workflow.benchmark.remote import benchmark_on
+
+    if matrix:
+        raise ConfigError("--matrix is for this machine; leave it out with --on")
+    if len(models) != 1:
+        raise ConfigError(f"--on takes one bundle at a time; {len(models)} were named")
+    command = shlex.join(["fmopt", *sys.argv[1:]])
+    with cli_output.live_progress() as progress:
+        found, rows = benchmark_on(on, models[0], out=folder, clean=clean, command=command, progress=progress, **shapes)
+    answer(found.model_dump(mode="json"), as_json, lambda: cli_output.bench_on_board(found, rows, folder))
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model or a bundle.")],
+    data: Data = None,
+    task: Task = None,
+    columns: Columns = None,
+    split: Annotated[str, typer.Option("--split")] = "test",
+    batch: Annotated[int, typer.Option("--batch")] = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Metrics of a model or bundle on labelled data."""
+    from fmopt.cli import output as cli_output
+    from fmopt.workflow import evaluate as workflow_evaluate
+
+    with cli_output.live_progress() as progress:
+        got = workflow_evaluate.evaluate(
+            model,
+            data,
+            task=task,
+            columns=parse_columns(columns),
+            split=split,
+            batch=batch,
+            seed=seed,
+            progress=progress,
+        )
+    rows = [
+        {"metric": score.name, "value": value, "items": len(score.values), "primary": score.primary}
+        for score, value in got
+    ]
+    answer(rows, as_json, lambda: cli_output.metrics(rows))
+
+
+def explain(
+    model: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or an .onnx file.")],
+    batch: Annotated[int, typer.Option("--batch")] = 1,
+    length: Annotated[int, typer.Option("--length", help="Tokens.")] = 128,
+    threads: Annotated[int, typer.Option("--threads", help="More than one are timed against fewer.")] = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Why a bundle is not faster here: where its time goes, and which option would change it."""
+    from fmopt.cli import output as cli_output
+    from fmopt.workflow import explain as workflow_explain
+
+    with cli_output.live_progress() as progress:
+        found = workflow_explain.explain(
+            model, batch=batch, length=length, threads=threads, seed=seed, progress=progress
+        )
+    answer(found.model_dump(mode="json"), as_json, lambda: cli_output.diagnosis(found))
+
+
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair. Of pictures and sounds, files.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="One text, or one file's path, per line.")] = None,
+    pair: Annotated[
+        bool, typer.Option("--pair", help="The two texts are one pair (question and context, premise and hypothesis).")
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="Generation: tokens to add at most; 64 if left out.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Generation: of sampling; without it the likeliest is taken.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Generation: sample among so many tokens.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Generation: sample among the likeliest of this probability together."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Generation and speech: of what is drawn.")] = None,
+    beams: Annotated[int | None, typer.Option("--beams", help="Generation: beam search over so many texts.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="Generation: end before this text; repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Speech: the WAV file to write, a folder for several texts.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Generation: print the text while it is made.")] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="Object detection: the least score of a box to tell; 0.5 if left out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a bundle makes of texts, pictures or sounds; one that generates text goes on from it."""
+    from fmopt.exporters import bundle as bundles
+
+    raws: list[Any] = list(texts or [])
+    if file is not None:
+        raws += read_lines(file)
+    if pair:
+        if len(raws) != 2:
+            raise ConfigError(f"--pair takes two texts; {len(raws)} were given")
+        raws = [tuple(raws)]
+    if not raws:
+        raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
+    told = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+            "beams": beams, "stop": tuple(stop) if stop else None, "output": output, "threshold": threshold}  # fmt: skip
+    wishes = {name: value for name, value in told.items() if value is not None}
+    model = bundles.load(bundle)
+    if "speech" in model.pipeline and output is None:
+        raise ConfigError("a sound cannot be printed; say where it goes: -o out.wav")
+    if stream:
+        if len(raws) != 1 or as_json:
+            raise ConfigError("--stream prints one text as it is made; give one, and leave --json out")
+        for piece in model.stream(raws[0], **wishes):
+            print(piece, end="", flush=True)
+        print()
+        return
+    got, problems = model.told(raws, **wishes)
+    answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got if one is not None])
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(2)
+
+
+def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], as_json: Json = False) -> None:
+    """Check every file of a bundle against its hash and the golden items against the model."""
+    from fmopt.exporters import bundle as bundles
+
+    if not bundles.is_bundle(bundle):
+        raise BundleError(f"{bundle} is not a bundle: it has no fmopt.json; name a folder that `fmopt optimize` wrote")
+    problems = bundles.verify_bundle(bundle)
+    answer(
+        {"bundle": str(bundle), "problems": problems},
+        as_json,
+        lambda: print("\n".join(problems) if problems else f"{bundle}: every file is as it was made"),
+    )
+    raise typer.Exit(1 if problems else 0)

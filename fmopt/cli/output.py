@@ -1,0 +1,364 @@
+"""What a person sees in the terminal: progress on stderr, tables on stdout. Numbers are worded by wording.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from fmopt.cli.doctor import Line
+from fmopt.cli.tables import comparison_table, history_table, running_table, trial_table, verdict_panel
+from fmopt.core import formatting
+from fmopt.core.model import CheckpointFacts, static_shape, takes_length
+from fmopt.core.results import Latency
+from fmopt.core.target import Target
+from fmopt.evaluation.comparison import Comparison
+from fmopt.evaluation.history import History
+from fmopt.evaluation.record import Record, as_told, drop_unit
+from fmopt.exporters.bundle import script_of
+from fmopt.exporters.tensorrt_check import Checked
+from fmopt.measurement.roofline.diagnosis import Diagnosis
+from fmopt.models.vocabulary import Trimmed
+from fmopt.reports.watch import Page, Seen
+from fmopt.workflow.benchmark.page import view
+from fmopt.workflow.benchmark.record import Benchmark
+from fmopt.workflow.search.plan import Plan
+
+SHOWN = 12  # rows of a table that --json gives in full
+
+# A file or a pipe has no width to fit into; a table cut at 80 columns would lose names there.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+
+
+class LiveProgress:
+    """A bar with the time left for the running stage; finished things scroll by above it."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.task: TaskID | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.bars.console.print(text, highlight=False, markup=False)
+
+    def start(self, text: str, total: int) -> None:
+        """Replace the bar."""
+        self.stop()
+        self.bars.start()  # not before there is something to show: an error at once stays one line
+        self.task = self.bars.add_task(text, total=total)
+
+    def step(self, done: int = 1) -> None:
+        """Move the bar."""
+        if self.task is not None:
+            self.bars.advance(self.task, done)
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self.task is not None:
+            self.bars.remove_task(self.task)
+            self.task = None
+
+
+@contextmanager
+def live_progress() -> Iterator[LiveProgress]:
+    """Progress on stderr; an interrupt says that nothing finished is lost."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    bars = Progress(*columns, console=console, transient=True)
+    try:
+        yield LiveProgress(bars)
+    except KeyboardInterrupt:
+        bars.stop()
+        print("fmopt: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        raise
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+
+
+def record(found: Record, folder: Path) -> None:
+    """The verdict, the candidates, and where things are."""
+    out.print(verdict_panel(found))
+    out.print(trial_table(found))
+    script = folder / script_of(folder)
+    out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {script} verify", markup=False)
+
+
+def followed(looks: Iterable[Seen], page: Page, *, aside: bool) -> Seen:
+    """Draw a run again and again until it has ended; the last look. `aside`: on stderr, because stdout takes JSON."""
+    console = Console(stderr=True, highlight=False) if aside else out
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        for seen in looks:
+            page.draw(seen)
+            live.update(running_table(seen, time.time()), refresh=True)
+    if seen.record is not None and not aside:
+        record(seen.record, page.out)
+    elif seen.record is None:
+        console.print(running_table(seen, time.time()))
+    return seen
+
+
+def family(speedups: Sequence[float], records: Sequence[Record], folder: Path) -> None:
+    """One line per bundle of a family."""
+    units = sorted({drop_unit(found) for found in records})
+    table = Table("asked for", "shipped", "p50", "speedup", f"drop, {'/'.join(units)}", "MB", "verdict", "bundle")
+    for asked, found in zip(speedups, map(as_told, records), strict=True):
+        trial = found.winning
+        assert trial is not None  # every run ships something
+        drop = trial.final_drop
+        table.add_row(
+            f"{asked:g}×", trial.name, formatting.milliseconds(trial.p50),
+            formatting.times(trial.speedup) if trial.speedup else "–", formatting.points(drop.point) if drop else "–",
+            f"{(trial.size_bytes or 0) / 1e6:.1f}", found.verdict.outcome.value, str(folder / f"{asked:g}x"),
+        )  # fmt: skip
+    out.print(table)
+
+
+def plan(found: Plan) -> None:
+    """Candidates in order, refusals with reasons, what it would take."""
+    table = Table("#", "candidate", "runtime", "passes", title="would be tried, in this order", title_justify="left")
+    for number, recipe in enumerate((*found.baselines, *found.candidates), 1):
+        table.add_row(str(number), recipe.name, recipe.runtime, " → ".join(map(str, recipe.steps)) or "as it is")
+    out.print(table)
+    for line in found.later:
+        out.print(f"then {line}", markup=False)
+    for refusal in found.refused:
+        out.print(f"refused {refusal.recipe}: {refusal.reason}", markup=False)
+    need = found.estimates
+    out.print(f"estimated: {need.minutes:g} minutes, {need.ram_gb:g} GB RAM, {need.disk_gb:g} GB disk")
+
+
+def bench(found: Sequence[tuple[str, Latency]]) -> None:
+    """Percentiles per model, shape and threads; ratios against the first model of the same shape."""
+    table = Table("model", "batch", "tokens", "threads", "p50", "p90", "p99", "ratio", "samples")
+    first: dict[tuple[int, int | None, int], float] = {}
+    for name, latency in found:
+        p50, p90, p99 = np.percentile(latency.samples_ms, [50, 90, 99])
+        base = first.setdefault((latency.batch, latency.length, latency.threads), float(p50))
+        table.add_row(
+            name,
+            str(latency.batch),
+            str(latency.length or formatting.MISSING),
+            str(latency.threads),
+            *map(formatting.milliseconds, (p50, p90, p99)),
+            f"{base / p50:.2f}×",
+            str(len(latency.samples_ms)),
+        )
+    out.print(table)
+
+
+def bench_on_board(found: Benchmark, rows: Sequence[tuple[str, Latency]], folder: Path) -> None:
+    """What a board is, a bundle's percentiles there, and where the page is."""
+    runtime = " ".join(f"{name} {version}" for name, version in found.versions.items())
+    out.print(f"{found.host['cpu']} ({found.host['arch']}, {found.host['cores']} cores), {runtime}", markup=False)
+    bench([(f"{name}{', raw to answer' if latency.end_to_end else ''}", latency) for name, latency in rows])
+    for warning in dict.fromkeys(warning for cell in found.cells for warning in cell.warnings):
+        out.print(f"warning: {warning}", markup=False)
+    out.print(f"page    {folder / 'benchmark.html'}", markup=False)
+
+
+def matrix(found: Benchmark, folder: Path) -> None:
+    """One table per scenario and thread count, and where the page is."""
+    shown = view(found)
+    for drawn in shown["maps"]:
+        title = f"{drawn.scenario}, {drawn.threads} thread{'s' if drawn.threads != 1 else ''}"
+        table = Table("variant", title=title, title_justify="left")
+        for column in drawn.columns:
+            table.add_column(f"{column.place.batch} × {column.place.length or formatting.MISSING}", justify="right")
+        for variant in found.variants:
+            shades = [column.shades.get(variant.name) for column in drawn.columns]
+            table.add_row(
+                variant.name,
+                *(f"{s.ratio or formatting.MISSING} {s.figure}" if s else formatting.MISSING for s in shades),
+            )
+        out.print(table)
+    if shown["missing"]:
+        left = f"{shown['missing']} of {len(found.places)} cells are not measured: {found.stopped}"
+        out.print(f"{left}; the same command goes on", markup=False)
+    if shown["disturbed"]:
+        out.print(f"the machine was not quiet in {len(shown['disturbed'])} cells; the page says how", markup=False)
+    out.print(f"times are against {shown['against']}\npage    {folder / 'benchmark.html'}", markup=False)
+
+
+def metrics(rows: Sequence[dict[str, Any]]) -> None:
+    """One line per metric."""
+    table = Table("metric", "value", "items")
+    for row in rows:
+        table.add_row(row["metric"], f"{row['value']:.4f}", str(row["items"]))
+    out.print(table)
+
+
+def diagnosis(found: Diagnosis) -> None:
+    """Findings first, then the tables they come from: kinds of operators, layers under the roof, threads."""
+    at = found.circumstances
+    shape = formatting.shape(at.batch, at.length, at.threads)
+    heading = f"{found.model}: {formatting.milliseconds(found.p50_ms)} on {formatting.runtime(found.runtime)}, {shape}"
+    out.print(heading, markup=False)
+    if found.findings:
+        table = Table(Column("of the time", justify="right"), "why it is not faster", "what would change it")
+        for finding in found.findings:
+            table.add_row(formatting.percent(finding.share), finding.text, finding.remedy)
+        out.print(table)
+    else:
+        out.print("nothing to see: no sort of overhead takes a tenth of the time")
+    out.print(_kinds_table(found))
+    if found.layers and found.roof:
+        out.print(_layers_table(found))
+    for timed in found.threads:
+        gained = f" ({formatting.times(timed.speedup)} as fast, {formatting.times_interval(timed.speedup)})"
+        out.print(
+            f"{timed.threads} thread{'s' if timed.threads != 1 else ''}: {formatting.milliseconds(timed.p50_ms)}"
+            f"{gained if timed.threads != at.threads else ''}",
+            markup=False,
+        )
+    for warning in at.warnings:
+        out.print(f"note: {warning}", markup=False)
+
+
+def _kinds_table(found: Diagnosis) -> Table:
+    table = Table("operators", "of the sort", "in", *(Column(name, justify="right") for name in ("count", "ms", "share")),
+                  title="time by kind of operator", title_justify="left")  # fmt: skip
+    for kind in found.kinds[:SHOWN]:
+        precision = formatting.precision(kind.precision) or formatting.MISSING
+        numbers = (str(kind.operators), formatting.number(kind.ms), formatting.percent(kind.share))
+        table.add_row(kind.kind, kind.group, precision, *numbers)
+    return table
+
+
+def _layers_table(found: Diagnosis) -> Table:
+    assert found.roof is not None
+    ceilings = ", ".join(f"{name} {gops:.0f}" for name, gops in found.roof.gops.items())
+    title = f"layers under the roof: {ceilings} GOPS and {found.roof.bandwidth_gbs:.0f} GB/s, measured here"
+    right = (Column(name, justify="right") for name in ("share", "operations per byte", "GOPS", "of its ceiling"))
+    table = Table("layer", "operators", "in", *right, "bound by", title=title, title_justify="left")
+    for point in found.layers[:SHOWN]:
+        table.add_row(
+            point.layer, point.group, formatting.precision(point.precision) or formatting.MISSING,
+            formatting.percent(point.share), formatting.number(point.intensity), formatting.number(point.gops),
+            formatting.percent(point.of_roof) if point.of_roof <= 1 else "over (cached)", point.bound,
+        )  # fmt: skip
+    if len(found.layers) > SHOWN:
+        table.caption = f"the {SHOWN} longest of {len(found.layers)}; --json gives all"
+    return table
+
+
+def comparison(found: Comparison) -> None:
+    """Differences that matter first."""
+    out.print(comparison_table(found))
+
+
+def history(found: History) -> None:
+    """Every group, the oldest record first, and what was skipped."""
+    for group in found.groups:
+        out.print(history_table(group))
+    for line in found.skipped:
+        out.print(f"skipped: {line}", markup=False)
+    marks = "▼ worse than an earlier record by more than noise; ▽ so too, but explained, which does not count"
+    out.print(marks, markup=False)
+
+
+def trimmed(found: Trimmed) -> None:
+    """What trimming a vocabulary gave."""
+    table = Table(title=str(found.folder), title_justify="left")
+    for name in ("", "before", "after"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row("tokens", f"{found.tokens_before:,}", f"{found.tokens:,}")
+    table.add_row("weights", f"{found.bytes_before / 1e6:,.1f} MB", f"{found.bytes / 1e6:,.1f} MB")
+    table.add_row("tokenizer and weights read in", f"{found.load_ms_before:.0f} ms", f"{found.load_ms:.0f} ms")
+    out.print(table)
+    out.print("The texts give the same tokens as before; other words are spelled in more tokens.")
+
+
+def facts_data(found: CheckpointFacts) -> dict[str, Any]:
+    """A checkpoint's facts as JSON-able data."""
+    data = dataclasses.asdict(found)
+    del data["config"]
+    return data | {"pipeline": dict(found.pipeline)}
+
+
+def facts(found: CheckpointFacts) -> None:
+    """What a checkpoint is."""
+    table = Table(show_header=False, title=found.source.title, title_justify="left")
+    labels = found.pipeline.get("labels") or []
+    rows = {
+        "architecture": f"{found.architecture or 'no head'} ({found.model_type})",
+        "task": found.task,
+        "layers": f"{found.layers} × {found.hidden_size}",
+        "parameters": f"{found.parameters:,}",
+        "weights": f"{found.weight_bytes / 1e6:,.1f} MB",
+        "takes": "; ".join([", ".join(found.pipeline["inputs"]), *_size(found.pipeline)]),
+        "labels": f"{len(labels)}: {', '.join(labels[:8])}{' …' if len(labels) > 8 else ''}" if labels else "none",
+        "folder": str(found.folder),
+        "licence": found.source.licence or "not stated",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    out.print(table)
+
+
+def _size(pipeline: Mapping[str, Any]) -> list[str]:
+    """How large an input is, as far as that is known."""
+    if takes_length(pipeline):
+        return [f"at most {pipeline['max_length']} tokens"]
+    shape = static_shape(pipeline, 1, None)
+    return [" × ".join(map(str, shape[1:]))] if shape else []
+
+
+def targets(known: Sequence[Target]) -> None:
+    """One line per target."""
+    table = Table(Column("target", no_wrap=True), "device", "cores", "memory", "GB/s", "precisions", "runtimes")
+    for target in known:
+        table.add_row(
+            target.name,
+            target.title,
+            str(target.cores),
+            f"{target.memory_gb:g} GB",
+            f"{target.bandwidth_gbs:g}" if target.bandwidth_gbs else formatting.MISSING,
+            " ".join(target.precisions),
+            " ".join(target.runtimes),
+        )
+    out.print(table)
+
+
+def target(found: Target) -> None:
+    """Every fact of one target."""
+    table = Table(show_header=False, title=found.name, title_justify="left")
+    for name, value in found.model_dump(mode="json").items():
+        if value not in (None, [], {}):
+            table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    out.print(table)
+
+
+def tensorrt_check(found: Checked) -> None:
+    """What TensorRT would not take of a graph, faults first; nodes that share one trouble share a line."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for one in found.findings:
+        alike.setdefault((one.level, one.operator, one.text), []).append(one.node)
+    for (level, operator, text), nodes in alike.items():
+        named = ", ".join(node for node in nodes[:SHOWN] if node)
+        more = f" and {len(nodes) - SHOWN} more" if len(nodes) > SHOWN else ""
+        out.print(f"{level}: {operator}: {text}" + (f": {named}{more}" if named else ""), markup=False)
+    faults, slow = len(found.faults), sum(one.level == "slow" for one in found.findings)
+    out.print(
+        f"{found.nodes} nodes against the support matrix of {found.matrix}, opsets of TensorRT {found.tensorrt}: "
+        f"{faults} fault{'' if faults == 1 else 's'}, {slow} slow; no engine was built",
+        markup=False,
+    )
+
+
+def doctor(lines: Sequence[Line]) -> None:
+    """One line per thing looked at."""
+    table = Table("", "what", "detail")
+    for line in lines:
+        table.add_row({"ok": "✓", "missing": "✗", "warning": "!"}[line.state], line.what, line.detail)
+    out.print(table)

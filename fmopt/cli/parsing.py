@@ -1,0 +1,74 @@
+"""Words of the command as values; a word that means nothing is a ConfigError that says what would."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from fmopt.core.errors import ConfigError
+
+
+def read_lines(path: Path) -> list[str]:
+    """Texts of a file, one per line; empty lines are skipped."""
+    try:
+        return [text for text in path.read_text("utf8").splitlines() if text.strip()]
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from error
+
+
+def parse_columns(text: str | None) -> dict[str, str] | None:
+    """`text=sentence,label=label` → {"text": "sentence", "label": "label"}."""
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(role and mark and column for role, mark, column in pairs):
+        raise ConfigError(f"--columns {text!r} is not of the form text=sentence,label=label")
+    return {role.strip(): column.strip() for role, _, column in pairs}
+
+
+def parse_choice(name: str, value: str, allowed: tuple[str, ...]) -> Any:
+    """One of a few words."""
+    if value not in allowed:
+        raise ConfigError(f"--{name} {value!r} is not one of {', '.join(allowed)}")
+    return value
+
+
+def parse_choices(name: str, text: str, allowed: tuple[str, ...]) -> Any:
+    """Some of a few words: `offline,server`, each once."""
+    return tuple(dict.fromkeys(parse_choice(name, part.strip(), allowed) for part in text.split(",")))
+
+
+def parse_count(name: str, text: str, word: str) -> Any:
+    """A positive number, or the word that stands for one."""
+    if text == word:
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--{name} {text!r} is neither a positive number nor {word!r}")
+    return int(text)
+
+
+def parse_counts(name: str, text: str) -> list[int]:
+    """`1,8` → [1, 8]."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--{name} {text!r} is not a list of positive numbers like 1,8")
+    return [int(part) for part in parts]
+
+
+def parse_seconds(text: str) -> float:
+    """`30m`, `90s`, `2h` → seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text)
+    if not match:
+        raise ConfigError(f"--time-limit {text!r} is not a time like 90s, 30m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def parse_bytes(text: str) -> int:
+    """`500MB`, `1GB` → bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])B", text, re.IGNORECASE)
+    if not match:
+        raise ConfigError(f"{text!r} is not a size like 500MB or 1GB")
+    return int(float(match[1]) * {"M": 1 << 20, "G": 1 << 30}[match[2].upper()])

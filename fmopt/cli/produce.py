@@ -1,0 +1,246 @@
+"""Verbs that make something: bundles and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmopt.cli.options import Clean, Columns, Data, Json, Model, On, Pickle, Seed, Task, answer
+from fmopt.cli.parsing import parse_bytes, parse_choice, parse_columns, parse_count, parse_seconds, read_lines
+from fmopt.core.errors import ConfigError
+
+
+def optimize(
+    model: Model,
+    target: Annotated[
+        str, typer.Option("--target", help="Device: host, or a name from `fmopt targets list`, or a TOML file.")
+    ] = "host",
+    on: On = None,
+    clean: Clean = False,
+    data: Data = None,
+    task: Task = None,
+    columns: Columns = None,
+    effort: Annotated[
+        str, typer.Option("--effort", help="quick: quantize. standard: prune in one shot too. max: prune and distil.")
+    ] = "quick",
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="max: a checkpoint to learn from instead of MODEL itself.")
+    ] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option("--unlabelled", help="max: further texts to train on, one a line.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="max: of each distillation.")] = None,
+    max_drop: Annotated[
+        str,
+        typer.Option(
+            "--max-drop", help="Allowed loss: 1pt is one absolute point (1% of a perplexity), 1% of the baseline."
+        ),
+    ] = "1pt",
+    min_speedup: Annotated[
+        str | None, typer.Option("--min-speedup", help="Against the fastest full-precision variant: 2x.")
+    ] = None,
+    max_latency: Annotated[str | None, typer.Option("--max-latency", help="Median: 8ms.")] = None,
+    max_size: Annotated[str | None, typer.Option("--max-size", help="Model files: 25MB.")] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", help="Peak of a process that serves it: 300MB.")
+    ] = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the one-sided bounds.")] = 0.95,
+    accept_undecided: Annotated[
+        bool, typer.Option("--accept-undecided", help="Exit 0 when only the point estimate is within budget.")
+    ] = False,
+    batch: Annotated[int, typer.Option("--batch", help="Batch size that is judged.")] = 1,
+    length: Annotated[str, typer.Option("--length", help="Tokens that are judged: a number, or from-data.")] = "128",
+    threads: Annotated[str, typer.Option("--threads", help="A number, or all.")] = "1",
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Try this recipe (TOML) instead of the plan's candidates.")
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option("--time-limit", help="30m: stop trying further candidates then.")
+    ] = None,
+    max_calibration_memory: Annotated[str, typer.Option("--max-calibration-memory")] = "1GB",
+    seed: Seed = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the bundle, the report and resumable stages.")
+    ] = Path("fmopt-out"),
+    family: Annotated[
+        str | None, typer.Option("--family", help="2x,4x,8x: a bundle for each speedup, in OUT/2x and so on.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget finished stages in the output folder.")] = False,
+    allow_pickle: Pickle = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find, prove and bundle the fastest variant that keeps its accuracy."""
+    from fmopt.cli import output as cli_output
+    from fmopt.evaluation import gate
+    from fmopt.workflow import optimize as workflow_optimize
+    from fmopt.workflow import request as workflow_request
+
+    budget = gate.Budget.parse(
+        max_drop=max_drop,
+        min_speedup=min_speedup,
+        max_latency=max_latency,
+        max_size=max_size,
+        max_memory=max_memory,
+        confidence=confidence,
+        accept_undecided=accept_undecided,
+    )
+    request = workflow_request.make_request(
+        model,
+        target=target,
+        data=data,
+        task=task,
+        columns=parse_columns(columns),
+        effort=parse_choice("effort", effort, ("quick", "standard", "max")),
+        training=workflow_request.Training(
+            teacher=teacher, unlabelled=None if unlabelled is None else str(unlabelled), epochs=epochs
+        ),
+        budget=budget,
+        batch=batch,
+        length=parse_count("length", length, "from-data"),
+        threads=parse_count("threads", threads, "all"),
+        recipe=recipe,
+        time_limit_s=None if time_limit is None else parse_seconds(time_limit),
+        seed=seed,
+        out=output,
+        fresh=fresh,
+        allow_pickle=allow_pickle,
+        max_calibration_memory=parse_bytes(max_calibration_memory),
+        on=on,
+        clean=clean,
+        command=shlex.join(["fmopt", *sys.argv[1:]]),
+    )
+    if dry_run:
+        plan = workflow_optimize.plan(request)
+        return answer(plan.model_dump(mode="json"), as_json, lambda: cli_output.plan(plan))
+    if family is not None:
+        if min_speedup is not None:
+            raise ConfigError("--family names the speedups; leave --min-speedup out")
+        speedups = sorted(gate.parse_speedup(part) for part in family.split(","))
+        with cli_output.live_progress() as progress:
+            records = workflow_optimize.optimize_family(request, speedups, progress)
+        shown = [record.model_dump(mode="json") for record in records]
+        answer(shown, as_json, lambda: cli_output.family(speedups, records, output))
+        codes = {gate.exit_code(record.verdict, accept_undecided=accept_undecided) for record in records}
+        raise typer.Exit(next((code for code in (1, 4, 3) if code in codes), 0))
+    with cli_output.live_progress() as progress:
+        record = workflow_optimize.optimize_request(request, progress)
+    answer(record.model_dump(mode="json"), as_json, lambda: cli_output.record(record, output))
+    raise typer.Exit(gate.exit_code(record.verdict, accept_undecided=accept_undecided))
+
+
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle.")],
+    format: Annotated[str, typer.Option("--format", help="onnx, openvino or executorch (.pte).")] = "onnx",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = "fp32",
+    target: Annotated[str, typer.Option("--target", "-t", help="What it is for; see `fmopt targets list`.")] = "host",
+    data: Data = None,
+    task: Task = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    allow_pickle: Pickle = False,
+    as_json: Json = False,
+) -> None:
+    """Export in one format and precision, checked against the torch model; no candidates, no gate."""
+    from fmopt.cli import output as cli_output
+    from fmopt.exporters.bundle import script_of
+    from fmopt.workflow import export as workflow_export
+
+    with cli_output.live_progress() as progress:
+        folder = workflow_export.export(
+            model,
+            output,
+            format=parse_choice("format", format, ("onnx", "openvino", "executorch")),
+            precision=parse_choice("precision", precision, ("fp32", "fp16", "bf16", "int8")),
+            target=target,
+            task=task,
+            data=data,
+            columns=parse_columns(columns),
+            seed=seed,
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
+    facts = json.loads((folder / "fmopt.json").read_text())
+    answer(
+        facts,
+        as_json,
+        lambda: print(f"{folder} holds {facts['model_file']}; try: python {folder / script_of(folder)} verify"),
+    )
+
+
+def finetune(
+    model: Model,
+    data: Annotated[str, typer.Option("--data", help="Labelled data with a train split.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
+    task: Task = None,
+    columns: Columns = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="As MODEL's entry says, else 3.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="As MODEL's entry says, else 32.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="As MODEL's entry says, else 5e-5.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option("--patience", help="Epochs without a better validation metric before it stops (2).")
+    ] = None,
+    augment: Annotated[str | None, typer.Option("--augment", help="Of pictures: shift,mirror.")] = None,
+    time_limit: Annotated[str | None, typer.Option("--time-limit", help="30m: stop then with the best so far.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a task head on a checkpoint: the baseline that `optimize` starts from. Resumes when run again."""
+    from fmopt.cli import output as cli_output
+    from fmopt.workflow import finetune as workflow_finetune
+
+    with cli_output.live_progress() as progress:
+        made = workflow_finetune.finetune(
+            model,
+            data,
+            output,
+            task=task,
+            columns=parse_columns(columns),
+            epochs=epochs,
+            batch=batch,
+            learning_rate=learning_rate,
+            patience=patience,
+            augment=None if augment is None else [way for way in augment.split(",") if way],
+            time_limit_s=None if time_limit is None else parse_seconds(time_limit),
+            seed=seed,
+            progress=progress,
+        )
+    answer(made, as_json, lambda: print(f"{output}: {made['metric']} {made['value']:.4f} on validation"))
+
+
+def merge(
+    adapter: Annotated[str, typer.Argument(help="A PEFT LoRA folder, as save_pretrained wrote it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="The model it was trained on, when it is not where the adapter says.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge a LoRA adapter into its base model's weights: a plain checkpoint that `optimize` takes."""
+    from fmopt.models import adapters
+
+    made = adapters.merge(adapter, output, base=base)
+    answer({"checkpoint": str(made)}, as_json, lambda: print(f"{made} is a checkpoint; try: fmopt inspect {made}"))
+
+
+def trim(
+    model: Model,
+    texts: Annotated[Path, typer.Option("--texts", help="What the model will read, one text a line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
+    as_json: Json = False,
+) -> None:
+    """Cut the vocabulary to what texts need; they give the same tokens and outputs, others are spelled in more tokens."""
+    from fmopt.cli import output as cli_output
+    from fmopt.models import vocabulary
+
+    got = vocabulary.trim(model, read_lines(texts), output)
+    answer(dataclasses.asdict(got), as_json, lambda: cli_output.trimmed(got))

@@ -1,0 +1,177 @@
+"""The three states of a model: a network in PyTorch, an exported graph, files that a runtime opens.
+
+Torch itself is imported only by the functions that need it, so that bundles can be described without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+
+
+ARTIFACT = "artifact.json"
+
+
+Format = Literal["torch", "onnx", "openvino", "executorch"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a checkpoint comes from: a folder, a hub name, or an entry of `models/`."""
+
+    asked: str  # what the user typed
+    folder: Path  # local folder in Hugging Face format
+    title: str  # a short name for tables
+    task: str | None = None  # what an entry of `models/` knows about it
+    training: Mapping[str, Any] = field(default_factory=dict)  # options of `finetune` that an entry of `models/` names
+    default_data: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What is known of a checkpoint from its files alone, before any weight is loaded.
+
+    `pipeline` is the JSON-able dict that `fmopt/edge.py` works by (see `edge.Pipeline`): task, max_length, inputs,
+    padding, pooling, labels. It is copied into every bundle.
+    """
+
+    source: ModelSource
+    model_type: str  # config.json's "model_type"
+    architecture: str  # config.json's first "architectures", or ""
+    task: str
+    pipeline: Mapping[str, Any]
+    hidden_size: int
+    layers: int
+    parameters: int  # counted from the safetensors headers
+    weight_bytes: int
+    digest: str  # sha256 over the files that matter
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder."""
+        return self.source.folder
+
+    @property
+    def modality(self) -> str:
+        """What raws are: "text", "image", "audio" or "item" (histories of them)."""
+        return str(self.pipeline.get("modality", "text"))
+
+
+def axes_of(pipeline: Mapping[str, Any]) -> dict[str, tuple[str | int, ...]]:
+    """Axes of every input: a name ("batch", "tokens") where its length varies, a number where it never does.
+
+    A pipeline says so under "axes"; without it every input is [batch, tokens].
+    """
+    told = pipeline.get("axes") or {}
+    return {name: tuple(told.get(name, ("batch", "tokens"))) for name in pipeline["inputs"]}
+
+
+def takes_length(pipeline: Mapping[str, Any]) -> bool:
+    """Whether items have a number of tokens, so that a latency is one of some length."""
+    return any("tokens" in axes for axes in axes_of(pipeline).values())
+
+
+def static_shape(pipeline: Mapping[str, Any], batch: int, length: int | None) -> tuple[int, ...] | None:
+    """The one shape that all inputs have at `batch` × `length`; None where lengths vary, inputs differ in shape, or tokens are
+    made one by one."""
+    if "stop_ids" in pipeline:
+        return None
+    sizes = {"batch": batch, "tokens": length}
+    shapes = {tuple(sizes.get(a) if isinstance(a, str) else a for a in axes) for axes in axes_of(pipeline).values()}
+    shape = shapes.pop() if len(shapes) == 1 else (None,)
+    return None if None in shape else tuple(int(size) for size in shape if size is not None)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An exported graph on disk. `path` is model.onnx, model.xml or model.pte; weights may lie beside it."""
+
+    format: Format
+    path: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    history: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Files on disk that one runtime opens, with the options to open them by.
+
+    `options` are JSON-able and mean the same to `fmopt/edge.py` in a bundle: {"precision": "f32"|"bf16"} for OpenVINO.
+    """
+
+    runtime: str
+    path: Path  # model.onnx, model.xml, model.pte, or a checkpoint folder for runtime "torch"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the model file and the weights beside it (external data, .bin)."""
+        if self.path.is_dir():
+            return sum(p.stat().st_size for p in self.path.glob("*.safetensors"))
+        return sum(p.stat().st_size for p in model_files(self.path))
+
+    @property
+    def digest(self) -> str:
+        """sha256 over its files and options."""
+        paths = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else model_files(self.path)
+        total = hashlib.sha256(repr((self.runtime, sorted(self.options.items()))).encode())
+        for path in paths:
+            total.update(file_digest(path).encode())
+        return total.hexdigest()
+
+
+def write_artifact(artifact: Artifact, folder: Path) -> None:
+    """Describe an artifact in the folder that holds its files, so that a later run finds it."""
+    (folder / ARTIFACT).write_text(json.dumps({"file": artifact.path.name, "options": dict(artifact.options)}))
+
+
+def read_artifact(runtime: str, folder: Path) -> Artifact:
+    """The artifact that `write_artifact` described."""
+    facts = json.loads((folder / ARTIFACT).read_text())
+    return Artifact(runtime, folder / facts["file"], facts["options"])
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files that belong to model.onnx or model.xml: itself, `.onnx.data`, `.bin`."""
+    beside = [path.with_name(path.name + ".data"), path.with_suffix(".bin")]
+    return [path, *(p for p in beside if p.exists() and p != path)]
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+Inputs = Mapping[str, np.ndarray]  # name -> array, of text int64 [batch, tokens]
+
+
+def token_mask(inputs: Inputs) -> np.ndarray | None:
+    """Bool [batch, tokens], False on padding; None for inputs that are never padded, such as images of one size."""
+    mask = inputs.get("attention_mask")
+    return None if mask is None else np.asarray(mask, dtype=bool)
+
+
+class Runner(Protocol):
+    """An opened artifact."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name; inputs the model does not take are ignored."""
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+
+
+TOKENIZER = "tokenizer.json"

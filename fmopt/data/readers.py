@@ -1,0 +1,348 @@
+"""Files of data → tables of rows: csv, tsv, JSON, JSON Lines, parquet, npz, plain text, folders with one file per split or
+one folder per class, hub data sets.
+
+Knows formats and nothing of tasks. What cannot be read is a DataError that names the file and the place in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmopt.core.errors import DataError
+
+Row = dict[str, Any]
+Names = Mapping[str, tuple[str, ...]]  # column → names of its label ids
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+MISSING = frozenset({"", "nan", "NaN"})  # how csv writers say that there is no value
+SENTENCE_END = re.compile(r"(?<=[.!?…]['\"’”)])\s+|(?<=[.!?…])\s+")
+# Files that are a row by themselves, in folders named after their classes: column → endings.
+MEDIA = {
+    "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    "audio": (".wav", ".flac", ".ogg", ".mp3"),
+}
+PASSAGE_WORDS = 64  # fewest of a passage of plain text: some 90 tokens, so that most fit a network of 128
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as they were read, and where they were."""
+
+    where: str
+    rows: list[Row]
+    names: Names = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that some row has, in the order of the file."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+
+def read_file(path: Path) -> Table:
+    """The rows of a csv, tsv, JSON, JSON Lines, parquet or npz file; the passages of a plain text, also a gzipped one."""
+    reader = READERS.get(suffix(path))
+    if reader is None:
+        raise DataError(f"{path} is no data file by its name: give one that ends in {', '.join(READERS)}")
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty; give a file with some hundred rows")
+        return reader(path)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; convert it, for example with "
+            f"iconv -f latin1 -t utf8"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def suffix(path: Path) -> str:
+    """The ending that says how a file is read, such as ".csv" or ".txt.gz"; "" when it is none of READERS."""
+    return next((ending for ending in READERS if path.name.lower().endswith(ending)), "")
+
+
+def read_folder(folder: Path) -> dict[str, Table]:
+    """Tables by split: train, validation and test, of each what there is; parts of one split are put together."""
+    found = {}
+    for split, stems in SPLITS.items():
+        part = re.compile(rf"(?:{'|'.join(stems)})(?:-\d+-of-\d+)?")
+        files = [
+            path for path in sorted(folder.iterdir())
+            if suffix(path) and part.fullmatch(path.name.lower().removesuffix(suffix(path)))
+        ]  # fmt: skip
+        if len({suffix(path) for path in files}) > 1 or (len(files) > 1 and any("-of-" not in p.name for p in files)):
+            raise DataError(f"{folder} has several files for {split}: {_listed(files)}; keep one")
+        if files:
+            tables = [read_file(path) for path in files]
+            rows = [row for table in tables for row in table.rows]
+            found[split] = Table(str(files[0]), rows, tables[0].names)
+    found |= {split: table for split, table in _media_splits(folder).items() if split not in found}
+    if not found and (folder / "data").is_dir():  # how the hub lays out its repositories
+        return read_folder(folder / "data")
+    if not found:
+        raise DataError(
+            f"{folder} has no file for a split (train, validation or test, as {', '.join(READERS)}); it has "
+            f"{_listed(sorted(folder.iterdir())) or 'nothing'}"
+        )
+    return found
+
+
+def _media_splits(folder: Path) -> dict[str, Table]:
+    """Tables of images or sounds: of train/CLASS/FILE, validation/CLASS/FILE, …, or of CLASS/FILE without splits ("")."""
+    inside = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    homes = {split: inside[stem] for split, stems in SPLITS.items() for stem in stems if stem in inside}
+    found = {split: _read_media(home) for split, home in (homes or {"": folder}).items()}
+    return {split: table for split, table in found.items() if table.rows}
+
+
+def _read_media(folder: Path) -> Table:
+    """A row for every file of MEDIA in the folders of `folder`, which are its classes."""
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*/*")):
+        column = next((name for name, endings in MEDIA.items() if path.suffix.lower() in endings), None)
+        if column is not None:
+            rows.append({column: path.read_bytes(), "label": path.parent.name})
+    return Table(str(folder), rows)
+
+
+def read_hub(name: str) -> dict[str, Table]:
+    """Tables by split of a hub data set `owner/name` or `owner/name:configuration`. The only reader that uses the network."""
+    import datasets
+
+    repository, _, configuration = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(repository, configuration or None)
+    except Exception as error:  # the hub's client raises many kinds; the user needs the one line
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            f"there is no file or folder {name}, and as a hub data set it could not be had: {first[0][:200]}"
+        ) from error
+    splits = {split: alias for alias, stems in SPLITS.items() for split in loaded if split in stems}
+    if not splits:
+        raise DataError(f"{name} has the splits {', '.join(loaded)}; fmopt reads train, validation and test")
+    return {
+        alias: Table(f"{name} ({split})", loaded[split].to_list(), _class_names(loaded[split].features.to_dict()))
+        for split, alias in splits.items()
+    }
+
+
+def label_names(path: Path) -> dict[str, tuple[str, ...]]:
+    """Names of label ids from a labels.json: one list (under ""), or lists by what they name; empty without the file."""
+    if not path.is_file():
+        return {}
+    try:
+        told = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not JSON: {error}; write a list of label names in the order of their ids"
+        ) from error
+    lists = {"": told} if isinstance(told, list) else told
+    if not isinstance(lists, dict) or not all(_is_names(names) for names in lists.values()):
+        raise DataError(f"{path} is no list of label names; write them in the order of their ids")
+    return {key: tuple(names) for key, names in lists.items()}
+
+
+# ------------------------------------------------------------------------------------------------ formats
+
+
+def _read_csv(path: Path) -> Table:
+    """Comma-separated (or with semicolons, as some spreadsheets write) with a line of column names. All values are text."""
+    text = path.read_bytes().decode("utf-8-sig")
+    header = text.split("\n", 1)[0]
+    delimiter = ";" if "," not in header and ";" in header else ","
+    return _delimited(path, text, delimiter, csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(path: Path) -> Table:
+    """Tab-separated. Quotes are characters like others (GLUE writes them bare) unless the whole file quotes by the rules."""
+    text = path.read_bytes().decode("utf-8-sig")
+    if re.search(r'(?:^|\t)"', text, re.MULTILINE):
+        try:
+            return _delimited(path, text, "\t", csv.QUOTE_MINIMAL)
+        except DataError:
+            pass
+    return _delimited(path, text, "\t", csv.QUOTE_NONE)
+
+
+def _delimited(path: Path, text: str, delimiter: str, quoting: Any) -> Table:
+    # csv ends a line at \r, \n or both, and nowhere else: str.splitlines would also cut at characters inside texts
+    lines = csv.reader(re.split(r"(?<=\n)|(?<=\r)(?!\n)", text), delimiter=delimiter, quoting=quoting, strict=True)
+    rows: list[Row] = []
+    header: list[str] = []
+    begun = 1  # the line where a row begins: a quote that is never closed runs to the end of the file
+    try:
+        for fields in lines:
+            if not header:
+                header = [name.strip() for name in fields]
+            elif fields and len(fields) != len(header):
+                raise DataError(
+                    f"{path}, line {begun}: {len(fields)} fields, but there are {len(header)} columns "
+                    f"({', '.join(header)}); quote a text that holds the separator"
+                )
+            elif fields:
+                rows.append(
+                    {name: None if value in MISSING else value for name, value in zip(header, fields, strict=True)}
+                )
+            begun = lines.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}, line {begun}: {error}; is a quote not closed?") from error
+    return Table(str(path), rows)
+
+
+def _read_json_lines(path: Path) -> Table:
+    rows = []
+    for number, line in enumerate(path.read_bytes().decode("utf-8-sig").split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: not JSON ({error}); write one object per line") from error
+            if not isinstance(rows[-1], dict):
+                raise DataError(f"{path}, line {number}: {line.strip()[:40]} is no object; write one per line")
+    return Table(str(path), rows)
+
+
+def _read_json(path: Path) -> Table:
+    """A list of objects, {"data": list}, {"column": list, …}, SQuAD's nested form, or JSON Lines under another name."""
+    try:
+        told = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except json.JSONDecodeError:
+        return _read_json_lines(path)
+    if isinstance(told, dict) and isinstance(told.get("data"), list):
+        told = told["data"]
+        if told and isinstance(told[0], dict) and "paragraphs" in told[0]:
+            told = list(_squad_rows(told))
+    elif isinstance(told, dict) and told and all(isinstance(values, list) for values in told.values()):
+        if len({len(values) for values in told.values()}) > 1:
+            raise DataError(f"{path} has columns of different length; write a list of objects")
+        told = [dict(zip(told, values, strict=True)) for values in zip(*told.values(), strict=True)]
+    if not isinstance(told, list) or not all(isinstance(row, dict) for row in told):
+        raise DataError(f"{path} is no list of objects; write one object per row, or one per line as .jsonl")
+    return Table(str(path), told)
+
+
+def _squad_rows(articles: Iterable[Mapping[str, Any]]) -> Iterable[Row]:
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                told = asked.get("answers")
+                row = {"question": asked["question"], "context": paragraph["context"]}
+                if told is not None:
+                    row["answers"] = [answer["text"] for answer in told]
+                    row["answer_starts"] = [answer.get("answer_start") for answer in told]
+                yield row
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except pa.ArrowException as error:
+        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:160]}") from error
+    written = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    return Table(str(path), table.to_pylist(), _class_names(written.get("info", {}).get("features") or {}))
+
+
+def _read_npz(path: Path) -> Table:
+    """Arrays side by side, one item of each a row. With `offsets` (n + 1), row i holds what lies between two of them in the
+    arrays that are as long as the last one says; an array without axes is the same in every row."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as npz: {error}") from error
+    offsets = arrays.pop("offsets", None)
+    same = {name: array.item() for name, array in arrays.items() if array.ndim == 0}
+    each = {name: array for name, array in arrays.items() if array.ndim}
+    pooled = {name: a for name, a in each.items() if offsets is not None and len(a) == offsets[-1] != len(offsets) - 1}
+    each = {name: array for name, array in each.items() if name not in pooled}
+    counts = {name: len(array) for name, array in each.items()} | (
+        {} if offsets is None else {"offsets": len(offsets) - 1}
+    )
+    if len(set(counts.values())) != 1:
+        raise DataError(f"{path} has arrays of different length ({counts}); give one item of each for every row")
+    rows: list[Row] = []
+    for number in range(next(iter(counts.values()))):
+        row: Row = {name: array[number] if array.ndim > 1 else array[number].item() for name, array in each.items()}
+        row |= {name: array[offsets[number] : offsets[number + 1]] for name, array in pooled.items()}
+        rows.append(row | same)
+    return Table(str(path), rows)
+
+
+def _read_text(path: Path) -> Table:
+    """Passages of plain text: paragraphs (parted by empty lines) joined, or cut at ends of sentences, to PASSAGE_WORDS words
+    or a little more. Lines within a paragraph are joined: books wrap them."""
+    content = path.read_bytes()
+    if path.name.lower().endswith(".gz"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} cannot be unpacked: {error}; get the file again") from error
+    parts: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", content.decode("utf-8-sig").replace("\r\n", "\n")):
+        flat = " ".join(paragraph.split())
+        parts += SENTENCE_END.split(flat) if len(flat.split()) > 2 * PASSAGE_WORDS else [flat]
+    rows: list[Row] = []
+    held: list[str] = []
+    for part in parts:
+        held += part.split()
+        while len(held) > 2 * PASSAGE_WORDS:  # a sentence without end, or a text without sentences
+            rows.append({"text": " ".join(held[:PASSAGE_WORDS])})
+            del held[:PASSAGE_WORDS]
+        if len(held) >= PASSAGE_WORDS:
+            rows.append({"text": " ".join(held)})
+            held = []
+    if held:
+        rows.append({"text": " ".join(held)})
+    if not rows:
+        raise DataError(f"{path} is empty; give a text of some thousand words")
+    return Table(str(path), rows)
+
+
+def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Columns whose ids have names in a `datasets` schema, alone or in lists."""
+    found = {}
+    for column, feature in features.items():
+        while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+            feature = feature["feature"]
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
+            found[column] = tuple(feature["names"])
+    return found
+
+
+def _is_names(told: Any) -> bool:
+    return isinstance(told, list) and all(isinstance(name, str) for name in told)
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    names = [path.name for path in paths]
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+
+
+READERS: Mapping[str, Callable[[Path], Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".npz": _read_npz,
+    ".txt": _read_text,
+    ".txt.gz": _read_text,
+}

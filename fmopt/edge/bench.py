@@ -1,0 +1,74 @@
+"""How fast a bundle is on this machine: `python run.py bench`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .host import available_cores, host_fingerprint, package_version, peak_memory_mb
+from .loading import GOLDEN, load, raw_from_json, timed_call
+from .parts import EdgeError, Raw, part_of
+
+
+def bench(
+    folder: Path, *, batch: int = 1, length: int | None = None, threads: int | None = None, seconds: float = 10.0
+) -> dict[str, Any]:
+    """Latencies in ms of the golden texts, `batch` at once, cut or repeated to `length` tokens when given.
+
+    "model" is the graph alone, for text generation one more token; "end_to_end" starts with the text and ends with the
+    prediction, or the first token, at the texts' own lengths. Each is sampled for `seconds` or 200 times, whichever is
+    more, and at most 5,000 times.
+    """
+    started = time.perf_counter()
+    model = load(folder, threads)
+    load_ms = (time.perf_counter() - started) * 1e3
+    golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
+    raws = [raw_from_json(item["raw"]) for item in golden["items"]]
+    if not raws:
+        raise EdgeError(f"{folder} has no golden texts to run")
+    raws = [raws[index % len(raws)] for index in range(batch)]
+    encoded = model.preprocessor.encode([_repeated(raw, length) for raw in raws] if length else raws, length)
+    inputs = {name: array[:batch] for name, array in encoded.inputs.items()}
+    part = part_of(model.pipeline)
+    return {
+        "model": _sampled(timed_call(model.pipeline, model.runner, inputs), seconds),
+        "end_to_end": _sampled(lambda: model.soonest(raws), seconds),
+        # whether "model" is one step of several, and "end_to_end" ends with the first
+        "steps": hasattr(part, "timed") and not hasattr(part, "work"),
+        "batch": batch,
+        "tokens": int(encoded.mask.shape[1]) if "max_length" in model.pipeline else None,  # what has none has no tokens
+        "threads": threads or available_cores(),
+        "load_ms": load_ms,
+        "peak_memory_mb": peak_memory_mb(),
+        "host": host_fingerprint(),
+        "runtime": [model.facts["runtime"], package_version(model.facts["runtime"])],
+    }
+
+
+def _repeated(raw: Raw, length: int) -> Raw:
+    """The raw with its (last) text repeated until it has at least `length` tokens, one for each word."""
+    if isinstance(raw, bytes):
+        return raw
+    if isinstance(raw, list):
+        return (raw or ["word"]) * (length // max(len(raw), 1) + 1)
+    text = raw if isinstance(raw, str) else raw[1]
+    many = " ".join([text or "word"] * (length // max(len(text.split()), 1) + 1))
+    return many if isinstance(raw, str) else (raw[0], many)
+
+
+def _sampled(call: Callable[[], object], seconds: float) -> dict[str, Any]:
+    for _ in range(5):
+        call()
+    samples: list[float] = []
+    began = time.perf_counter()
+    while len(samples) < 200 or (time.perf_counter() - began < seconds and len(samples) < 5000):
+        start = time.perf_counter_ns()
+        call()
+        samples.append((time.perf_counter_ns() - start) / 1e6)
+    p50, p90, p99 = (float(value) for value in np.percentile(samples, [50, 90, 99]))
+    return {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "samples_ms": samples}

@@ -1,0 +1,196 @@
+"""Runs a bundle with nothing but numpy, tokenizers and the runtime (onnxruntime or openvino).
+
+This one file is fmopt's bottom layer and is copied into every bundle as `run.py`, so it imports nothing of fmopt:
+
+    python run.py predict "some text"        python run.py bench --length 128        python run.py verify
+
+It turns raw texts into arrays, runs the graph, turns outputs into predictions, and refuses a bundle that is damaged
+or that computes something else on this machine than where it was judged. It knows nothing of training or exporting.
+What other raws or answers need is in a *part*, a file beside this one (see `PARTS`).
+
+Words used here. A *raw* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of an image or
+audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
+of JSON values; a part adds its own:
+    task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
+                 fill-mask, text-generation, translation, summarization or text-to-audio
+    max_length   tokens; longer texts are cut, or read in windows where the task allows
+    inputs       names the network takes: input_ids, attention_mask, token_type_ids
+    outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
+    padding      {"id", "type_id", "token", "side"}
+    pooling, normalize (embedding); labels, multi_label (classification); stride (windows: tokens shared by neighbours);
+    no_answer (question answering: True when the model may answer "nothing"); add_prefix_space (byte-level tokenizers);
+    mask {"id", "token"} (fill-mask)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .bench import bench
+from .host import isa_features
+from .loading import Model, isa_warnings, load, open_model, read_facts, self_test, verify
+from .parts import EdgeError, Raw, part_of
+from .runners import open_runner
+from .text import read_raw
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> Any:
+        raise EdgeError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None, folder: Path | None = None) -> int:
+    """`predict`, `bench` and `verify` for the bundle in `folder`, by default this file's own; returns the exit code."""
+    folder = folder or Path(__file__).resolve().parent
+    try:
+        with warnings.catch_warnings():
+            # A warning is one line on stderr, not a place in this file.
+            warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
+            asked = _parser(folder).parse_args(argv)
+            return asked.command(folder, asked)
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser(folder: Path) -> argparse.ArgumentParser:
+    parser = _Parser(prog="run.py", description="Runs the model in this folder.")
+    commands = parser.add_subparsers(required=True, metavar="predict|bench|verify", parser_class=_Parser)
+    predict = commands.add_parser("predict", help="what the model makes of texts, or of image or audio files")
+    predict.add_argument("texts", nargs="*", metavar="TEXT|FILE")
+    predict.add_argument("--file", type=Path, help="UTF-8, one a line; of a pair, the two texts parted by a tab")
+    predict.add_argument(
+        "--pair", action="store_true", help="take the texts two by two (question context is always so)"
+    )
+    try:
+        part = part_of(read_facts(folder)["pipeline"])
+    except EdgeError:  # told when the command runs
+        part = None
+    if hasattr(part, "add_arguments"):
+        part.add_arguments(predict)
+    predict.set_defaults(command=_predict)
+    timed = commands.add_parser("bench", help="how fast it is here")
+    timed.add_argument("--batch", type=_count, default=1, help="texts at once (1)")
+    timed.add_argument("--length", type=_count, help="tokens; by default those of the golden texts")
+    timed.add_argument("--seconds", type=float, default=10.0, help="sample at least so long (10)")
+    timed.set_defaults(command=_bench)
+    checked = commands.add_parser("verify", help="are the files whole, and does it compute here what it should")
+    checked.set_defaults(command=_verify)
+    for each in (predict, timed, checked):
+        each.add_argument("--threads", type=_count, help="by default every core this process may use")
+        each.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _predict(folder: Path, asked: argparse.Namespace) -> int:
+    pipeline = read_facts(folder)["pipeline"]
+    task = pipeline["task"]
+    raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
+    if not raws:
+        raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
+    part = part_of(pipeline)
+    wishes = part.wishes_of(asked) if hasattr(part, "wishes_of") else {}
+    model = load(folder, asked.threads)
+    if getattr(asked, "stream", False):
+        for piece in _one_streamed(model, [read_raw(task, raw) for raw in raws], wishes):
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    shown, problems = model.told(raws, **wishes)
+    if asked.json:
+        print(json.dumps(shown, ensure_ascii=False))
+    else:
+        print("\n".join(json.dumps(one, ensure_ascii=False) for one in shown if one is not None))
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if problems else 0
+
+
+def _one_streamed(model: Model, raws: Sequence[Raw], wishes: Mapping[str, Any]) -> Iterator[str]:
+    if len(raws) != 1:
+        raise EdgeError(f"one text is streamed at a time; {len(raws)} were given")
+    return model.stream(raws[0], **wishes)
+
+
+def _raws(asked: argparse.Namespace, *, pairs: bool) -> Iterator[Raw]:
+    if pairs and len(asked.texts) % 2:
+        raise EdgeError(f"texts come in pairs here, such as question and context; {len(asked.texts)} were given")
+    yield from zip(asked.texts[::2], asked.texts[1::2], strict=True) if pairs else asked.texts
+    for number, line in enumerate(_lines(asked.file) if asked.file else [], start=1):
+        first, tab, second = line.partition("\t")
+        if pairs and not tab:
+            raise EdgeError(f"{asked.file}, line {number}: no tab parts the two texts")
+        yield (first, second) if pairs else line
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_bytes().decode().splitlines() if line.strip()]
+    except OSError as error:
+        raise EdgeError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise EdgeError(f"{path} is not UTF-8: byte {error.start}; convert it first") from error
+
+
+def _bench(folder: Path, asked: argparse.Namespace) -> int:
+    got = bench(folder, batch=asked.batch, length=asked.length, threads=asked.threads, seconds=asked.seconds)
+    if asked.json:
+        print(json.dumps(got))
+        return 0
+    size = f"batch {got['batch']}" + (f" × {got['tokens']} tokens" if got["tokens"] else "")
+    print(f"{size}, {got['threads']} threads, {' '.join(map(str, got['runtime']))}")
+    titles = ("one more token", "first token") if got["steps"] else ("model alone", "raw to answer")
+    for name, title in zip(("model", "end_to_end"), titles, strict=True):
+        row = got[name]
+        print(
+            f"{title:>14}  p50 {row['p50_ms']:.2f} ms  p90 {row['p90_ms']:.2f}  p99 {row['p99_ms']:.2f}  "
+            f"({len(row['samples_ms'])} samples)"
+        )
+    if got["steps"]:
+        print(f"{got['batch'] * 1e3 / got['model']['p50_ms']:.1f} tokens/s after {got['tokens']} tokens")
+    memory = got["peak_memory_mb"]
+    print(f"load {got['load_ms']:.0f} ms, peak memory {'unknown' if memory is None else f'{memory:.0f} MB'}")
+    return 0
+
+
+def _verify(folder: Path, asked: argparse.Namespace) -> int:
+    problems = verify(folder)
+    answer: dict[str, Any] = {"largest_difference": None, "tolerance": None}
+    if not problems:
+        facts = read_facts(folder)
+        try:
+            worst, tolerance = self_test(folder, open_model(folder, facts, asked.threads, open_runner))
+            answer = {"largest_difference": worst, "tolerance": tolerance}
+        except EdgeError as error:
+            problems.append(str(error))
+        for warning in isa_warnings(facts, isa_features()):
+            warnings.warn(warning, stacklevel=1)
+    if asked.json:
+        print(json.dumps({"ok": not problems, "problems": problems, **answer}))
+    elif problems:
+        print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+    else:
+        print(
+            f"whole; golden predictions differ by {answer['largest_difference']:.2g}, allowed {answer['tolerance']:.2g}"
+        )
+    return 2 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Runs ExecuTorch programs (.pte, kernels of XNNPACK) with numpy, torch and executorch alone.
+
+This file stands beside edge.py and is copied into bundles for ExecuTorch as `run_executorch.py`, next to run.py:
+
+    python run_executorch.py predict "a text"      (bench and verify as in run.py)
+
+An app on a phone opens the same model.pte by ExecuTorch's own C++, Java or Swift libraries: the inputs and outputs of its
+method `forward` stand in fmopt.json, in their order, under `options`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+edge: Any = import_module("fmopt.edge.command" if __package__ else "run")
+
+NAME, IN_BUNDLE = "executorch", "run_executorch.py"
+PACKAGES = "executorch torch"
+README = """
+
+`model.pte` holds the network for ExecuTorch with XNNPACK's kernels; its method `forward` takes and gives what fmopt.json
+names under `options`, in that order. Apps on Android and iOS open it by ExecuTorch's own libraries."""
+KINDS = {3: np.int32, 4: np.int64, 6: np.float32, 11: np.bool_}  # of PyTorch's ScalarType
+
+
+class ExecuTorchRunner:
+    """A program opened by ExecuTorch's own runtime. Options: "inputs" and "outputs", the names of what `forward` takes and gives.
+
+    A batch larger than the program was made for runs in several. The number of threads is one of the whole process.
+    """
+
+    def __init__(self, path: Path, options: Mapping[str, Any], threads: int) -> None:
+        self.torch = edge._need("torch", "torch")
+        self.inputs, self.outputs = tuple(options["inputs"]), tuple(options["outputs"])
+        with _without_chatter():
+            library = edge._need("executorch.extension.pybindings.portable_lib", "executorch")
+            runtime = edge._need("executorch.runtime", "executorch").Runtime.get()
+            library._unsafe_reset_threadpool(threads)
+            try:
+                self.method = runtime.load_program(Path(path)).load_method("forward")
+            except RuntimeError as error:
+                raise edge.EdgeError(f"{path}: ExecuTorch cannot open it: {edge._line(error)}") from error
+        metas = [self.method.metadata.input_tensor_meta(number) for number in range(len(self.inputs))]
+        self.kinds = [KINDS[meta.dtype()] for meta in metas]
+        self.most = [tuple(meta.sizes()) for meta in metas]  # of each axis
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name; inputs the program does not take are ignored. EdgeError for more tokens than it was made for."""
+        missing = next((name for name in self.inputs if name not in inputs), None)
+        if missing:
+            raise edge.EdgeError(f"the program wants input {missing!r}; it was given {', '.join(sorted(inputs))}")
+        for name, most in zip(self.inputs, self.most, strict=True):
+            shape = np.shape(inputs[name])
+            if len(shape) != len(most) or any(size > limit for size, limit in zip(shape[1:], most[1:], strict=True)):
+                raise edge.EdgeError(f"the program takes {name} of up to {list(most)}; it was given {list(shape)}")
+        rows = self.most[0][0]
+        parts = [self._at_once(inputs, slice(at, at + rows)) for at in range(0, len(inputs[self.inputs[0]]), rows)]
+        return {name: np.concatenate([part[n] for part in parts]) for n, name in enumerate(self.outputs)}
+
+    def _at_once(self, inputs: Mapping[str, np.ndarray], rows: slice) -> list[np.ndarray]:
+        feed = [
+            self.torch.from_numpy(np.ascontiguousarray(inputs[name][rows], dtype=kind))
+            for name, kind in zip(self.inputs, self.kinds, strict=True)
+        ]
+        # What it returns lies in memory that the next call writes to.
+        return [output.float().numpy().copy() for output in self.method.execute(feed)]
+
+    def close(self) -> None:
+        """Forget the program."""
+        self.method = None
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep what its libraries write about the processor and about kernels for GPUs off stderr, C++'s lines too."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def load(folder: str | Path, threads: int | None = None) -> Any:
+    """Open a bundle on ExecuTorch as a callable on raw items; verified as run.py does."""
+    return edge.load(folder, threads, lambda runtime, path, options, count: ExecuTorchRunner(path, options, count))
+
+
+def main(argv: Sequence[str] | None = None, folder: Path | None = None) -> int:
+    """What run.py does, on ExecuTorch; returns the exit code."""
+    edge.RUNNERS[NAME] = ExecuTorchRunner
+    return int(edge.main(list(sys.argv[1:] if argv is None else argv), folder or Path(__file__).resolve().parent))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""This machine: its processor, the features that decide which kernels run, memory, versions, caches."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+# CPU features that sum 8-bit products in 32 bits; a graph that needs one is served by any of them.
+INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
+
+
+# Features by the names that systems give them: Linux x86, Linux Arm, macOS; the values are those of target files.
+X86 = "avx avx2 fma f16c avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 avx_vnni avx_vnni_int8"
+
+
+AMX = "amx_tile amx_int8 amx_bf16 amx_fp16"
+
+
+ARM = "asimd:neon asimdhp:fp16 asimddp:dotprod i8mm bf16 sve sve2"
+
+
+MACOS = "avx1_0:avx avx2_0:avx2 advsimd:neon fp16 dotprod"
+
+
+FEATURES = {
+    name: new or name for name, _, new in (word.partition(":") for word in f"{X86} {AMX} {ARM} {MACOS}".split())
+}
+
+
+def isa_features() -> list[str]:
+    """CPU features that decide which kernels run, sorted; empty when this system does not say (Windows)."""
+    flags: list[str] = []
+    if sys.platform.startswith("linux"):
+        # x86 calls the line "flags", Arm "Features"
+        line = next((part for part in _cpuinfo() if part.lower().startswith(("flags", "features"))), "")
+        flags = line.partition(":")[2].split()
+    elif sys.platform == "darwin":
+        told = re.findall(r"hw\.optional\.(?:arm\.FEAT_)?(\w+): 1", _output("sysctl", "hw.optional"))
+        flags = [name.lower() for name in told]
+    return sorted({FEATURES[flag] for flag in flags if flag in FEATURES})
+
+
+def host_fingerprint() -> dict[str, Any]:
+    """What a measurement or a self-test on this machine depends on, except versions: cpu, arch, isa, cores, os."""
+    cpu = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), "")
+    if not cpu and sys.platform == "darwin":
+        cpu = _output("sysctl", "-n", "machdep.cpu.brand_string").strip()
+    if not cpu and Path("/proc/device-tree/model").is_file():  # Arm boards name the board, not the core
+        cpu = Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n ")
+    return {
+        "cpu": cpu or platform.processor() or platform.machine(),
+        "arch": platform.machine(),
+        "isa": isa_features(),
+        "cores": available_cores(),
+        "os": f"{platform.system()} {platform.release()}",
+    }
+
+
+def available_cores() -> int:
+    """Cores this process may use: less than the machine's in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory_mb() -> float | None:
+    """Largest memory this process ever held, in MB (10⁶ bytes); None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: its maximum survives exec, so a child would inherit that of a large parent.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(found.group(1)) * 1024 / 1e6 if found else None
+    if sys.platform == "win32":
+        return None
+    return import_module("resource").getrusage(0).ru_maxrss / 1e6  # macOS counts bytes
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
+    except OSError:
+        return ""
+
+
+def package_version(package: str) -> str | None:
+    """The installed version; None when it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cache_folder() -> Path:
+    """Where this user's caches are, as the system wants it."""
+    home = Path.home()
+    system = {"darwin": home / "Library" / "Caches", "win32": Path(os.environ.get("LOCALAPPDATA", home))}
+    return Path(os.environ.get("XDG_CACHE_HOME") or system.get(sys.platform, home / ".cache")) / "fmopt"

@@ -1,0 +1,343 @@
+"""A bundle as its files and as an opened model: checked, tested on its golden items, answering."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .host import INT8_DOT, available_cores, cache_folder, host_fingerprint, isa_features, package_version
+from .parts import EdgeError, Pipeline, Raw, explained, last_line, part_of
+from .runners import open_runner
+from .text import open_preprocessor, postprocess, present, read_raw
+
+FORMAT = "fmopt-bundle-1"
+
+
+MANIFEST, GOLDEN, UNFINISHED = "fmopt.json", "golden.json", ".fmopt-writing"
+
+
+# What may lie beside the files of a manifest: written after it, or by a run of ours.
+UNLISTED = frozenset(
+    {
+        MANIFEST,
+        "record.json",
+        "report.html",
+        "report.md",
+        "stages",
+        "running",
+        "checkpoint",
+        "bundle.tmp",
+        "__pycache__",
+    }
+)
+
+
+class Model:
+    """An opened bundle: raws in, predictions out."""
+
+    def __init__(self, facts: Mapping[str, Any], preprocessor: Any, runner: Any):
+        self.facts = facts
+        self.pipeline: Pipeline = facts["pipeline"]
+        self.preprocessor = preprocessor
+        self.runner = runner
+
+    def predict(self, raws: Sequence[Raw], batch_size: int = 1) -> list[Any]:
+        """Predictions as they are judged; see `postprocess`."""
+        found: list[Any] = []
+        for start in range(0, len(raws), batch_size):
+            part = raws[start : start + batch_size]
+            batch = self.preprocessor.encode(part)
+            outputs = run_batch(self.pipeline, self.runner, batch, batch_size)
+            found += postprocess(self.pipeline, outputs, batch, part)
+        return found
+
+    def soonest(self, raws: Sequence[Raw]) -> Any:
+        """What a latency from raw to answer is taken of: the predictions, or the first piece of answers made in pieces."""
+        part = part_of(self.pipeline)
+        if not hasattr(part, "soonest"):
+            return self.predict(raws, len(raws))
+        with explained():
+            return part.soonest(self, raws)
+
+    def __call__(self, raw: Any, **wishes: Any) -> Any:
+        """What people read, for one raw or, given a list, for each of its raws (so a list of words goes in a list).
+
+        A `pathlib.Path` stands for the bytes of that file. `wishes` are what the task's part takes, such as max_new_tokens.
+        """
+        raws = [_file_bytes(one) if isinstance(one, Path) else one for one in (raw if isinstance(raw, list) else [raw])]
+        shown = self._shown(raws, wishes)
+        return shown if isinstance(raw, list) else shown[0]
+
+    def _shown(self, raws: Sequence[Raw], wishes: Mapping[str, Any]) -> list[Any]:
+        part = part_of(self.pipeline)
+        if not raws:
+            return []
+        if hasattr(part, "answer"):
+            with explained():
+                return list(part.answer(self, raws, **wishes))
+        if wishes:
+            raise EdgeError(f"{self.pipeline['task']} takes no {', '.join(wishes)}")
+        made = Model.predict(self, raws)  # not a subclass's, which may refuse by errors of its own
+        return [present(self.pipeline, *pair, self.preprocessor) for pair in zip(made, raws, strict=True)]
+
+    def stream(self, raw: Any, **wishes: Any) -> Iterator[Any]:
+        """The answer to one raw in pieces, as they are made; EdgeError for a task that answers at once."""
+        part = part_of(self.pipeline)
+        if not hasattr(part, "stream"):
+            raise EdgeError(f"{self.pipeline['task']} answers at once; there is nothing to stream")
+        with explained():
+            yield from part.stream(self, raw, **wishes)
+
+    def told(self, arguments: Sequence[Any], **wishes: Any) -> tuple[list[Any], list[str]]:
+        """What people read for each argument of a command, None for one that cannot be read; and a line for each of those."""
+        shown, problems = [], []
+        for number, argument in enumerate(arguments, start=1):
+            try:
+                raw = read_raw(self.pipeline["task"], argument)
+                shown += self._shown([raw], wishes)
+            except EdgeError as error:
+                shown.append(None)
+                problems.append(f"item {number}: {str(error).removeprefix('item 1: ')}")
+        return shown, problems
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        self.runner.close()
+
+
+def run_batch(pipeline: Pipeline, runner: Any, batch: Any, most: int) -> Mapping[str, Any]:
+    """The outputs `postprocess` reads, of at most `most` rows at once."""
+    run = getattr(part_of(pipeline), "run", None)
+    if run is None:
+        return run_rows(runner, batch.inputs, most)
+    with explained():
+        return dict(run(pipeline, runner, batch, most))
+
+
+def timed_inputs(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Inputs of the call whose latency matters, made of those of whole raws: for text generation one step of decoding."""
+    part = part_of(pipeline)
+    return part.timed(runner, inputs) if hasattr(part, "timed") else inputs
+
+
+def timed_call(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
+    """What a latency is taken of, made of inputs of whole raws: one call of the runner, or what the task's part says."""
+    part = part_of(pipeline)
+    if hasattr(part, "work"):
+        return lambda: part.work(runner, inputs)
+    call = timed_inputs(pipeline, runner, inputs)
+    return lambda: runner.run(call)
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EdgeError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
+    """Run at most `most` rows at once: a long text has many windows, and memory is for `most`."""
+    rows = len(next(iter(inputs.values())))
+    if rows <= most:
+        return dict(runner.run(inputs))
+    parts = [runner.run({k: v[i : i + most] for k, v in inputs.items()}) for i in range(0, rows, most)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """A bundle's fmopt.json, checked against its own digest. EdgeError when it is damaged or no bundle."""
+    path = Path(folder) / MANIFEST
+    if (Path(folder) / UNFINISHED).exists():
+        raise EdgeError(f"{folder} is not finished: writing it was interrupted; make the bundle again")
+    if not path.is_file():
+        raise EdgeError(f"{folder} is not a bundle: it has no {MANIFEST}")
+    try:
+        text = path.read_bytes().decode()
+        facts = json.loads(text)
+        if facts["format"] != FORMAT:
+            raise EdgeError(
+                f"{path} is of format {facts['format']!r}, this file reads {FORMAT!r}; use the run.py beside it"
+            )
+        intact = facts["digest"] == manifest_digest(text, facts["digest"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EdgeError(f"{path} is damaged: {last_line(error)}") from error
+    if not intact:
+        raise EdgeError(f"{path} was changed after it was written; make the bundle again")
+    return facts
+
+
+def manifest_digest(text: str, digest: str) -> str:
+    """sha256 of a manifest's text without its own digest, so that it vouches for every other byte of itself."""
+    return hashlib.sha256(text.replace(digest, "").encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file, read in blocks."""
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a bundle's files, one line each naming the file; empty when all is as it was written."""
+    folder = Path(folder)
+    try:
+        facts = read_facts(folder)
+    except EdgeError as error:
+        return [str(error)]
+    beside = sorted({path.name for path in folder.iterdir()} - {Path(name).parts[0] for name in facts["files"]})
+    strangers = [name for name in beside if name not in UNLISTED and not name.startswith(".fmopt")]
+    return damaged_files(folder, facts) + [f"{name} does not belong to the bundle" for name in strangers]
+
+
+def damaged_files(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, written in facts["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != written["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {written['bytes']}")
+        elif sha256_file(path) != written["sha256"]:
+            problems.append(f"{name} was changed: its sha256 is not the one in {MANIFEST}")
+    return problems
+
+
+def raw_to_json(raw: Raw) -> dict[str, Any]:
+    """A raw as JSON that keeps a pair, a list of words and bytes apart."""
+    if isinstance(raw, str):
+        return {"text": raw}
+    if isinstance(raw, bytes):
+        return {"bytes": base64.b64encode(raw).decode("ascii")}
+    return {"pair": list(raw)} if isinstance(raw, tuple) else {"words": list(raw)}
+
+
+def raw_from_json(written: Mapping[str, Any]) -> Raw:
+    """The inverse of `raw_to_json`."""
+    if "bytes" in written:
+        return base64.b64decode(written["bytes"])
+    return tuple(written["pair"]) if "pair" in written else written.get("words", written.get("text"))
+
+
+def prediction_to_json(prediction: Any) -> Any:
+    """A prediction as JSON; arrays keep six decimals, far below any tolerance."""
+    if isinstance(prediction, np.ndarray):
+        return np.round(prediction.astype(np.float64), 6).tolist()
+    return prediction
+
+
+def difference(written: Any, got: Any) -> float:
+    """Largest absolute difference of two predictions; an answer elsewhere in its context counts 1, a NaN infinity."""
+    if isinstance(written, Mapping):
+        same = all(written[key] == got[key] for key in ("text", "start", "end"))
+        return abs(written["score"] - got["score"]) if same else 1.0
+    before, now = np.asarray(written, dtype=np.float64), np.asarray(got, dtype=np.float64)
+    if before.shape != now.shape:
+        return float("inf")
+    gap = np.abs(before - now)
+    return float("inf") if np.isnan(gap).any() else float(gap.max(initial=0.0))
+
+
+def self_test(folder: Path, model: Model) -> tuple[float, float]:
+    """(largest difference to the golden predictions, tolerance); EdgeError when it is outside the tolerance."""
+    try:
+        golden = json.loads((Path(folder) / GOLDEN).read_text(encoding="utf-8"))
+        items, tolerance = golden["items"], float(golden["tolerance"])
+        raws = [raw_from_json(item["raw"]) for item in items]
+        written = [item["prediction"] for item in items]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EdgeError(f"{folder}: {GOLDEN} cannot be read: {last_line(error)}") from error
+    gap = getattr(part_of(model.pipeline), "difference", difference)
+    worst = max(map(gap, written, model.predict(raws)), default=0.0)
+    if not worst <= tolerance:
+        raise EdgeError(
+            f"{folder} computes something else here than where it was judged: golden predictions differ by up to "
+            f"{worst:.3g}, allowed is {tolerance:.3g}; optimize the model again on this machine"
+        )
+    return worst, tolerance
+
+
+def load(
+    folder: str | Path,
+    threads: int | None = None,
+    opener: Callable[[str, Path, Mapping[str, Any], int], Any] = open_runner,
+) -> Model:
+    """Open a bundle: hashes are verified, and on a machine it has not run on before its golden items too.
+
+    `threads`: by default every core this process may use. Warns when the CPU lacks a feature that the graph was judged
+    with. EdgeError when the bundle is damaged, or its predictions are outside the tolerance here.
+    """
+    folder = Path(folder)
+    facts = read_facts(folder)
+    damage = damaged_files(folder, facts)
+    if damage:
+        raise EdgeError(f"{folder} is damaged: {'; '.join(damage)}; copy the bundle again, or make it again")
+    for warning in isa_warnings(facts, isa_features()):
+        warnings.warn(warning, stacklevel=2)
+    model = open_model(folder, facts, threads, opener)
+    marker = _marker(facts)
+    if not _known_here(facts) and not marker.is_file():
+        self_test(folder, model)
+        _leave(marker, facts)
+    return model
+
+
+def open_model(folder: Path, facts: Mapping[str, Any], threads: int | None, opener: Callable[..., Any]) -> Model:
+    """The model of a bundle, without any check."""
+    preprocessor = open_preprocessor(folder, facts["pipeline"])
+    runner = opener(facts["runtime"], folder / facts["model_file"], facts["options"], threads or available_cores())
+    return Model(facts, preprocessor, runner)
+
+
+def isa_warnings(facts: Mapping[str, Any], isa: Sequence[str]) -> list[str]:
+    """What may go wrong because this CPU lacks a feature the graph was judged with."""
+    needs = set(facts["needs_isa"])
+    missing = needs - set(isa)
+    if missing & INT8_DOT and INT8_DOT & set(isa):
+        missing -= INT8_DOT  # any of them sums without saturation
+    if not missing:
+        return []
+    names = ", ".join(sorted(missing))
+    if not isa:
+        return [f"the model was judged on a CPU with {names}; this system does not say whether this CPU has it"]
+    risk = "8-bit products may saturate and change its predictions" if missing & INT8_DOT else "it may be slower"
+    return [
+        f"the model was judged on a CPU with {names}, which this one lacks: {risk}; optimize it again for this target"
+    ]
+
+
+def circumstances(runtime: str) -> dict[str, Any]:
+    """What predictions may depend on here: the CPU, its features, the runtime's version."""
+    host = host_fingerprint()
+    return {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, package_version(runtime)]}
+
+
+def _known_here(facts: Mapping[str, Any]) -> bool:
+    runtime = facts["runtime"]
+    host = facts["host"]
+    built = {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, facts["versions"].get(runtime)]}
+    return built == circumstances(runtime)
+
+
+def _marker(facts: Mapping[str, Any]) -> Path:
+    """The file that says this very bundle passed its self-test in these circumstances."""
+    key = json.dumps([facts["digest"], circumstances(facts["runtime"])], sort_keys=True)
+    return cache_folder() / "self-tests" / hashlib.sha256(key.encode()).hexdigest()
+
+
+def _leave(marker: Path, facts: Mapping[str, Any]) -> None:
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(facts["digest"])
+    except OSError:
+        return  # a read-only home: the self-test runs again next time

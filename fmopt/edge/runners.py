@@ -1,0 +1,263 @@
+"""Graphs opened by ONNX Runtime or OpenVINO, by one interface: `run(inputs) -> outputs`, arrays by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .parts import EdgeError, last_line, load_part, need
+
+APPENDS = "fmopt.appends"  # metadata of a graph whose past may lie in buffers with room for more
+
+
+PAST = "past_key_values."  # begins the names of inputs that hold what earlier tokens left (see edge_generation.py)
+
+
+HALVES = "halves"  # option of a graph of two halves, each opened by itself (see edge_seq2seq.py), …
+
+
+HALVES_BY = "decoder_input_ids"  # … and the input that the second takes
+
+
+# element types of graph inputs, by ONNX's names and by OpenVINO's
+ONNX_KINDS = {"int64": np.int64, "int32": np.int32, "float": np.float32, "float16": np.float16, "bool": np.bool_}
+
+
+OPENVINO_KINDS = {"i64": np.int64, "i32": np.int32, "f32": np.float32, "f16": np.float16, "boolean": np.bool_}
+
+
+class OnnxRuntimeRunner:
+    """An ONNX graph opened by ONNX Runtime, or one `half` of it. Option: "providers", by default the CPU's."""
+
+    def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
+        self.ort = ort = need("onnxruntime", "onnxruntime")
+        session = ort.SessionOptions()
+        session.intra_op_num_threads = threads
+        session.inter_op_num_threads = 1
+        session.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        session.log_severity_level = 3
+        if threads > 1:
+            # Idle threads of one session must not spin beside another that is being timed.
+            session.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self.session = ort.InferenceSession(
+                onnx_model(path, session, half),
+                session,
+                providers=list(options.get("providers", ["CPUExecutionProvider"])),
+            )
+        except Exception as error:  # pybind classes derive from Exception only
+            raise EdgeError(f"ONNX Runtime {ort.__version__} cannot open {path}: {last_line(error)}") from error
+        kinds = {f"tensor({name})": kind for name, kind in ONNX_KINDS.items()}
+        self.inputs = {port.name: kinds.get(port.type, np.int64) for port in self.session.get_inputs()}
+        self.optional = {
+            port.name: kinds.get(port.type, np.int64) for port in self.session.get_overridable_initializers()
+        }
+        self.past = {port.name: port.shape for port in self.session.get_inputs() if port.name.startswith(PAST)}
+        self.outputs = [port.name for port in self.session.get_outputs()]
+        self.appends = APPENDS in self.session.get_modelmeta().custom_metadata_map
+        self.bound: tuple[dict[str, np.ndarray], Any] | None = (
+            None  # the last past that was appended to, with its binding
+        )
+
+    def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
+        """An empty past with room for so many tokens, which `run` appends to in place; nothing where the graph cannot."""
+        if not self.appends:
+            return {}
+        return {name: np.zeros((rows, shape[1], tokens, shape[3]), np.float32) for name, shape in self.past.items()}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty.
+
+        A past that has room for the new tokens too (see `room`) is appended to where it lies, and is the present.
+        """
+        asked = {**self.inputs, **{name: kind for name, kind in self.optional.items() if name in inputs}}
+        total = inputs["attention_mask"].shape[1] if self.appends else 0
+        if self.appends and all(name in inputs and inputs[name].shape[2] >= total for name in self.past):
+            return self._append({name: kind for name, kind in asked.items() if name not in self.past}, inputs)
+        feed = cast_inputs(asked, with_past(self.past, inputs))
+        return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
+
+    def _append(self, asked: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        past = {name: inputs[name] for name in self.past}
+        presents = {f"present.{name.removeprefix(PAST)}": array for name, array in past.items()}
+        if self.bound is None or any(self.bound[0][name] is not array for name, array in past.items()):
+            binding = self.session.io_binding()
+            for names in (past, presents):
+                bind = binding.bind_input if names is past else binding.bind_output
+                for name, array in names.items():
+                    bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            self.bound = past, binding
+        binding = self.bound[1]
+        feed = cast_inputs(asked, inputs)  # lives until the run is over
+        for name, array in feed.items():
+            value = self.ort.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(name, value)  # not bind_cpu_input, which knows no optional inputs
+        rest = [name for name in self.outputs if name not in presents]
+        for name in rest:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        made = dict(zip([*presents, *rest], binding.get_outputs(), strict=True))
+        return {**{name: made[name].numpy() for name in rest}, **presents}
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        self.session = self.bound = None
+
+
+def onnx_model(path: Path, session: Any, half: int | None) -> str | bytes:
+    """What a session opens: the file, or one half of it, in memory."""
+    if half is None:
+        return str(path)
+    # Weights that lie beside a file are not found by what is in memory.
+    session.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(path).parent))
+    model: bytes = load_part("edge_seq2seq").halves(path)[half]
+    return model
+
+
+class OpenVinoRunner:
+    """An IR or ONNX graph opened by OpenVINO on the CPU.
+
+    Options: "precision", "f32" (default) or "bf16"; "shape", [batch, tokens] that it is compiled for: other shapes run
+    too, on a second compilation that is made when the first of them comes (a fraction of a second); "kv_cache", "f32"
+    (default) or "u8", how a stateful graph keeps keys and values. `half`: of two, the one that is opened.
+    """
+
+    def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
+        openvino = need("openvino", "openvino")
+        self.path, self.half = path, half
+        self.properties = {
+            # Without the hint OpenVINO silently computes in bf16 where the CPU can.
+            "INFERENCE_PRECISION_HINT": str(options.get("precision", "f32")),
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(threads),
+            **({"KV_CACHE_PRECISION": str(options.get("kv_cache", "f32"))} if options.get("stateful") else {}),
+        }
+        self.shape = tuple(options.get("shape") or ()) or None
+        self.requests: dict[tuple[int, ...] | None, Any] = {}
+        try:
+            compiled = self._request(self.shape).get_compiled_model()
+        except Exception as error:
+            raise EdgeError(f"OpenVINO {openvino.__version__} cannot open {path}: {last_line(error)}") from error
+        self.inputs = {
+            port.any_name: OPENVINO_KINDS.get(port.element_type.get_type_name(), np.int64) for port in compiled.inputs
+        }
+        dims = {port.any_name: port.partial_shape for port in compiled.inputs if port.any_name.startswith(PAST)}
+        self.past = {name: [one.get_length() if one.is_static else None for one in dim] for name, dim in dims.items()}
+        self.outputs = [_openvino_name(port, f"output_{i}") for i, port in enumerate(compiled.outputs)]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
+        return self.infer(with_past(self.past, inputs))
+
+    def infer(self, inputs: Mapping[str, np.ndarray], request: Any = None) -> dict[str, np.ndarray]:
+        """Outputs by name, of a `new_request` where one is given."""
+        feed = cast_inputs(self.inputs, inputs)
+        shape = next(iter(feed.values())).shape
+        running = request or self._request(shape if shape == self.shape else None)
+        # Views of the request's own memory, which the next call writes to: copied here, for OpenVINO's way takes far longer.
+        results = running.infer(feed, share_inputs=True, share_outputs=True)
+        return {name: value.copy() for name, value in zip(self.outputs, results.values(), strict=True)}
+
+    def new_request(self) -> Any:
+        """A further request, with a state of its own."""
+        return self._request(self.shape).get_compiled_model().create_infer_request()
+
+    def _request(self, shape: tuple[int, ...] | None) -> Any:
+        if shape not in self.requests:
+            core = need("openvino", "openvino").Core()
+            model = read_openvino(self.path, shape, self.half)
+            self.requests[shape] = core.compile_model(model, "CPU", self.properties).create_infer_request()
+        return self.requests[shape]
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        self.requests = {}
+
+
+def _openvino_name(port: Any, otherwise: str) -> str:
+    """What an output was called in the graph that it was read from; one tensor may have the names of others too."""
+    read = port.node.friendly_name.partition("/sink_port")[0]
+    return read if read in port.names else min(port.names, default=otherwise)
+
+
+def read_openvino(path: Path, shape: Sequence[int] | None = None, half: int | None = None) -> Any:
+    """An openvino.Model of an IR or ONNX file or of one half of it, its inputs [batch, tokens] fixed to `shape` where one is
+    given."""
+    openvino = need("openvino", "openvino")
+    model = openvino.Core().read_model(str(path))
+    if half is not None:
+        model = load_part("edge_seq2seq").openvino_halves(openvino, model)[half]
+    if shape:
+        model.reshape({port.any_name: list(shape) for port in model.inputs})
+    return model
+
+
+class HalvesRunner:
+    """The two halves of a graph, each opened by itself."""
+
+    def __init__(self, halves: Sequence[Any]):
+        self.halves = halves
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of that half whose inputs these are."""
+        return self.halves[half_of(inputs)].run(inputs)
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        for half in self.halves:
+            half.close()
+
+
+def half_of(inputs: Mapping[str, Any]) -> int:
+    """Which of two halves takes these inputs."""
+    return int(HALVES_BY in inputs)
+
+
+RUNNERS: dict[str, type[OnnxRuntimeRunner] | type[OpenVinoRunner]] = {
+    "onnxruntime": OnnxRuntimeRunner,
+    "openvino": OpenVinoRunner,
+}
+
+
+def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: int) -> Any:
+    """Open a graph as production does. Options a runner does not know concern how the graph was built.
+
+    EdgeError for a runtime that only fmopt itself can open.
+    """
+    if runtime not in RUNNERS:
+        beside = Path(__file__).with_name(f"run_{runtime}.py")
+        raise EdgeError(
+            f"this bundle is for {runtime}: use {beside.name} instead of run.py"
+            if beside.is_file()
+            else f"runtime {runtime!r} needs torch, which this file does without; use fmopt.load instead"
+        )
+    if not Path(path).is_file():
+        raise EdgeError(f"{path} is missing")
+    if options.get("stateful"):
+        return load_part("edge_generation").Stateful(OpenVinoRunner(path, options, threads))
+    if options.get(HALVES):
+        return HalvesRunner([RUNNERS[runtime](path, options, threads, half) for half in (0, 1)])
+    return RUNNERS[runtime](path, options, threads)
+
+
+def with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The inputs, with an empty one for each past that the graph takes and they lack: [rows, heads, 0, size], or zeros of the
+    graph's own size where it is a state that does not grow."""
+    lacking = {name: shape for name, shape in shapes.items() if name not in inputs}
+    if not lacking:
+        return inputs
+    rows = len(next(iter(inputs.values())))
+    kept = {name: shape[2] if isinstance(shape[2], int) else 0 for name, shape in lacking.items()}
+    empty = {name: np.zeros((rows, lacking[name][1], kept[name], lacking[name][3]), np.float32) for name in lacking}
+    return {**inputs, **empty}
+
+
+def cast_inputs(wanted: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    missing = [name for name in wanted if name not in inputs]
+    if missing:
+        raise EdgeError(f"the graph wants input {missing[0]!r}; it was given {', '.join(sorted(inputs))}")
+    return {name: np.ascontiguousarray(inputs[name], dtype=kind) for name, kind in wanted.items()}

@@ -1,0 +1,72 @@
+"""Speech recognition by an encoder and a decoder (Whisper) for `edge.py`: sounds as edge_audio.py reads them, texts as
+edge_seq2seq.py makes them. A raw is the bytes of an audio file; a prediction is {"text", "tokens"}. The model's tokenizer.json
+spells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if __package__:  # beside run.py of a bundle, edge.py puts them there
+    from . import audio, seq2seq
+
+read_raw, run, work, timed = audio.read_raw, seq2seq.run, seq2seq.work, seq2seq.timed
+add_arguments, wishes_of = seq2seq.add_arguments, seq2seq.wishes_of
+
+
+class Preprocessor(audio.Preprocessor):
+    """Encodes sounds, and spells what is made of them."""
+
+    def __init__(self, folder: Path, pipeline: Mapping[str, Any]):
+        super().__init__(folder, pipeline)
+        try:
+            import tokenizers
+
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        except ImportError as error:
+            raise ValueError("tokenizers is not installed here; pip install tokenizers") from error
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{folder} has no tokenizer.json that can be read: {str(error)[:100]}") from error
+
+    def encode(self, raws: Sequence[bytes], length: int | None = None) -> Any:
+        """Arrays of the raws, and how an answer is spelled."""
+        batch = super().encode(raws, length)
+        batch.decode = self.tokenizer.decode
+        return batch
+
+    def ids(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of what is said in a sound."""
+        return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+
+
+def postprocess(
+    pipeline: Mapping[str, Any], outputs: Mapping[str, np.ndarray], batch: Any, raws: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """What is said in every sound: {"text", "tokens"}."""
+    found = seq2seq.postprocess(pipeline, outputs, batch, raws)
+    return [{"text": batch.decode(ids.tolist()).strip(), "tokens": len(ids)} for ids in found]
+
+
+def difference(written: Mapping[str, Any], got: Mapping[str, Any]) -> float:
+    """The share of words that are not the same, place by place."""
+    before, now = written["text"].split(), got["text"].split()
+    longest = max(len(before), len(now))
+    return 1 - sum(map(str.__eq__, before, now)) / longest if longest else 0.0
+
+
+def present(pipeline: Mapping[str, Any], prediction: Mapping[str, Any], raw: Any, preprocessor: Any) -> dict[str, Any]:
+    """A prediction for people."""
+    return dict(prediction)
+
+
+def answer(model: Any, raws: Sequence[Any], **wishes: Any) -> list[dict[str, Any]]:
+    """What is said in sounds, for people: {"text", "tokens"}. `wishes` are fields of `generation.Wish`."""
+    return seq2seq.told(model, raws, model.preprocessor.own.encode(raws).inputs, **wishes)
+
+
+def stream(model: Any, raw: Any, **wishes: Any) -> Iterator[str]:
+    """What is said in one sound, piece by piece; no beams."""
+    return seq2seq.pieces(model, model.preprocessor.own.encode([raw]).inputs, **wishes)

@@ -1,0 +1,152 @@
+"""Run a variant over items as production would, keep every prediction, and name the items that changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmopt.core import images
+from fmopt.core.errors import DataError
+from fmopt.core.model import CheckpointFacts, Runner
+from fmopt.edge.loading import run_batch
+from fmopt.edge.parts import EdgeError, Pipeline, Raw
+from fmopt.edge.text import Preprocessor, postprocess
+from fmopt.tasks.base import Item, Task
+
+SHOWN_CHARACTERS = 400  # of a text in a report
+WIDE = 4096  # columns; a row this long is a vocabulary's
+
+
+def predict(
+    runner: Runner,
+    preprocessor: Preprocessor,
+    pipeline: Pipeline,
+    items: Sequence[Item],
+    *,
+    batch: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> list[Any]:
+    """One prediction per item, in order. Batches hold texts of like length, so that little is padding.
+
+    A text that occurs several times is run once. `progress` is told how many more items are done. EdgeError that names the
+    row of a raw that cannot be read.
+    """
+    places: dict[Any, list[int]] = {}  # text -> indices of the items that have it
+    for index, item in enumerate(items):
+        places.setdefault(tuple(item.raw) if isinstance(item.raw, list) else item.raw, []).append(index)
+    same = list(places.values())
+    if batch > 1:
+        same.sort(key=lambda indices: _length(items[indices[0]].raw))
+    found: list[Any] = [None] * len(items)
+    for start in range(0, len(same), batch):
+        part = same[start : start + batch]
+        raws = [items[indices[0]].raw for indices in part]
+        encoded = _encoded(preprocessor, raws, [items[indices[0]].row for indices in part])
+        outputs = run_batch(pipeline, runner, encoded, len(encoded.owner))
+        made = postprocess(pipeline, outputs, encoded, raws)
+        for indices, prediction in zip(part, made, strict=True):
+            for index in indices:
+                found[index] = prediction
+        if progress:
+            progress(sum(map(len, part)))
+    return found
+
+
+def _encoded(preprocessor: Preprocessor, raws: Sequence[Raw], rows: Sequence[int]) -> Any:
+    try:
+        return preprocessor.encode(raws)
+    except EdgeError:
+        for raw, row in zip(raws, rows, strict=True):
+            try:
+                preprocessor.encode([raw])
+            except EdgeError as error:
+                raise EdgeError(f"row {row + 1}: {str(error).removeprefix('item 1: ')}") from error
+        raise
+
+
+def save_predictions(path: Path, predictions: Sequence[Any]) -> None:
+    """Arrays as npz, answers as JSON; never pickle. The same predictions give the same bytes.
+
+    Log-probabilities over a vocabulary are kept in 16 bits, exact to 1 part in 2,048: a thousand of BERT's take 61 MB.
+    """
+    if not predictions or isinstance(predictions[0], dict):
+        path.with_suffix(".json").write_text(json.dumps(list(predictions)), encoding="utf-8")
+        return
+    arrays = [np.asarray(prediction) for prediction in predictions]  # (dim,), (classes,), (1,) or (words, classes)
+    kind = np.float16 if arrays[0].ndim == 2 and arrays[0].shape[1] >= WIDE else arrays[0].dtype
+    np.savez(
+        path.with_suffix(".npz"),
+        flat=np.concatenate([array.ravel().astype(kind, copy=False) for array in arrays]),
+        shapes=np.array([array.shape for array in arrays], dtype=np.int64),
+    )
+
+
+def load_predictions(path: Path) -> list[Any]:
+    """What `save_predictions` wrote."""
+    if path.with_suffix(".json").is_file():
+        return list(json.loads(path.with_suffix(".json").read_text("utf-8")))
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+        flat, shapes = stored["flat"], stored["shapes"]
+    parts = np.split(flat, np.cumsum(shapes.prod(axis=1))[:-1])
+    kind = np.float32 if flat.dtype == np.float16 else flat.dtype
+    return [part.reshape(shape).astype(kind, copy=False) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def changed_items(
+    task: Task,
+    items: Sequence[Item],
+    baseline: Sequence[Any],
+    candidate: Sequence[Any],
+    facts: CheckpointFacts,
+    *,
+    limit: int | None = 40,
+) -> list[dict[str, Any]]:
+    """Items for which people would see another result, the most harmed first: row, text, label, baseline, candidate.
+
+    DataError when the two are not predictions of the same items.
+    """
+    if not len(items) == len(baseline) == len(candidate):
+        raise DataError(
+            f"{len(baseline)} and {len(candidate)} predictions cannot be compared on {len(items)} items; predict both "
+            "on the same ones"
+        )
+    if not items:
+        return []
+    changes = task.changes(candidate, items, baseline, facts)
+    changes.sort(key=lambda change: (-np.nan_to_num(change.harm, nan=np.inf), change.item))
+    return [
+        {
+            "row": items[change.item].row,
+            "text": _short(change.text or _text(items[change.item].raw)),
+            **_pictured(items[change.item].raw, facts),
+            "label": None if change.label is None else _short(change.label),
+            "baseline": _short(change.before),
+            "candidate": _short(change.after),
+        }
+        for change in changes[:limit]
+    ]
+
+
+def _length(raw: Raw) -> int:
+    return len(raw) if isinstance(raw, str | bytes) else sum(map(len, raw))
+
+
+def _text(raw: Raw) -> str:
+    if isinstance(raw, str):
+        return raw
+    if isinstance(raw, bytes):
+        return f"{len(raw):,} bytes"
+    return (" | " if isinstance(raw, tuple) else " ").join(raw)
+
+
+def _pictured(raw: Raw, facts: CheckpointFacts) -> dict[str, str]:
+    """A raw as it is seen, where it is a picture."""
+    return {"picture": images.thumbnail(raw)} if facts.modality == "image" and isinstance(raw, bytes) else {}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"

@@ -1,0 +1,203 @@
+"""From a network in PyTorch to a graph on disk, and the proof that both compute the same."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmopt.core.model import Graph, Inputs, axes_of
+from fmopt.models.loading import TorchModel
+from fmopt.models.wrappers import decoder, seq2seq
+
+OPSET = 20  # the first with Gelu; ONNX Runtime and OpenVINO both know it
+
+
+SPEECH = "text-to-audio"
+
+
+EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB
+
+
+def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str = "model.onnx") -> Graph:
+    """Write `model` as ONNX into the folder `out`, its named axes dynamic; the same model gives the same bytes.
+
+    `example`: arrays of real items, for text int64 [batch, tokens], padded. Only the pipeline's outputs are kept. Nodes are named
+    `<torch module>/<operator>` (see `layer_of`). ParityError when the network lacks an output the pipeline names.
+    """
+    import onnx_ir
+
+    from fmopt.exporters.cleanup import tidy
+
+    outputs = tuple(model.facts.pipeline["outputs"])
+    axes = axes_of(model.facts.pipeline)
+    with heap_at_rest():
+        if model.facts.task == decoder.TASK:
+            program, outputs = _trace_with_cache(model)
+            axes = decoder.port_axes(program.graph)
+        elif seq2seq.makes_answers(model.facts.pipeline):
+            program, outputs = _trace_halves(model)
+            axes = seq2seq.port_axes(program.graph)
+        elif model.facts.task == SPEECH:
+            program = _trace_speech(model, example)
+        else:
+            program = _trace(model, example)
+        tidy(program, outputs, axes)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / file_name
+    weights = [value.const_value for value in program.graph.initializers.values()]
+    size = sum(tensor.nbytes for tensor in weights if tensor is not None)
+    external = f"{file_name}.data" if size > EXTERNAL_DATA_BYTES else None
+    onnx_ir.save(program, path, external_data=external)
+    return Graph("onnx", path, tuple(str(value.name) for value in program.graph.inputs), outputs, model.history)
+
+
+def convert_openvino(graph: Graph, out: Path, *, fp16_weights: bool = False) -> Graph:
+    """The same graph as OpenVINO IR: model.xml and model.bin in the folder `out`."""
+    from fmopt.exporters.openvino_graph import read_ir, save_ir
+
+    path = save_ir(read_ir(graph.path), out / "model.xml", fp16_weights=fp16_weights)
+    return Graph("openvino", path, graph.inputs, graph.outputs, graph.history)
+
+
+def _trace(model: TorchModel, example: Inputs) -> Any:
+    """The exporter's graph as an onnx_ir.Model, unchanged."""
+    import torch
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    axes, inputs = axes_of(model.facts.pipeline), traceable_inputs(model, example)
+    # Named Dims would need the family's largest length spelled out; inferred ones are named afterwards, in tidy.
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = {
+        name: {place: dynamic for place, size in enumerate(axes[name]) if isinstance(size, str)} for name in inputs
+    }
+    with quiet(), plain_attention(model.net), _lengths_traced(model.net):
+        config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
+        net: Any = model.net
+        return OnnxExporter().export(net, inputs, config=config).program
+
+
+def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
+    """The graph of a network that generates, its ports named, and the names of its outputs."""
+    from onnxscript.optimizer import optimize_ir
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    inputs = decoder.tracing_inputs(model.net, list(model.facts.pipeline["inputs"]))
+    large = sum(parameter.nbytes for parameter in model.net.parameters()) > EXTERNAL_DATA_BYTES
+    config = OnnxConfig(dynamic=True, opset_version=OPSET, optimize=not large)
+    with plain_attention(model.net), quiet():
+        net: Any = model.net
+        program = OnnxExporter().export(net, inputs, config=config).program
+        if (
+            large
+        ):  # as else, but no weight is turned: that copies it, and a network of 1.1B parameters twice is too much
+            optimize_ir(program, should_fold=lambda node: False if node.op_type == "Transpose" else None)
+    decoder.name_ports(program.graph)
+    return program, tuple(str(value.name) for value in program.graph.outputs)
+
+
+def _trace_halves(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
+    """The graph of a network's two halves, its ports named, and the names of its outputs."""
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    net: Any = model.net
+    with (
+        plain_attention(net),
+        quiet(),
+        seq2seq.both_halves(net, list(model.facts.pipeline["inputs"])) as (inputs, shapes),
+    ):
+        config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
+        program = OnnxExporter().export(net, inputs, config=config).program
+    seq2seq.name_ports(program.graph)
+    return program, tuple(str(value.name) for value in program.graph.outputs)
+
+
+def _trace_speech(model: TorchModel, example: Inputs) -> Any:
+    """The graph of a network that speaks, joined of the two halves that can be traced."""
+    from fmopt.models.wrappers import speech_synthesis
+
+    inputs = traceable_inputs(model, example)
+    with quiet():
+        return speech_synthesis.trace(model.net, inputs, OPSET)
+
+
+def traceable_inputs(model: TorchModel, example: Inputs) -> dict[str, Any]:
+    """The pipeline's inputs as tensors that show which of their axes vary."""
+    import torch
+
+    axes = axes_of(model.facts.pipeline)
+    return {name: torch.from_numpy(_traceable(example[name], axes[name])) for name in axes}
+
+
+def _traceable(array: np.ndarray, axes: Sequence[str | int]) -> np.ndarray:
+    """At least 2 rows, and 8 along other named axes: one of length 1 would be taken for a constant. Values repeat."""
+    least = {place: 2 if axis == "batch" else 8 for place, axis in enumerate(axes) if isinstance(axis, str)}
+    sizes = [max(size, least.get(place, 1)) for place, size in enumerate(array.shape)]
+    tiled = np.tile(array, [-(-wanted // size) for wanted, size in zip(sizes, array.shape, strict=True)])
+    return np.ascontiguousarray(tiled[tuple(map(slice, sizes))])
+
+
+@contextlib.contextmanager
+def plain_attention(net: Any) -> Iterator[None]:
+    """Trace attention as MatMul, Softmax, MatMul. The other form adds a check for rows without any attended key, at
+    every layer, which no item has and no runtime fuses."""
+    # Each part of a network has a configuration of its own, and a backbone may know no other form than this.
+    configs = {id(module.config): module.config for module in net.modules() if hasattr(module, "config")}
+    before = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
+    net.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        for config, attention in before:
+            if attention:
+                config._attn_implementation = attention
+
+
+@contextlib.contextmanager
+def _lengths_traced(net: Any) -> Iterator[None]:
+    """Let `len(tensor)` in the network's own file (RT-DETR counts its batch so) be a length that varies: the builtin must
+    give a plain int, which would fix it to the example's."""
+    import torch
+
+    file = sys.modules[type(net).__module__]
+    vars(file)["len"] = lambda value: value.shape[0] if isinstance(value, torch.Tensor) else len(value)
+    try:
+        yield
+    finally:
+        del vars(file)["len"]
+
+
+@contextlib.contextmanager
+def heap_at_rest() -> Iterator[None]:
+    """The garbage collector looks at new objects only. Tracing makes millions of them, and to look through all that the libraries
+    hold beside them again and again takes a tenth of the time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep prints, warnings and log lines of exporters off the terminal; exceptions pass."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

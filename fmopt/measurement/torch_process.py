@@ -1,0 +1,29 @@
+"""A PyTorch checkpoint served in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def open_torch(request: dict[str, Any]) -> Any:
+    """A call of the checkpoint's network."""
+    import torch
+
+    from fmopt.models.structure import load_network
+    from fmopt.models.wrappers.seq2seq import Halves, has_halves
+
+    torch.set_num_threads(request["threads"])
+    options = request["options"]
+    net = load_network(Path(request["path"]), options.get("auto_class", "AutoModel"), options.get("dtype", "fp32"))
+
+    if has_halves(net):
+        return Halves(net).run
+
+    def run(inputs: dict[str, np.ndarray]) -> Any:
+        with torch.inference_mode():
+            return net(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+
+    return run

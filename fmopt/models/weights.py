@@ -1,0 +1,165 @@
+"""Weight files of a checkpoint: are they whole, what do they hold, and how pickles become safetensors.
+
+Nothing is loaded to find out: a safetensors file begins with a JSON header that says where every tensor lies.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fmopt.core.errors import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
+BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+        "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the headers of a checkpoint's safetensors files say."""
+
+    files: tuple[Path, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: int  # elements of floating-point tensors; position ids and the like are no parameters
+    size_bytes: int
+
+
+def read_weights(folder: Path) -> Weights:
+    """Check the safetensors files of `folder` against their headers, and count; an error names the broken file."""
+    files = weight_files(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    parameters = 0
+    for path in files:
+        for name, tensor in read_header(path).items():
+            shapes[name] = tuple(tensor["shape"])
+            parameters += math.prod(tensor["shape"]) if "F" in str(tensor["dtype"]) else 0
+    if not shapes:
+        raise CheckpointError(f"{files[0]} holds no tensors; get the checkpoint again")
+    return Weights(files, shapes, parameters, sum(path.stat().st_size for path in files))
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that transformers would load, all of them there."""
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,)
+    if (folder / INDEX).is_file():
+        shards = sorted(set(_index(folder / INDEX).values()))
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder}: {INDEX} names {len(shards)} shards and {', '.join(missing)} is missing; get the file again"
+            )
+        return tuple(folder / name for name in shards)
+    if has_pickle(folder):
+        raise CheckpointError(
+            f"{folder} has only pickled weights ({next(name for name in PICKLES if (folder / name).is_file())}), and a "
+            "pickle can run code; give --allow-pickle to read it with weights_only and convert it, or convert it "
+            "yourself with AutoModel.from_pretrained(…).save_pretrained(…)"
+        )
+    formats = (".safetensors", ".h5", ".msgpack", ".onnx")
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in formats)
+    found = f" (there is {', '.join(others[:3])})" if others else ""
+    raise CheckpointError(f"{folder} has no {SINGLE}{found}; fmopt starts from PyTorch weights in safetensors")
+
+
+def has_pickle(folder: Path) -> bool:
+    """Whether there are pickled PyTorch weights in `folder`."""
+    return any((folder / name).is_file() for name in PICKLES)
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """The header of a safetensors file, name → {dtype, shape, data_offsets}, checked against the file's length.
+
+    The format: 8 bytes little-endian header length, the header as JSON, then the data without holes.
+    """
+    size = path.stat().st_size
+    again = "it is damaged or was not downloaded whole; get the file again"
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if start[:7] == b"version":
+            raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its repository")
+        if len(start) < 8 or not 2 <= length <= min(HEADER_LIMIT, size - 8):
+            raise CheckpointError(f"{path} has no valid safetensors header ({size:,} bytes): {again}")
+        try:
+            header = json.loads(stream.read(length))
+            tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            end = _end_of_data(tensors)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} has a header that makes no sense ({error}): {again}") from error
+    if 8 + length + end != size:
+        raise CheckpointError(f"{path} has {size:,} bytes and its header says {8 + length + end:,}: {again}")
+    return tensors
+
+
+def _end_of_data(tensors: Mapping[str, Mapping[str, Any]]) -> int:
+    """Bytes of data, when offsets follow one another and fit the shapes; ValueError when they do not."""
+    at = 0
+    for name, tensor in sorted(tensors.items(), key=lambda pair: tuple(pair[1]["data_offsets"])):
+        begin, end = tensor["data_offsets"]
+        bits = BITS.get(tensor["dtype"])
+        if begin != at or end < begin or (bits is not None and (end - begin) * 8 != math.prod(tensor["shape"]) * bits):
+            raise ValueError(f"offsets of {name!r} do not fit")
+        at = end
+    return at
+
+
+def convert_pickle(folder: Path, out: Path) -> None:
+    """Read the pickled weights of `folder` with weights_only, which runs no code, and write `out`/model.safetensors."""
+    import pickle
+
+    import torch
+    from safetensors.torch import save_file
+
+    index = folder / PICKLES[1]
+    names = [PICKLES[0]] if (folder / PICKLES[0]).is_file() else sorted(set(_index(index).values()))
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        try:
+            loaded = torch.load(folder / name, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder}: {PICKLES[1]} names {name}, which is missing; get it again") from error
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{folder / name} holds more than tensors, so it was not read; ask its authors for safetensors"
+            ) from error
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{folder / name} cannot be read ({reason}); get it again") from error
+        if not isinstance(loaded, Mapping):
+            raise CheckpointError(f"{folder / name} holds no table of weights; save the model's state_dict")
+        # Copies: safetensors refuses tensors that share memory, as tied embeddings do.
+        tensors |= {key: value.contiguous().clone() for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{folder / names[0]} holds no tensors; save the model's state_dict")
+    save_file(tensors, out / SINGLE, metadata={"format": "pt"})
+
+
+def link_files(folder: Path, out: Path, skip: frozenset[str]) -> None:
+    """Links in `out` to all files of `folder` but those in `skip`, so that a converted checkpoint takes little room."""
+    for path in sorted(folder.rglob("*")):
+        place = out / path.relative_to(folder)
+        if path.is_file() and path.name not in skip and not path.relative_to(folder).parts[0].startswith("."):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.symlink(path.resolve(), place)
+
+
+def _index(path: Path) -> dict[str, str]:
+    try:
+        index = json.loads(path.read_text("utf8"))
+        weight_map = index["weight_map"]
+        _ = index["metadata"]  # transformers insists on it
+        # A name with a folder in it would reach outside the checkpoint.
+        if not all(Path(name).name == name for name in weight_map.values()):
+            raise ValueError("a shard lies outside the folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no index of weights ({error}); get the file again") from error
+    return dict(weight_map)

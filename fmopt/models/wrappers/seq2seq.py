@@ -1,0 +1,331 @@
+"""Networks of an encoder and a decoder on the PyTorch side: what their pipeline says, how they are traced, how they run.
+
+One graph has both, in two halves that share nothing but weights (an embedding is stored once). The first takes a whole text and
+gives the keys and values that the decoder's cross-attention reads, made once; the second takes new tokens with the past of its
+own attention and those. Which ports are which is told in edge_seq2seq.py; names are optimum's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmopt.core.errors import CheckpointError
+from fmopt.core.model import Runner
+from fmopt.edge.generation import PAST, PRESENT, past_of
+from fmopt.edge.seq2seq import NEW, SOURCE_MASK
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+TASKS = ("translation", "summarization")  # and speech recognition by such a network
+LONGEST = 200  # tokens of an answer, where the checkpoint names no number
+# Sizes of the traced examples: different in both halves, and none that a network has by itself.
+ROWS, TOKENS = 2, 7
+NEW_ROWS, NEW_TOKENS, PAST_TOKENS, SOURCE_TOKENS = 3, 4, 5, 6
+PARITY_TOKENS = 6  # made up, of an answer that is compared
+
+
+def makes_answers(pipeline: Mapping[str, Any]) -> bool:
+    """Whether a pipeline is that of such a network."""
+    return "start" in pipeline
+
+
+def generates(pipeline: Mapping[str, Any]) -> bool:
+    """Whether a pipeline makes texts, one token at a time: it goes on with one, or answers to one."""
+    return pipeline["task"] == "text-generation" or makes_answers(pipeline)
+
+
+def has_halves(net: Any) -> bool:
+    """Whether a network is one of an encoder and a decoder that gives words."""
+    return bool(getattr(net.config, "is_encoder_decoder", False)) and net.get_output_embeddings() is not None
+
+
+# ------------------------------------------------------------------------------------------------ its pipeline
+
+
+def answer_pipeline(folder: Path, config: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pipeline says of how answers are made, as `generate` reads it: of generation_config.json, else of the
+    configuration (`raw`: its file, which older checkpoints keep this in). CheckpointError when an answer has no beginning."""
+    own = {name: value for name, value in {**config.to_dict(), **raw}.items() if value is not None}
+    told = _generation_config(folder) or own
+    start = told.get("decoder_start_token_id", own.get("decoder_start_token_id", own.get("bos_token_id")))
+    if start is None:
+        raise CheckpointError(
+            f"{folder}: its configuration names no decoder_start_token_id; add the one it was trained with"
+        )
+    stops = told.get("eos_token_id")
+    positions = (getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions"))
+    longest = min((n for n in (told.get("max_length"), *positions) if n), default=LONGEST)
+    forced, last = told.get("forced_bos_token_id"), told.get("forced_eos_token_id")
+    found: dict[str, Any] = {
+        "start": [int(start), *_prompt(folder, told)],
+        "stop_ids": [int(one) for one in (stops if isinstance(stops, list) else [] if stops is None else [stops])],
+        "max_new_tokens": int(told.get("max_new_tokens") or longest - 1),
+        "beams": int(told.get("num_beams") or 1),
+        "length_penalty": float(told.get("length_penalty") or 1.0),
+        "suppress": _suppressed(told),
+        "suppress_first": list(told.get("begin_suppress_tokens") or ()),
+        "prefix": str(own.get("prefix") or ""),
+    }
+    counts = {
+        "no_repeat": told.get("no_repeat_ngram_size"),
+        "fewest": _fewest(told),
+        "early": told.get("early_stopping") is True,  # not "never"
+    }
+    found |= {name: int(value) for name, value in counts.items() if value}
+    return found | {name: int(np.ravel(ids)[0]) for name, ids in (("first", forced), ("last", last)) if ids is not None}
+
+
+def _fewest(told: Mapping[str, Any]) -> int:
+    """Tokens that an answer has at least, without the one it begins with."""
+    return max(int(told.get("min_new_tokens") or 0), int(told.get("min_length") or 0) - 1)
+
+
+def _prompt(folder: Path, told: Mapping[str, Any]) -> list[int]:
+    """Ids that follow the first of every answer, as Whisper has them: language, task, no timestamps."""
+    found = [int(number) for _, number in told.get("forced_decoder_ids") or () if number is not None]
+    if told.get("lang_to_id"):
+        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+        language = str(told.get("language") or "").lower()
+        languages = {name.strip("<|>"): int(number) for name, number in told["lang_to_id"].items()}
+        language = TO_LANGUAGE_CODE.get(language, language.strip("<|>"))
+        if language in languages:
+            found = [languages[language], int(told["task_to_id"][told.get("task") or "transcribe"])]
+        elif len(found) < 2:
+            raise CheckpointError(
+                f"{folder / 'generation_config.json'} names no language, and fmopt does not guess it; add one to it, for "
+                'example "language": "en"'
+            )
+    last = told.get("no_timestamps_token_id")
+    return found if last is None or last in found else [*found, int(last)]
+
+
+def _suppressed(told: Mapping[str, Any]) -> list[int]:
+    """Ids that never come: `suppress_tokens`, and the single ones of `bad_words_ids` (Marian's padding)."""
+    single = [ids[0] for ids in told.get("bad_words_ids") or () if len(ids) == 1]
+    return sorted({*(told.get("suppress_tokens") or ()), *single})
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    try:
+        found = json.loads(path.read_text("utf8")) if path.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
+    return {name: value for name, value in found.items() if value is not None}
+
+
+# ------------------------------------------------------------------------------------------------ its two halves
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A network as the two halves of the graph, with the graph's own inputs and outputs as tensors."""
+
+    net: Any
+
+    def encode(self, **inputs: Any) -> dict[str, Any]:
+        """Keys and values of the cross-attention, by the names of the graph's outputs."""
+        return _tensors(self.first_caches(**inputs).cross_attention_cache, "encoder")
+
+    def first_caches(self, **inputs: Any) -> Any:
+        """The caches of all attentions after the first token of an answer."""
+        import torch
+        from transformers import DynamicCache, EncoderDecoderCache
+        from transformers.modeling_outputs import BaseModelOutput
+
+        hidden = self.net.get_encoder()(**inputs)[0]
+        caches = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        # The decoder makes them of the encoder's result alone: a token that stands for any.
+        new = torch.zeros((hidden.shape[0], 1), dtype=torch.long, device=hidden.device)
+        mask = {"attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
+        self._forward(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            decoder_input_ids=new,
+            past_key_values=caches,
+            **mask,
+        )
+        return caches
+
+    def decode(self, **inputs: Any) -> dict[str, Any]:
+        """Logits of new tokens, and the past of the next call."""
+        from transformers import EncoderDecoderCache
+        from transformers.modeling_outputs import BaseModelOutput
+
+        caches = EncoderDecoderCache(_cache(inputs, "decoder"), _cache(inputs, "encoder"))
+        caches.is_updated = dict.fromkeys(range(len(caches.cross_attention_cache.layers)), True)
+        keys = inputs[f"{PAST}0.encoder.key"]
+        # Only its shape is read, for its keys and values are there.
+        hidden = keys.new_zeros(keys.shape[0], keys.shape[2], self.net.config.hidden_size)
+        mask = {"attention_mask": inputs[SOURCE_MASK]} if SOURCE_MASK in inputs else {}
+        out = self._forward(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden), decoder_input_ids=inputs[NEW],
+            past_key_values=caches, **mask,
+        )  # fmt: skip
+        return {"logits": out.logits, **_tensors(caches.self_attention_cache, "decoder")}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the graph's half that takes `inputs` gives: float32 arrays."""
+        import torch
+
+        kind, device = self.net.dtype, next(self.net.parameters()).device
+        given = {name: torch.from_numpy(np.asarray(value)).to(device) for name, value in inputs.items()}
+        given = {name: value.to(kind) if value.is_floating_point() else value for name, value in given.items()}
+        with torch.inference_mode():
+            found = self.decode(**given) if NEW in given else self.encode(**given)
+        return {name: value.float().cpu().numpy() for name, value in found.items()}
+
+    def _forward(self, **inputs: Any) -> Any:
+        return type(self.net).forward(self.net, **inputs, use_cache=True)
+
+
+def _cache(inputs: Mapping[str, Any], side: str) -> Any:
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    layers = sum(name.startswith(PAST) and name.endswith(f"{side}.key") for name in inputs)
+    for number in range(layers):
+        cache.update(*(inputs[f"{PAST}{number}.{side}.{kind}"] for kind in ("key", "value")), number)
+    return cache
+
+
+def _tensors(cache: Any, side: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for number, layer in enumerate(cache.layers):
+        found |= {f"{PRESENT}{number}.{side}.key": layer.keys, f"{PRESENT}{number}.{side}.value": layer.values}
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ its trace
+
+
+@contextmanager
+def both_halves(net: Any, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """While entered, the network's forward is that of both halves at once; yields the tensors to trace it by and the axes of
+    each that vary. Ports are called as Python allows: `named` finds their names."""
+    import torch
+
+    halves, dynamic = Halves(net), torch.export.Dim.DYNAMIC
+    inputs = _tracing_inputs(halves, names)
+
+    def forward(**given: Any) -> dict[str, Any]:
+        told = {named(name): value for name, value in given.items()}
+        first = halves.encode(**{name: told[name] for name in names})
+        second = halves.decode(**{name: value for name, value in told.items() if name not in names})
+        return {_identifier(name): value for name, value in {**first, **second}.items()}
+
+    vary = {4: (0, 2), 3: (0,), 2: (0, 1)}  # by how many axes a tensor has: sounds have all the same length
+    varying = {name: dict.fromkeys(vary[value.dim()], dynamic) for name, value in inputs.items()}
+    net.forward = forward
+    try:
+        yield (
+            {_identifier(name): value for name, value in inputs.items()},
+            {_identifier(name): axes for name, axes in varying.items()},
+        )
+    finally:
+        del net.forward
+
+
+def _tracing_inputs(halves: Halves, names: Sequence[str]) -> dict[str, Any]:
+    import torch
+
+    ids = torch.arange(NEW_ROWS * max(TOKENS, NEW_TOKENS)).reshape(NEW_ROWS, -1) % 50
+    mask = torch.ones(NEW_ROWS, TOKENS, dtype=torch.long)
+    mask[0, 5:] = 0
+    texts = {"input_ids": ids[:, :TOKENS], "attention_mask": mask}
+    if "input_features" in names:
+        config = halves.net.config
+        texts["input_features"] = torch.zeros(NEW_ROWS, config.num_mel_bins, 2 * config.max_source_positions)
+    whole = {name: texts[name] for name in names}
+    shorter = {name: value if value.dim() == 3 else value[:, :SOURCE_TOKENS] for name, value in whole.items()}
+    with torch.inference_mode():
+        caches = halves.first_caches(**shorter)
+    cross, own = (
+        {PAST + name.removeprefix(PRESENT): value for name, value in _tensors(cache, side).items()}
+        for cache, side in ((caches.cross_attention_cache, "encoder"), (caches.self_attention_cache, "decoder"))
+    )
+    own = {name: value.new_zeros(NEW_ROWS, value.shape[1], PAST_TOKENS, value.shape[3]) for name, value in own.items()}
+    masks = {SOURCE_MASK: shorter["attention_mask"]} if "attention_mask" in names else {}
+    return {
+        **{name: value[:ROWS].clone() for name, value in whole.items()},
+        NEW: ids[:, :NEW_TOKENS].clone(), **{name: value.clone() for name, value in masks.items()},
+        **own, **{name: value.clone() for name, value in cross.items()},
+    }  # fmt: skip
+
+
+def _identifier(name: str) -> str:
+    return name.replace(".", "__")
+
+
+def named(name: str) -> str:
+    """The name of a port, of that it was traced by."""
+    return name.replace("__", ".")
+
+
+def name_ports(graph: ir.Graph) -> None:
+    """Ports by optimum's names, in place."""
+    for value in (*graph.inputs, *graph.outputs):
+        value.name = named(str(value.name))
+
+
+def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
+    """Axes of every input of a graph with named ports; those of the second half have names of their own."""
+    axes: dict[str, tuple[str | int, ...]] = {}
+    for value in graph.inputs:
+        name, sizes = str(value.name), [str(axis) for axis in value.shape or ()]
+        if name.startswith(PAST):
+            length = "source" if ".encoder." in name else "past"
+            axes[name] = ("rows", int(sizes[1]), length, int(sizes[3]))
+        elif name in (NEW, SOURCE_MASK):
+            axes[name] = ("rows", "new" if name == NEW else "source")
+        else:
+            axes[name] = ("batch", "tokens") if len(sizes) == 2 else ("batch", *map(int, sizes[1:]))
+    return axes
+
+
+# ------------------------------------------------------------------------------------------------ its proof
+
+
+@dataclass(frozen=True)
+class InHalves:
+    """A runner of two halves that gives the logits of a whole answer, `decoder_input_ids` beside the text, as a network in
+    PyTorch does: its second part by the past that the first left."""
+
+    runner: Runner
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Logits of whole answers."""
+        source = {name: value for name, value in inputs.items() if name != NEW}
+        known = past_of(self.runner.run(source))
+        if "attention_mask" in source:
+            known[SOURCE_MASK] = source["attention_mask"]
+        half = inputs[NEW].shape[1] // 2
+        first = self.runner.run({NEW: inputs[NEW][:, :half], **known})
+        second = self.runner.run({NEW: inputs[NEW][:, half:], **known, **past_of(first)})
+        return {"logits": np.concatenate([first["logits"], second["logits"]], axis=1)}
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        self.runner.close()
+
+
+def with_answer(inputs: Mapping[str, np.ndarray], start: Sequence[int], words: int) -> dict[str, np.ndarray]:
+    """Inputs of whole texts, each with an answer of `PARITY_TOKENS` ids below `words`, to compare logits by."""
+    rows = len(next(iter(inputs.values())))
+    made = np.resize(np.arange(3, 3 + 7 * PARITY_TOKENS, 7) % words, (rows, PARITY_TOKENS))
+    return {**inputs, NEW: np.concatenate([np.tile(np.array(start), (rows, 1)), made], axis=1).astype(np.int64)}
+
+
+def for_both_halves(net: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inputs of whole texts with their answers, and what the graph's second half reads of its first: that of `net`."""
+    source = {name: value for name, value in inputs.items() if name != NEW}
+    masks = {SOURCE_MASK: source["attention_mask"]} if "attention_mask" in source else {}
+    return {**inputs, **masks, **past_of(Halves(net).run(source))}

@@ -1,0 +1,359 @@
+"""Rows of data → training examples: what a network reads with what the loss compares its answer to."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fmopt.core import images
+from fmopt.core.errors import ConfigError, DataError
+from fmopt.core.model import CheckpointFacts
+from fmopt.edge.parts import EdgeError, Raw
+from fmopt.edge.text import Batch, Preprocessor
+from fmopt.models.wrappers.seq2seq import makes_answers
+from fmopt.tasks.automatic_speech_recognition import words_of
+from fmopt.tasks.base import Item
+
+IGNORED = -100  # torch's cross entropy skips this label
+# BERT's masked-token prediction (Devlin et al., 2018): the share of tokens to find, and of these the shares that are masked
+# and that are another token by chance; the rest stay as they are.
+TO_FIND, MASKED, SWAPPED = 0.15, 0.8, 0.1
+
+# No answer; what comes next in a text or a history is its own label.
+LABEL_IS_OPTIONAL = ("question-answering", "text-generation", "sequential-recommendation")
+
+# input name → int64 (tokens,), pixel_values float32 (3, H, W); labels → scalar or (tokens,); start/end_positions → scalar
+Example = dict[str, Any]
+
+
+def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the classes that `rows` hold, in the order of their ids; empty for tasks without classes.
+
+    Names in the data are sorted, "O" first among tags; ids become LABEL_0, LABEL_1, … as in transformers.
+    """
+    if task == "image-segmentation":
+        maps = (images.class_map(row["mask"]) for row in rows if row.get("mask") is not None)
+        highest = max(int(each[each != images.UNKNOWN].max(initial=1)) for each in maps)
+        return [f"LABEL_{number}" for number in range(1 + highest)]
+    if not task.endswith(("-classification", "-detection")):
+        return []
+    role = {"token-classification": "tags", "object-detection": "classes"}.get(task, "label")
+    told = [row[role] for row in rows] if role == "label" else [name for row in rows for name in row.get(role) or ()]
+    found = set(told)
+    if not found and task == "object-detection":
+        raise DataError("no train row has a box with its class, so there is nothing to learn")
+    if len(found) < 2 and task != "object-detection":
+        only = next(iter(found), None)
+        raise DataError(f"all train rows have the same {role} ({only!r}), so there is nothing to learn")
+    if all(isinstance(value, int | np.integer) for value in found):
+        if min(found) < 0:
+            raise DataError(f"a {role} is {min(found)}; classes are counted from 0")
+        return [f"LABEL_{number}" for number in range(max(found) + 1)]
+    return sorted((str(value) for value in found), key=lambda name: (name != "O", name))
+
+
+class FileExamples(Sequence[Example]):
+    """Examples of images or sounds, encoded when they are asked for: a whole data set, decoded, would not fit in memory."""
+
+    def __init__(self, preprocessor: Preprocessor, items: Sequence[Item], make: Callable[..., Example]) -> None:
+        self.preprocessor, self.items, self.make = preprocessor, items, make
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One example; a slice gives a list of them. DataError that names the row of a file that cannot be read."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        item = self.items[index]
+        try:
+            batch = self.preprocessor.encode([item.raw])
+        except EdgeError as error:
+            raise DataError(f"train row {item.row + 1}: {error}") from error
+        return _inputs(batch)[0] | self.make(batch, 0, item, {})
+
+
+def training_examples(
+    preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
+) -> Sequence[Example]:
+    """Unpadded examples of items made from `rows`; long texts of taggers and readers give one per window.
+
+    Those for fill-mask are whole texts without labels: `Masking` makes both, anew for every batch.
+    """
+    make = _maker(preprocessor, facts, items)
+    bare = next((item for item in items if item.label is None), None)
+    if bare is not None and facts.task not in LABEL_IS_OPTIONAL:
+        raise DataError(f"train row {bare.row + 1} has no label; fine-tuning needs one in every row")
+    if facts.modality not in ("text", "item"):
+        return FileExamples(preprocessor, items, make)
+    found = []
+    for item in items:
+        raws = pieces(item.raw, int(facts.pipeline["max_length"])) if facts.modality == "item" else [item.raw]
+        batch = preprocessor.encode([rows[item.row]["text"]] if facts.task == "fill-mask" else raws)
+        for window, example in enumerate(_inputs(batch)):
+            found.append(example | make(batch, window, item, rows[item.row]))
+    return found
+
+
+def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item]) -> Callable[..., Example]:
+    """What makes the label of an example; ConfigError for a task that is not trained here."""
+    makers: dict[str, Callable[..., Example]] = {
+        "text-classification": _class_example,
+        "image-classification": _class_example,
+        "zero-shot-image-classification": _class_example,
+        "audio-classification": _class_example,
+        "automatic-speech-recognition": _spelled_example,
+        "image-segmentation": _map_example,
+        "object-detection": _boxes_example,
+        "text-regression": _number_example,
+        "token-classification": _tag_examples,
+        "question-answering": _answer_examples,
+        "fill-mask": _whole_text,
+        "text-generation": _next_tokens,
+        "translation": partial(_answer_tokens, preprocessor),
+        "summarization": partial(_answer_tokens, preprocessor),
+        "sequential-recommendation": _next_tokens,
+    }
+    if facts.task == "text-to-audio":
+        raise ConfigError(
+            "transformers has no training of networks that speak; start from a trained checkpoint, such as facebook/mms-tts-eng"
+        )
+    if facts.task not in makers:
+        raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
+    if _several(facts):
+        return partial(_classes_example, len(facts.pipeline["labels"]))
+    if facts.task == "automatic-speech-recognition" and makes_answers(facts.pipeline):
+        return partial(_answer_tokens, preprocessor)
+    if facts.task == "automatic-speech-recognition":
+        encoder: Any = preprocessor
+        tokens, delimiter = encoder.own.tokens, facts.pipeline["ctc"]["delimiter"]
+        spelled = {item.row: letter_ids(tokens, delimiter, item) for item in items if item.label is not None}
+        return partial(_spelled_example, spelled)
+    return makers[facts.task]
+
+
+def pieces(history: Any, most: int) -> list[Any]:
+    """A history in pieces of at most `most` items, from the newest backwards, neighbours sharing one item: what comes after
+    every item is in one of them. A history of one item has nothing to learn from and gives one piece."""
+    ends = range(len(history), 1, -(most - 1))
+    return [history[max(0, end - most) : end] for end in ends] or [history]
+
+
+def known_examples(
+    preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
+) -> Sequence[Example]:
+    """Unpadded examples of items made from `rows`, labelled where they can be, each text without a label once."""
+    if facts.task == "fill-mask":
+        return unlabelled_examples(preprocessor, facts, [rows[item.row]["text"] for item in items])
+    if facts.task in ("text-generation", "sequential-recommendation"):
+        return list(training_examples(preprocessor, facts, items, rows))
+    if facts.modality != "text":
+        return FileExamples(preprocessor, items, partial(_as_far_as_known, facts, _maker(preprocessor, facts, items)))
+    told = [
+        item for item in items
+        if facts.task != "sentence-embedding" and (item.label is not None or facts.task == "question-answering")
+    ]  # fmt: skip
+    seen = {id(item) for item in told}
+    rest = {repr(item.raw): item.raw for item in items if id(item) not in seen}
+    labelled = list(training_examples(preprocessor, facts, told, rows)) if told else []
+    return labelled + unlabelled_examples(preprocessor, facts, list(rest.values()))
+
+
+def unlabelled_examples(preprocessor: Preprocessor, facts: CheckpointFacts, raws: Sequence[Raw]) -> list[Example]:
+    """Unpadded examples of texts without labels: where labels would be is IGNORED, or NaN where they are numbers.
+
+    For fill-mask a text is its own label: tokens are masked by a draw that depends on the text alone.
+    """
+    inputs = (example for raw in raws for example in _inputs(preprocessor.encode([raw])))
+    if facts.task == "fill-mask":
+        masking = Masking.of(preprocessor)
+        return [
+            masking.masked(example, np.random.default_rng(zlib.crc32(example["input_ids"].tobytes())))
+            for example in inputs
+        ]
+    if facts.task == "text-generation":
+        return [example | {"labels": example["input_ids"].copy()} for example in inputs]
+    return [example | _no_label(facts, len(example.get("input_ids", ()))) for example in inputs]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What masked-token prediction needs to know of a tokenizer."""
+
+    mask: int  # id of the mask token
+    special: tuple[int, ...]  # ids that are never to be found
+    ordinary: tuple[int, ...]  # all others, to swap in
+
+    @classmethod
+    def of(cls, preprocessor: Preprocessor) -> Masking:
+        """That of a pipeline's tokenizer."""
+        tokenizer = preprocessor.tokenizer
+        special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        ordinary = sorted(set(tokenizer.get_vocab().values()) - special)
+        return cls(int(preprocessor.pipeline["mask"]["id"]), tuple(sorted(special)), tuple(ordinary))
+
+    def masked(self, example: Example, draw: np.random.Generator) -> Example:
+        """The example with tokens masked, and as labels int64 (tokens,) what they were; at least one, if there is any."""
+        ids = example["input_ids"]
+        open_places = np.flatnonzero(~np.isin(ids, self.special))
+        chosen = open_places[draw.random(len(open_places)) < TO_FIND]
+        if not len(chosen) and len(open_places):
+            chosen = draw.choice(open_places, 1)
+        fate = draw.random(len(chosen))
+        hidden, labels = ids.copy(), np.full(len(ids), IGNORED, dtype=np.int64)
+        labels[chosen] = ids[chosen]
+        hidden[chosen[fate < MASKED]] = self.mask
+        swapped = chosen[fate >= 1 - SWAPPED]
+        hidden[swapped] = draw.choice(self.ordinary, len(swapped))
+        return {**example, "input_ids": hidden, "labels": labels}
+
+
+def _no_label(facts: CheckpointFacts, tokens: int) -> Example:
+    """What stands in for the label of an example of so many tokens, in the shape that labels of the task have."""
+    if facts.task == "sentence-embedding" or (makes_answers(facts.pipeline) and facts.modality == "text"):
+        return {}  # what is to be answered, a teacher says
+    if facts.task == "question-answering":
+        return {"start_positions": np.int64(IGNORED), "end_positions": np.int64(IGNORED)}
+    if facts.task == "token-classification":
+        return {"labels": np.full(tokens, IGNORED, dtype=np.int64)}
+    if facts.task == "object-detection":
+        return {"labels": {"class_labels": np.zeros(0, dtype=np.int64), "boxes": np.zeros((0, 4), dtype=np.float32)}}
+    if facts.task == "automatic-speech-recognition":
+        return {"labels": np.full(1, IGNORED, dtype=np.int64)}
+    if _several(facts):
+        return {"labels": np.full(len(facts.pipeline["labels"]), np.nan, dtype=np.float32)}
+    return {"labels": np.float32(np.nan) if facts.task == "text-regression" else np.int64(IGNORED)}
+
+
+def _several(facts: CheckpointFacts) -> bool:
+    """Whether a text can have any number of labels."""
+    return facts.task.endswith("-classification") and bool(facts.pipeline.get("multi_label"))
+
+
+def _inputs(batch: Batch) -> list[Example]:
+    """The rows of a batch without their padding."""
+    if batch.mask is None:
+        return [{name: value[row] for name, value in batch.inputs.items()} for row in range(len(batch.owner))]
+    used = batch.mask.astype(bool)
+    return [{name: value[row][used[row]] for name, value in batch.inputs.items()} for row in range(len(used))]
+
+
+def _as_far_as_known(
+    facts: CheckpointFacts, make: Callable[..., Example], batch: Batch, window: int, item: Item, row: Mapping[str, Any]
+) -> Example:
+    return _no_label(facts, 0) if item.label is None else make(batch, window, item, row)
+
+
+def _whole_text(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    return {}
+
+
+def _next_tokens(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The tokens themselves: the network's own loss compares each with what was said before it."""
+    return {"labels": batch.inputs["input_ids"][window][batch.mask[window].astype(bool)].copy()}
+
+
+def _answer_tokens(
+    preprocessor: Preprocessor, batch: Batch, window: int, item: Item, row: Mapping[str, Any]
+) -> Example:
+    """The tokens of the answer that is wanted, its end included; the decoder begins with one of its own."""
+    pipeline = preprocessor.pipeline
+    wanted = item.label if isinstance(item.label, str) else item.label[0]  # of several summaries
+    encoder: Any = getattr(preprocessor, "own", preprocessor)
+    if "first" in pipeline:  # the language of the answer, which a tokenizer made for texts does not know
+        ids = [pipeline["first"], *encoder.ids(wanted, special=False)]
+    else:
+        ids = [*pipeline["start"][1:], *encoder.ids(wanted)]
+    ids = ids[: pipeline["max_new_tokens"] - 1]
+    stop = pipeline["stop_ids"][:1]
+    return {"labels": np.array(ids if ids[-1:] == stop else [*ids, *stop], dtype=np.int64)}
+
+
+def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    return {"labels": np.int64(item.label)}
+
+
+def letter_ids(tokens: Sequence[str], delimiter: str, item: Item) -> np.ndarray:
+    """The words of an item's transcript as ids int64 (letters,) of a vocabulary of letters, in the case that it has.
+
+    DataError for a letter that the vocabulary lacks.
+    """
+    ids = {token: number for number, token in enumerate(tokens)}
+    upper = "E" in ids and "e" not in ids
+    words = [word.upper() if upper else word for word in words_of(item.label)]
+    text = delimiter.join(words)
+    missing = sorted(set(text) - set(ids))
+    if missing:
+        raise DataError(
+            f"row {item.row + 1} has the transcript {item.label[:60]!r}, and the model's vocabulary has no "
+            f"{' '.join(missing)}; spell it otherwise, or add it to vocab.json"
+        )
+    return np.array([ids[letter] for letter in text], dtype=np.int64)
+
+
+def _spelled_example(
+    ids: Mapping[int, np.ndarray], batch: Batch, window: int, item: Item, row: Mapping[str, Any]
+) -> Example:
+    """The letters of what is said, by the item's row."""
+    return {"labels": ids[item.row]}
+
+
+def _map_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The class of every pixel, int64 (H, W), in the size that the network reads."""
+    return {"labels": images.resized_map(item.label, *batch.inputs["pixel_values"].shape[2:]).astype(np.int64)}
+
+
+def _boxes_example(batch: Any, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The class and the box of every thing in a picture: int64 (n,), and float32 (n, 4) of middle, width and height as
+    shares of the picture, as DETR's loss takes them."""
+    height, width = batch.sizes[window]
+    corners = item.label[:, 1:] / [width, height, width, height]
+    boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    return {"labels": {"class_labels": item.label[:, 0].astype(np.int64), "boxes": boxes.astype(np.float32)}}
+
+
+def _classes_example(classes: int, batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """Yes (1) or no (0) for each of so many classes."""
+    labels = np.zeros(classes, dtype=np.float32)
+    labels[item.label] = 1
+    return {"labels": labels}
+
+
+def _number_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    return {"labels": np.float32(item.label)}
+
+
+def _tag_examples(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """The word's tag on its first sub-token; other sub-tokens and the special ones are not judged either."""
+    used = batch.mask[window].astype(bool)
+    words = [word for word, token in zip(batch.word_ids[window], used, strict=True) if token]
+    seen: set[int] = set()
+    labels = np.full(len(words), IGNORED, dtype=np.int64)
+    for position, word in enumerate(words):
+        if word is not None and word not in seen:
+            seen.add(word)
+            labels[position] = item.label[word]
+    return {"labels": labels}
+
+
+def _answer_examples(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
+    """First and last token of the first answer; position 0 ([CLS]) where this window does not hold all of it."""
+    first, last = 0, 0
+    answers, starts = row.get("answers") or [], row.get("answer_starts") or []
+    if answers and starts:
+        begin, end = int(starts[0]), int(starts[0]) + len(answers[0])
+        used = batch.mask[window].astype(bool)
+        at = int(np.flatnonzero(used)[0])
+        spans = [
+            (position - at, offset) for position, offset in enumerate(batch.offsets[window])
+            if used[position] and batch.sequence_ids[window][position] == 1
+        ]  # fmt: skip
+        inside = [position for position, (low, high) in spans if low < end and high > begin]
+        if inside and spans[0][1][0] <= begin and spans[-1][1][1] >= end:
+            first, last = inside[0], inside[-1]
+    return {"start_positions": np.int64(first), "end_positions": np.int64(last)}

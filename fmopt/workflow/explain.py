@@ -1,0 +1,61 @@
+"""Why a bundle or a graph is not faster on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fmopt.core.errors import ConfigError
+from fmopt.core.model import Artifact, Runner, takes_length
+from fmopt.core.progress import Progress
+from fmopt.edge.loading import timed_inputs
+from fmopt.exporters import bundle as bundles
+from fmopt.measurement import host_probe, latency
+from fmopt.measurement.roofline.diagnosis import Diagnosis, diagnose, example_inputs
+from fmopt.workflow.deployed import deployed
+
+
+def explain(
+    model: str | Path,
+    *,
+    batch: int = 1,
+    length: int = 128,
+    threads: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Why a bundle (or an ONNX file by itself) is not faster on this machine: where its time goes and what would change it.
+
+    It is run and timed here at `batch` × `length` tokens; findings come with the share of the time that they concern,
+    the largest first. ConfigError for anything else than a bundle or an ONNX file, or for more tokens than it reads.
+    """
+    path = Path(model)
+    for name, value in (("batch", batch), ("length", length), ("threads", threads)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if bundles.is_bundle(path):
+        artifact, pipeline = bundles.bundle_artifact(path), bundles.bundle_facts(path).pipeline
+        tokens = length if takes_length(pipeline) else None
+        if tokens is not None and tokens > int(pipeline["max_length"]):
+            raise ConfigError(f"length is {length}, but {path} reads at most {pipeline['max_length']} tokens")
+        one = deployed(path)
+        rows = latency.latency_inputs(one.preprocessor, one.raws, batch=batch, length=tokens, seed=seed)[0]
+
+        def inputs_of(runner: Runner) -> Mapping[str, Any]:
+            return timed_inputs(one.preprocessor.pipeline, runner, rows)
+
+    elif path.suffix == ".onnx" and path.is_file():
+        artifact, example = Artifact("onnxruntime", path, {}), example_inputs(path, batch, length, seed)
+        tokens = length
+
+        def inputs_of(runner: Runner) -> Mapping[str, Any]:
+            return example
+
+    else:
+        raise ConfigError(f"{path} is neither a bundle nor an ONNX file; make one: fmopt optimize, or fmopt export")
+    target = host_probe.load_target("host")
+    return diagnose(
+        artifact, inputs_of, target, model=str(model), batch=batch, length=tokens, threads=threads, seed=seed,
+        progress=progress,
+    )  # fmt: skip

@@ -1,0 +1,162 @@
+"""The Python API: the same words as the command, typed. Importing it is heavy; `import fmopt` is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fmopt.core import plugins
+from fmopt.core.errors import CheckpointError, ConfigError, DataError
+from fmopt.core.model import CheckpointFacts
+from fmopt.core.progress import Progress, Silent
+from fmopt.core.recipe import Recipe, Step
+from fmopt.core.store import Store, disk_errors, own_folder
+from fmopt.data.datasets import load_data
+from fmopt.edge.text import open_preprocessor
+from fmopt.evaluation.predictions import predict
+from fmopt.exporters import browser_files, to_executorch
+from fmopt.exporters import bundle as bundles
+from fmopt.exporters.bundle import load
+from fmopt.measurement import host_probe
+from fmopt.models import checkpoint
+from fmopt.models.checkpoint import load_model
+from fmopt.models.source import resolve
+from fmopt.models.wrappers.seq2seq import generates
+from fmopt.workflow.deployed import open_artifact, plain_example
+from fmopt.workflow.evaluate import evaluate
+from fmopt.workflow.explain import explain
+from fmopt.workflow.label_names import with_labels
+from fmopt.workflow.optimize import optimize, optimize_family, plan
+from fmopt.workflow.search.builder import Workshop
+from fmopt.workflow.search.candidates import compiled_for, keeps_past, refusal
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    format: Literal["onnx", "openvino", "executorch"] = "onnx",
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
+    target: str = "host",
+    task: str | None = None,
+    data: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Export `model` as a bundle in one format and precision, checked against the torch model; no candidates, no gate.
+
+    `target` decides how INT8 is made (in 7 or 8 bits) and how the bundle is laid out (for browsers). INT8 with fixed scales
+    is calibrated on the calibration split of `data`. An ExecuTorch program comes in fp32 and int8. Returns the folder `out`.
+    """
+    out = Path(out)
+    source = resolve(str(model))
+    facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
+    asked = export_recipe(format, precision, facts)
+    (recipe,) = compiled_for(None, (asked,), 0, stateful=keeps_past(facts))
+    device = host_probe.load_target(target)
+    reason = refusal(recipe, facts, device) or (to_executorch.refusal(facts) if format == "executorch" else None)
+    if reason:
+        raise ConfigError(f"--format {format} --precision {precision}: {reason}")
+    if device.kind == "browser":
+        browser_files.check(facts.task)
+    kind = plugins.find("tasks", facts.task)
+    spec = str(data) if data else source.default_data
+    if spec is None:
+        facts = with_labels(facts, None)
+        if any(step.use == "quantize_static" for step in recipe.steps):
+            raise DataError("INT8 is calibrated on real items: give some with --data")
+        raws: list[Any] = [plain_example(facts.pipeline)] * 2
+        digest = "none"
+    else:
+        dataset = load_data(spec, kind, facts, columns=columns, seed=seed)
+        facts = with_labels(facts, dataset)
+        raws = [item.raw for item in kind.items(dataset.split("calibration"), facts)[:300]]
+        digest = f"{dataset.digest}:{len(raws)}"
+    with own_folder(out), disk_errors(out / "stages"):
+        shop = Workshop(
+            facts,
+            device,
+            Store(out / "stages"),
+            open_preprocessor(facts.folder, dict(facts.pipeline)),
+            raws,
+            digest,
+            seed,
+            1 << 30,
+            progress or Silent(),
+        )
+        artifact = shop.artifact(recipe)
+        runner = open_artifact(artifact, host_probe.cores())
+        try:
+            golden = predict(runner, shop.preprocessor, dict(facts.pipeline), kind_items(raws[:8]), batch=1)
+        finally:
+            runner.close()
+        bundles.write_bundle(
+            out,
+            facts=facts,
+            artifact=artifact,
+            recipe=recipe.model_dump(mode="json"),
+            verdict="UNMEASURED",
+            golden=list(zip(raws[:8], golden, strict=True)),
+            tolerance=1e-3 if precision == "fp32" else 0.1,
+            needs_isa=[],
+            for_browser=device.kind == "browser",
+        )
+    return out
+
+
+def export_recipe(format: str, precision: str, facts: CheckpointFacts) -> Recipe:
+    """The one recipe that a format and precision name, for a model."""
+    name = f"{format}-{precision}"
+    runtime = {"onnx": "onnxruntime"}.get(format, format)
+    if format == "executorch":
+        if precision not in ("fp32", "int8"):
+            raise ConfigError(f"--format executorch has no --precision {precision}; it has fp32 and int8")
+        return Recipe(
+            name=name, runtime=runtime, precision=precision, options={"quantize": "int8"} if precision == "int8" else {}
+        )
+    if precision == "int8" and generates(facts.pipeline):
+        if format == "openvino" and facts.task != "text-generation":
+            raise ConfigError(f"--precision int8 of {facts.task} is made for ONNX Runtime; use --format onnx")
+        if format == "openvino":
+            return Recipe(name=name, runtime=runtime, precision="int8", steps=(Step(use="compress_weights"),))
+        narrow = Step(use="quantize_weights", options={"bits": 8, "block": 32})
+        tables = (Step(use="quantize_embeddings"),) if facts.modality == "text" else ()
+        return Recipe(name=name, runtime=runtime, precision="int8", steps=(narrow, *tables))
+    if precision == "int8":
+        return Recipe(name=name, runtime=runtime, precision="int8", steps=(Step(use="quantize_static"),))
+    if format == "onnx":
+        if precision == "bf16":
+            raise ConfigError("--format onnx has no bf16 kernels on CPUs; use --format openvino, or --precision fp16")
+        return Recipe(
+            name=name, runtime=runtime, precision=precision, steps=(Step(use="cast"),) if precision == "fp16" else ()
+        )
+    options = {
+        "fp32": {"precision": "f32"},
+        "bf16": {"precision": "bf16"},
+        "fp16": {"precision": "f32", "fp16_weights": True},
+    }
+    return Recipe(name=name, runtime=runtime, precision=precision, options=options[precision])
+
+
+def kind_items(raws: Sequence[Any]) -> list[Any]:
+    """Items without labels, for golden predictions."""
+    from fmopt.tasks.base import Item
+
+    return [Item(row=number, raw=raw) for number, raw in enumerate(raws)]
+
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointFacts",
+    "evaluate",
+    "explain",
+    "export",
+    "load",
+    "load_model",
+    "optimize",
+    "optimize_family",
+    "plan",
+]

@@ -1,0 +1,253 @@
+"""The story: baselines, candidates, one clock for all, selection on validation, judgement on test, a bundle, a record.
+
+The only file that knows the order; what depends on how candidates came out is in latecomers.py. Selection and judgement
+use different items: the fastest candidate that keeps its accuracy on the validation split is chosen, and only that one is
+judged on the test split, so that trying many candidates does not make luck look like quality.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fmopt.core import formatting
+from fmopt.core.progress import Progress, Silent
+from fmopt.core.recipe import Recipe
+from fmopt.core.results import Verdict
+from fmopt.core.store import disk_errors, own_folder
+from fmopt.evaluation import bootstrap, gate
+from fmopt.evaluation.gate import Budget
+from fmopt.evaluation.metrics import METRICS
+from fmopt.evaluation.record import Record, Rung, Trial, endless, value_of
+from fmopt.measurement.roofline import findings
+from fmopt.reports.run_status import noted
+from fmopt.workflow.prepare import prepare, start
+from fmopt.workflow.publish import make_record, publish
+from fmopt.workflow.request import Effort, Request, Training, make_request
+from fmopt.workflow.search import trials
+from fmopt.workflow.search.ablation import waterfall
+from fmopt.workflow.search.followups import rescue, shrink
+from fmopt.workflow.search.partial_record import so_far
+from fmopt.workflow.search.plan import Plan
+from fmopt.workflow.search.run import Run, primary
+from fmopt.workflow.search.selection import choose, drop_limit, fastest_baseline, score_candidates
+
+
+def optimize(
+    model: str | Path,
+    *,
+    target: str = "host",
+    data: str | Path | None = None,
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    effort: Effort = "quick",
+    training: Training | None = None,
+    budget: Budget | None = None,
+    batch: int = 1,
+    length: int | Literal["from-data"] = 128,
+    threads: int | Literal["all"] = 1,
+    recipe: str | Path | None = None,
+    time_limit_s: float | None = None,
+    seed: int = 0,
+    out: str | Path = "fmopt-out",
+    fresh: bool = False,
+    allow_pickle: bool = False,
+    max_calibration_memory: int = 1 << 30,
+    on: str | None = None,
+    clean: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Record:
+    """Make `model` as fast on `target` as its accuracy allows, prove it, and leave a bundle and a report in `out`.
+
+    `effort` "quick" quantizes; "standard" prunes in one shot too, towards the budget's speedup or latency; "max" distils
+    after each step of pruning. Latency is judged at `batch` × `length` tokens with `threads`; `max_calibration_memory` is
+    in bytes. With `on` ("ssh://user@host") variants are timed on that board, and `clean` leaves nothing there. The same call
+    again resumes. Raises FmoptError subclasses; an impossible budget is no error but a verdict:
+    see `Record.verdict`.
+    """
+    request = make_request(
+        model,
+        target=target,
+        data=data,
+        task=task,
+        columns=columns,
+        effort=effort,
+        training=training,
+        budget=budget,
+        batch=batch,
+        length=length,
+        threads=threads,
+        recipe=recipe,
+        time_limit_s=time_limit_s,
+        seed=seed,
+        out=out,
+        fresh=fresh,
+        allow_pickle=allow_pickle,
+        max_calibration_memory=max_calibration_memory,
+        on=on,
+        clean=clean,
+        command=command,
+    )
+    return run_optimize(request, progress)
+
+
+def plan(request: Request) -> Plan:
+    """What `optimize` would try, what not and why, and what it would take; nothing is written."""
+    return prepare(request).plan
+
+
+def optimize_request(request: Request, progress: Progress | None = None) -> Record:
+    """Find, prove and bundle the fastest variant that keeps its accuracy; resumes what `request.out` holds already."""
+    job = prepare(request)
+    with (
+        closing(job.clock),
+        own_folder(request.out, fresh=request.fresh),
+        noted(request.out, progress or Silent(), job.plan.estimates.minutes) as notes,
+        disk_errors(request.stages_folder),
+    ):
+        run = start(job, notes)
+        run.on_change, notes.so_far = notes.changed, so_far(run)
+        build_all(run, job.plan.baselines)
+        build_all(run, job.plan.candidates)
+        time_all(run)
+        reference = fastest_baseline(run)
+        score_candidates(run, reference)
+        rescue(run, reference)
+        shrink(run, reference)
+        winner = choose(run, reference)
+        verdict = judge(run, winner, reference)
+        explain_losers(run, winner, reference)
+        steps = rungs(run, winner, reference)
+        record = make_record(run, winner, reference, verdict, steps)
+        publish(run, record, winner)
+    run.progress.stop()
+    return record
+
+
+def optimize_family(request: Request, speedups: Sequence[float], progress: Progress | None = None) -> list[Record]:
+    """A bundle for each speedup, slowest first, in `request.out`/2x, /4x …; what they share is built and measured once, and
+    with effort "max" each one's network is trained on from the one before."""
+    ordered = sorted(speedups)
+    with own_folder(request.out, fresh=request.fresh):
+        return [
+            optimize_request(
+                request.model_copy(
+                    update={
+                        "budget": request.budget.model_copy(update={"min_speedup": speedup}),
+                        "out": request.out / f"{speedup:g}x",
+                        "stages": request.out / "stages",
+                        "slower": tuple(ordered[:number]),
+                        "fresh": False,
+                    }
+                ),
+                progress,
+            )
+            for number, speedup in enumerate(ordered)
+        ]
+
+
+def build_all(run: Run, recipes: Sequence[Recipe]) -> None:
+    """Make every recipe's artifact, or its reason why not."""
+    for number, recipe in enumerate(recipes, 1):
+        run.progress.start(f"building {recipe.name} ({number} of {len(recipes)})", 1)
+        trials.build(run, recipe)
+        run.progress.step()
+
+
+def time_all(run: Run) -> None:
+    """One clock for all where the device can be timed, and a labelled prediction beside it, or alone where it cannot."""
+    begun = time.monotonic()
+    if run.job.target.present:
+        trials.time_in_turn(run, list(run.artifacts))
+    trials.predict_latency(run)
+    run.seconds["latency"] = round(time.monotonic() - begun, 3)
+
+
+def judge(run: Run, winner: str, reference: str) -> Verdict:
+    """The winner on the test split, its footprint and its latency against the budget."""
+    begun = time.monotonic()
+    request, items = run.job.request, run.items("test")
+    baseline = trials.predictions(run, reference, "test")
+    got = trials.predictions(run, winner, "test")
+    for name, predicted in ((reference, baseline), (winner, got)):
+        run.update(name, test_scores=run.job.task.scores(predicted, items, baseline, run.job.facts))
+    ours, theirs = primary(run.trials[winner].test_scores), primary(run.trials[reference].test_scores)
+    drop = bootstrap.paired_drop(theirs, ours, confidence=request.budget.confidence, seed=request.seed)
+    run.update(winner, test_drop=drop)
+    run.seconds["test"] = round(time.monotonic() - begun, 3)
+    present = run.job.target.present
+    if present:
+        trials.time_end_to_end(run, sorted({reference, winner}))
+        for name in sorted({reference, winner}):
+            trials.footprint(run, name)
+    trial = run.trials[winner]
+    return gate.judge(
+        request.budget,
+        drop=drop,
+        baseline_metric=value_of(theirs),
+        bounded=METRICS[theirs.metric].bounded,
+        speedup=trial.speedup,
+        latency_ms=bootstrap.median_latency(trial.latency, request.budget.confidence, request.seed)
+        if trial.latency
+        else None,
+        size_mb=(trial.size_bytes or 0) / 1e6,
+        memory_mb=trial.footprint.peak_memory_mb if trial.footprint else None,
+        device_present=present,
+        items_changed=int(np.any(np.not_equal(*ours.paired(theirs)), axis=1).sum()),
+        n=len(ours.values),
+        samples=len(trial.latency.samples_ms) if trial.latency else 0,
+    )
+
+
+def explain_losers(run: Run, winner: str, reference: str) -> None:
+    """One line for each variant that was not chosen, read off its runtime's own profile where the device is this machine."""
+    if not run.job.target.present:
+        return
+    limit = drop_limit(run, reference)
+    if run.job.target.here:
+        profile_all(run, winner)
+    for name in run.artifacts:
+        if name != winner and not run.trials[name].reason:
+            run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], run.trials[reference], limit))
+
+
+def profile_all(run: Run, winner: str) -> None:
+    """Where every variant's time goes, and why it is not faster."""
+    against = trials.profile(run, winner)
+    run.update(winner, profile=against)
+    for name, artifact in run.artifacts.items():
+        profile = trials.profile(run, name)
+        found = findings.why_not_faster(
+            profile, against, graph_path=artifact.path, target=run.job.target, threads=run.job.request.threads
+        )
+        run.update(name, findings=found, profile=profile, layer_bytes=trials.layer_bytes(artifact))
+
+
+def losing_reason(trial: Trial, winner: Trial, reference: Trial, limit: float | None) -> str:
+    """Why this one was not chosen, in one line."""
+    if trial.latency is None or winner.latency is None:
+        return "not timed"
+    ratio = float(np.median(trial.latency.samples_ms) / np.median(winner.latency.samples_ms))
+    if ratio < 1:
+        drops = (trial.drop.point if trial.drop else float("nan"), limit or 0.0)
+        lost, allowed = (formatting.loss(drop, endless(reference)) for drop in drops)
+        return f"faster, but lost {lost} on validation, where half of the allowed {allowed} may go"
+    why = f": {trial.findings[0].text}" if trial.findings else ""
+    return f"{ratio:.2f}× as long as {winner.recipe.name}{why}"
+
+
+def rungs(run: Run, winner: str, reference: str) -> list[Rung]:
+    """What each pass of the winner gave; not when the time is over."""
+    begun = time.monotonic()
+    found = [] if run.out_of_time() else waterfall(run, winner, reference)
+    run.seconds["waterfall"] = round(time.monotonic() - begun, 3)
+    return found
+
+
+__all__ = ["Request", "optimize", "optimize_family", "prepare"]

@@ -1,0 +1,115 @@
+"""Everything is looked up, and what can be refused is refused, before any weight is touched."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from fmopt.core import plugins
+from fmopt.core.errors import ConfigError, PlanError
+from fmopt.core.model import CheckpointFacts, static_shape, takes_length
+from fmopt.core.progress import Progress
+from fmopt.core.recipe import read_recipe
+from fmopt.core.store import Store
+from fmopt.core.target import Target
+from fmopt.data.datasets import load_data
+from fmopt.edge.text import open_preprocessor
+from fmopt.exporters import browser_files
+from fmopt.measurement import host_probe
+from fmopt.measurement.backends import Clock, HostClock
+from fmopt.measurement.remote.backend import board_target
+from fmopt.models import checkpoint
+from fmopt.models.source import resolve
+from fmopt.workflow.label_names import with_labels
+from fmopt.workflow.request import Request, Training
+from fmopt.workflow.search.builder import Workshop
+from fmopt.workflow.search.plan import make_plan
+from fmopt.workflow.search.run import Job, Run
+
+CALIBRATION_ITEMS = {"quick": 300, "standard": 1024, "max": 1024}  # second-order scores want more than ranges do
+
+
+def prepare(request: Request) -> Job:
+    """Look everything up and refuse what can be refused, before any weight is touched."""
+    source = resolve(request.model)
+    facts = checkpoint.inspect(source, request.task or source.task, allow_pickle=request.allow_pickle)
+    if not takes_length(facts.pipeline):
+        request = request.model_copy(update={"length": None})
+    if request.length is not None and request.length > facts.pipeline["max_length"]:
+        raise ConfigError(
+            f"--length {request.length} is more than the {facts.pipeline['max_length']} tokens that "
+            f"{source.title} takes"
+        )
+    task = plugins.find("tasks", facts.task)
+    spec = request.data or source.default_data
+    if spec is None:
+        raise PlanError(
+            f"{source.title} has no default data; give some with --data (texts of your application, labels if you "
+            "have them): calibration and judgement on made-up text would mean nothing"
+        )
+    target, clock = device(request, facts)
+    if target.kind == "browser":
+        browser_files.check(facts.task)
+    data = load_data(spec, task, facts, columns=request.columns, seed=request.seed)
+    facts = with_labels(facts, data)
+    recipe = read_recipe(request.recipe) if request.recipe else None
+    shape = static_shape(facts.pipeline, request.batch, request.length)
+    check_training(request, facts)
+    texts = len(data.splits.get("train", ())) + (request.training.unlabelled is not None)
+    plan = make_plan(
+        facts, target, effort=request.effort, recipe=recipe, shape=shape, texts=texts, training=request.training
+    )
+    return Job(request, facts, task, target, data, plan, clock)
+
+
+def device(request: Request, facts: CheckpointFacts) -> tuple[Target, Clock]:
+    """What is optimized for, and the clock that stands there: on a board where one is named, else here."""
+    if request.on is None:
+        if request.clean:
+            raise ConfigError("--clean goes with --on; add it, or leave --clean out")
+        return host_probe.load_target(request.target), HostClock()
+    return board_target(request.on, request.target, facts, clean=request.clean)
+
+
+def check_training(request: Request, facts: CheckpointFacts) -> None:
+    """ConfigError or CheckpointError for what training is told to use and cannot."""
+    training = request.training
+    if training != Training() and request.effort != "max":
+        raise ConfigError("teacher, unlabelled and epochs are for training, which only --effort max does")
+    if training.unlabelled is not None and not Path(training.unlabelled).is_file():
+        raise ConfigError(f"there is no file {training.unlabelled}; --unlabelled takes one with a text on each line")
+    if training.teacher is not None:
+        checkpoint.inspect(resolve(training.teacher), facts.task)
+
+
+def start(job: Job, progress: Progress) -> Run:
+    """Open the store and gather what all candidates share."""
+    request = job.request
+    items = job.task.items(job.data.split("calibration"), job.facts)[: CALIBRATION_ITEMS[request.effort]]
+    limit = request.time_limit_s
+    deadline = None if limit is None else time.monotonic() + limit
+    shop = Workshop(
+        facts=job.facts,
+        target=job.target,
+        store=Store(request.stages_folder),
+        preprocessor=open_preprocessor(job.facts.folder, dict(job.facts.pipeline)),
+        calibration=[item.raw for item in items],
+        calibration_digest=f"{job.data.digest}:{len(items)}",
+        seed=request.seed,
+        memory_cap_bytes=request.max_calibration_memory,
+        progress=progress,
+        train=job.data.splits.get("train", ()),
+        batch=request.batch,
+        length=request.length,
+        threads=request.threads,
+        deadline=deadline,
+    )
+    run = Run(job, shop, progress, deadline)
+    if job.clock.note:
+        run.warnings.append(job.clock.note)
+    if "tensorrt" in job.target.runtimes and not job.target.present:
+        run.warnings.append(
+            f"{job.target.title} is not here: accuracy is that of the graphs that TensorRT builds from, computed by ONNX "
+            "Runtime and rounded after every operator in half precision; no engine was built, and no speed measured"
+        )
+    return run

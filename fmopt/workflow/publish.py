@@ -1,0 +1,88 @@
+"""What is left of a run: the record, the bundle with its report, the pruned checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+
+from fmopt.core.results import Verdict
+from fmopt.evaluation.predictions import changed_items
+from fmopt.evaluation.record import Record, Rung, summary_sentence
+from fmopt.exporters import bundle as bundles
+from fmopt.reports.html import write_markdown, write_report
+from fmopt.workflow.search import trials
+from fmopt.workflow.search.builder import CHECKPOINT
+from fmopt.workflow.search.partial_record import by_kind, known
+from fmopt.workflow.search.run import Run
+
+CHANGED_SHOWN = 40
+
+
+GOLDEN_ITEMS = 8
+
+
+def make_record(run: Run, winner: str, reference: str, verdict: Verdict, steps: list[Rung]) -> Record:
+    """Everything that was found, as the report reads it."""
+    items = run.items("test")
+    changed = changed_items(
+        run.job.task,
+        items,
+        trials.predictions(run, reference, "test"),
+        trials.predictions(run, winner, "test"),
+        run.job.facts,
+        limit=CHANGED_SHOWN,
+    )
+    baselines, candidates = by_kind(run)
+    return with_summary(
+        Record(
+            **known(run),
+            reference=reference,
+            winner=winner,
+            baselines=baselines,
+            trials=candidates,
+            verdict=verdict,
+            changed=changed,
+            waterfall=steps,
+            stages=run.seconds,
+            summary="",
+        )
+    )
+
+
+def with_summary(record: Record) -> Record:
+    """The record with its paragraph in plain words."""
+    return record.model_copy(update={"summary": summary_sentence(record)})
+
+
+def publish(run: Run, record: Record, winner: str) -> None:
+    """Write the bundle, the record and the report; a bundle is made beside and moved in whole."""
+    out, facts = run.job.request.out, run.job.facts
+    run.progress.say("writing the bundle")
+    items = run.items("test")
+    golden_items = items[:GOLDEN_ITEMS]
+    predicted = trials.predictions(run, winner, "test")[:GOLDEN_ITEMS]
+    precision = run.recipes[winner].precision
+    bundles.write_bundle(
+        out,
+        facts=facts,
+        artifact=run.artifacts[winner],
+        recipe=run.recipes[winner].model_dump(mode="json"),
+        verdict=record.verdict.outcome.value,
+        golden=[(item.raw, got) for item, got in zip(golden_items, predicted, strict=True)],
+        tolerance=1e-3 if precision == "fp32" else 0.1,
+        needs_isa=needed_isa(run, precision),
+        for_browser=run.job.target.kind == "browser",
+    )
+    made = run.shop.networks(run.recipes[winner].steps)
+    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+    if made:
+        shutil.copytree(made[max(made)], out / CHECKPOINT)
+    record.save(out / "record.json")
+    write_report(record, out / "report.html")
+    write_markdown(record, out / "report.md")
+
+
+def needed_isa(run: Run, precision: str) -> list[str]:
+    """ISA features that an INT8 graph was judged with and would saturate without."""
+    if precision != "int8" or not run.job.target.int8_dot:
+        return []
+    return [name for name in run.job.target.isa if name in ("avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm")]

@@ -1,0 +1,166 @@
+"""A clock for networks that are not candidates yet: each is built as a recipe's later steps and runtime would build it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmopt.core import plugins
+from fmopt.core.errors import PassError
+from fmopt.core.model import Artifact, Graph, Runner, read_artifact, write_artifact
+from fmopt.core.recipe import Recipe, Step
+from fmopt.edge.board import interleaved
+from fmopt.edge.loading import timed_call
+from fmopt.exporters import to_onnx
+from fmopt.measurement import host_probe, latency
+from fmopt.models.loading import TorchModel
+
+if TYPE_CHECKING:
+    from fmopt.workflow.search.builder import Workshop
+
+# Passes on the network that decide which kernels run, and the cheapest one that leads to the same kernels. Others
+# (distillation) change weights only, which time does not depend on.
+TIMED_AS = {"quantize_static": "quantize_static", "mixed_precision": "quantize_static", "qat": "quantize_static"}
+CALIBRATED_ON = 8  # items; ranges do not change time
+SAMPLES = 100
+METHOD = 3  # of timing: times of another are not compared with these
+A_FEW, COMPANY = 2, "in full precision"  # of more networks each has company
+SECONDS, MANY = 60.0, 12  # at most, of so many networks together; of more, more
+
+
+@dataclass(frozen=True)
+class RecipeClock:
+    """A `latency_table.Clock`: the time of networks on the recipe's runtime, after the steps that follow its first
+    priced one."""
+
+    shop: Workshop
+    recipe: Recipe
+
+    @property
+    def key(self) -> str:
+        """sha256 over everything but the networks that a time depends on."""
+        shop = self.shop
+        known = {
+            "method": METHOD, "host": host_probe.host_fingerprint(), "versions": host_probe.versions(), "runtime": self.recipe.runtime,
+            "options": self.recipe.options, "steps": [step.model_dump() for step in self._later()],
+            "shape": (shop.batch, shop.length, shop.threads), "int8_dot": shop.target.int8_dot,
+            "inputs": shop.facts.pipeline["inputs"], "data": shop.calibration_digest if shop.length is None else "",
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+
+    def __call__(self, networks: Mapping[str, Callable[[], TorchModel]]) -> dict[str, float]:
+        """Median milliseconds of every network, timed in turn.
+
+        The first of a few is what the others are compared with. It is built once, for later calls too. Where it is graphs that
+        are quantized it runs among them in full precision as well, as something will where they are judged: beside that a pruned
+        network took 1 to 2 % less of the uncut one's time in INT8 than without.
+        """
+        shop = self.shop
+        inputs = latency.latency_inputs(shop.preprocessor, shop.calibration, shop.batch, shop.length, shop.seed)
+        runtime = plugins.find("runtimes", self.recipe.runtime)
+        runners: dict[str, Runner] = {}
+        with tempfile.TemporaryDirectory(dir=shop.store.root, prefix="unfinished-") as scratch:
+            calls: dict[str, Callable[[], object]] = {}
+            try:
+                for number, (name, make) in enumerate(networks.items()):
+                    shop.progress.say(f"building networks to time, {number + 1} of {len(networks)}")
+                    if number == 0 and len(networks) <= A_FEW:
+                        built = dict(zip((name, COMPANY), self._kept(make()), strict=False))
+                    else:
+                        built = {name: self._built(make(), Path(scratch) / str(number))[1]}
+                    for one, artifact in built.items():
+                        runners[one] = runtime.open(artifact, shop.threads)
+                pipeline = shop.facts.pipeline
+                for name, runner in runners.items():
+                    calls[name] = interleaved.Replay([timed_call(pipeline, runner, one) for one in inputs])
+                seconds = SECONDS * max(1.0, len(networks) / MANY)  # whole answers of many networks take long
+                samples = interleaved.time_in_turn(
+                    calls, min_samples=SAMPLES, max_seconds=seconds, seed=shop.seed, clock=interleaved.settled_ms
+                )
+            finally:
+                for runner in runners.values():
+                    runner.close()
+        return {name: float(np.median(samples[name])) for name in networks}
+
+    def _later(self) -> tuple[Step, ...]:
+        """What follows the first priced step, as it is timed."""
+        steps = self.recipe.steps
+        first = next(number for number, step in enumerate(steps) if priced(step))
+        return tuple(
+            step if step.use not in TIMED_AS else _timed_step(step)
+            for step in steps[first + 1 :]
+            if step.build().stage == "graph" or step.use in TIMED_AS
+        )
+
+    def _kept(self, model: TorchModel) -> list[Artifact]:
+        """What the recipe makes of a network of such shapes; where it is graphs that are quantized, its graph as exported too."""
+        shapes = {name: tuple(value.shape) for name, value in model.net.state_dict().items()}
+        key = {
+            "clock": self.key,
+            "network": type(model.net).__name__,
+            "config": repr(model.net.config),
+            "shapes": shapes,
+        }
+        where = {name: value for name, value in self.recipe.options.items() if name in ("providers", "shape")}
+        narrows_graphs = {step.build().stage for step in self._later()} == {"graph"}
+        runtime = plugins.find("runtimes", self.recipe.runtime)
+
+        def make(folder: Path) -> None:
+            graph, artifact = self._built(model, folder / "made")
+            write_artifact(artifact, artifact.path.parent)
+            artifact.path.parent.rename(folder / "narrow")
+            if narrows_graphs:
+                write_artifact(runtime.build(graph, where, folder / "full"), folder / "full")
+            shutil.rmtree(folder / "made")
+
+        folder = self.shop.store.folder("timed", key, make)
+        kept = [folder / part for part in ("narrow", "full") if (folder / part).is_dir()]
+        return [read_artifact(self.recipe.runtime, one) for one in kept]
+
+    def _built(self, model: TorchModel, out: Path) -> tuple[Graph, Artifact]:
+        """The network as it was exported, and what the recipe makes of it."""
+        shop = self.shop
+        context = replace(
+            shop.context(), scratch=None, calibration=lambda: islice(shop.calibration_stream(), CALIBRATED_ON)
+        )
+        passes = [step.build() for step in self._later()]
+        for made in (made for made in passes if made.stage == "torch"):
+            model = _where_it_applies(model, partial(made.apply, model, context))
+        exported = graph = to_onnx.export_onnx(model, shop.example(), out / "exported")
+        for number, made in enumerate(made for made in passes if made.stage == "graph"):
+            folder = out / f"graph-{number}"
+            if made.format == "openvino" and graph.format == "onnx":
+                graph = to_onnx.convert_openvino(graph, folder / "source")
+            graph = _where_it_applies(graph, partial(made.apply, graph, context, folder))
+        artifact: Artifact = plugins.find("runtimes", self.recipe.runtime).build(
+            graph, self.recipe.options, out / "built"
+        )
+        return exported, artifact
+
+
+def priced(step: Step) -> bool:
+    """Whether a pass makes what it makes by timing networks on the recipe's runtime."""
+    return bool(getattr(plugins.find("passes", step.use), "priced", False))
+
+
+def _timed_step(step: Step) -> Step:
+    same = TIMED_AS[step.use] == step.use
+    return step if same else Step(use=TIMED_AS[step.use], options={"smooth": None})
+
+
+def _where_it_applies(before: Any, apply: Callable[[], Any]) -> Any:
+    """A network cut to nothing may hold nothing that a pass could work on: then it stays as it is."""
+    try:
+        return apply()
+    except PassError:
+        return before

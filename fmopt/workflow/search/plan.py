@@ -1,0 +1,168 @@
+"""Which candidates to try, in which order, which not and why, and what it will take.
+
+The plan refuses before work starts, all reasons at once, and never touches weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from fmopt.core.errors import PlanError
+from fmopt.core.model import CheckpointFacts, takes_length
+from fmopt.core.recipe import Recipe, Step
+from fmopt.core.results import Frozen
+from fmopt.core.target import Target
+from fmopt.models.wrappers.seq2seq import generates, makes_answers
+from fmopt.passes.distill import Distill
+from fmopt.workflow.request import BATCH, Effort, Training
+from fmopt.workflow.search.candidates import (
+    BASELINES,
+    TENSORRT_BASELINE,
+    Refusal,
+    _possible,
+    answer_candidates,
+    compiled_for,
+    generation_candidates,
+    keeps_past,
+    not_for_gpus,
+    quick_candidates,
+    speech_candidates,
+    tensorrt_candidates,
+)
+
+
+class Estimates(Frozen):
+    """What a run will take, by rules of thumb from the parameter count (see `estimate`)."""
+
+    minutes: float
+    ram_gb: float
+    disk_gb: float
+
+
+class Plan(Frozen):
+    """Baselines and candidates in the order they are tried; `later` is what depends on how those came out."""
+
+    baselines: tuple[Recipe, ...]
+    candidates: tuple[Recipe, ...]
+    later: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    estimates: Estimates = Field(default_factory=lambda: Estimates(minutes=0, ram_gb=0, disk_gb=0))
+
+
+TOKENS = 128  # of a text; with fewer, what is kept of the teacher takes less disk
+
+
+def make_plan(
+    facts: CheckpointFacts,
+    target: Target,
+    *,
+    effort: Effort,
+    recipe: Recipe | None = None,
+    shape: tuple[int, ...] | None = None,
+    texts: int = 0,
+    training: Training | None = None,
+) -> Plan:
+    """The plan for a model on a target; PlanError when not a single baseline can run.
+
+    `shape` is that of the inputs that will be judged, None for the data's own lengths; `texts` says how many rows
+    there are to train on, `training` how they are used.
+    """
+    if effort == "max" and not texts:
+        raise PlanError(
+            "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
+        )
+    on_tensorrt = "tensorrt" in target.runtimes and takes_length(facts.pipeline) and not generates(facts.pipeline)
+    usual = (
+        tensorrt_candidates()
+        if on_tensorrt
+        else answer_candidates(words=facts.modality == "text")
+        if makes_answers(facts.pipeline)
+        else generation_candidates(target)
+        if generates(facts.pipeline)
+        else speech_candidates(target)
+        if facts.task == "text-to-audio"
+        else quick_candidates(target)
+    )
+    asked = (recipe,) if recipe else usual
+    if recipe and recipe.runtime == "executorch":
+        raise PlanError(
+            f"recipe {recipe.name!r} cannot be used: ExecuTorch programs are made by fmopt export --format executorch"
+        )
+    refused: list[Refusal] = []
+    full = (TENSORRT_BASELINE, *BASELINES) if on_tensorrt else BASELINES
+    most = int(facts.pipeline.get("max_length", 0))
+    stateful = keeps_past(facts)
+    baselines = _possible(compiled_for(shape, full, most, stateful=stateful), facts, target, refused)
+    if not baselines:
+        raise PlanError(
+            f"no full-precision variant of {facts.source.title} can be built for {target.name}: "
+            + "; ".join(f"{r.recipe}: {r.reason}" for r in refused)
+        )
+    candidates = _possible(compiled_for(shape, asked, most, stateful=stateful), facts, target, refused)
+    if on_tensorrt and not recipe:
+        refused += not_for_gpus(target)
+    if recipe and not candidates:
+        raise PlanError(f"recipe {recipe.name!r} cannot be used: {refused[-1].reason}")
+    later = () if effort == "quick" else _later(facts, target, effort, refused)
+    return Plan(
+        baselines=baselines,
+        candidates=candidates,
+        later=later,
+        refused=tuple(refused),
+        estimates=estimate(facts, (*baselines, *candidates), effort, texts, training),
+    )
+
+
+def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list[Refusal]) -> tuple[str, ...]:
+    """What pruning will try once the candidates are measured, in words; nothing, with the reason, where it cannot."""
+    reason = Step(use="prune_structured", options={"speedup": 2.0}).build().refusal(facts, target)
+    if reason:
+        refused.append(Refusal(recipe="pruned networks", reason=reason))
+        return ()
+    trained = (
+        ", each distilled from the baseline after every step of pruning, and once more as INT8 (qat) where only "
+        "rounding loses too much; what the teacher says is kept on disk where that is cheaper than asking in every epoch"
+        if effort == "max"
+        else ", in one shot"
+    )
+    return (f"the fastest INT8 recipe on networks pruned to the latency that the budget asks for, or to 1.25×, 1.6×, 2× "
+            f"and 2.5× while accuracy holds{trained}",)  # fmt: skip
+
+
+def estimate(
+    facts: CheckpointFacts, recipes: Sequence[Recipe], effort: Effort = "quick", texts: int = 0,
+    training: Training | None = None,
+) -> Estimates:  # fmt: skip
+    """Minutes, RAM and disk. Constants were read off runs of MiniLM (22M) and a BERT-base shape (110M) on two cores.
+
+    Beyond quick for one pruned network, "max" with two rounds of training: what else is tried depends on how that came out.
+    """
+    millions = facts.parameters / 1e6
+    built = len(recipes)
+    seconds = 40 + built * (6 + 0.25 * millions)
+    if effort != "quick":
+        seconds += 45 + 14 * millions
+    if effort == "max":
+        epochs = (training or Training()).over(texts).epochs or 0.0
+        seconds += 2 * (epochs * texts / BATCH) * 0.01 * millions + 5 * millions
+    states_gb = texts * TOKENS * facts.layers * facts.hidden_size * 2 / 1e9 if effort == "max" else 0.0
+    return Estimates(
+        minutes=round(seconds / 60, 1),
+        ram_gb=round(1.2 + 10 * facts.weight_bytes / 1e9, 1),
+        disk_gb=round(
+            sum(_shrink(r) for r in recipes) * facts.weight_bytes / 1e9 + 0.05 + min(states_gb, Distill().cache_gb), 2
+        ),
+    )
+
+
+def _shrink(recipe: Recipe) -> float:
+    # graph and artifact are both kept, so that a resumed run finds them
+    return {"int4": 0.6, "int8": 1.0, "fp16": 1.2}.get(recipe.precision, 2.0)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON-able data, for `--dry-run --json`."""
+    return plan.model_dump(mode="json")

@@ -1,0 +1,137 @@
+"""One optimization under way: what is built, timed and scored so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fmopt.core import plugins
+from fmopt.core.model import Artifact, CheckpointFacts, Runner
+from fmopt.core.progress import Progress
+from fmopt.core.recipe import Recipe
+from fmopt.core.results import Estimate, Scores
+from fmopt.core.store import Store
+from fmopt.core.target import Target
+from fmopt.data.datasets import Dataset
+from fmopt.evaluation import bootstrap
+from fmopt.evaluation.record import RecipeLine, Trial
+from fmopt.measurement.backends import Clock, HostClock
+from fmopt.tasks.base import Item, Task
+from fmopt.workflow.request import Request
+from fmopt.workflow.search.builder import Workshop, tool_versions
+from fmopt.workflow.search.plan import Plan
+
+VALIDATION_ROWS = 600  # selection needs less certainty than judgement; the test split is used whole
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with everything looked up and checked, before any work."""
+
+    request: Request
+    facts: CheckpointFacts
+    task: Task
+    target: Target
+    data: Dataset
+    plan: Plan
+    clock: Clock = field(default_factory=HostClock)
+
+    @property
+    def candidates(self) -> set[str]:
+        """Names of the recipes that are no baseline."""
+        return {recipe.name for recipe in self.plan.candidates}
+
+
+@dataclass
+class Run:
+    """One optimization under way: what is built, timed and scored so far."""
+
+    job: Job
+    shop: Workshop
+    progress: Progress
+    deadline: float | None = None
+    trials: dict[str, Trial] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    on_change: Callable[[], object] = lambda: None  # called when a trial is new or another one now
+
+    @property
+    def store(self) -> Store:
+        """Where finished stages are."""
+        return self.shop.store
+
+    @property
+    def clock(self) -> Clock:
+        """What times its variants."""
+        return self.job.clock
+
+    def clock_versions(self) -> dict[str, Any]:
+        """What a timing depends on besides: our own tools, and the runtimes where the clock stands."""
+        own = tool_versions()
+        return own if not self.clock.note else {**own, "there": self.clock.versions}
+
+    def out_of_time(self) -> bool:
+        """True when the user's time limit is used up."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def put(self, trial: Trial) -> None:
+        """Take a trial in, in place of one of that name."""
+        self.trials[trial.name] = trial
+        self.on_change()
+
+    def update(self, name: str, **changes: Any) -> None:
+        """Replace fields of a trial."""
+        self.put(self.trials[name].model_copy(update=changes))
+
+    def open(self, name: str, threads: int) -> Runner:
+        """A variant opened as deployed."""
+        artifact = self.artifacts[name]
+        return plugins.find("runtimes", artifact.runtime).open(artifact, threads)
+
+    def items(self, split: str) -> list[Item]:
+        """Items of a split; validation is capped."""
+        rows = self.job.data.split(split)
+        return self.job.task.items(rows[:VALIDATION_ROWS] if split == "validation" else rows, self.job.facts)
+
+
+def line(run: Run, recipe: Recipe) -> RecipeLine:
+    """A recipe as the record shows it."""
+    return RecipeLine(
+        name=recipe.name,
+        runtime=recipe.runtime,
+        steps=[str(step) for step in recipe.steps],
+        options=recipe.options,
+        effort=run.job.request.effort,
+        precision=recipe.precision,
+    )
+
+
+def speedup(run: Run, name: str, reference: str) -> Estimate | None:
+    """How many times faster than the reference, with its interval; None when either was not timed."""
+    ours, theirs = run.trials[name].latency, run.trials[reference].latency
+    if ours is None or theirs is None:
+        return None
+    return bootstrap.speedup(theirs, ours, confidence=run.job.request.budget.confidence, seed=run.job.request.seed)
+
+
+def primary(scores: Sequence[Scores]) -> Scores:
+    """The metric that the budget's drop is judged by."""
+    return next(score for score in scores if score.primary)
+
+
+def by_speed(run: Run) -> list[str]:
+    """Names of what was built, fastest first: by median latency, by prediction, or by size when neither is known."""
+
+    def slow(name: str) -> float:
+        trial = run.trials[name]
+        if trial.latency is not None:
+            return float(np.median(trial.latency.samples_ms))
+        return trial.predicted_ms if trial.predicted_ms is not None else (trial.size_bytes or 0) * 1e3
+
+    return sorted(run.artifacts, key=slow)

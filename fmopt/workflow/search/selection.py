@@ -1,0 +1,126 @@
+"""Which candidate is chosen: scored on the validation split, fastest first, against what the budget lets go.
+
+Half of the allowed drop is kept in reserve, because the test split judges with a bound, and on other items.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from fmopt.core.errors import PlanError
+from fmopt.core.results import Estimate
+from fmopt.evaluation import bootstrap
+from fmopt.evaluation.metrics import METRICS
+from fmopt.evaluation.record import value_of
+from fmopt.workflow.search import run as search_run
+from fmopt.workflow.search import trials
+from fmopt.workflow.search.run import Run, by_speed, primary
+
+NEAR = 1.02  # variants this close are one for choosing; both are scored
+
+
+def fastest_baseline(run: Run) -> str:
+    """The full-precision variant that every speedup is claimed against."""
+    names = [recipe.name for recipe in run.job.plan.baselines]
+    built = [name for name in by_speed(run) if name in names]
+    if not built:
+        reasons = "; ".join(f"{name}: {run.trials[name].reason}" for name in names)
+        raise PlanError(f"no full-precision variant of {run.job.facts.source.title} could be made: {reasons}")
+    return built[0]
+
+
+def score_candidates(run: Run, reference: str) -> None:
+    """Score on validation, fastest first; those that can no longer be chosen, and are no smaller, are not scored."""
+    begun = time.monotonic()
+    nothing = Estimate(point=0.0, low=0.0, high=0.0)
+    baseline = trials.predictions(run, reference, "validation")
+    run.update(
+        reference,
+        scores=run.job.task.scores(baseline, run.items("validation"), baseline, run.job.facts),
+        drop=nothing,
+        speedup=Estimate(point=1.0, low=1.0, high=1.0),
+    )
+    limit = drop_limit(run, reference)
+    passed: str | None = None
+    for name in by_speed(run):
+        if name == reference:
+            continue
+        if passed is not None and overtaken(run, name, passed):
+            stop_early(run, name, search_run.speedup(run, name, reference))
+            continue
+        score(run, name, reference)
+        if passed is None and keeps_accuracy(run, name, limit):
+            passed = name
+    run.seconds["validation"] = round(time.monotonic() - begun, 3)
+
+
+def overtaken(run: Run, name: str, passed: str) -> bool:
+    """Whether a variant is certainly slower than one that keeps its accuracy, and no smaller: nobody would choose it."""
+    behind = search_run.speedup(run, passed, name)
+    larger = (run.trials[name].size_bytes or 0) >= (run.trials[passed].size_bytes or 0)
+    return larger and behind is not None and behind.low > NEAR
+
+
+def stop_early(run: Run, name: str, speedup: Estimate | None) -> None:
+    """Keep a variant's latency and spend no more on it; a baseline is as measured as it needs to be."""
+    run.update(name, speedup=speedup, status="stopped early" if name in run.job.candidates else "measured")
+
+
+def score(run: Run, name: str, reference: str) -> None:
+    """One candidate's accuracy on validation and its speedup."""
+    speedup = search_run.speedup(run, name, reference)
+    run.update(name, speedup=speedup)
+    if speedup is not None and speedup.high < 1:
+        stop_early(run, name, speedup)  # it cannot win any more, whatever its accuracy
+        return
+    if run.out_of_time():
+        run.update(name, status="stopped early", reason="the time limit was reached before it was scored")
+        return
+    budget, items = run.job.request.budget, run.items("validation")
+    baseline = trials.predictions(run, reference, "validation")
+    scores = run.job.task.scores(trials.predictions(run, name, "validation"), items, baseline, run.job.facts)
+    drop = bootstrap.paired_drop(
+        primary(run.trials[reference].scores), primary(scores), confidence=budget.confidence, seed=run.job.request.seed
+    )
+    run.update(name, scores=scores, drop=drop)
+
+
+def choose(run: Run, reference: str) -> str:
+    """The fastest candidate that keeps its accuracy on validation; the fastest full-precision variant when none does.
+
+    Half of the allowed drop is kept in reserve: the test split judges with a bound, and on other items.
+    """
+    full = {recipe.name for recipe in run.job.plan.baselines}
+    ready = [name for name in by_speed(run) if run.artifacts[name].runtime != "torch"]  # a bundle runs without torch
+    limit = drop_limit(run, reference)
+    as_it_is = next(name for name in ready if name in full)
+    return next((name for name in ready[: ready.index(as_it_is)] if keeps_accuracy(run, name, limit)), as_it_is)
+
+
+def keeps_accuracy(run: Run, name: str, limit: float | None) -> bool:
+    """Whether a scored candidate may be judged: its drop on validation is at most half of what is allowed."""
+    drop = run.trials[name].drop
+    return drop is not None and (limit is None or within_reserve(drop, limit))
+
+
+def within_reserve(drop: Estimate, limit: float) -> bool:
+    """Whether a drop on validation leaves half of what is allowed in reserve for the judgement on test."""
+    return drop.point <= limit / 2
+
+
+def drop_limit(run: Run, reference: str) -> float | None:
+    """The allowed drop in units of the metric; None when the budget has none."""
+    allowed = run.job.request.budget.max_drop
+    if allowed is None:
+        return None
+    score = primary(run.trials[reference].scores)
+    return allowed.limit(value_of(score), bounded=METRICS[score.metric].bounded)
+
+
+def median_ms(run: Run, name: str) -> float:
+    """Median latency of a variant that was timed."""
+    latency = run.trials[name].latency
+    assert latency is not None
+    return float(np.median(latency.samples_ms))

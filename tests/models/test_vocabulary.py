@@ -1,0 +1,131 @@
+"""Trimming a vocabulary: the same tokens and outputs for the texts given, everything else still spelled."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from fmopt.core.errors import CheckpointError, DataError, StoreError
+from fmopt.models.vocabulary import trim
+from tests.conftest import FAMILIES, SENTENCES
+from tests.torch_models import items_of, model_of, outputs_of
+
+CORPUS = (*SENTENCES[:4], "a small cat in Paris")
+FOREIGN = (
+    "Привет, мир! Как дела?",
+    "素早い茶色の狐 🦊 は怠け者の犬を飛び越える",
+    "العربية ‏من اليمين",
+    "zero\u200bwidth, na\u0308ive, \x07 bell, \U0001f469\u200d\U0001f4bb\ufe0f and \U0010ffff",
+    "every morning lazy dogs",
+)
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", ["sentence-embedding"])
+def test_outputs_stay_and_the_table_shrinks(tiny_checkpoint, tmp_path, family, task):
+    folder = tiny_checkpoint(family, task)
+    got = trim(folder, CORPUS, tmp_path / "small")
+    old, new = model_of(folder), model_of(got.folder)
+    assert got.tokens < got.tokens_before == old.net.config.vocab_size
+    table = new.net.get_submodule(new.family.embeddings(new.net)[0])
+    assert table.num_embeddings == new.net.config.vocab_size == got.tokens
+    assert got.bytes_before - got.bytes >= 4 * 16 * (got.tokens_before - got.tokens) * 0.9
+    for one, two in zip(items_of(old, CORPUS), items_of(new, CORPUS), strict=True):
+        np.testing.assert_array_equal(outputs_of(old, one), outputs_of(new, two))
+    before, after = tokenizer_of(folder), tokenizer_of(got.folder)
+    for text in CORPUS:
+        assert before.encode(text, "a cat").tokens == after.encode(text, "a cat").tokens
+    for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
+        number = getattr(old.net.config, f"{name}_token_id", None)
+        if number is not None:
+            assert after.token_to_id(before.id_to_token(number)) == getattr(new.net.config, f"{name}_token_id")
+
+
+@pytest.mark.parametrize("family", ["roberta", "modernbert"])
+def test_bytes_spell_every_text(tiny_checkpoint, tmp_path, family):
+    folder = tiny_checkpoint(family)
+    got = trim(folder, CORPUS, tmp_path / "small")
+    before, after = tokenizer_of(folder), tokenizer_of(got.folder)
+    longer = 0
+    for text in (*FOREIGN, *SENTENCES):
+        ids = after.encode(text, add_special_tokens=False).ids
+        assert after.decode(ids) == before.decode(before.encode(text, add_special_tokens=False).ids) == text
+        longer += len(ids) - len(before.encode(text, add_special_tokens=False).ids)
+    assert longer > 0  # texts that were not given cost more tokens, and nothing else
+
+
+def test_foreign_texts_in_the_corpus_keep_their_tokens(tiny_checkpoint, tmp_path):
+    for family in ("bert", "xlm-roberta", "roberta"):
+        folder = tiny_checkpoint(family)
+        got = trim(folder, (*CORPUS, *FOREIGN), tmp_path / family)
+        before, after = tokenizer_of(folder), tokenizer_of(got.folder)
+        for text in FOREIGN:
+            assert before.encode(text).tokens == after.encode(text).tokens
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "albert"])
+def test_what_was_known_is_not_unknown_now(tiny_checkpoint, tmp_path, family):
+    folder = tiny_checkpoint(family)
+    got = trim(folder, CORPUS[:1], tmp_path / "small")
+    before, after = tokenizer_of(folder), tokenizer_of(got.folder)
+    for text in SENTENCES:
+        unknown = [t for t in before.encode(text).tokens if t in ("[UNK]", "<unk>")]
+        assert [t for t in after.encode(text).tokens if t in ("[UNK]", "<unk>")] == unknown
+
+
+def test_a_masked_lm_head_is_cut_with_its_table(tiny_checkpoint, tmp_path):
+    from fmopt.models.loading import load_network
+
+    folder = tiny_checkpoint("bert", "masked-lm")
+    got = trim(folder, CORPUS, tmp_path / "small")
+    net = load_network(got.folder, "AutoModelForMaskedLM")
+    assert net.get_output_embeddings().weight.shape[0] == got.tokens == net.cls.predictions.bias.shape[0]
+
+
+def test_byte_fall_back_tokens_stay(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint("xlm-roberta"), tmp_path / "bytes")
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = spec["model"]["vocab"]
+    longest = sorted(range(10, len(vocabulary)), key=lambda n: -len(vocabulary[n][0]))[:3]
+    for number, token in zip(longest, ("<0x41>", "<0xF0>", "<0x9F>"), strict=True):
+        vocabulary[number] = [token, 0.0]
+    spec["model"]["byte_fallback"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    got = trim(folder, CORPUS[:2], tmp_path / "small")
+    assert {"<0x41>", "<0xF0>", "<0x9F>"} <= set(tokenizer_of(got.folder).get_vocab())
+
+
+def test_what_cannot_be_trimmed_is_left_alone(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint("bert"), tmp_path / "words")
+    with pytest.raises(DataError, match="no texts to trim"):
+        trim(folder, ["  "], tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    with pytest.raises(StoreError, match="not empty"):
+        trim(folder, CORPUS, tmp_path / "full")
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec["model"] = {"type": "WordLevel", "vocab": spec["model"]["vocab"], "unk_token": "[UNK]"}
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(CheckpointError, match="a WordLevel vocabulary is not known"):
+        trim(folder, CORPUS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_real_minilm(minilm, tmp_path):
+    got = trim(minilm, SENTENCES, tmp_path / "small")
+    assert (got.tokens_before, got.bytes_before // 10**6) == (30522, 90)
+    assert got.tokens < 3000
+    assert got.bytes < 0.55 * got.bytes_before
+    old, new = model_of(minilm), model_of(got.folder)
+    assert new.facts.pipeline["max_length"] == old.facts.pipeline["max_length"]
+    for one, two in zip(items_of(old)[:3], items_of(new)[:3], strict=True):
+        np.testing.assert_array_equal(outputs_of(old, one), outputs_of(new, two))
