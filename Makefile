@@ -48,7 +48,7 @@ test-arm: setup
 
 # what bundles for browsers carry: pinned npm packages, checked, into the cache folder
 web: setup
-	$(BIN)/python -m fmopt.web
+	$(BIN)/python -m fmopt.exporters.browser_files
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache

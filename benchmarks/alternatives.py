@@ -135,7 +135,8 @@ def main() -> None:
     name = Path(asked.checkpoint).name
     out = Path("out") / f"alternatives-{name}-{asked.layers}"
     request = workflow_request.make_request(
-        asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max", training=workflow_request.Training(),
+        asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max",
+        training=workflow_request.Training(),
         budget=Budget(), batch=1, length=128, threads=1, recipe=None, time_limit_s=None, seed=0, out=out, fresh=False,
         allow_pickle=False, max_calibration_memory=1 << 30, command="",
     )  # fmt: skip
@@ -161,7 +162,8 @@ def main() -> None:
     result: dict[str, Any] = {
         "checkpoint": name, "layers": asked.layers, "epochs": asked.epochs, "goal_ms": goal, "seed": 0,
         "rows": {"whole": {"ms": times["whole"], "distilled": judged(Path(asked.checkpoint), asked.data)}},
-        "host": host_probe.host_fingerprint(), "versions": host_probe.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": host_probe.host_fingerprint(), "versions": host_probe.versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"benchmarks/alternatives.py {name} --layers {asked.layers} --epochs {asked.epochs:g}",
     }  # fmt: skip
     for label, net in nets.items():

@@ -67,7 +67,8 @@ def main() -> None:
     document = {
         "what": "nats and characters of stretches of tinyshakespeare, of a GPT-2-shaped network and of it with rounded weights",
         "command": f"python benchmarks/gate_perplexity.py --steps {asked.steps} --seed {asked.seed}",
-        "steps": steps, "matrices_in_2_bits": chosen, "worse_by": worse, "seed": asked.seed, "host": host_probe.host_fingerprint(),
+        "steps": steps, "matrices_in_2_bits": chosen, "worse_by": worse, "seed": asked.seed,
+        "host": host_probe.host_fingerprint(),
         "versions": host_probe.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "reference": np.round(reference, 4).tolist(), "candidate": np.round(tried[chosen], 4).tolist(),
     }  # fmt: skip

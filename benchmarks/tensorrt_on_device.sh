@@ -7,7 +7,7 @@ set -euo pipefail
 if [ $# -lt 3 ]; then sed -n '2,4p' "$0"; exit 2; fi
 model=$1 target=$2 out=$3 length=${4:-128}
 python=${PYTHON:-python}
-if ! reason=$("$python" -c 'import sys; from fmopt.edge_tensorrt import absent; why = absent(); print(why or ""); sys.exit(why is not None)'); then
+if ! reason=$("$python" -c 'import sys; from fmopt.edge.tensorrt import absent; why = absent(); print(why or ""); sys.exit(why is not None)'); then
   echo "UNMEASURED: $reason" >&2
   exit 4
 fi
@@ -31,9 +31,9 @@ for name in fp32 fp16 bf16 int8 fp8; do
     --json > "$work/$name.optimize.json" 2> "$work/$name.log" || code=$?
   if [ "$code" = 2 ]; then echo "$name: $(tail -n 1 "$work/$name.log")" >&2; continue; fi
   ( cd "$bundle"
-    "$python" run_tensorrt.py build > "../$name.build.json" 2>> "../$name.log"
-    "$python" run_tensorrt.py verify --json > "../$name.verify.json" 2>> "../$name.log" || true
-    "$python" run_tensorrt.py bench --json --length "$length" > "../$name.bench.json" 2>> "../$name.log" )
+    "$python" run.py build > "../$name.build.json" 2>> "../$name.log"
+    "$python" run.py verify --json > "../$name.verify.json" 2>> "../$name.log" || true
+    "$python" run.py bench --json --length "$length" > "../$name.bench.json" 2>> "../$name.log" )
   echo "$name: done" >&2
 done
 

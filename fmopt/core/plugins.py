@@ -18,13 +18,20 @@ from typing import Any
 from fmopt.core.errors import ConfigError
 
 ATTRIBUTES = {"passes": "PASS", "runtimes": "RUNTIME", "families": "FAMILY", "tasks": "TASK"}
+PACKAGES = {
+    "passes": "fmopt.passes",
+    "runtimes": "fmopt.runtimes",
+    "families": "fmopt.models.families",
+    "tasks": "fmopt.tasks",
+}
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def find(group: str, name: str) -> Any:
     """The object called `name` in `group`; ConfigError with the nearest names when there is none."""
     module = name.replace("-", "_")
     if module in _own_modules(group):
-        return getattr(importlib.import_module(f"fmopt.{group}.{module}"), ATTRIBUTES[group])
+        return getattr(importlib.import_module(f"{PACKAGES[group]}.{module}"), ATTRIBUTES[group])
     for entry in entry_points(group=f"fmopt.{group}"):
         if entry.name == name:
             return entry.load()
@@ -50,11 +57,11 @@ def group_noun(group: str) -> str:
 
 def data_folder(name: str) -> Path:
     """The folder of shipped TOML files: inside the package when installed, beside it in a checkout."""
-    inside = Path(__file__).parent / name
-    return inside if inside.is_dir() else Path(__file__).parent.parent / name
+    inside = ROOT / "catalog" / name
+    return inside if inside.is_dir() else ROOT.parent / name
 
 
 @cache
 def _own_modules(group: str) -> tuple[str, ...]:
-    folder = Path(__file__).parent / group
+    folder = ROOT.joinpath(*PACKAGES[group].split(".")[1:])
     return tuple(sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "base") and p.stem[0] != "_"))

@@ -1,4 +1,4 @@
-"""Sounds for edge.py: files → arrays, outputs → predictions, predictions → people. Needs numpy alone for WAV; else soundfile.
+"""Sounds of a bundle: files → arrays, outputs → predictions, predictions → people. Needs numpy alone for WAV; else soundfile.
 
 A raw is the bytes of an audio file. A pipeline says under "audio" what becomes of it, after its channels are mixed:
     rate       samples a second, to which every sound is brought
@@ -49,7 +49,7 @@ class Batch:
     mask: np.ndarray | None = None
     frames: list[int] | None = None
     tokens: Sequence[str] = ()  # by id, for a network that spells
-    decode: Any = None  # ids -> text, for one that makes tokens (see edge_whisper.py)
+    decode: Any = None  # ids -> text, for one that makes tokens (see whisper.py)
 
 
 class Preprocessor:

@@ -1,26 +1,4 @@
-"""Runs a bundle with nothing but numpy, tokenizers and the runtime (onnxruntime or openvino).
-
-This one file is fmopt's bottom layer and is copied into every bundle as `run.py`, so it imports nothing of fmopt:
-
-    python run.py predict "some text"        python run.py bench --length 128        python run.py verify
-
-It turns raw texts into arrays, runs the graph, turns outputs into predictions, and refuses a bundle that is damaged
-or that computes something else on this machine than where it was judged. It knows nothing of training or exporting.
-What other raws or answers need is in a *part*, a file beside this one (see `PARTS`).
-
-Words used here. A *raw* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of an image or
-audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A *pipeline* is a dict
-of JSON values; a part adds its own:
-    task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
-                 fill-mask, text-generation, translation, summarization or text-to-audio
-    max_length   tokens; longer texts are cut, or read in windows where the task allows
-    inputs       names the network takes: input_ids, attention_mask, token_type_ids
-    outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
-    padding      {"id", "type_id", "token", "side"}
-    pooling, normalize (embedding); labels, multi_label (classification); stride (windows: tokens shared by neighbours);
-    no_answer (question answering: True when the model may answer "nothing"); add_prefix_space (byte-level tokenizers);
-    mask {"id", "token"} (fill-mask)
-"""
+"""What `python run.py` does: `predict`, `bench` and `verify` a bundle, and what its runtime has besides."""
 
 from __future__ import annotations
 
@@ -36,7 +14,7 @@ from .bench import bench
 from .host import isa_features
 from .loading import Model, isa_warnings, load, open_model, read_facts, self_test, verify
 from .parts import EdgeError, Raw, part_of
-from .runners import open_runner
+from .runners import open_runner, own_module
 from .text import read_raw
 
 
@@ -47,9 +25,8 @@ class _Parser(argparse.ArgumentParser):
         raise EdgeError(f"{message}; see {self.prog} --help")
 
 
-def main(argv: Sequence[str] | None = None, folder: Path | None = None) -> int:
-    """`predict`, `bench` and `verify` for the bundle in `folder`, by default this file's own; returns the exit code."""
-    folder = folder or Path(__file__).resolve().parent
+def main(argv: Sequence[str] | None, folder: Path) -> int:
+    """`predict`, `bench` and `verify` for the bundle in `folder`; returns the exit code."""
     try:
         with warnings.catch_warnings():
             # A warning is one line on stderr, not a place in this file.
@@ -73,9 +50,10 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
         "--pair", action="store_true", help="take the texts two by two (question context is always so)"
     )
     try:
-        part = part_of(read_facts(folder)["pipeline"])
+        facts = read_facts(folder)
+        part, own = part_of(facts["pipeline"]), own_module(facts["runtime"])
     except EdgeError:  # told when the command runs
-        part = None
+        part = own = None
     if hasattr(part, "add_arguments"):
         part.add_arguments(predict)
     predict.set_defaults(command=_predict)
@@ -86,6 +64,8 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
     timed.set_defaults(command=_bench)
     checked = commands.add_parser("verify", help="are the files whole, and does it compute here what it should")
     checked.set_defaults(command=_verify)
+    if hasattr(own, "add_commands"):
+        own.add_commands(commands)
     for each in (predict, timed, checked):
         each.add_argument("--threads", type=_count, help="by default every core this process may use")
         each.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -190,7 +170,3 @@ def _verify(folder: Path, asked: argparse.Namespace) -> int:
             f"whole; golden predictions differ by {answer['largest_difference']:.2g}, allowed {answer['tolerance']:.2g}"
         )
     return 2 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

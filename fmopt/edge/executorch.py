@@ -1,8 +1,6 @@
 """Runs ExecuTorch programs (.pte, kernels of XNNPACK) with numpy, torch and executorch alone.
 
-This file stands beside edge.py and is copied into bundles for ExecuTorch as `run_executorch.py`, next to run.py:
-
-    python run_executorch.py predict "a text"      (bench and verify as in run.py)
+Bundles for ExecuTorch carry this module; their run.py works as everywhere.
 
 An app on a phone opens the same model.pte by ExecuTorch's own C++, Java or Swift libraries: the inputs and outputs of its
 method `forward` stand in fmopt.json, in their order, under `options`.
@@ -12,17 +10,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-edge: Any = import_module("fmopt.edge.command" if __package__ else "run")
+from .parts import EdgeError, last_line, need
 
-NAME, IN_BUNDLE = "executorch", "run_executorch.py"
+NAME = "executorch"
 PACKAGES = "executorch torch"
 README = """
 
@@ -38,16 +35,16 @@ class ExecuTorchRunner:
     """
 
     def __init__(self, path: Path, options: Mapping[str, Any], threads: int) -> None:
-        self.torch = edge._need("torch", "torch")
+        self.torch = need("torch", "torch")
         self.inputs, self.outputs = tuple(options["inputs"]), tuple(options["outputs"])
         with _without_chatter():
-            library = edge._need("executorch.extension.pybindings.portable_lib", "executorch")
-            runtime = edge._need("executorch.runtime", "executorch").Runtime.get()
+            library = need("executorch.extension.pybindings.portable_lib", "executorch")
+            runtime = need("executorch.runtime", "executorch").Runtime.get()
             library._unsafe_reset_threadpool(threads)
             try:
                 self.method = runtime.load_program(Path(path)).load_method("forward")
             except RuntimeError as error:
-                raise edge.EdgeError(f"{path}: ExecuTorch cannot open it: {edge._line(error)}") from error
+                raise EdgeError(f"{path}: ExecuTorch cannot open it: {last_line(error)}") from error
         metas = [self.method.metadata.input_tensor_meta(number) for number in range(len(self.inputs))]
         self.kinds = [KINDS[meta.dtype()] for meta in metas]
         self.most = [tuple(meta.sizes()) for meta in metas]  # of each axis
@@ -56,11 +53,11 @@ class ExecuTorchRunner:
         """Outputs by name; inputs the program does not take are ignored. EdgeError for more tokens than it was made for."""
         missing = next((name for name in self.inputs if name not in inputs), None)
         if missing:
-            raise edge.EdgeError(f"the program wants input {missing!r}; it was given {', '.join(sorted(inputs))}")
+            raise EdgeError(f"the program wants input {missing!r}; it was given {', '.join(sorted(inputs))}")
         for name, most in zip(self.inputs, self.most, strict=True):
             shape = np.shape(inputs[name])
             if len(shape) != len(most) or any(size > limit for size, limit in zip(shape[1:], most[1:], strict=True)):
-                raise edge.EdgeError(f"the program takes {name} of up to {list(most)}; it was given {list(shape)}")
+                raise EdgeError(f"the program takes {name} of up to {list(most)}; it was given {list(shape)}")
         rows = self.most[0][0]
         parts = [self._at_once(inputs, slice(at, at + rows)) for at in range(0, len(inputs[self.inputs[0]]), rows)]
         return {name: np.concatenate([part[n] for part in parts]) for n, name in enumerate(self.outputs)}
@@ -93,16 +90,6 @@ def _without_chatter() -> Iterator[None]:
         os.close(nowhere)
 
 
-def load(folder: str | Path, threads: int | None = None) -> Any:
-    """Open a bundle on ExecuTorch as a callable on raw items; verified as run.py does."""
-    return edge.load(folder, threads, lambda runtime, path, options, count: ExecuTorchRunner(path, options, count))
-
-
-def main(argv: Sequence[str] | None = None, folder: Path | None = None) -> int:
-    """What run.py does, on ExecuTorch; returns the exit code."""
-    edge.RUNNERS[NAME] = ExecuTorchRunner
-    return int(edge.main(list(sys.argv[1:] if argv is None else argv), folder or Path(__file__).resolve().parent))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def open_runner(path: Path, options: Mapping[str, Any], threads: int) -> ExecuTorchRunner:
+    """A program opened by ExecuTorch's own runtime."""
+    return ExecuTorchRunner(path, options, threads)

@@ -1,4 +1,4 @@
-"""Text generation for `edge.py`: how likely a text is, and how one goes on, by a graph with a cache of keys and values.
+"""Text generation of a bundle: how likely a text is, and how one goes on, by a graph with a cache of keys and values.
 
 One graph does both. It takes the tokens that are new (`input_ids` [rows, tokens]), the mask of all tokens so far, and the
 keys and values of those before, `past_key_values.N.key` and `.value` [rows, heads, past, size], and gives `logits`

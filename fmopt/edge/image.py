@@ -1,4 +1,4 @@
-"""Images for edge.py: files → arrays, outputs → predictions, predictions → people. Needs numpy and Pillow alone.
+"""Images of a bundle: files → arrays, outputs → predictions, predictions → people. Needs numpy and Pillow alone.
 
 A raw is the bytes of an image file. A pipeline says under "image" what becomes of it, each None where that step is left
 out, in this order:

@@ -201,6 +201,7 @@ def verify(folder: Path) -> list[str]:
 
 
 def damaged_files(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files that a manifest lists, one line each."""
     problems = []
     for name, written in facts["files"].items():
         path = folder / name

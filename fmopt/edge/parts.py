@@ -1,26 +1,33 @@
-"""What knows the raws and answers of a task: the parts of a bundle, found by their names; and how errors are said."""
+"""What knows the raws and answers of a task: the parts of a bundle, found by their names; and how errors are said.
+
+Words used in this folder. A *raw* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of
+an image or audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A
+*pipeline* is a dict of JSON values; a part adds its own:
+    task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
+                 fill-mask, text-generation, translation, summarization or text-to-audio
+    max_length   tokens; longer texts are cut, or read in windows where the task allows
+    inputs       names the network takes: input_ids, attention_mask, token_type_ids
+    outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
+    padding      {"id", "type_id", "token", "side"}
+    pooling, normalize (embedding); labels, multi_label (classification); stride (windows: tokens shared by neighbours);
+    no_answer (question answering: True when the model may answer "nothing"); add_prefix_space (byte-level tokenizers);
+    mask {"id", "token"} (fill-mask)
+"""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from importlib import import_module
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 Raw = str | tuple[str, str] | list[str] | bytes
-
-
 Pipeline = Mapping[str, Any]
 
-
-# Tasks whose raws or answers are not plain text -> the file beside this one that knows them. Such a part imports numpy and
-# nothing of fmopt, raises ValueError with one line for a raw it cannot read, and has
-#     postprocess, present             as the functions of that name here
+# Tasks whose raws or answers are not plain text -> the module beside this one that knows them. Such a part imports numpy and
+# its siblings, raises ValueError with one line for a raw it cannot read, and has
+#     postprocess, present             as the functions of that name in text.py
 # and may have
 #     Preprocessor(folder, pipeline)   encode(raws, length=None) -> an object with inputs, mask (or None) and owner, as
 #                                      Batch; else `Preprocessor`, for texts
@@ -34,26 +41,27 @@ Pipeline = Mapping[str, Any]
 #     add_arguments(parser), wishes_of(arguments)   wishes on the command line
 #     difference(written, got)         of a golden prediction; else `difference`
 PARTS: dict[str, str] = {
-    "image-classification": "edge_image",
-    "zero-shot-image-classification": "edge_image",
-    "audio-classification": "edge_audio",
-    "automatic-speech-recognition": "edge_audio",
-    "text-generation": "edge_generation",
-    "image-segmentation": "edge_image",
-    "image-feature-extraction": "edge_image",
-    "translation": "edge_seq2seq",
-    "summarization": "edge_seq2seq",
-    "sequential-recommendation": "edge_recommendation",
-    "text-to-audio": "edge_speech",
-    "object-detection": "edge_image",
+    "image-classification": "image",
+    "zero-shot-image-classification": "image",
+    "audio-classification": "audio",
+    "automatic-speech-recognition": "audio",
+    "text-generation": "generation",
+    "image-segmentation": "image",
+    "image-feature-extraction": "image",
+    "translation": "seq2seq",
+    "summarization": "seq2seq",
+    "sequential-recommendation": "recommendation",
+    "text-to-audio": "speech",
+    "object-detection": "image",
 }
-
-
-# Parts that work by another: they find it under the name it has for them, and bundles carry it too.
-BY_OTHERS = {
-    "edge_seq2seq": {"generation": "edge_generation"},
-    "edge_whisper": {"audio": "edge_audio", "seq2seq": "edge_seq2seq"},
-}
+# A pipeline may name one of these and nothing else: a manifest comes from anywhere.
+NAMES = frozenset({*PARTS.values(), "whisper"})
+NEEDS = {
+    "seq2seq": ("generation",),
+    "whisper": ("audio", "seq2seq"),
+}  # parts that work by others: bundles carry those too
+COMMON = ("__init__", "bench", "command", "host", "loading", "parts", "runners", "text")  # what every bundle carries
+OWN_RUNTIMES = ("tensorrt", "executorch")  # runtimes with a module of their own in this folder
 
 
 class EdgeError(Exception):
@@ -68,30 +76,28 @@ def part_of(pipeline: Pipeline) -> Any:
 
 def part_name(pipeline: Pipeline) -> str | None:
     """The part that a pipeline names, else that of its task."""
-    return pipeline.get("part") or PARTS.get(pipeline["task"])
+    named = pipeline.get("part")
+    return PARTS.get(pipeline["task"]) if named is None else str(named).removeprefix("edge_")  # as it was called once
 
 
-@cache
 def load_part(name: str) -> Any:
-    if __package__:
+    """A part by its name. EdgeError for a name that is none of ours, or a bundle that lacks it."""
+    if name not in NAMES:
+        raise EdgeError(f"the pipeline names the part {name!r}; there are {', '.join(sorted(NAMES))}")
+    try:
         return import_module(f"{__package__}.{name}")
-    path = Path(__file__).with_name(f"{name}.py")  # run.py of a bundle
-    if not path.is_file():
-        raise EdgeError(f"{path} is missing; copy the whole bundle")
-    loader = SourceFileLoader(f"{name}@{path.parent}", str(path))
-    module = ModuleType(loader.name)
-    sys.modules[loader.name] = module  # dataclasses look their module up
-    for called, other in BY_OTHERS.get(name, {}).items():
-        setattr(module, called, load_part(other))
-    loader.exec_module(module)
-    return module
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}.{name}":
+            raise
+        raise EdgeError(f"{name}.py is missing beside {Path(__file__).name}; copy the whole bundle") from error
 
 
-def part_files(pipeline: Pipeline) -> list[Path]:
-    """The files of a pipeline's part and those it works by, which lie beside this one, also in a bundle."""
-    names = [name for name in (part_name(pipeline),) if name is not None]
+def module_files(pipeline: Pipeline, runtime: str) -> list[Path]:
+    """The files of this folder that a bundle needs for its task and runtime."""
+    part = part_name(pipeline)
+    names = [*COMMON, *((part,) if part else ()), *((runtime,) if runtime in OWN_RUNTIMES else ())]
     for name in names:
-        names += [other for other in BY_OTHERS.get(name, {}).values() if other not in names]
+        names += [other for other in NEEDS.get(name, ()) if other not in names]
     return [Path(__file__).with_name(f"{name}.py") for name in names]
 
 
@@ -105,6 +111,7 @@ def explained() -> Iterator[None]:
 
 
 def need(module: str, package: str) -> Any:
+    """A module that may not be installed; EdgeError names the package that has it."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -118,5 +125,6 @@ def last_line(error: BaseException) -> str:
 
 
 def shorten(value: Any, most: int = 60) -> str:
+    """A value as text of at most so many characters."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Recommendation for `edge.py`: histories of items → arrays, scores of a catalogue → the items that may come next.
+"""Recommendation of a bundle: histories of items → arrays, scores of a catalogue → the items that may come next.
 
 A raw is a history: a list of items in the order in which they were taken, each by its id or its title. items.json beside the
 model is the catalogue, [[id, title], …]; a network calls the first of them 1, and padding 0. Needs numpy alone.

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .parts import EdgeError, last_line, load_part, need
+from .parts import OWN_RUNTIMES, EdgeError, last_line, load_part, need
 
 APPENDS = "fmopt.appends"  # metadata of a graph whose past may lie in buffers with room for more
 
 
-PAST = "past_key_values."  # begins the names of inputs that hold what earlier tokens left (see edge_generation.py)
+PAST = "past_key_values."  # begins the names of inputs that hold what earlier tokens left (see generation.py)
 
 
-HALVES = "halves"  # option of a graph of two halves, each opened by itself (see edge_seq2seq.py), …
+HALVES = "halves"  # option of a graph of two halves, each opened by itself (see seq2seq.py), …
 
 
 HALVES_BY = "decoder_input_ids"  # … and the input that the second takes
@@ -113,7 +114,7 @@ def onnx_model(path: Path, session: Any, half: int | None) -> str | bytes:
         return str(path)
     # Weights that lie beside a file are not found by what is in memory.
     session.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(path).parent))
-    model: bytes = load_part("edge_seq2seq").halves(path)[half]
+    model: bytes = load_part("seq2seq").halves(path)[half]
     return model
 
 
@@ -190,7 +191,7 @@ def read_openvino(path: Path, shape: Sequence[int] | None = None, half: int | No
     openvino = need("openvino", "openvino")
     model = openvino.Core().read_model(str(path))
     if half is not None:
-        model = load_part("edge_seq2seq").openvino_halves(openvino, model)[half]
+        model = load_part("seq2seq").openvino_halves(openvino, model)[half]
     if shape:
         model.reshape({port.any_name: list(shape) for port in model.inputs})
     return model
@@ -223,22 +224,31 @@ RUNNERS: dict[str, type[OnnxRuntimeRunner] | type[OpenVinoRunner]] = {
 }
 
 
+def own_module(runtime: str) -> Any:
+    """The module that opens a runtime which has one; None for others. EdgeError when the bundle lacks it."""
+    if runtime not in OWN_RUNTIMES:
+        return None
+    try:
+        return import_module(f"{__package__}.{runtime}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}.{runtime}":
+            raise
+        raise EdgeError(f"{runtime}.py is missing; copy the whole bundle") from error
+
+
 def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: int) -> Any:
     """Open a graph as production does. Options a runner does not know concern how the graph was built.
 
     EdgeError for a runtime that only fmopt itself can open.
     """
+    if runtime in OWN_RUNTIMES:
+        return own_module(runtime).open_runner(path, options, threads)
     if runtime not in RUNNERS:
-        beside = Path(__file__).with_name(f"run_{runtime}.py")
-        raise EdgeError(
-            f"this bundle is for {runtime}: use {beside.name} instead of run.py"
-            if beside.is_file()
-            else f"runtime {runtime!r} needs torch, which this file does without; use fmopt.load instead"
-        )
+        raise EdgeError(f"runtime {runtime!r} needs torch, which run.py does without; use fmopt.load instead")
     if not Path(path).is_file():
         raise EdgeError(f"{path} is missing")
     if options.get("stateful"):
-        return load_part("edge_generation").Stateful(OpenVinoRunner(path, options, threads))
+        return load_part("generation").Stateful(OpenVinoRunner(path, options, threads))
     if options.get(HALVES):
         return HalvesRunner([RUNNERS[runtime](path, options, threads, half) for half in (0, 1)])
     return RUNNERS[runtime](path, options, threads)
@@ -257,6 +267,7 @@ def with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarr
 
 
 def cast_inputs(wanted: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs that a graph takes, in its element types; EdgeError for one that is missing."""
     missing = [name for name in wanted if name not in inputs]
     if missing:
         raise EdgeError(f"the graph wants input {missing[0]!r}; it was given {', '.join(sorted(inputs))}")

@@ -1,4 +1,4 @@
-"""Answers by an encoder and a decoder for `edge.py`: translations, made token by token.
+"""Answers by an encoder and a decoder of a bundle: translations, made token by token.
 
 The graph has two halves, which are opened one by one. The first takes whole texts (`input_ids`, `attention_mask`) and gives
 `present.N.encoder.key` and `.value` [rows, heads, tokens, size], what the cross-attention of the decoder's layer N reads: made
@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-if __package__:
-    from . import generation  # beside run.py of a bundle, edge.py puts it there
+from . import generation
 
 NEW, SOURCE_MASK = "decoder_input_ids", "encoder_attention_mask"
 TOKENS_OF_SOUNDS = 8

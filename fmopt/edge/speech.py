@@ -1,4 +1,4 @@
-"""Speech synthesis for `edge.py`: a text in letters, noise by a seed, a sound; and how far two sounds are apart.
+"""Speech synthesis of a bundle: a text in letters, noise by a seed, a sound; and how far two sounds are apart.
 
 The graph takes letters and noise (`duration_noise` for how long each letter lasts, `noise` for how it sounds) and gives
 `waveform` [rows, samples] with `sequence_lengths`, how many of a row's samples are its sound. Noise is drawn here, so that

@@ -1,8 +1,8 @@
 """Builds and runs TensorRT engines from a bundle's ONNX graph, on the device, with numpy, tensorrt and cuda-python alone.
 
-This file stands beside edge.py and is copied into bundles for TensorRT as `run_tensorrt.py`, next to run.py:
+Bundles for TensorRT carry this module; their run.py has one verb more:
 
-    python run_tensorrt.py build            python run_tensorrt.py predict "a text"    (bench and verify as in run.py)
+    python run.py build            python run.py predict "a text"    (bench and verify as everywhere)
 
 An engine fits one GPU, driver and TensorRT. It is kept in the user's cache folder with a stamp that says which, and built
 again from the graph, with a line that says what differed, where the stamp does not fit. Options:
@@ -12,6 +12,7 @@ again from the graph, with a line that says what differed, where the stamp does 
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import hashlib
 import json
@@ -19,20 +20,21 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-edge: Any = import_module("fmopt.edge.command" if __package__ else "run")
+from .host import cache_folder
+from .loading import read_facts, sha256_file
+from .parts import EdgeError, need
 
-NAME, IN_BUNDLE = "tensorrt", "run_tensorrt.py"
+NAME = "tensorrt"
 PACKAGES = "tensorrt cuda-python"
 README = """
 
-No engine was built where this bundle was made, and its speed was not measured. On the device, `python run_tensorrt.py build`
+No engine was built where this bundle was made, and its speed was not measured. On the device, `python run.py build`
 builds one from model.onnx (the first call of any other verb does so too), `verify` compares its predictions with those that
 were judged, and `bench` measures. The precision of every operator stands in the graph; why a node stays fp32 is in its
 metadata, under `fmopt.kept`."""
@@ -56,16 +58,16 @@ def absent() -> str | None:
             return f"{package} is not installed: pip install {package}, on a machine with an NVIDIA GPU"
     try:
         return None if cuda("cudaGetDeviceCount") else "this machine has no NVIDIA GPU"
-    except (edge.EdgeError, RuntimeError) as error:
+    except (EdgeError, RuntimeError) as error:
         return f"this machine has no usable NVIDIA GPU: {error}"
 
 
 def cuda(name: str, *arguments: Any) -> Any:
     """Call the CUDA runtime; its result, or EdgeError with the runtime's own words."""
-    runtime = edge._need("cuda.bindings.runtime", "cuda-python")
+    runtime = need("cuda.bindings.runtime", "cuda-python")
     status, *result = getattr(runtime, name)(*arguments)
     if int(status) != 0:
-        raise edge.EdgeError(f"{name} failed: {getattr(status, 'name', status)}")
+        raise EdgeError(f"{name} failed: {getattr(status, 'name', status)}")
     return result[0] if result else None
 
 
@@ -97,7 +99,7 @@ def profiles(options: Mapping[str, Any]) -> tuple[Profile, ...]:
 
 def stamp(graph: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """What an engine built here and now would be for."""
-    trt = edge._need("tensorrt", "tensorrt")
+    trt = need("tensorrt", "tensorrt")
     facts = cuda("cudaGetDeviceProperties", 0)
     name = facts.name.decode() if isinstance(facts.name, bytes) else str(facts.name)
     return {
@@ -134,10 +136,10 @@ def _number(version: Any) -> tuple[int, ...]:
 
 
 def _digest(path: Path) -> str:
-    total = hashlib.sha256(edge.sha256_file(path).encode())
+    total = hashlib.sha256(sha256_file(path).encode())
     beside = path.with_name(path.name + ".data")
     if beside.is_file():
-        total.update(edge.sha256_file(beside).encode())
+        total.update(sha256_file(beside).encode())
     return total.hexdigest()
 
 
@@ -148,7 +150,7 @@ def ready_engine(
     options = {**DEFAULTS, **options}
     here = stamp(graph, options)
     key = hashlib.sha256(f"{here['graph']}{json.dumps(options, sort_keys=True)}".encode()).hexdigest()[:16]
-    engine = edge.cache_folder() / "tensorrt" / f"{key}.plan"
+    engine = cache_folder() / "tensorrt" / f"{key}.plan"
     written = engine.with_suffix(".json")
     if engine.is_file() and written.is_file():
         built = json.loads(written.read_text())
@@ -183,7 +185,7 @@ def build(graph: Path, options: Mapping[str, Any], timing_cache: Path, progress:
 
     EdgeError with the nodes that the parser does not take, or when no engine could be built.
     """
-    trt = edge._need("tensorrt", "tensorrt")
+    trt = need("tensorrt", "tensorrt")
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -191,7 +193,7 @@ def build(graph: Path, options: Mapping[str, Any], timing_cache: Path, progress:
     if not parser.parse_from_file(str(graph)):
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
         told = "; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
-        raise edge.EdgeError(f"TensorRT {trt.__version__} does not take {graph.name}: {told or 'it does not say why'}")
+        raise EdgeError(f"TensorRT {trt.__version__} does not take {graph.name}: {told or 'it does not say why'}")
     config = configured(trt, builder, options)
     for profile in profiles(options):
         shapes = builder.create_optimization_profile()
@@ -204,7 +206,7 @@ def build(graph: Path, options: Mapping[str, Any], timing_cache: Path, progress:
         config.progress_monitor = monitor(trt, progress)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise edge.EdgeError(f"TensorRT {trt.__version__} could not build an engine of {graph.name}; its log says why")
+        raise EdgeError(f"TensorRT {trt.__version__} could not build an engine of {graph.name}; its log says why")
     _write(timing_cache, config.get_timing_cache().serialize())
     return bytes(plan)
 
@@ -258,20 +260,18 @@ def monitor(trt: Any, progress: Any) -> Any:
 
 def opened(engine: Path, graph: Path, options: Mapping[str, Any]) -> Any:
     """The engine in the device's memory; one without weights gets them from the graph."""
-    trt = edge._need("tensorrt", "tensorrt")
+    trt = need("tensorrt", "tensorrt")
     logger = trt.Logger(trt.Logger.WARNING)
     runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = bool(options["version_compatible"])  # it carries a runtime of its own
     loaded = runtime.deserialize_cuda_engine(engine.read_bytes())
     if loaded is None:
-        raise edge.EdgeError(f"TensorRT {trt.__version__} does not open {engine}; remove it, and it is built again")
+        raise EdgeError(f"TensorRT {trt.__version__} does not open {engine}; remove it, and it is built again")
     if options["strip_weights"]:
         refitter = trt.Refitter(loaded, logger)
         parser = trt.OnnxParserRefitter(refitter, logger)
         if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
-            raise edge.EdgeError(
-                f"the weights of {graph} do not fit {engine}; remove the engine, and it is built again"
-            )
+            raise EdgeError(f"the weights of {graph} do not fit {engine}; remove the engine, and it is built again")
     return loaded
 
 
@@ -300,7 +300,7 @@ class TensorRtRunner:
     def _slot(self, shape: tuple[int, ...]) -> Slot:
         fitting = next((n for n, one in enumerate(profiles(self.options)) if one.takes(shape)), None)
         if fitting is None:
-            raise edge.EdgeError(
+            raise EdgeError(
                 f"the engine was not built for {list(shape)}: batch {self.options['batch']}, lengths "
                 f"{self.options['lengths']}; set them in the options of fmopt.json and build again"
             )
@@ -310,7 +310,7 @@ class TensorRtRunner:
 
     def layer_times(self, inputs: Mapping[str, np.ndarray], runs: int) -> dict[str, list[float]]:
         """Milliseconds of every layer of the engine, `runs` times, by TensorRT's own profiler."""
-        trt = edge._need("tensorrt", "tensorrt")
+        trt = need("tensorrt", "tensorrt")
         times: dict[str, list[float]] = {}
 
         class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
@@ -341,7 +341,7 @@ class Slot:
     """One shape, ready to run: a context, buffers on both sides, and the captured graph of all that happens."""
 
     def __init__(self, engine: Any, stream: Any, profile: int, shape: tuple[int, ...], *, cuda_graph: bool) -> None:
-        trt = edge._need("tensorrt", "tensorrt")
+        trt = need("tensorrt", "tensorrt")
         self.stream, self.context = stream, engine.create_execution_context()
         self.context.set_optimization_profile_async(profile, int(stream))
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
@@ -369,7 +369,7 @@ class Slot:
         self.context.set_tensor_address(name, self.device[name])
 
     def _enqueue(self) -> None:
-        kind = edge._need("cuda.bindings.runtime", "cuda-python").cudaMemcpyKind
+        kind = need("cuda.bindings.runtime", "cuda-python").cudaMemcpyKind
         for name in self.inputs:
             host = self.host[name]
             cuda(
@@ -381,7 +381,7 @@ class Slot:
                 self.stream,
             )
         if not self.context.execute_async_v3(int(self.stream)):
-            raise edge.EdgeError("TensorRT could not run the engine; its log says why")
+            raise EdgeError("TensorRT could not run the engine; its log says why")
         for name in self.outputs:
             host = self.host[name]
             cuda(
@@ -394,7 +394,7 @@ class Slot:
             )
 
     def _captured(self) -> Any:
-        modes = edge._need("cuda.bindings.runtime", "cuda-python").cudaStreamCaptureMode
+        modes = need("cuda.bindings.runtime", "cuda-python").cudaStreamCaptureMode
         cuda("cudaStreamBeginCapture", self.stream, modes.cudaStreamCaptureModeThreadLocal)
         self._enqueue()
         graph = cuda("cudaStreamEndCapture", self.stream)
@@ -406,7 +406,7 @@ class Slot:
         """Outputs by name, copied out of the buffers."""
         missing = next((name for name in self.inputs if name not in inputs), None)
         if missing:
-            raise edge.EdgeError(f"the engine wants input {missing!r}; it was given {', '.join(sorted(inputs))}")
+            raise EdgeError(f"the engine wants input {missing!r}; it was given {', '.join(sorted(inputs))}")
         for name in self.inputs:
             self.host[name][...] = inputs[name]
         if self.graph is not None:
@@ -428,32 +428,27 @@ class Slot:
             cuda("cudaFreeHost", pointer)
 
 
-def load(folder: str | Path, threads: int | None = None) -> Any:
-    """Open a bundle on TensorRT as a callable on raw text; verified as run.py does."""
-    return edge.load(folder, threads, lambda runtime, path, options, count: TensorRtRunner(path, options, count))
-
-
-def main(argv: Sequence[str] | None = None, folder: Path | None = None) -> int:
-    """`build`, and what run.py does, on TensorRT; returns the exit code."""
-    folder = folder or Path(__file__).resolve().parent
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    edge.RUNNERS[NAME] = TensorRtRunner
+def open_runner(path: Path, options: Mapping[str, Any], threads: int) -> TensorRtRunner:
+    """An engine for this machine's GPU, built first where none is kept. EdgeError where none can be."""
     reason = absent()
-    try:
-        if reason and arguments[:1] in (["build"], ["predict"], ["bench"], ["verify"]) and "--help" not in arguments:
-            raise edge.EdgeError(reason)
-        if arguments[:1] != ["build"]:
-            return int(edge.main(arguments, folder))
-        facts = edge.read_facts(folder)
-        engine, built = ready_engine(
-            folder / facts["model_file"], facts["options"], lambda text: print(text, file=sys.stderr)
-        )
-    except edge.EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if reason:
+        raise EdgeError(reason)
+    return TensorRtRunner(path, options, threads)
+
+
+def add_commands(commands: Any) -> None:
+    """`run.py build`, beside the verbs of every bundle."""
+    build = commands.add_parser("build", help="build the engine for this GPU, or say that it is there")
+    build.set_defaults(command=_build)
+
+
+def _build(folder: Path, asked: argparse.Namespace) -> int:
+    reason = absent()
+    if reason:
+        raise EdgeError(reason)
+    facts = read_facts(folder)
+    engine, built = ready_engine(
+        folder / facts["model_file"], facts["options"], lambda text: print(text, file=sys.stderr)
+    )
     print(json.dumps({"engine": str(engine), "bytes": engine.stat().st_size, **built}))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -200,6 +200,7 @@ def split_words(raw: Raw) -> list[tuple[str, int, int]]:
 
 
 def as_pair(raw: Any) -> tuple[str, str]:
+    """A raw that must be a pair of texts; EdgeError for another."""
     if isinstance(raw, tuple) and len(raw) == 2 and all(isinstance(part, str) for part in raw):
         return raw
     raise EdgeError(f"{shorten(raw)} is not a pair of texts; give (first, second), for an answer (question, context)")

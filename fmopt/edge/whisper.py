@@ -1,5 +1,5 @@
-"""Speech recognition by an encoder and a decoder (Whisper) for `edge.py`: sounds as edge_audio.py reads them, texts as
-edge_seq2seq.py makes them. A raw is the bytes of an audio file; a prediction is {"text", "tokens"}. The model's tokenizer.json
+"""Speech recognition by an encoder and a decoder (Whisper) of a bundle: sounds as audio.py reads them, texts as seq2seq.py
+makes them. A raw is the bytes of an audio file; a prediction is {"text", "tokens"}. The model's tokenizer.json
 spells."""
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-if __package__:  # beside run.py of a bundle, edge.py puts them there
-    from . import audio, seq2seq
+from . import audio, seq2seq
 
 read_raw, run, work, timed = audio.read_raw, seq2seq.run, seq2seq.work, seq2seq.timed
 add_arguments, wishes_of = seq2seq.add_arguments, seq2seq.wishes_of

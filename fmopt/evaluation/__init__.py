@@ -1,0 +1,1 @@
+"""Numbers and verdicts, without a model: metrics, bootstrap, gate, record, comparison, history."""

@@ -1,0 +1,1 @@
+"""Torch to graph, graph to graph, graph to bundle."""

@@ -1,6 +1,6 @@
 """The files that let a bundle run in a browser: pinned npm packages, fetched once, and the page that uses them.
 
-    python -m fmopt.exporters.browser_files        fetches them into this user's cache folder (needs npm; 33 MB, of which 14 MB are kept)
+    python -m fmopt.exporters.browser_files    fetches them into this user's cache folder (needs npm; 33 MB, 14 MB of them kept)
 
 Bundles carry copies, so that a page loads nothing from elsewhere. Nothing is fetched at any other time.
 """

@@ -1,6 +1,6 @@
 """A bundle: the folder that runs a model elsewhere, without fmopt. Written whole or not at all, verified, opened.
 
-`edge.py` knows what a bundle is to the one who runs it (and is copied into each as run.py); this file makes one.
+`fmopt/edge/` knows what a bundle is to the one who runs it, and is copied into each; this file makes one.
 """
 
 from __future__ import annotations
@@ -19,19 +19,12 @@ from fmopt.core import plugins
 from fmopt.core.errors import BundleError, DataError, StoreError
 from fmopt.core.model import Artifact, CheckpointFacts, ModelSource, takes_length
 from fmopt.core.store import MARKER, disk_errors
-from fmopt.edge import command, executorch, host, loading, parts, runners, tensorrt
+from fmopt.edge import executorch, host, loading, parts, runners, tensorrt
 from fmopt.edge import text as edge_text
 from fmopt.edge.loading import GOLDEN, MANIFEST, UNFINISHED
 from fmopt.edge.parts import Raw
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.exporters import browser_files
-from fmopt.exporters import bundle as bundles
-
-
-def load(bundle: str | Path, threads: int | None = None) -> Any:
-    """A bundle as a callable on raw text; hashes are verified first. Never imports torch."""
-    return bundles.load(Path(bundle), threads)
-
 
 # Protobuf ends at 2 GB; below this one file is handier than two.
 EXTERNAL_DATA_BYTES = 1_500_000_000
@@ -44,8 +37,8 @@ ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 ENCODER_OF = {"text": "tokenizer.json", "item": CATALOGUE}  # where it is not a processor
 PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers",
             "executorch")  # fmt: skip
-# Runtimes that a script of their own opens, beside run.py.
-BESIDE: Mapping[str, Any] = {script.NAME: script for script in (tensorrt, executorch)}
+# Runtimes with a module of their own: what has to be installed for it, and what a reader is told.
+OWN: Mapping[str, Any] = {module.NAME: module for module in (tensorrt, executorch)}
 
 
 class Bundle(loading.Model):
@@ -106,11 +99,7 @@ def write_bundle(
                 model_file = browser_files.move_graph(staging, model_file, str(recipe.get("precision", "fp32")))
             _put_checkpoint_files(facts, artifact, staging)
             _put_golden(golden, tolerance, staging)
-            shutil.copyfile(command.__file__, staging / "run.py")
-            for file in parts.part_files(facts.pipeline):
-                shutil.copyfile(file, staging / file.name)
-            if beside := BESIDE.get(artifact.runtime):
-                shutil.copyfile(beside.__file__, staging / beside.IN_BUNDLE)
+            put_programs(facts.pipeline, artifact.runtime, staging)
             (staging / "README.md").write_text(
                 _readme(facts, artifact, verdict, model_file, page=page), encoding="utf-8"
             )
@@ -122,9 +111,18 @@ def write_bundle(
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def put_programs(pipeline: Mapping[str, Any], runtime: str, folder: Path) -> None:
+    """Copy what runs a bundle of this task and runtime: run.py, and the modules that it imports."""
+    modules = parts.module_files(pipeline, runtime)
+    shutil.copyfile(modules[0].with_name("run.py"), folder / "run.py")
+    (folder / "edge").mkdir()
+    for file in modules:
+        shutil.copyfile(file, folder / "edge" / file.name)
+
+
 def script_of(folder: Path) -> str:
-    """The file of a bundle that runs it: run.py, or the one that its runtime needs beside it."""
-    return next((one.IN_BUNDLE for one in BESIDE.values() if (folder / one.IN_BUNDLE).is_file()), "run.py")
+    """The file that runs a bundle; those made before 0.2 for TensorRT and ExecuTorch have one of another name."""
+    return next((name for name in ("run_tensorrt.py", "run_executorch.py") if (folder / name).is_file()), "run.py")
 
 
 def publish(made: Path, out: Path) -> Path:
@@ -393,9 +391,9 @@ def readers(facts: CheckpointFacts) -> tuple[str, ...]:
 def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file: str, *, page: bool) -> str:
     texts, result = USAGE[facts.task]
     texts = texts.replace("[MASK]", facts.pipeline.get("mask", {}).get("token", ""))
-    beside = BESIDE.get(artifact.runtime)
-    alone = artifact.runtime in runners.RUNNERS or beside is not None
-    packages = beside.PACKAGES if beside else artifact.runtime
+    own = OWN.get(artifact.runtime)
+    alone = artifact.runtime in runners.RUNNERS or own is not None
+    packages = own.PACKAGES if own else artifact.runtime
     encoder = _encoder(facts)
     reads = "".join(f" {package}" for package in readers(facts))
     others = " (and soundfile, for other files than WAV)" if facts.modality == "audio" else ""
@@ -404,10 +402,9 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
         if alone
         else "It is a PyTorch checkpoint and runs by fmopt: `pip install fmopt`."
     )
-    needs += beside.README if beside else ""
-    script = beside.IN_BUNDLE if beside else "run.py"
+    needs += own.README if own else ""
     predict, bench, verify = (
-        f"python {script} {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
+        f"python run.py {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
     )
     encoder = encoder.replace("tokenizer.json", "tokenizer*.json")
     raw = texts if facts.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
@@ -433,7 +430,7 @@ Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 {verify}     # are the files whole, does it compute here what it should
 ```
 ```python
-{f"from {script[:-3]} import load     # in this folder; anywhere: from fmopt import load" if alone else "from fmopt import load"}
+{"from run import load     # in this folder; anywhere: from fmopt import load" if alone else "from fmopt import load"}
 model = load(".")
 model({raw})     # or a list of them
 ```

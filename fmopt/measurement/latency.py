@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+import fmopt
 from fmopt.core.errors import DataError, UnmeasuredError
 from fmopt.core.model import Artifact, takes_length
 from fmopt.core.results import Footprint
@@ -105,9 +106,10 @@ def _join(first: Raw, second: Raw) -> Raw:
 
 
 def _serve_in_fresh_process(request: Mapping[str, Any]) -> dict[str, float]:
-    package = Path(__file__).parent
-    # -P: the script's own folder is not a place to import from; its file names would hide other packages
-    command = [sys.executable, "-P", str(package / "serve_once.py"), json.dumps(request)]
+    module = "fmopt.measurement.torch_process" if request["runtime"] == "torch" else "fmopt.edge.board.footprint"
+    # -P: the working directory is not a place to import from; its file names would hide other packages
+    command = [sys.executable, "-P", "-m", module, json.dumps(request)]
+    package = Path(fmopt.__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), *_python_path()])}
     try:
         done = subprocess.run(
@@ -117,7 +119,9 @@ def _serve_in_fresh_process(request: Mapping[str, Any]) -> dict[str, float]:
         raise UnmeasuredError(f"serving {request['path']} took over {SERVE_TIMEOUT_S} s in a fresh process") from error
     if done.returncode:
         words = done.stderr.strip().splitlines()
-        said = words[-1].removeprefix("edge.EdgeError: ") if words else f"it ended with code {done.returncode}"
+        said = (
+            words[-1].removeprefix("fmopt.edge.parts.EdgeError: ") if words else f"it ended with code {done.returncode}"
+        )
         raise UnmeasuredError(f"a fresh process could not serve {request['path']}: {said}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 

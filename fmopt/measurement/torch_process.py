@@ -1,11 +1,15 @@
-"""A PyTorch checkpoint served in a process of its own."""
+"""A PyTorch checkpoint served in a process of its own: `python -m fmopt.measurement.torch_process REQUEST`."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fmopt.edge.board.footprint import served
 
 
 def open_torch(request: dict[str, Any]) -> Any:
@@ -27,3 +31,13 @@ def open_torch(request: dict[str, Any]) -> Any:
             return net(**{name: torch.from_numpy(array) for name, array in inputs.items()})
 
     return run
+
+
+def main(words: str) -> None:
+    """Serve what the request says, and print what it took."""
+    request = json.loads(words)
+    print(json.dumps(served(request, lambda: open_torch(request))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -12,13 +12,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER, CheckpointFacts, ModelSource, file_digest
 from fmopt.edge.recommendation import CATALOGUE
-from fmopt.models import checkpoint
 from fmopt.models.adapters import is_adapter
 from fmopt.models.loading import TorchModel
 from fmopt.models.networks import known_transformers
@@ -38,15 +37,6 @@ from fmopt.tasks.base import Task, modality_of
 
 if TYPE_CHECKING:
     import torch
-
-
-def load_model(model: str | Path, *, task: str | None = None) -> torch.nn.Module:
-    """The network of a checkpoint, pruned or not: a transformers model in eval mode, to train further or to save.
-
-    `fmopt.models.structure.save_checkpoint` writes one that was pruned; its own `save_pretrained` leaves structure.json out.
-    """
-    return checkpoint.load(checkpoint.inspect(resolve(str(model)), task)).net
-
 
 log = logging.getLogger(__name__)
 
@@ -315,7 +305,7 @@ def _pipeline(
         pipeline |= {"modality": modality, **INPUTS[modality](folder, getattr(config, "vision_config", config))}
     if task == RECOGNITION and config.is_encoder_decoder:
         read_tokenizer(folder, config)  # which spells; refused here when it does not fit
-        pipeline |= {"part": "edge_whisper", "padding": {"id": int(config.pad_token_id or 0)}}
+        pipeline |= {"part": "whisper", "padding": {"id": int(config.pad_token_id or 0)}}
         pipeline |= answer_pipeline(folder, config, raw)
     elif task == RECOGNITION:
         pipeline["ctc"] = read_spelling(folder, config)
@@ -458,3 +448,11 @@ def _read_json(path: Path, kind: type) -> Any:
     if not isinstance(got, kind):
         raise CheckpointError(f"{path} should hold a JSON {'object' if kind is dict else 'list'}; get the file again")
     return got
+
+
+def load_model(model: str | Path, *, task: str | None = None) -> torch.nn.Module:
+    """The network of a checkpoint, pruned or not: a transformers model in eval mode, to train further or to save.
+
+    `fmopt.models.structure.save_checkpoint` writes one that was pruned; its own `save_pretrained` leaves structure.json out.
+    """
+    return load(inspect(resolve(str(model)), task)).net

@@ -1,0 +1,1 @@
+"""Pages and tables drawn from a record."""

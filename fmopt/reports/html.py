@@ -38,7 +38,7 @@ from fmopt.reports.profile import Spent, layer_of, spent_by_kind
 from fmopt.reports.roofline import LISTED, points_of, roof_plot
 from fmopt.reports.waterfall import falls
 
-_HERE = Path(__file__).parent
+_TEMPLATES = Path(__file__).with_name("templates")
 TEXT_SHOWN = 400  # characters of a changed item's text
 PLOT_SIZES = {"wide": (960, 440), "narrow": (380, 400)}  # px; a page shows the one that its width has room for
 CHANGED_OPEN = 10  # changed items that are seen without a click
@@ -91,8 +91,8 @@ def write_markdown(record: Record, path: Path) -> Path:
 
 def write_page(template: str, shown: dict[str, Any], path: Path, styles: Sequence[str] = ("report.css",)) -> Path:
     """Draw an HTML template with the house's style and script in it."""
-    script = _HERE.joinpath("report.js").read_text(encoding="utf-8")
-    style = "".join(_HERE.joinpath(name).read_text(encoding="utf-8") for name in styles)
+    script = _TEMPLATES.joinpath("report.js").read_text(encoding="utf-8")
+    style = "".join(_TEMPLATES.joinpath(name).read_text(encoding="utf-8") for name in styles)
     # the only script that may run is this one, whatever a text of the data set contains
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {"script": Markup(script), "script_digest": Markup(digest), "style": Markup(style)}
@@ -165,7 +165,8 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
             (
                 "accuracy drop",
                 f"{formatting.points(winner.final_drop.point)} {drop_unit(record)}",
-                f"at most {formatting.points(winner.final_drop.high)} {drop_unit(record)} at {formatting.percent(record.confidence)}",
+                f"at most {formatting.points(winner.final_drop.high)} {drop_unit(record)} "
+                f"at {formatting.percent(record.confidence)}",
             )
         )
     if winner.size_bytes is not None:
@@ -223,7 +224,11 @@ def budget_words(budget: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _environment(*, html: bool) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "ms": formatting.milliseconds,

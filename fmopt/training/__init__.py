@@ -1,0 +1,1 @@
+"""What every training shares: examples, collation, processes."""

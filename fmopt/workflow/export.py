@@ -1,4 +1,4 @@
-"""The Python API: the same words as the command, typed. Importing it is heavy; `import fmopt` is not."""
+"""Export a model as a bundle in one format and precision, without a search."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fmopt.core import plugins
-from fmopt.core.errors import CheckpointError, ConfigError, DataError
+from fmopt.core.errors import ConfigError, DataError
 from fmopt.core.model import CheckpointFacts
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.recipe import Recipe, Step
@@ -17,17 +17,12 @@ from fmopt.edge.text import open_preprocessor
 from fmopt.evaluation.predictions import predict
 from fmopt.exporters import browser_files, to_executorch
 from fmopt.exporters import bundle as bundles
-from fmopt.exporters.bundle import load
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint
-from fmopt.models.checkpoint import load_model
 from fmopt.models.source import resolve
 from fmopt.models.wrappers.seq2seq import generates
 from fmopt.workflow.deployed import open_artifact, plain_example
-from fmopt.workflow.evaluate import evaluate
-from fmopt.workflow.explain import explain
 from fmopt.workflow.label_names import with_labels
-from fmopt.workflow.optimize import optimize, optimize_family, plan
 from fmopt.workflow.search.builder import Workshop
 from fmopt.workflow.search.candidates import compiled_for, keeps_past, refusal
 
@@ -146,17 +141,3 @@ def kind_items(raws: Sequence[Any]) -> list[Any]:
     from fmopt.tasks.base import Item
 
     return [Item(row=number, raw=raw) for number, raw in enumerate(raws)]
-
-
-__all__ = [
-    "CheckpointError",
-    "CheckpointFacts",
-    "evaluate",
-    "explain",
-    "export",
-    "load",
-    "load_model",
-    "optimize",
-    "optimize_family",
-    "plan",
-]

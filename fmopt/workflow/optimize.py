@@ -94,7 +94,7 @@ def optimize(
         clean=clean,
         command=command,
     )
-    return run_optimize(request, progress)
+    return optimize_request(request, progress)
 
 
 def plan(request: Request) -> Plan:
@@ -248,6 +248,3 @@ def rungs(run: Run, winner: str, reference: str) -> list[Rung]:
     found = [] if run.out_of_time() else waterfall(run, winner, reference)
     run.seconds["waterfall"] = round(time.monotonic() - begun, 3)
     return found
-
-
-__all__ = ["Request", "optimize", "optimize_family", "prepare"]

@@ -1,0 +1,1 @@
+"""What runs on a board at the end of an ssh line."""

@@ -1,8 +1,8 @@
 """What runs on a board at the other end of an ssh line: receives files, starts programs that outlive the line, tells of them.
 
-Knows nothing but Python's standard library and nothing of fmopt: board.py sends this file's text with every request, so
-that nothing is installed there and no two versions meet. It touches one folder, `~/.fmopt-board`. A request is one line of
-JSON with a "verb"; the answer is one line of JSON after `MARK`, whatever else a login shell prints. Written for
+Knows nothing but Python's standard library and nothing of fmopt: measurement/remote/ssh.py sends this file's text with
+every request, so that nothing is installed there and no two versions meet. It touches one folder, `~/.fmopt-board`. A request is
+one line of JSON with a "verb"; the answer is one line of JSON after `MARK`, whatever else a login shell prints. Written for
 Python 3.7, so that a Python too old for a bundle can still say so.
 """
 

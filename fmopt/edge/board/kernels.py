@@ -1,8 +1,8 @@
-"""Short kernels that show how fast a board's memory and arithmetic are at best. Runs there beside a copy of turns.py, on numpy
-and ONNX Runtime alone.
+"""Short kernels that show how fast a board's memory and arithmetic are at best. Runs there beside a copy of interleaved.py,
+on numpy and ONNX Runtime alone.
 
-What ceilings.py measures on this machine, in the same way: the shortest call counts. `board_kernels.py SECONDS CORES
-NAME=GRAPH.onnx…` prints one line of JSON.
+What host_kernels.py measures on this machine, in the same way: the shortest call counts. `python -m board.kernels
+SECONDS CORES NAME=GRAPH.onnx…` prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-# A copy of fmopt/turns.py lies beside this file there.
-from turns import best_seconds  # type: ignore[import-not-found]
+from .interleaved import best_seconds
 
 NUMBERS = 16_000_000  # three float32 arrays of 64 MB each: beyond any last-level cache we know of
 KINDS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}

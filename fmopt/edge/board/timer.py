@@ -1,7 +1,7 @@
-"""Times artifacts in turn on a board: `board_timer.py REQUEST.json` prints one line of JSON.
+"""Times artifacts in turn on a board: `python -m edge.board.timer REQUEST.json` prints one line of JSON.
 
-Runs there beside copies of edge.py and turns.py, by the same clock and the same runners as here; knows nothing else of
-fmopt. A variant that cannot be opened or run there is told with its reason, and the others are timed all the same.
+Runs there from a copy of this folder, by the same clock and the same runners as here; knows nothing else of fmopt. A
+variant that cannot be opened or run there is told with its reason, and the others are timed all the same.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import edge  # type: ignore[import-not-found]
 import numpy as np
-import turns  # type: ignore[import-not-found]
+
+from ..loading import Model, raw_from_json, timed_call
+from ..runners import open_runner
+from ..text import open_preprocessor
+from . import interleaved
 
 
 def opened(request: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, str]]:
@@ -25,7 +28,7 @@ def opened(request: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any
     runners, failed = {}, {}
     for name, one in request["variants"].items():
         try:
-            runner = edge.open_runner(one["runtime"], Path(one["path"]), one["options"], request["threads"])
+            runner = open_runner(one["runtime"], Path(one["path"]), one["options"], request["threads"])
             runner.run(inputs[0])
             runners[name] = runner
         except Exception as error:  # what a runtime raises for a graph or a CPU that it does not know
@@ -36,15 +39,15 @@ def opened(request: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any
 def alone(request: dict[str, Any], inputs: list[dict[str, Any]], runners: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A call of each model on the next inputs."""
     for name, runner in runners.items():
-        yield name, turns.Replay([edge.timed_call(request["pipeline"], runner, one) for one in inputs])
+        yield name, interleaved.Replay([timed_call(request["pipeline"], runner, one) for one in inputs])
 
 
 def whole(request: dict[str, Any], runners: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A call of each from raw to answer."""
-    preprocessor = edge.open_preprocessor(Path(request["reader"]), request["pipeline"])
-    batches = [[edge.raw_from_json(raw) for raw in batch] for batch in request["batches"]]
+    preprocessor = open_preprocessor(Path(request["reader"]), request["pipeline"])
+    batches = [[raw_from_json(raw) for raw in batch] for batch in request["batches"]]
     for name, runner in runners.items():
-        model, turn = edge.Model({"pipeline": request["pipeline"]}, preprocessor, runner), itertools.cycle(batches)
+        model, turn = Model({"pipeline": request["pipeline"]}, preprocessor, runner), itertools.cycle(batches)
         yield name, (lambda model=model, turn=turn: model.soonest(next(turn)))
 
 
@@ -58,18 +61,18 @@ def main(path: str) -> None:
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     inputs, runners, failed = opened(request)
     calls = dict(whole(request, runners) if request["batches"] else alone(request, inputs, runners))
-    before = sorted(turns.spin_ms() for _ in range(20))[10]
+    before = sorted(interleaved.spin_ms() for _ in range(20))[10]
     samples = {}
     if calls:
-        samples = turns.time_in_turn(
+        samples = interleaved.time_in_turn(
             calls,
             min_samples=request["min_samples"],
             max_seconds=request["max_seconds"],
-            hopeless=lambda so_far: turns.certainly_slower(so_far, keep=keep(so_far, request["full_precision"])),
+            hopeless=lambda so_far: interleaved.certainly_slower(so_far, keep=keep(so_far, request["full_precision"])),
             seed=request["seed"],
-            clock=None if request["batches"] else turns.settled_ms,
+            clock=None if request["batches"] else interleaved.settled_ms,
         )
-    drift = turns.drift_warning(before, sorted(turns.spin_ms() for _ in range(20))[10])
+    drift = interleaved.drift_warning(before, sorted(interleaved.spin_ms() for _ in range(20))[10])
     runtimes = {one["runtime"] for one in request["variants"].values()}
     print(
         json.dumps(

@@ -133,17 +133,17 @@ class BoardClock:
             asked = Path(scratch) / f"{name}.json"
             asked.write_text(json.dumps(request), encoding="utf-8")
             board.send({**files, f"{FOLDER}/{asked.name}": asked})
-        out, _ = board.job(name, [self.python, "board_timer.py", f"{name}.json"], cwd=FOLDER)
+        out, _ = board.job(name, [self.python, "-m", "edge.board.timer", f"{name}.json"], cwd=FOLDER)
         board.ask("remove", name=f"{FOLDER}/{name}.json")
         told = json.loads(out.strip().splitlines()[-1])
         return Timed(samples=told["samples"], warnings=told["warnings"], failed=told["failed"])
 
     def _programs(self) -> dict[str, Path]:
-        """What runs there, beside each other."""
-        here = Path(__file__).parent
-        names = ["edge.py", "turns.py", "board_timer.py", "serve_once.py"]
-        parts = [file.name for file in edge_parts.part_files(self.facts.pipeline)]
-        return {f"{FOLDER}/{name}": here / name for name in (*names, *parts)}
+        """What runs there: a copy of fmopt/edge, without what this task does not need."""
+        package = Path(edge_parts.__file__).parent
+        board = [package / "board" / f"{name}.py" for name in ("__init__", "interleaved", "timer", "footprint")]
+        files = [*edge_parts.module_files(self.facts.pipeline, "onnxruntime"), *board]
+        return {f"{FOLDER}/edge/{path.relative_to(package).as_posix()}": path for path in files}
 
     def _encoders(self) -> list[Path]:
         return [path for name in ENCODERS if (path := self.facts.folder / name).is_file()]

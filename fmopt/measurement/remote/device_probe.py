@@ -19,7 +19,7 @@ PROBE_SECONDS = 0.4  # of each kernel
 
 
 def fingerprint(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What `probe.host_fingerprint` says of this machine, of a board by the facts that it gave (see board_agent.py)."""
+    """What `host_probe.host_fingerprint` says of this machine, of a board by the facts that it gave (see edge/board/agent.py)."""
     fields = host_probe.cpuinfo_fields(facts["cpuinfo"])
     return {
         "cpu": fields.get("model name") or facts["board"] or fields.get("Model") or facts["machine"],
@@ -67,8 +67,8 @@ def run_kernels(board: Board, python: str, known: Mapping[str, Any]) -> dict[str
 
     with tempfile.TemporaryDirectory(prefix="fmopt-probe-") as scratch:
         files = {
-            "probe/kernels.py": Path(__file__).with_name("board_kernels.py"),
-            "probe/turns.py": Path(interleaved.__file__),
+            f"probe/board/{name}.py": Path(interleaved.__file__).with_name(f"{name}.py")
+            for name in ("__init__", "kernels", "interleaved")
         }
         for precision, operator in (("fp32", "MatMul"), ("int8", "MatMulInteger")):
             path = Path(scratch) / f"{precision}.onnx"
@@ -77,6 +77,6 @@ def run_kernels(board: Board, python: str, known: Mapping[str, Any]) -> dict[str
         board.send(files)
     board.progress.start(f"probing {board.address.host}", 1)
     words = [str(PROBE_SECONDS), str(known["cores"]), "fp32=fp32.onnx", "int8=int8.onnx"]
-    out, _ = board.job(job_name("probe", known, words), [python, "kernels.py", *words], cwd="probe")
+    out, _ = board.job(job_name("probe", known, words), [python, "-m", "board.kernels", *words], cwd="probe")
     board.ask("remove", name="probe")
     return dict(json.loads(out.strip().splitlines()[-1]))

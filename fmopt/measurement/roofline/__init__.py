@@ -1,0 +1,1 @@
+"""What a graph should take on a device, and why it does not."""

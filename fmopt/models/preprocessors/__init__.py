@@ -1,0 +1,1 @@
+"""What a checkpoint does to its input before the network."""

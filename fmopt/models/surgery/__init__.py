@@ -1,0 +1,1 @@
+"""Networks changed in place: pruned modules, replaced projections."""

@@ -1,0 +1,1 @@
+"""Networks with the inputs and outputs that an exported graph has."""

@@ -1,0 +1,1 @@
+"""What calibration items tell: statistics, ranges, distances of outputs."""

@@ -1,0 +1,1 @@
+"""Training a student to answer as its teacher does."""

@@ -1,0 +1,1 @@
+"""Scores of what can be left out, and the search over widths."""

@@ -1,0 +1,1 @@
+"""Benchmarks: matrix, scenarios, pages."""

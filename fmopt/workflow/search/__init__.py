@@ -1,0 +1,1 @@
+"""Plan, build, time and select candidates."""

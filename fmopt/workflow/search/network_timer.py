@@ -51,7 +51,8 @@ class RecipeClock:
         """sha256 over everything but the networks that a time depends on."""
         shop = self.shop
         known = {
-            "method": METHOD, "host": host_probe.host_fingerprint(), "versions": host_probe.versions(), "runtime": self.recipe.runtime,
+            "method": METHOD, "host": host_probe.host_fingerprint(), "versions": host_probe.versions(),
+            "runtime": self.recipe.runtime,
             "options": self.recipe.options, "steps": [step.model_dump() for step in self._later()],
             "shape": (shop.batch, shop.length, shop.threads), "int8_dot": shop.target.int8_dot,
             "inputs": shop.facts.pipeline["inputs"], "data": shop.calibration_digest if shop.length is None else "",

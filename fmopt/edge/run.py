@@ -1,0 +1,108 @@
+"""Runs the model in this folder with numpy, the runtime and, for texts, tokenizers alone; nothing of fmopt is needed:
+
+    python run.py predict "some text"        python run.py bench --length 128        python run.py verify
+
+What it does stands in `edge/` beside this file. Every module there is compared with its sha256 in fmopt.json and compiled from
+that very source; no other file of this folder can be imported, whatever its name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+# Before anything is imported by its name: a file beside this one may have the name of a library.
+sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) != HERE]
+if sys.version_info < (3, 10):  # noqa: UP036 - it may be run by an older one
+    sys.exit("error: run.py needs Python 3.10 or newer; this is " + sys.version.split()[0])
+
+import hashlib  # noqa: E402
+import importlib  # noqa: E402
+import importlib.abc  # noqa: E402
+import importlib.util  # noqa: E402
+import json  # noqa: E402
+from importlib.machinery import ModuleSpec  # noqa: E402
+from types import ModuleType  # noqa: E402
+from typing import Any  # noqa: E402
+
+MODULES = (
+    "__init__", "audio", "bench", "command", "executorch", "generation", "host", "image", "loading", "parts", "recommendation",
+    "runners", "seq2seq", "speech", "tensorrt", "text", "whisper",
+)  # fmt: skip
+LARGEST_BYTES = 1 << 22  # of a manifest or a module
+
+
+class Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one package from sources that are in memory, never from compiled files."""
+
+    def __init__(self, package: str, sources: dict[str, bytes]):
+        self.package, self.sources = package, sources
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """The spec of the package or of one of its modules; None for what is none of it."""
+        if fullname != self.package and not fullname.startswith(self.package + "."):
+            return None
+        name = fullname[len(self.package) + 1 :] or "__init__"
+        if name not in self.sources:
+            return None
+        origin = os.path.join(HERE, "edge", name + ".py")
+        return importlib.util.spec_from_loader(fullname, self, origin=origin, is_package=name == "__init__")
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the source of a module."""
+        name = module.__name__[len(self.package) + 1 :] or "__init__"
+        module.__file__ = os.path.join(HERE, "edge", name + ".py")
+        exec(compile(self.sources[name], module.__file__, "exec"), module.__dict__)
+
+
+def read(name: str) -> bytes:
+    """The bytes of a plain file of this folder, no link at any level."""
+    path = os.path.join(HERE, *name.split("/"))
+    if os.path.realpath(path) != path or not os.path.isfile(path):
+        raise ValueError(name + " is missing, or is no plain file")
+    with open(path, "rb") as stream:
+        found = stream.read(LARGEST_BYTES + 1)
+    if len(found) > LARGEST_BYTES:
+        raise ValueError(name + " is too large to be what it should be")
+    return found
+
+
+def package() -> str:
+    """The name under which the modules of `edge/` can be imported now; ValueError when one is not what the manifest lists."""
+    manifest = read("fmopt.json")
+    listed = json.loads(manifest.decode())["files"]
+    sources = {}
+    for name in MODULES:
+        entry = listed.get("edge/" + name + ".py")
+        if entry is not None:
+            source = read("edge/" + name + ".py")
+            if hashlib.sha256(source).hexdigest() != entry["sha256"]:
+                raise ValueError("edge/" + name + ".py was changed: its sha256 is not the one in fmopt.json")
+            sources[name] = source
+    found = "fmopt_bundle_" + hashlib.sha256(manifest).hexdigest()[:16]
+    if not any(isinstance(finder, Sources) and finder.package == found for finder in sys.meta_path):
+        sys.meta_path.insert(0, Sources(found, sources))
+    return found
+
+
+def load(folder: str = HERE, threads: int | None = None) -> Any:
+    """This bundle as a callable on raw inputs, its files verified: `load()("a text")`."""
+    return importlib.import_module(package() + ".loading").load(folder, threads)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command of this bundle; returns the exit code."""
+    try:
+        command = importlib.import_module(package() + ".command")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        print("error: " + HERE + " cannot be run: " + str(error) + "; copy the bundle again", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print("error: " + str(error) + "; pip install numpy", file=sys.stderr)
+        return 2
+    return int(command.main(argv, command.Path(HERE)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
