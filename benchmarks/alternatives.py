@@ -31,14 +31,14 @@ from fmopt.models import checkpoint
 from fmopt.models.families.base import Kind
 from fmopt.models.loading import TorchModel
 from fmopt.models.structure import save_checkpoint
-from fmopt.models.surgery.pruned_modules import cut_layer, drop_layers, require_cuttable
+from fmopt.models.surgery.pruned_modules import drop_layers, prune_layer, require_cuttable
 from fmopt.passes.distill import Distill
 from fmopt.passes.prune_structured import PruneStructured
 from fmopt.passes.pruning.latency_table import LatencyTable, latency_table
 from fmopt.workflow import evaluate
 from fmopt.workflow import request as workflow_request
 from fmopt.workflow.prepare import prepare, start
-from fmopt.workflow.search.network_timer import RecipeClock
+from fmopt.workflow.search.network_timer import RecipeTimer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KINDS: tuple[Kind, Kind] = ("attention", "ffn")
@@ -76,12 +76,12 @@ def magnitudes(model: TorchModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-def cut_to(model: TorchModel, widths: Sequence[tuple[int, int]]) -> TorchModel:
+def prune_to(model: TorchModel, widths: Sequence[tuple[int, int]]) -> TorchModel:
     """The units of the largest magnitude stay, so many heads and neurons in every layer."""
     for layer, (heads, neurons), (h, f) in zip(
         require_cuttable(model).layers(model.net), widths, magnitudes(model), strict=True
     ):
-        cut_layer(model.net, layer, sorted(h.topk(heads).indices.tolist()), sorted(f.topk(neurons).indices.tolist()))
+        prune_layer(model.net, layer, sorted(h.topk(heads).indices.tolist()), sorted(f.topk(neurons).indices.tolist()))
     return model
 
 
@@ -109,7 +109,7 @@ def uniform(model: TorchModel, table: LatencyTable, ms: float) -> TorchModel:
     def widths(share: float) -> list[tuple[int, int]]:
         return [(round(share * most[0]), round(share * most[1] / 16) * 16)] * layers
 
-    return cut_to(model, widths(largest(lambda share: predicted(table, widths(share)) <= ms)))
+    return prune_to(model, widths(largest(lambda share: predicted(table, widths(share)) <= ms)))
 
 
 def by_magnitude(model: TorchModel, table: LatencyTable, ms: float) -> TorchModel:
@@ -121,7 +121,7 @@ def by_magnitude(model: TorchModel, table: LatencyTable, ms: float) -> TorchMode
         above = [units[min(int((1 - share) * len(units)), len(units) - 1)] for units in (heads, neurons)]
         return [(int((h >= above[0]).sum()), -(-int((f >= above[1]).sum()) // 16) * 16) for h, f in found]
 
-    return cut_to(model, widths(largest(lambda share: predicted(table, widths(share)) <= ms)))
+    return prune_to(model, widths(largest(lambda share: predicted(table, widths(share)) <= ms)))
 
 
 def main() -> None:
@@ -141,9 +141,9 @@ def main() -> None:
         allow_pickle=False, max_calibration_memory=1 << 30, command="",
     )  # fmt: skip
     run = start(prepare(request), progress.Silent())
-    clock = RecipeClock(run.shop, DEPLOYED)
-    ctx = replace(run.shop.context(), clock=clock, progress=lambda text: print(f"  {text}", flush=True))
-    load = partial(checkpoint.load, run.job.facts)
+    clock = RecipeTimer(run.builder, DEPLOYED)
+    ctx = replace(run.builder.context(), clock=clock, progress=lambda text: print(f"  {text}", flush=True))
+    load = partial(checkpoint.load, run.job.metadata)
     whole = load()
     table = latency_table(whole, require_cuttable(whole), clock, ctx.target.width_multiple, ctx.scratch)
     ms = clock({"layers": lambda: every_other(load(), asked.layers), "whole": load})

@@ -112,8 +112,8 @@ def features(folder: Path, cpu: str) -> list[str]:
 
 def one_bundle(folder: Path, asked: argparse.Namespace, native: dict[str, Any] | None) -> dict[str, Any]:
     """Golden predictions on every CPU, the task's metric on one, and the checks they come to."""
-    facts = loading.read_facts(folder)
-    exact = facts["recipe"]["precision"] == "fp32"
+    metadata = loading.read_manifest(folder)
+    exact = metadata["recipe"]["precision"] == "fp32"
     golden = {
         cpu: json.loads(emulated(cpu, str(folder / "run.py"), "verify", "--json", "--threads", "1"))
         for cpu in asked.cpus
@@ -125,7 +125,7 @@ def one_bundle(folder: Path, asked: argparse.Namespace, native: dict[str, Any] |
         checks.append(check)
     checks.append(Check(name="latency", outcome=Outcome.UNMEASURED, unit="ms", note=ABSENT))
     return {
-        "recipe": facts["recipe"], "golden": golden, "metric": metric,
+        "recipe": metadata["recipe"], "golden": golden, "metric": metric,
         "verdict": Verdict(checks=checks).model_dump(mode="json"),
     }  # fmt: skip
 
@@ -142,29 +142,29 @@ def golden_check(cpu: str, got: dict[str, Any], limit: float | None) -> Check:
 
 def items_of(asked: argparse.Namespace) -> dict[str, Any]:
     """Test items with what full precision predicts for them on this machine."""
-    facts = bundle.bundle_facts(asked.bundles[0])
-    if facts.task != "sentence-embedding":
-        raise RuntimeError(f"run.py shows of {facts.task} less than is judged; leave --data out, or take embeddings")
-    task = plugins.find("tasks", facts.task)
-    items = task.items(load_data(asked.data, task, facts, seed=0).split("test")[: asked.rows], facts)
-    if any("\n" in item.raw for item in items):
+    metadata = bundle.bundle_metadata(asked.bundles[0])
+    if metadata.task != "sentence-embedding":
+        raise RuntimeError(f"run.py shows of {metadata.task} less than is judged; leave --data out, or take embeddings")
+    task = plugins.find("tasks", metadata.task)
+    items = task.items(load_data(asked.data, task, metadata, seed=0).split("test")[: asked.rows], metadata)
+    if any("\n" in item.sample for item in items):
         raise RuntimeError(f"{asked.data} has texts of several lines; run.py reads one text a line")
     model = bundle.load(asked.bundles[0])
-    return {"facts": facts, "task": task, "items": items, "full": model.predict([item.raw for item in items])}
+    return {"facts": metadata, "task": task, "items": items, "full": model.predict([item.sample for item in items])}
 
 
 def metric_check(folder: Path, asked: argparse.Namespace, native: dict[str, Any]) -> tuple[dict[str, Any], Check]:
     """The metric of what run.py answers on the emulated CPU, against full precision here on the same items."""
-    items, task, facts = native["items"], native["task"], native["facts"]
+    items, task, metadata = native["items"], native["task"], native["facts"]
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as texts:
-        texts.write("\n".join(item.raw for item in items))
+        texts.write("\n".join(item.sample for item in items))
         texts.flush()
         predict = ("predict", "--file", texts.name, "--json", "--threads", "1")
         said = emulated(asked.judge_on, str(folder / "run.py"), *predict)
     got = [np.asarray(one, dtype=np.float32) for one in json.loads(said)]
-    here = bundle.load(folder).predict([item.raw for item in items])
+    here = bundle.load(folder).predict([item.sample for item in items])
     scores = {
-        name: primary(task.scores(one, items, native["full"], facts))
+        name: primary(task.scores(one, items, native["full"], metadata))
         for name, one in (("fp32 here", native["full"]), ("here", here), ("emulated", got))
     }
     values = {name: float(METRICS[one.metric].of(one.array())) for name, one in scores.items()}
@@ -175,8 +175,8 @@ def metric_check(folder: Path, asked: argparse.Namespace, native: dict[str, Any]
         items_changed=int(np.any(scores["fp32 here"].array() != scores["emulated"].array(), axis=1).sum()),
         n=len(scores["emulated"].values),
     )  # fmt: skip
-    told = {"name": scores["emulated"].name, "cpu": asked.judge_on, "items": len(items), "values": values}
-    return told, verdict.checks[0]
+    reported = {"name": scores["emulated"].name, "cpu": asked.judge_on, "items": len(items), "values": values}
+    return reported, verdict.checks[0]
 
 
 def primary(scores: Sequence[Scores]) -> Scores:

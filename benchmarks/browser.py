@@ -35,7 +35,7 @@ from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.metrics import METRICS
 from fmopt.exporters import bundle
 from fmopt.measurement import host_probe, latency
-from fmopt.workflow.deployed import bench_raws
+from fmopt.workflow.deployed import bench_samples
 
 NO_WEBGPU = "UNMEASURED: this browser offers pages no GPU"
 UNUSED_WEBGPU = "UNMEASURED: the bundle's page computes by WebAssembly only"
@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     asked.output.write_text(json.dumps(found, indent=1))
     for threads, one in found["threads"].items():
-        told = ", ".join(f"{check['name']} {check['outcome']}" for check in one["verdict"]["checks"])
+        reported = ", ".join(f"{check['name']} {check['outcome']}" for check in one["verdict"]["checks"])
         medians = " → ".join(f"{np.median(one['samples_ms'][name]):.1f}" for name in ("baseline", "candidate"))
-        print(f"{threads} threads: {medians} ms, {one['speedup']['point']:.2f}×; {told}")
+        print(f"{threads} threads: {medians} ms, {one['speedup']['point']:.2f}×; {reported}")
     outcomes = {one["verdict"]["outcome"] for one in found["threads"].values()}
     return next((code for code in (1, 4, 3) if code in {gate.EXIT_CODES[one] for one in outcomes}), 0)
 
@@ -90,7 +90,7 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": host_probe.host_fingerprint(),
         "versions": host_probe.versions(),
-        "bundles": {name: loading.read_facts(folder)["recipe"] for name, folder in folders.items()},
+        "bundles": {name: loading.read_manifest(folder)["recipe"] for name, folder in folders.items()},
         "length": asked.length, "batch": 1, "seed": asked.seed, "warnings": latency.quiet_machine(), "threads": {},
     }  # fmt: skip
     drop: dict[str, Any] = {}
@@ -130,12 +130,12 @@ def opened(page: chromium.Browser, address: str, threads: int) -> None:
 
 def scored(page: chromium.Browser, asked: argparse.Namespace) -> dict[str, Any]:
     """Scores of both on the test split, every prediction made in the page, and what the gate needs of them."""
-    facts = bundle.bundle_facts(asked.baseline)
-    task = plugins.find("tasks", facts.task)
-    rows = load_data(asked.data, task, facts, seed=asked.seed).split("test")
-    items = task.items(rows[: asked.rows] if asked.rows else rows, facts)
-    got = {name: [predicted(page, name, item.raw) for item in items] for name in ("baseline", "candidate")}
-    scores = {name: primary(task.scores(one, items, got["baseline"], facts)) for name, one in got.items()}
+    metadata = bundle.bundle_metadata(asked.baseline)
+    task = plugins.find("tasks", metadata.task)
+    rows = load_data(asked.data, task, metadata, seed=asked.seed).split("test")
+    items = task.items(rows[: asked.rows] if asked.rows else rows, metadata)
+    got = {name: [predicted(page, name, item.sample) for item in items] for name in ("baseline", "candidate")}
+    scores = {name: primary(task.scores(one, items, got["baseline"], metadata)) for name, one in got.items()}
     drop = bootstrap.paired_drop(scores["baseline"], scores["candidate"], seed=asked.seed)
     values = {name: float(METRICS[one.metric].of(one.array())) for name, one in scores.items()}
     changed = int(np.any(scores["baseline"].array() != scores["candidate"].array(), axis=1).sum())
@@ -154,10 +154,10 @@ def scored(page: chromium.Browser, asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def predicted(page: chromium.Browser, name: str, raw: Any) -> np.ndarray:
+def predicted(page: chromium.Browser, name: str, sample: Any) -> np.ndarray:
     """What the page predicts for a raw text or pair of texts, as it is judged."""
     rows = "one => Array.isArray(one) ? one.map(row => Array.from(row)) : Array.from(one)"
-    return np.asarray(page.value(f"models.{name}.predict({json.dumps(raw)}).then({rows})"), dtype=np.float32)
+    return np.asarray(page.value(f"models.{name}.predict({json.dumps(sample)}).then({rows})"), dtype=np.float32)
 
 
 def primary(scores: Sequence[Scores]) -> Scores:
@@ -199,9 +199,11 @@ def judged(
 
 def timed(page: chromium.Browser, folders: Mapping[str, Path], asked: argparse.Namespace) -> dict[str, list[float]]:
     """Milliseconds of every pass, both in turn on the same inputs, by the page's own clock."""
-    facts = bundle.bundle_facts(folders["baseline"])
-    preprocessor = text.open_preprocessor(folders["baseline"], dict(facts.pipeline))
-    inputs = latency.latency_inputs(preprocessor, bench_raws(facts), batch=1, length=asked.length, seed=asked.seed)
+    metadata = bundle.bundle_metadata(folders["baseline"])
+    preprocessor = text.open_preprocessor(folders["baseline"], dict(metadata.pipeline))
+    inputs = latency.latency_inputs(
+        preprocessor, bench_samples(metadata), batch=1, length=asked.length, seed=asked.seed
+    )
     lists = json.dumps([{name: array.reshape(-1).tolist() for name, array in one.items()} for one in inputs])
     page.value(
         f"""(() => {{

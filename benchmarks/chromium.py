@@ -94,7 +94,7 @@ class Browser:
                 windowsVirtualKeyCode={"Tab": 9, "Escape": 27}[key],
             )
 
-    def told(self, method: str) -> list[dict[str, Any]]:
+    def reported(self, method: str) -> list[dict[str, Any]]:
         """Parameters of the events of one kind."""
         return [event["params"] for event in self.events if event["method"] == method]
 

@@ -68,18 +68,18 @@ def main(arguments: Sequence[str]) -> int:
     encode = bundles["baseline"].preprocessor.ids
     drawn = np.random.default_rng(0).permutation([prompt_of(row["text"]) for row in stdlib_splits()["test"]])
     prompts = [str(prompt) for prompt in drawn if len(encode(str(prompt))) < room][: asked.functions]
-    told = {name: answers(one, prompts, asked.tokens) for name, one in bundles.items()}
+    reported = {name: answers(one, prompts, asked.tokens) for name, one in bundles.items()}
     scores = [
         Scores(name="parses", metric="mean", values=[[float(bool(one["parses"]))] for one in each], primary=True)
-        for each in told.values()
+        for each in reported.values()
     ]
     drop = bootstrap.paired_drop(*scores, confidence=0.95)
-    shares = {name: float(one.array().mean()) for name, one in zip(told, scores, strict=True)}
+    shares = {name: float(one.array().mean()) for name, one in zip(reported, scores, strict=True)}
     record = {
         "what": "completions that parse", "command": f"python benchmarks/code_completions.py {' '.join(arguments)}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "host": host_probe.host_fingerprint(),
         "versions": tool_versions(), "functions": len(prompts), "tokens": asked.tokens, "shares": shares,
-        "drop": drop.model_dump(), "answers": told,
+        "drop": drop.model_dump(), "answers": reported,
     }  # fmt: skip
     asked.output.write_text(json.dumps(record, indent=1), "utf8")
     words = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())

@@ -90,8 +90,8 @@ def rows(found: Mapping[str, Record]) -> list[tuple[str, ...]]:
 
 def cells(application: Application, file: str, record: Record) -> tuple[str, ...]:
     """One record's cells. Where nothing beat full precision, what is shipped is that."""
-    told, unit = as_told(record), drop_unit(record)
-    winner, reference = told.winning, told.fastest_full_precision
+    reported, unit = as_told(record), drop_unit(record)
+    winner, reference = reported.winning, reported.fastest_full_precision
     changed = winner is not None and reference is not None and winner.name != reference.name
     lost, speedup, ratio = "", "", ""
     if winner is not None and reference is not None and changed:

@@ -30,7 +30,7 @@ def step(name: str, out: Path) -> None:
 
     from fmopt.core.model import Graph
     from fmopt.edge import host, runners
-    from fmopt.edge.generation import Wish, continuations
+    from fmopt.edge.generation import GenerationConfig, continuations
     from fmopt.exporters import to_onnx
     from fmopt.measurement.host_probe import load_target
     from fmopt.models import checkpoint
@@ -40,21 +40,21 @@ def step(name: str, out: Path) -> None:
     from fmopt.passes.quantize_embeddings import QuantizeEmbeddings
     from fmopt.passes.quantize_weights import QuantizeWeights
 
-    facts = checkpoint.inspect(resolve(str(out / "checkpoint")), None)
+    metadata = checkpoint.inspect(resolve(str(out / "checkpoint")), None)
     passes = {
         "quantize_weights": QuantizeWeights(bits=4, block=128),
         "quantize_embeddings": QuantizeEmbeddings(),
         "fuse_decoder": FuseDecoder(),
     }
     if name == "export":
-        to_onnx.export_onnx(checkpoint.load(facts), {}, out / "export")
+        to_onnx.export_onnx(checkpoint.load(metadata), {}, out / "export")
     elif name in passes:
         before = Graph("onnx", out / STEPS[STEPS.index(name) - 1] / "model.onnx", (), ("logits",))
-        passes[name].apply(before, Context(facts, load_target("host"), lambda: iter(())), out / name)
+        passes[name].apply(before, Context(metadata, load_target("host"), lambda: iter(())), out / name)
     else:
         runner = runners.open_runner("onnxruntime", out / "fuse_decoder" / "model.onnx", {}, 2)
         prompt = np.random.default_rng(0).integers(1, 1000, 128).tolist()
-        made = list(continuations(runner, [prompt], facts.pipeline, Wish(max_new_tokens=8)))
+        made = list(continuations(runner, [prompt], metadata.pipeline, GenerationConfig(max_new_tokens=8)))
         assert len(made) == 8
     print(json.dumps({"peak_mb": host.peak_memory_mb()}))
 

@@ -69,12 +69,12 @@ def graphs(checkpoint: Path, out: Path, wanted: Mapping[str, tuple[int, int, Any
     from fmopt.passes.quantize_embeddings import QuantizeEmbeddings
     from fmopt.passes.quantize_weights import QuantizeWeights
 
-    facts = loading.inspect(resolve(str(checkpoint)), None)
+    metadata = loading.inspect(resolve(str(checkpoint)), None)
     plain = Graph("onnx", out / "fp32" / "model.onnx", (), ("logits",))
     if not plain.path.is_file():
-        to_onnx.export_onnx(loading.load(facts), {}, out / "fp32.part")
+        to_onnx.export_onnx(loading.load(metadata), {}, out / "fp32.part")
         (out / "fp32.part").replace(out / "fp32")
-    context = Context(facts, load_target("host"), lambda: iter(()))
+    context = Context(metadata, load_target("host"), lambda: iter(()))
     for name, (bits, block, method) in wanted.items():
         folder = out / name.replace(" ", "-")
         if folder.is_dir():
@@ -87,7 +87,7 @@ def graphs(checkpoint: Path, out: Path, wanted: Mapping[str, tuple[int, int, Any
         graph.path.parent.replace(folder)
         for number in (0, 1):
             shutil.rmtree(out / f".step-{number}")
-        (folder / "pipeline.json").write_text(json.dumps(dict(facts.pipeline)))
+        (folder / "pipeline.json").write_text(json.dumps(dict(metadata.pipeline)))
 
 
 def gguf(checkpoint: Path, out: Path) -> None:
@@ -222,7 +222,7 @@ def measure(models: Sequence[str], names: Sequence[str], contexts: Sequence[int]
                     if bandwidth:
                         found["least_ms"] = found["bytes_per_token"] / bandwidth / 1e6
                 rows.append(row | {"bandwidth_gbs": bandwidth})
-                print(told(rows[-1]), flush=True)
+                print(reported(rows[-1]), flush=True)
     return rows
 
 
@@ -278,7 +278,7 @@ def bytes_read(model: str, name: str, context: int, batch: int) -> float:
     return cache + sum(tensor.ByteSize() for tensor in graph.initializer if tensor.name not in looked_up)
 
 
-def told(row: Mapping[str, Any]) -> str:
+def reported(row: Mapping[str, Any]) -> str:
     """A row for people."""
     lines = [f"{row['model']}, context {row['context']}, batch {row['batch']}, {row['threads']} thread(s):"]
     base = row["contestants"].get(LLAMA, {}).get("tokens_per_second")
@@ -308,10 +308,10 @@ def perplexity(checkpoint: Path, data: str, items: int) -> list[dict[str, Any]]:
     out.mkdir(parents=True, exist_ok=True)
     graphs(checkpoint, out, ROUNDED)
     gguf(checkpoint, out / "q4_0.gguf")
-    facts = loading.inspect(resolve(str(checkpoint)), None)
-    rows = load_data(data, plugins.find("tasks", facts.task), facts).split("test")[:items]
-    encode = Preprocessor(checkpoint / "tokenizer.json", dict(facts.pipeline))
-    texts = [encode.ids(row["text"])[: int(facts.pipeline["max_length"])] for row in rows]
+    metadata = loading.inspect(resolve(str(checkpoint)), None)
+    rows = load_data(data, plugins.find("tasks", metadata.task), metadata).split("test")[:items]
+    encode = Preprocessor(checkpoint / "tokenizer.json", dict(metadata.pipeline))
+    texts = [encode.ids(row["text"])[: int(metadata.pipeline["max_length"])] for row in rows]
     texts = [text for text in texts if len(text) > 1]
     count = sum(len(text) - 1 for text in texts)
     found = []
@@ -370,13 +370,13 @@ def main() -> None:
             write("decoding", {"seed": asked.seed, "warnings": warnings, "rows": rows})
 
 
-def write(name: str, facts: Mapping[str, Any]) -> None:
+def write(name: str, metadata: Mapping[str, Any]) -> None:
     """A result with its circumstances."""
     from fmopt.measurement import host_probe
 
     day = datetime.now(UTC)
     document = {"command": shlex.join(["python", "benchmarks/decoding.py", *sys.argv[1:]]), "host": host_probe.host_fingerprint(),
-                "versions": host_probe.versions(), "date": day.isoformat(timespec="seconds"), **facts}  # fmt: skip
+                "versions": host_probe.versions(), "date": day.isoformat(timespec="seconds"), **metadata}  # fmt: skip
     path = RESULTS / f"{name}-{day:%Y-%m-%d}.json"
     path.write_text(json.dumps(document))
     print(path.name)

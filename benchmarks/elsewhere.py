@@ -52,7 +52,7 @@ def _pack(asked: argparse.Namespace) -> None:
     from fmopt.evaluation.gate import Budget
     from fmopt.workflow import request as workflow_request
     from fmopt.workflow.prepare import prepare, start
-    from fmopt.workflow.search.network_timer import RecipeClock
+    from fmopt.workflow.search.network_timer import RecipeTimer
 
     request = workflow_request.make_request(
         asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max", training=None,
@@ -65,21 +65,21 @@ def _pack(asked: argparse.Namespace) -> None:
     if not 1 <= (asked.number or 1) <= len(places):
         sys.exit(f"{asked.recipe} has {len(places)} distillations; --number is of those")
     place = places[(asked.number or len(places)) - 1]
-    shop, options = run.shop, recipe.steps[place].build()
+    builder, options = run.builder, recipe.steps[place].build()
     assert isinstance(options, Distill)
     if options.teacher is not None:
         sys.exit("this packs distillations from the baseline, not from another teacher")
-    ctx = replace(shop.context(), clock=RecipeClock(shop, recipe), progress=lambda text: print(text, flush=True))
-    model = checkpoint.load(shop.facts)
+    ctx = replace(builder.context(), clock=RecipeTimer(builder, recipe), progress=lambda text: print(text, flush=True))
+    model = checkpoint.load(builder.metadata)
     for step in recipe.steps[:place]:
         model = step.build().apply(model, ctx)
-    examples = trainer.texts_to_learn(options, shop.facts, ctx)
+    examples = trainer.texts_to_learn(options, builder.metadata, ctx)
     asked.to.mkdir(parents=True)
-    shutil.copytree(shop.facts.folder, asked.to / "teacher")
+    shutil.copytree(builder.metadata.folder, asked.to / "teacher")
     save_checkpoint(model, asked.to / "student")
     save_file(packed(examples), asked.to / EXAMPLES)
-    told = {**asdict(options), "unlabelled": None, "seed": ctx.seed, "weights": dict(options.weights)}
-    (asked.to / SETTINGS).write_text(json.dumps(told, indent=1))
+    reported = {**asdict(options), "unlabelled": None, "seed": ctx.seed, "weights": dict(options.weights)}
+    (asked.to / SETTINGS).write_text(json.dumps(reported, indent=1))
     print(f"{len(examples)} texts to learn from, in {asked.to}")
 
 
@@ -109,14 +109,14 @@ def train(asked: argparse.Namespace) -> None:
     settings: dict[str, Any] = json.loads((asked.folder / SETTINGS).read_text())
     seed = settings.pop("seed")
     options, examples = Distill(**settings), unpacked(asked.folder / EXAMPLES)
-    facts = checkpoint.inspect(resolve(str(asked.folder / "teacher")))
-    student = checkpoint.load(checkpoint.inspect(resolve(str(asked.folder / "student")), facts.task))
+    metadata = checkpoint.inspect(resolve(str(asked.folder / "teacher")))
+    student = checkpoint.load(checkpoint.inspect(resolve(str(asked.folder / "student")), metadata.task))
     ctx = Context(
-        facts=facts, target=host_probe.probe_host(), calibration=lambda: iter(()), seed=seed, scratch=asked.folder,
-        progress=lambda text: print(text, flush=True), examples=lambda: examples, teacher=lambda _: checkpoint.load(facts),
+        metadata=metadata, target=host_probe.probe_host(), calibration=lambda: iter(()), seed=seed, scratch=asked.folder,
+        progress=lambda text: print(text, flush=True), examples=lambda: examples, teacher=lambda _: checkpoint.load(metadata),
     )  # fmt: skip
     begun = time.monotonic()
-    trainer.distill(replace(student, facts=facts), options, ctx)
+    trainer.distill(replace(student, metadata=metadata), options, ctx)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{(time.monotonic() - begun) / 60:.1f} minutes on {device}, torch {torch.__version__}")
 

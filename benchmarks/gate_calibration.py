@@ -63,7 +63,7 @@ def accuracy(asked: argparse.Namespace) -> None:
             for share in SHARES:
                 one = population(name, share)
                 for n in ITEMS:
-                    cell = made.cell(f"{name} | {share:g} | {n}", population=one.facts(), outcomes={})
+                    cell = made.cell(f"{name} | {share:g} | {n}", population=one.metadata(), outcomes={})
                     if cell.get("batches", 0) > batch:
                         continue
                     count = 4 * asked.size if share == 1 else asked.size
@@ -99,7 +99,7 @@ def power(asked: argparse.Namespace) -> None:
     for name in NAMES:
         one = population(name, 0.0)
         for pilot in asked.pilots:
-            cell = made.cell(f"{name} | pilot {pilot}", population=one.facts(), outcomes={}, needed=[])
+            cell = made.cell(f"{name} | pilot {pilot}", population=one.metadata(), outcomes={}, needed=[])
             rng = np.random.default_rng([asked.seed, NAMES.index(name), pilot])
             if "pilots" in cell:
                 continue
@@ -138,7 +138,9 @@ def winner(asked: argparse.Namespace) -> None:
     }
     for number, (world, shares) in enumerate(worlds.items()):
         for n in (1000, 3000):
-            cell = made.cell(f"{world} | {n}", candidates=CANDIDATES, validation=600, population=one.facts(), ways={})
+            cell = made.cell(
+                f"{world} | {n}", candidates=CANDIDATES, validation=600, population=one.metadata(), ways={}
+            )
             if cell["ways"]:
                 continue
             rng = np.random.default_rng([asked.seed, number, n])
@@ -201,15 +203,15 @@ def choices(
 def latency(asked: argparse.Namespace) -> None:
     """A/A: MiniLM in fp32 on ONNX Runtime opened twice, timed in turn and judged as a candidate is."""
     from fmopt.core.store import Store
-    from fmopt.workflow.deployed import bench_facts, contestants, open_artifact
+    from fmopt.workflow.deployed import bench_metadata, contestants, open_artifact
 
     made = Result("latency-load" if asked.load else "latency", asked)
     burner = subprocess.Popen([sys.executable, "-c", BURN.format(parent=os.getpid())]) if asked.load else None
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            made_of = contestants("minilm", bench_facts("minilm"), Store(Path(scratch)))
+            made_of = contestants("minilm", bench_metadata("minilm"), Store(Path(scratch)))
             one = next(one for one in made_of if one.artifact.runtime == "onnxruntime")
-            inputs = measurement_latency.latency_inputs(one.preprocessor, one.raws, batch=1, length=asked.length)
+            inputs = measurement_latency.latency_inputs(one.preprocessor, one.samples, batch=1, length=asked.length)
             for run in range(asked.runs):
                 cell = made.cell(f"run {run}")
                 if "speedup" in cell:

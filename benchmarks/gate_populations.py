@@ -42,7 +42,7 @@ class Population:
     drop: float
     allowed: float
 
-    def facts(self) -> dict[str, float | int | str]:
+    def metadata(self) -> dict[str, float | int | str]:
         """What the table and a reader of the JSON need to know."""
         changed = (self.base != self.candidate).any(axis=1)
         return {

@@ -28,7 +28,7 @@ import torch
 
 from fmopt.core.results import Latency
 from fmopt.edge.board import interleaved
-from fmopt.edge.runners import PAST
+from fmopt.edge.runners import CACHE_PREFIX
 from fmopt.evaluation import bootstrap
 from fmopt.measurement import host_probe
 from fmopt.runtimes.torch import CudaGraphs, compiled, eager, on_device
@@ -87,11 +87,11 @@ def subjects(tiny: bool) -> tuple[Subject, ...]:
     gpt2 = transformers.GPT2Config(**({"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100} if tiny else {}))
     lengths = (16,) if tiny else LENGTHS
     small = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    pictures = (vit.image_size // vit.patch_size) ** 2 + 1
+    images = (vit.image_size // vit.patch_size) ** 2 + 1
     return (
         Subject("minilm", bert(**small), texts, lengths),
         Subject("bert-base", bert(), texts, lengths),
-        Subject("vit-base", lambda: transformers.ViTModel(vit, add_pooling_layer=False), images, (pictures,)),
+        Subject("vit-base", lambda: transformers.ViTModel(vit, add_pooling_layer=False), images, (images,)),
         Subject("gpt2-decode", lambda: transformers.GPT2LMHeadModel(gpt2), one_step, lengths),
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ def texts(net: Any, batch: int, length: int, device: str) -> dict[str, torch.Ten
 
 
 def images(net: Any, batch: int, length: int, device: str) -> dict[str, torch.Tensor]:
-    """Random pictures of the network's one size, drawn in fp32 so that every precision is given the same."""
+    """Random images of the network's one size, drawn in fp32 so that every precision is given the same."""
     side = net.config.image_size
     return {"pixel_values": torch.randn(batch, 3, side, side, device=device).to(net.dtype)}
 
@@ -114,12 +114,12 @@ def one_step(net: Any, batch: int, length: int, device: str) -> dict[str, torch.
     """One new token after `length` earlier ones, whose keys and values are given."""
     config = net.config
     shape = (batch, config.n_head, length, config.n_embd // config.n_head)
-    past = {
-        f"{PAST}{layer}.{kind}": torch.randn(shape, device=device).to(net.dtype)
+    kv_cache = {
+        f"{CACHE_PREFIX}{layer}.{kind}": torch.randn(shape, device=device).to(net.dtype)
         for layer in range(config.n_layer)
         for kind in ("key", "value")
     }
-    return {"input_ids": torch.randint(1, config.vocab_size, (batch, 1), device=device), **past}
+    return {"input_ids": torch.randint(1, config.vocab_size, (batch, 1), device=device), **kv_cache}
 
 
 # ------------------------------------------------------------------------------ variants of a network
@@ -422,8 +422,8 @@ def best_of(found: Mapping[str, Any]) -> list[str]:
             medians = {variant: float(np.median(one["samples_ms"])) for variant, one in cell["variants"].items()}
             best = min(medians, key=lambda variant: medians[variant])
             ratio = f", {medians[REFERENCE] / medians[best]:.2f}× over {REFERENCE}" if REFERENCE in medians else ""
-            told = f"{cell['variants'][best]['tflops']:.3g} TFLOP/s"
-            lines.append(f"{name} {cell['batch']} × {cell['length']}: {best} {medians[best]:.3f} ms, {told}{ratio}")
+            reported = f"{cell['variants'][best]['tflops']:.3g} TFLOP/s"
+            lines.append(f"{name} {cell['batch']} × {cell['length']}: {best} {medians[best]:.3f} ms, {reported}{ratio}")
     return lines
 
 
@@ -450,13 +450,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is fp32
     torch._dynamo.config.cache_size_limit = 64  # one compilation for each shape
-    facts = {
+    metadata = {
         "device": device_facts(asked.device), "tiny": asked.tiny, "seed": asked.seed,
         "versions": host_probe.versions() | {"cuda": torch.version.cuda or ""},
         "variants": [asdict(variant) for variant in variants()],
     }  # fmt: skip
-    found = earlier(asked.output, facts) or {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "host": host_probe.host_fingerprint(), **facts,
+    found = earlier(asked.output, metadata) or {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "host": host_probe.host_fingerprint(), **metadata,
         "ceilings": ceilings(asked.device, asked.tiny), "subjects": {},
     }  # fmt: skip
     asked.output.parent.mkdir(parents=True, exist_ok=True)
@@ -471,13 +471,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def earlier(path: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+def earlier(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a run in the same circumstances left in `path`, to go on from; None when there is none."""
     try:
         found: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    same = all(found.get(name) == json.loads(json.dumps(value)) for name, value in facts.items())
+    same = all(found.get(name) == json.loads(json.dumps(value)) for name, value in metadata.items())
     return found if same and "subjects" in found else None
 
 
@@ -485,10 +485,10 @@ def device_facts(device: str) -> dict[str, Any]:
     """Which GPU, or that it is none."""
     if device == "cpu":
         return {"name": "CPU: a self-check, no measurement"}
-    facts = torch.cuda.get_device_properties(0)
+    metadata = torch.cuda.get_device_properties(0)
     return {
-        "name": facts.name, "capability": [facts.major, facts.minor], "memory_gb": facts.total_memory / 1e9,
-        "multiprocessors": facts.multi_processor_count,
+        "name": metadata.name, "capability": [metadata.major, metadata.minor], "memory_gb": metadata.total_memory / 1e9,
+        "multiprocessors": metadata.multi_processor_count,
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from fmopt.evaluation import bootstrap
 from fmopt.exporters import bundle
 from fmopt.measurement import host_probe
 from fmopt.measurement import latency as measurement_latency
-from fmopt.workflow.deployed import Contestant, bench_facts, contestants, deployed, open_artifact
+from fmopt.workflow.deployed import Contestant, bench_metadata, contestants, deployed, open_artifact
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        made = contestants(asked.model, bench_facts(asked.model), Store(Path(scratch)))
+        made = contestants(asked.model, bench_metadata(asked.model), Store(Path(scratch)))
         variants = {f"{one.artifact.runtime} fp32": one for one in made if one.artifact.runtime != "torch"}
         variants["fmopt"] = deployed(asked.bundle)
         shapes = [
@@ -68,7 +68,7 @@ def one_shape(
     runners = {name: open_artifact(one.artifact, threads) for name, one in variants.items()}
     first = next(iter(variants.values()))
     inputs = measurement_latency.latency_inputs(
-        first.preprocessor, first.raws, batch=batch, length=length, seed=asked.seed
+        first.preprocessor, first.samples, batch=batch, length=length, seed=asked.seed
     )[0]
     samples = interleaved.time_in_turn(
         {name: (lambda runner=runner: runner.run(inputs)) for name, runner in runners.items()},

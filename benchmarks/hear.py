@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import fmopt
+from fmopt.core.audio import wav_file
 from fmopt.core.errors import DataError, FmoptError
 from fmopt.core.results import Scores
-from fmopt.core.sounds import wav_file
 from fmopt.evaluation.bootstrap import paired_drop
 from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.automatic_speech_recognition import edits, words_of
@@ -38,7 +38,7 @@ def heard(recogniser: Any, speaker: Any, texts: Sequence[str], seed: int) -> lis
 def word_errors(texts: Sequence[str], found: Sequence[str]) -> Scores:
     """Errors and words of each text, as SpeechRecognition counts them."""
     pairs = [(words_of(text), words_of(got)) for text, got in zip(texts, found, strict=True)]
-    values = [[float(edits(told, got)), float(len(told))] for told, got in pairs]
+    values = [[float(edits(reported, got)), float(len(reported))] for reported, got in pairs]
     return Scores(name="WER", metric="error_rate", values=values)
 
 

@@ -1,4 +1,4 @@
-"""Accuracy against speed, ours and the peers', from the committed results alone: `picture.py` writes docs/speed-accuracy.svg.
+"""Accuracy against speed, ours and the peers', from the committed results alone: `image.py` writes docs/speed-accuracy.svg.
 
 Speed is against ONNX Runtime fp32 on the same machine; accuracy is the change of the metric on the test split against
 full precision, in points: STS-B Spearman for the peers (and our own bundle there), each data set's own metric for our
@@ -63,7 +63,7 @@ def y_of(change: float) -> float:
 
 
 def draw(marks: list[Point]) -> str:
-    """The picture."""
+    """The image."""
     middle, floor = (LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',

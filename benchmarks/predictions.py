@@ -38,8 +38,8 @@ from fmopt.measurement.roofline.efficiency import Sample
 from fmopt.measurement.roofline.model import Work
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
-from fmopt.workflow.deployed import bench_raws
-from fmopt.workflow.search.builder import Workshop
+from fmopt.workflow.deployed import bench_samples
+from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.candidates import quick_candidates, refusal
 from fmopt.workflow.search.trials import float_precision
 
@@ -96,27 +96,35 @@ def recipes(target: Target) -> list[Recipe]:
 
 def variants(model: str) -> Iterator[tuple[str, Any, Recipe]]:
     """(name, artifact, recipe) of a model's variants, made now or found finished."""
-    shop = workshop(model)
-    for recipe in recipes(shop.target):
-        if (reason := refusal(recipe, shop.facts, shop.target)) is not None:
+    builder = workshop(model)
+    for recipe in recipes(builder.target):
+        if (reason := refusal(recipe, builder.metadata, builder.target)) is not None:
             print(f"{model} {recipe.name} refused: {reason}", file=sys.stderr)
             continue
         try:
-            made = shop.artifact(recipe)
+            made = builder.artifact(recipe)
         except Exception as error:  # a quantizer's own failure is not this benchmark's
             print(f"{model} {recipe.name} could not be made: {error}", file=sys.stderr)
             continue
         yield recipe.name, made, recipe
 
 
-def workshop(model: str) -> Workshop:
+def workshop(model: str) -> Builder:
     """Where a model's variants are made."""
     source = resolve(str(folder_of(model)))
-    facts = checkpoint.inspect(source, "sentence-embedding")
-    preprocessor = open_preprocessor(facts.folder, dict(facts.pipeline))
+    metadata = checkpoint.inspect(source, "sentence-embedding")
+    preprocessor = open_preprocessor(metadata.folder, dict(metadata.pipeline))
     store = Store(OUT / model)
-    return Workshop(
-        facts, host_probe.load_target("host"), store, preprocessor, bench_raws(facts) * 4, "bench", 0, 1 << 30, Silent()
+    return Builder(
+        metadata,
+        host_probe.load_target("host"),
+        store,
+        preprocessor,
+        bench_samples(metadata) * 4,
+        "bench",
+        0,
+        1 << 30,
+        Silent(),
     )
 
 
@@ -148,9 +156,9 @@ def measure_all(names: Sequence[str], results: Path) -> None:
     """Time the variants of every model in turn and write what was found."""
     target, rows, warnings = host_probe.load_target("host"), [], latency.quiet_machine()
     for name in names:
-        shop, made = workshop(name), list(variants(name))
+        builder, made = workshop(name), list(variants(name))
         for length in LENGTHS:
-            inputs = latency.latency_inputs(shop.preprocessor, shop.calibration, 1, length)
+            inputs = latency.latency_inputs(builder.preprocessor, builder.calibration, 1, length)
             runners = {one: plugins.find("runtimes", artifact.runtime).open(artifact, 1) for one, artifact, _ in made}
             calls = {one: (lambda runner=runner, given=inputs[0]: runner.run(given)) for one, runner in runners.items()}
             samples = interleaved.time_in_turn(calls, min_samples=SAMPLES, min_seconds=SECONDS, warm_seconds=1.0)

@@ -60,8 +60,8 @@ def write_decoder(shape: str, out: Path, dtype: str = "float32", seed: int = 0) 
         save_file(shard, out / name, metadata={"format": "pt"})
         index |= dict.fromkeys(shard, name)
     total = sum(parameter.numel() for parameter in net.parameters()) * DTYPES[dtype].itemsize
-    told = {"metadata": {"total_size": total}, "weight_map": index}
-    (out / "model.safetensors.index.json").write_text(json.dumps(told, indent=1))
+    reported = {"metadata": {"total_size": total}, "weight_map": index}
+    (out / "model.safetensors.index.json").write_text(json.dumps(reported, indent=1))
     return out
 
 
@@ -91,8 +91,8 @@ def write_tokenizer(out: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(out / "tokenizer.json"))
     names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END)
-    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": LONGEST, **names}
-    (out / "tokenizer_config.json").write_text(json.dumps(facts, indent=1))
+    metadata = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": LONGEST, **names}
+    (out / "tokenizer_config.json").write_text(json.dumps(metadata, indent=1))
 
 
 def main() -> None:

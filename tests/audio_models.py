@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.sounds import wav_file
+from fmopt.core.audio import wav_file
 
 CLASSIFICATION, RECOGNITION = "audio-classification", "automatic-speech-recognition"
 RATE = 8000
@@ -59,22 +59,22 @@ def write_audio(folder: Path, family: str, task: str, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     loader.from_config(config).eval().save_pretrained(folder)
     if family in ("wav2vec2", "hubert"):
-        told = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "return_attention_mask": family == "wav2vec2"}
+        reported = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "return_attention_mask": family == "wav2vec2"}
     elif family == "whisper":
-        told = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 32, "chunk_length": 1}
+        reported = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 32, "chunk_length": 1}
     else:
-        told = {"feature_extractor_type": "ASTFeatureExtractor", "num_mel_bins": 32, "max_length": 32}
+        reported = {"feature_extractor_type": "ASTFeatureExtractor", "num_mel_bins": 32, "max_length": 32}
     (folder / "preprocessor_config.json").write_text(
-        json.dumps({"sampling_rate": 16000 if family == "whisper" else RATE, **told})
+        json.dumps({"sampling_rate": 16000 if family == "whisper" else RATE, **reported})
     )
     if task == RECOGNITION:
         (folder / "vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(LETTERS)}))
-        told = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "<pad>", "word_delimiter_token": "|"}
-        (folder / "tokenizer_config.json").write_text(json.dumps(told))
+        reported = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "<pad>", "word_delimiter_token": "|"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(reported))
     return folder
 
 
-def sound(seed: int = 0, seconds: float = 0.4, pitch: float | None = None, rate: int = RATE) -> bytes:
+def audio(seed: int = 0, seconds: float = 0.4, pitch: float | None = None, rate: int = RATE) -> bytes:
     """The WAV file of a made sound: noise, and a tone where a pitch (Hz) is given."""
     draw = np.random.default_rng(seed)
     time = np.arange(int(seconds * rate)) / rate
@@ -90,5 +90,5 @@ def sound_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         label = number % len(NAMES)
         pitch = float((300, 900, 2400)[label] * draw.uniform(0.9, 1.1))
         name = NAMES[label]
-        rows.append({"audio": sound(seed * 1000 + number, float(draw.uniform(0.2, 0.5)), pitch), "label": name})
+        rows.append({"audio": audio(seed * 1000 + number, float(draw.uniform(0.2, 0.5)), pitch), "label": name})
     return rows

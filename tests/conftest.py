@@ -202,8 +202,8 @@ def write_tokenizer(folder: Path, family: str) -> Any:
     kinds |= dict.fromkeys(("xlm-roberta", "deberta-v2", "albert"), _unigram)
     tokenizer, special, name = kinds.get(family, _word_piece)(family)
     tokenizer.save(str(folder / "tokenizer.json"))
-    facts = {"tokenizer_class": name, "model_max_length": 64, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(facts))
+    metadata = {"tokenizer_class": name, "model_max_length": 64, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(metadata))
     loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     loaded.save_pretrained(folder)
     return loaded

@@ -21,8 +21,8 @@ from fmopt.core.results import (
     Verdict,
 )
 from fmopt.core.target import Target
-from fmopt.evaluation.record import Changed, RecipeLine, Record, Rung, Trial, summary_sentence
-from fmopt.models.structure import LayerFacts, LayerWidths, Structure
+from fmopt.evaluation.record import AblationStep, Changed, RecipeLine, Record, Trial, summary_sentence
+from fmopt.models.structure import LayerMetadata, LayerWidths, Structure
 
 ITEMS = 1800
 REFERENCE_MS = 31.4
@@ -99,7 +99,7 @@ def profile(total: float, int8: bool) -> list[OpTime]:
     return ops
 
 
-def layer_facts(neurons: int = 1536, damage: float | None = None) -> LayerFacts:
+def layer_metadata(neurons: int = 1536, damage: float | None = None) -> LayerMetadata:
     """Six layers of 12 heads, two of them without their last heads and with `neurons` left where that is fewer than all."""
     pruned = neurons < 1536
     widths = [
@@ -109,7 +109,7 @@ def layer_facts(neurons: int = 1536, damage: float | None = None) -> LayerFacts:
         Sensitivity(group=(f"encoder.layer.{i}.{part}",), damage=damage * (i + 1), cost=1 / 12)
         for i in range(6) for part in ("attention.self.query", "output.dense")
     ]  # fmt: skip
-    return LayerFacts(structure=Structure(layers=tuple(widths)), sensitivity=tuple(groups))
+    return LayerMetadata(structure=Structure(layers=tuple(widths)), sensitivity=tuple(groups))
 
 
 def layer_bytes(each: int) -> dict[str, int]:
@@ -163,7 +163,7 @@ def baselines() -> list[Trial]:
             "fp32",
             REFERENCE_MS,
             layer_bytes=layer_bytes(4),
-            layers=layer_facts(),
+            layers=layer_metadata(),
             seed=4,
             test_scores=scored(0, 4),
             end_to_end=Latency(samples_ms=samples(12.2, seed=5), batch=1, length=None, threads=1, end_to_end=True),
@@ -193,7 +193,7 @@ def candidates() -> list[Trial]:
                 )
             ],
             layer_bytes=layer_bytes(1),
-            layers=layer_facts(768),
+            layers=layer_metadata(768),
             options={"precision": "bf16"},
         ),
         trial(
@@ -223,7 +223,7 @@ def candidates() -> list[Trial]:
             mb=23.1,
             seed=15,
             steps=("quantize_nncf",),
-            layers=layer_facts(damage=0.0004),
+            layers=layer_metadata(damage=0.0004),
             reason="1.02× as long as openvino-static-int8",
         ),
         trial(
@@ -368,17 +368,19 @@ def realistic(outcome: Outcome = Outcome.PASS, **changes: Any) -> Record:
             ),
         ],
         "waterfall": [
-            Rung(
+            AblationStep(
                 name="fp32 on OpenVINO", p50=33.0, size_bytes=90_300_000, drop=Estimate(point=0, low=-0.001, high=0.001)
             ),
-            Rung(
+            AblationStep(
                 name="prune_structured",
                 p50=24.0,
                 size_bytes=71_000_000,
                 drop=Estimate(point=0.012, low=0.008, high=0.017),
             ),
-            Rung(name="distill", p50=24.0, size_bytes=71_000_000, drop=Estimate(point=0.0005, low=-0.002, high=0.003)),
-            Rung(
+            AblationStep(
+                name="distill", p50=24.0, size_bytes=71_000_000, drop=Estimate(point=0.0005, low=-0.002, high=0.003)
+            ),
+            AblationStep(
                 name="quantize_static",
                 p50=14.6,
                 size_bytes=23_400_000,

@@ -18,13 +18,13 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_voice(folder: Path, seed: int = 0, **told: Any) -> Path:
+def write_voice(folder: Path, seed: int = 0, **reported: Any) -> Path:
     """A random VITS that reads letters, in Hugging Face format."""
     import torch
     from transformers import VitsConfig, VitsModel
 
     torch.manual_seed(seed)
-    net = VitsModel(VitsConfig(**SIZES | told)).eval()
+    net = VitsModel(VitsConfig(**SIZES | reported)).eval()
     with torch.no_grad():  # so that letters differ in how long they last
         for name, weight in net.named_parameters():
             if name.startswith("duration_predictor") and name.endswith("bias"):
@@ -35,9 +35,9 @@ def write_voice(folder: Path, seed: int = 0, **told: Any) -> Path:
     return folder
 
 
-def write_tokenizer(folder: Path, letters: list[str], **told: Any) -> Path:
+def write_tokenizer(folder: Path, letters: list[str], **reported: Any) -> Path:
     """Vocabulary and settings of a VitsTokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(letters)}))
-    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER | told))
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER | reported))
     return folder

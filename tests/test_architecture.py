@@ -1,12 +1,14 @@
-"""Imports point down, without cycles, and nothing heavy loads until it is asked for."""
+"""Imports point down, without circles, in files that can be read; and nothing heavy loads until it is asked for."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from statistics import quantiles
 
 import pytest
 
@@ -14,232 +16,119 @@ import fmopt
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 
-# top row first; a module may import from its own row or a lower one, never from a higher one
+# Top row first. A file may import from its own folder, from a folder inside it or around it, and from a lower row: never from a
+# higher one, never from another folder of its own row. Typing-only imports and those inside functions count too.
 ROWS = (
     {"__main__"},
-    {"cli"},
-    {"commands"},
-    {"api", "benchmarking", "board_bench", "present", "doctor"},
-    {
-        "story",
-        "diagnosis",
-        "selection",
-        "board_clock",
-        "latecomers",
-        "report",
-        "report_axes",
-        "report_lanes",
-        "report_layers",
-        "report_plots",
-        "report_profile",
-        "report_roofline",
-        "report_waterfall",
-        "history_page",
-        "bundle",
-        "watch",
-        "record_tables",
-        "bench_matrix",
-        "bench_report",
-    },
-    {
-        "plan",
-        "recipe",
-        "gate",
-        "checkpoint",
-        "source",
-        "data",
-        "tables",
-        "pydoc",
-        "stdlib_source",
-        "store",
-        "record",
-        "side",
-        "running",
-        "recording",
-        "comparison",
-        "timeline",
-        "build",
-        "pricing",
-        "trials",
-        "clock",
-        "finetune",
-        "vocabulary",
-        "labelled",
-        "untrained",
-        "interactions",
-        "adapters",
-        "waterfall",
-        "bench_record",
-    },
-    {
-        "passes",
-        "families",
-        "tasks",
-        "runtimes",
-        "exporting",
-        "executorch_program",
-        "generation",
-        "seq2seq",
-        "speech",
-        "speech_processor",
-        "predictions",
-        "measure",
-        "probe",
-        "board",
-        "board_python",
-        "board_probe",
-        "board_kernels",
-        "board_timer",
-        "roofline",
-        "efficiency",
-        "openvino_work",
-        "layer_roofline",
-        "executed_work",
-        "calibrate",
-        "serve_once",
-        "calibrators",
-        "quantized",
-        "quantize_linears",
-        "fake_quantize",
-        "tables",
-        "findings",
-        "bootstrap",
-        "tidy",
-        "onnx_graph",
-        "cached_attention",
-        "block_rounding",
-        "tensorrt_check",
-        "tensorrt_qdq",
-        "half_precision",
-        "half_emulation",
-        "openvino_graph",
-        "openvino_stateful",
-        "tokenizer",
-        "image_processor",
-        "audio_processor",
-        "catalogue",
-        "examples",
-        "training",
-        "distillation",
-        "lesson",
-        "teacher_outputs",
-        "output_distance",
-        "own_answers",
-        "distillation_losses",
-        "structure",
-        "zero_shot",
-        "image_features",
-        "mask_queries",
-        "cutting",
-        "projections",
-        "norm_merging",
-        "optimal_brain",
-        "fisher_masks",
-        "choose_widths",
-        "latency_table",
-        "scenarios",
-    },
-    {"model", "target", "results", "metrics", "wording", "weights", "ceilings", "pictures", "sounds", "networks"},
-    {
-        "errors",
-        "board_agent",
-        "turns",
-        "lookup",
-        "progress",
-        "edge",
-        "edge_image",
-        "edge_audio",
-        "edge_generation",
-        "edge_seq2seq",
-        "edge_whisper",
-        "edge_recommendation",
-        "edge_speech",
-        "edge_tensorrt",
-        "edge_executorch",
-        "edge_web",
-        "web",
-        "chromium",
-        "several",
-        "arguments",
-    },
+    {"cli", "__init__"},
+    {"workflow"},
+    {"passes", "runtimes", "reports"},
+    {"training", "measurement"},
+    {"exporters", "evaluation"},
+    {"models", "data"},
+    {"tasks"},
+    {"core"},
+    {"edge"},
 )
+ROW = {folder: number for number, row in enumerate(ROWS) for folder in row}
+PLUGINS = {"passes", "tasks", "models/families"}  # one file for each: as many as there are
+MOST_FILES = 19  # of a folder, its __init__.py among them
+MOST_LINES, MOST_FUNCTION, P95_FUNCTION = 500, 80, 30
+MOST_PARAMETERS = 21
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
 
 
 def modules() -> dict[str, Path]:
-    return {
-        ".".join(p.relative_to(PACKAGE).with_suffix("").parts): p
-        for p in PACKAGE.rglob("*.py")
-        if p.name != "__init__.py"
-    }
+    """Files of the package by their dotted name below it; that of a package is the folder's."""
+    found = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in found.items()}
 
 
-def imports(path: Path, known: set[str]) -> set[str]:
-    """fmopt modules that a file imports at run time (not those under TYPE_CHECKING)."""
-    tree = ast.parse(path.read_text("utf8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+def imported(path: Path, name: str, known: dict[str, Path]) -> Iterator[str]:
+    """Modules of the package that a file imports, anywhere in it, for whatever reason."""
+    package = ["fmopt", *name.split(".")] if path.name == "__init__.py" else ["fmopt", *name.split(".")[:-1]]
+    for node in ast.walk(ast.parse(path.read_text("utf8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            wanted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            both = [(f"{module}.{alias.name}", module) for alias in node.names]
+            wanted = [one if one.removeprefix("fmopt.") in known else whole for one, whole in both]
         else:
             continue
-        found |= {
-            name.removeprefix("fmopt.")
-            for name in names
-            if name.removeprefix("fmopt.") in known and name.startswith("fmopt.")
-        }
-    return found
+        for one in wanted:
+            if one.startswith("fmopt.") and one.removeprefix("fmopt.") in known:
+                yield one.removeprefix("fmopt.")
 
 
-def row(module: str) -> int:
-    head = module.split(".")[0]
-    return next(number for number, names in enumerate(ROWS) if head in names)
+def arrows() -> dict[str, set[str]]:
+    known = modules()
+    return {name: set(imported(path, name, known)) - {name} for name, path in known.items()}
 
 
-def test_every_module_has_a_row():
-    assert {m.split(".")[0] for m in modules()} <= set().union(*ROWS)
+def functions(path: Path) -> Iterator[tuple[str, int, int]]:
+    """(name, lines, parameters) of every function."""
+    for node in ast.walk(ast.parse(path.read_text("utf8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = node.args
+            count = len([*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs])
+            # without the signature: a command's options are each a line of help
+            length = (node.end_lineno or node.lineno) - node.body[0].lineno + 1
+            yield f"{path.relative_to(PACKAGE)}:{node.name}", length, count
+
+
+def test_every_folder_has_a_row():
+    assert {name.split(".")[0] for name in modules()} == set(ROW)
 
 
 def test_imports_point_down():
-    known = modules()
-    up = [
+    wrong = [
         f"{name} -> {used}"
-        for name, path in known.items()
-        for used in imports(path, set(known))
-        if row(used) < row(name)
+        for name, all_used in arrows().items()
+        for used in all_used
+        if used.split(".")[0] != name.split(".")[0] and ROW[used.split(".")[0]] <= ROW[name.split(".")[0]]
     ]
-    assert up == []
+    assert wrong == []
 
 
-def test_there_is_no_cycle():
-    known = modules()
-    order = TopologicalSorter({name: imports(path, set(known)) for name, path in known.items()}).static_order()
-    assert len(list(order)) == len(known)
+def test_there_is_no_circle():
+    graph = arrows()
+    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
 
 
-def test_groups_reach_each_other_only_through_their_base():
-    known = modules()
-    groups = ("passes", "families", "tasks", "runtimes")
+def test_plugins_reach_each_other_only_through_their_base():
+    groups = ("passes", "models.families", "tasks", "runtimes")
+
+    def group(name: str) -> str | None:
+        return next((one for one in groups if name.rpartition(".")[0] == one and not name.endswith(".base")), None)
+
     across = [
         f"{name} -> {used}"
-        for name, path in known.items()
-        for used in imports(path, set(known))
-        if name.split(".")[0] in groups
-        and used.split(".")[0] in groups
-        and name.split(".")[0] != used.split(".")[0]
-        and not used.endswith(".base")
+        for name, all_used in arrows().items()
+        for used in all_used
+        if group(name) and group(used) and group(name) != group(used)
     ]
     assert across == []
+
+
+def test_folders_hold_what_can_be_overseen():
+    counts = {
+        str(folder.relative_to(PACKAGE)): len(list(folder.glob("*.py")))
+        for folder in PACKAGE.rglob("*")
+        if folder.is_dir()
+    }
+    assert {folder: count for folder, count in counts.items() if count > MOST_FILES and folder not in PLUGINS} == {}
+
+
+def test_files_and_functions_can_be_read():
+    paths = list(modules().values())
+    lines = {str(path.relative_to(PACKAGE)): len(path.read_text("utf8").splitlines()) for path in paths}
+    found = [function for path in paths for function in functions(path)]
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+    assert {name: length for name, length, _ in found if length > MOST_FUNCTION} == {}
+    assert quantiles([length for _, length, _ in found], n=20)[-1] <= P95_FUNCTION
+    assert {name: count for name, _, count in found if count > MOST_PARAMETERS} == {}
 
 
 @pytest.mark.parametrize("statement", ["import fmopt", "import fmopt.cli.app", "import fmopt.edge.command"])
@@ -257,4 +146,4 @@ def test_loading_a_bundle_never_imports_torch():
 
 def test_no_module_hides_a_public_name():
     """Importing fmopt.x puts the module x on the package, in place of the function that users call fmopt.x."""
-    assert not {name for name in fmopt.__all__ if (PACKAGE / f"{name}.py").exists()}
+    assert not {name for name in fmopt.__all__ if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()}

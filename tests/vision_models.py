@@ -1,4 +1,4 @@
-"""Tiny random checkpoints that read pictures, and pictures to read."""
+"""Tiny random checkpoints that read images, and images to read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NAMES = ["round", "striped", "grey"]
 
 
 def write_vision(folder: Path, family: str, seed: int = 0) -> Path:
-    """A random network of `family` for three classes of pictures of 32 × 32 (or of their pixels), in Hugging Face format."""
+    """A random network of `family` for three classes of images of 32 × 32 (or of their pixels), in Hugging Face format."""
     import torch
     import transformers
 
@@ -79,7 +79,7 @@ DETECTOR_PROCESSORS = {"yolos": "YolosImageProcessor", "detr": "DetrImageProcess
 
 
 def write_detector(folder: Path, family: str, seed: int = 0) -> Path:
-    """A random network of `family` that finds NAMES in pictures brought to 32 × 48 (RT-DETR: 64 × 64), as a checkpoint."""
+    """A random network of `family` that finds NAMES in images brought to 32 × 48 (RT-DETR: 64 × 64), as a checkpoint."""
     import torch
     import transformers
 
@@ -96,8 +96,8 @@ def write_detector(folder: Path, family: str, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     net.eval().save_pretrained(folder)
     size = {"height": 64, "width": 64} if family == "rt_detr" else {"height": 32, "width": 48}
-    told = {"image_processor_type": DETECTOR_PROCESSORS[family], "size": size}
-    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    reported = {"image_processor_type": DETECTOR_PROCESSORS[family], "size": size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(reported))
     return folder
 
 
@@ -132,7 +132,7 @@ MASKFORMER: dict[str, Any] = {
 
 
 def write_maskformer(folder: Path, seed: int = 0) -> Path:
-    """A random MaskFormer that finds NAMES in pictures of 32 × 32 by masks, in Hugging Face format."""
+    """A random MaskFormer that finds NAMES in images of 32 × 32 by masks, in Hugging Face format."""
     import torch
     import transformers
 
@@ -147,8 +147,8 @@ def write_maskformer(folder: Path, seed: int = 0) -> Path:
                 heads = any(part in name for part in ("class_predictor", "mask", "quer"))
                 torch.nn.init.normal_(value, 0, 0.4) if heads else torch.nn.init.xavier_normal_(value)
     net.eval().save_pretrained(folder)
-    told = {"image_processor_type": "MaskFormerImageProcessor", "size": {"height": 32, "width": 32}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    reported = {"image_processor_type": "MaskFormerImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(reported))
     return folder
 
 
@@ -161,7 +161,7 @@ MATCHER_PROCESSORS: dict[str, dict[str, Any]] = {
 
 
 def write_matcher(folder: Path, family: str, seed: int = 0) -> Path:
-    """A random network of `family` that says which text fits a picture of 32 × 32, as a checkpoint that names no labels. Its
+    """A random network of `family` that says which text fits a image of 32 × 32, as a checkpoint that names no labels. Its
     tokenizer has a token for every byte."""
     import torch
     import transformers
@@ -179,7 +179,7 @@ def write_matcher(folder: Path, family: str, seed: int = 0) -> Path:
     made = write_untrained(entry, [], folder.parent, folder.name, seed)
     net = transformers.AutoModel.from_pretrained(made)
     torch.manual_seed(seed)
-    with torch.no_grad():  # texts and pictures that differ, as those of a trained network
+    with torch.no_grad():  # texts and images that differ, as those of a trained network
         for name, value in net.named_parameters():
             if value.ndim > 1:
                 torch.nn.init.normal_(value, 0, 0.5 if "embedding" in name else 0.2)
@@ -187,14 +187,14 @@ def write_matcher(folder: Path, family: str, seed: int = 0) -> Path:
                 value.fill_(1.5)
     net.eval().save_pretrained(made)
     if family == "siglip":  # whose tokenizer gives no mask
-        told = json.loads((made / "tokenizer_config.json").read_text()) | {"model_input_names": ["input_ids"]}
-        (made / "tokenizer_config.json").write_text(json.dumps(told))
+        reported = json.loads((made / "tokenizer_config.json").read_text()) | {"model_input_names": ["input_ids"]}
+        (made / "tokenizer_config.json").write_text(json.dumps(reported))
     made.rename(folder)
     return folder
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (48, 36), mode: str = "RGB", kind: str = "PNG") -> bytes:
-    """The file of a made picture, `size` as (width, height)."""
+def image(seed: int = 0, size: tuple[int, int] = (48, 36), mode: str = "RGB", kind: str = "PNG") -> bytes:
+    """The file of a made image, `size` as (width, height)."""
     draw = np.random.default_rng(seed)
     coarse = Image.fromarray(draw.integers(0, 256, (6, 6, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     written = io.BytesIO()
@@ -203,7 +203,7 @@ def picture(seed: int = 0, size: tuple[int, int] = (48, 36), mode: str = "RGB", 
 
 
 def picture_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of pictures that can be told apart: bright, dark and middling ones."""
+    """Rows of images that can be told apart: bright, dark and middling ones."""
     draw = np.random.default_rng(seed)
     rows = []
     for number in range(count):
@@ -216,7 +216,7 @@ def picture_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write_pictures(folder: Path, **counts: int) -> Path:
-    """So many pictures in each split, as files in folders that are named after their labels."""
+    """So many images in each split, as files in folders that are named after their labels."""
     for split, count in counts.items():
         for number, row in enumerate(picture_rows(count, seed=len(split))):
             home = folder / split / row["label"]

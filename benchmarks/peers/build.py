@@ -19,7 +19,7 @@ from pathlib import Path
 
 import subjects
 
-from fmopt.edge.parts import Raw
+from fmopt.edge.parts import Sample
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("optimum_onnx", "transformers", "nncf", "olive", "pytorch")
@@ -37,7 +37,7 @@ def main() -> int:
     out = asked.out or artifacts_folder(subject.name)
     out.mkdir(parents=True, exist_ok=True)
     calibration = write_calibration(subject.calibration(), out / "calibration.jsonl")
-    given = (subject.facts.folder, subject.task.name, calibration)
+    given = (subject.metadata.folder, subject.task.name, calibration)
     (out / BUILT).unlink(missing_ok=True)
     codes = [make(peer, given, out / peer) for peer in asked.peers.split(",")]
     (out / BUILT).touch()
@@ -52,8 +52,8 @@ def make(peer: str, given: tuple[Path, str, Path], out: Path) -> int:
     home = peers_folder() / peer
     python = home / "env" / "bin" / "python"
     if not (home / ".ready").is_file():
-        told = home / "install-error.txt"
-        why = told.read_text().strip() if told.is_file() else "setup.sh was not run for it"
+        reported = home / "install-error.txt"
+        why = reported.read_text().strip() if reported.is_file() else "setup.sh was not run for it"
         write_missing(peer, out, f"not installed: {why}")
         return 1
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -72,16 +72,16 @@ def write_missing(peer: str, out: Path, error: str) -> None:
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
-def write_calibration(raws: Sequence[Raw], path: Path) -> Path:
+def write_calibration(samples: Sequence[Sample], path: Path) -> Path:
     """One line a text: what a user gives the tokenizer for it (see harness.py)."""
-    path.write_text("".join(json.dumps(_call(raw)) + "\n" for raw in raws), encoding="utf-8")
+    path.write_text("".join(json.dumps(_call(sample)) + "\n" for sample in samples), encoding="utf-8")
     return path
 
 
-def _call(raw: Raw) -> dict[str, object]:
-    if isinstance(raw, tuple):
-        return {"text": raw[0], "text_pair": raw[1]}
-    return {"text": raw, "is_split_into_words": True} if isinstance(raw, list) else {"text": raw}
+def _call(sample: Sample) -> dict[str, object]:
+    if isinstance(sample, tuple):
+        return {"text": sample[0], "text_pair": sample[1]}
+    return {"text": sample, "is_split_into_words": True} if isinstance(sample, list) else {"text": sample}
 
 
 def peers_folder() -> Path:

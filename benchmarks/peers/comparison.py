@@ -127,13 +127,13 @@ def read(path: Path) -> Comparison:
 def _row(
     row: dict[str, Any], document: dict[str, Any], base: Scores | None, full: dict | None, common: dict | None
 ) -> Row:
-    scores, told = _scores(row), row["scores"] or {}
-    drop = bootstrap.paired_drop(base, scores) if base and scores else told.get("drop")
+    scores, reported = _scores(row), row["scores"] or {}
+    drop = bootstrap.paired_drop(base, scores) if base and scores else reported.get("drop")
     return Row(
         row["name"], row["made"]["peer"], row["full_precision"], bootstrap.median_latency(_latency(row, document)),
         float(np.percentile(row["samples_ms"], 90)), len(row["samples_ms"]),
         _faster(full, row, document), _faster(common, row, document),
-        value_of(scores) if scores else told.get("value"), drop, row["others"], row["size_bytes"],
+        value_of(scores) if scores else reported.get("value"), drop, row["others"], row["size_bytes"],
         row["made"].get("minutes"), _cpu_minutes(row["made"]), row["made"].get("lines"), row["error"],
     )  # fmt: skip
 
@@ -172,15 +172,19 @@ def _from_november(document: dict[str, Any]) -> dict[str, Any]:
     """A result of November 2026, of embeddings only: metrics without the labels, so drops come without intervals."""
     rows = []
     for row in document["rows"]:
-        told, scores, others = row["accuracy"], None, {}
-        if told:
-            drop = -told["stsb_points_from_fp32"] / 100
-            scores = {"name": "Spearman", "value": told["stsb_spearman"],
+        reported, scores, others = row["accuracy"], None, {}
+        if reported:
+            drop = -reported["stsb_points_from_fp32"] / 100
+            scores = {"name": "Spearman", "value": reported["stsb_spearman"],
                       "drop": Estimate(point=drop, low=drop, high=drop)}  # fmt: skip
-            others = {"cosine to baseline": told["cosine_mean"], "lowest cosine": told["cosine_min"]}
+            others = {"cosine to baseline": reported["cosine_mean"], "lowest cosine": reported["cosine_min"]}
         rows.append({**row, "scores": scores, "others": others})
-    told = next((row["scores"] for row in rows if row["scores"]), None)
+    reported = next((row["scores"] for row in rows if row["scores"]), None)
     items = max(len(row["accuracy"].get("pair_similarities", [])) for row in rows)
-    reference = {"name": "PyTorch fp32", "scores": None, "value": told and told["value"] + told["drop"].point}
+    reference = {
+        "name": "PyTorch fp32",
+        "scores": None,
+        "value": reported and reported["value"] + reported["drop"].point,
+    }
     return {**document, "subject": "minilm", "task": "sentence-embedding", "reference": reference,
             "items": {"scored": items, "of": items}, "rows": rows}  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core import plugins
-from fmopt.core.model import Artifact, CheckpointFacts, Runner, model_files
+from fmopt.core.model import Artifact, CheckpointMetadata, Runner, model_files
 from fmopt.core.results import Scores
 from fmopt.edge import loading, parts
 from fmopt.models import checkpoint
@@ -54,58 +54,58 @@ class Contender:
         self.error = f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def peers(artifacts: Path, facts: CheckpointFacts, threads: int, isa: list[str]) -> list[Contender]:
+def peers(artifacts: Path, metadata: CheckpointMetadata, threads: int, isa: list[str]) -> list[Contender]:
     """Every meta.json below `artifacts`, opened; one that failed to be made or to open is kept with its error."""
     found = []
     for path in sorted(artifacts.glob("*/*/meta.json")):
         meta = json.loads(path.read_text(encoding="utf-8"))
         contender = Contender(f"{meta['peer']} {meta['variant']}", meta, error=meta["error"])
         if contender.error is None:
-            _open(contender, lambda meta=meta, path=path: _peer(meta, path.parent, facts, isa), threads)
+            _open(contender, lambda meta=meta, path=path: _peer(meta, path.parent, metadata, isa), threads)
         found.append(contender)
     return found
 
 
-def bundle(folder: Path, facts: CheckpointFacts, threads: int) -> Contender:
+def bundle(folder: Path, metadata: CheckpointMetadata, threads: int) -> Contender:
     """A bundle that fmopt wrote; its minutes are those of the run that made it, its lines the one command."""
     meta: dict[str, Any] = {"peer": "fmopt", "variant": folder.name, "lines": 1, "minutes": _run_minutes(folder)}
     contender = Contender(f"fmopt {folder.name}", meta)
     try:
-        told = loading.read_facts(folder)
+        reported = loading.read_manifest(folder)
     except parts.EdgeError as error:
         contender.error = str(error)
         return contender
-    meta |= {key: told[key] for key in ("runtime", "options", "recipe", "verdict", "versions", "digest")}
-    ours, theirs = folder / "tokenizer.json", checkpoint.tokenizer_file(facts)
+    meta |= {key: reported[key] for key in ("runtime", "options", "recipe", "verdict", "versions", "digest")}
+    ours, theirs = folder / "tokenizer.json", checkpoint.tokenizer_file(metadata)
     if loading.sha256_file(ours) != loading.sha256_file(theirs):
         # all are given the same token ids; a bundle of another checkpoint, or with its own vocabulary, reads them wrong
         contender.error = (
-            f"{folder} has another tokenizer than {facts.source.asked}; compare a bundle of that checkpoint"
+            f"{folder} has another tokenizer than {metadata.source.asked}; compare a bundle of that checkpoint"
         )
         return contender
-    artifact = Artifact(told["runtime"], folder / told["model_file"], told["options"])
+    artifact = Artifact(reported["runtime"], folder / reported["model_file"], reported["options"])
     _open(contender, lambda: artifact, threads)
     return contender
 
 
-def reference(facts: CheckpointFacts, threads: int) -> Contender:
+def reference(metadata: CheckpointMetadata, threads: int) -> Contender:
     """PyTorch fp32, which every row's accuracy is compared with."""
     contender = Contender("PyTorch fp32", {})
-    _open(contender, lambda: _torch(facts, {"dtype": "fp32"}), threads)
+    _open(contender, lambda: _torch(metadata, {"dtype": "fp32"}), threads)
     if contender.error:
-        raise SystemExit(f"{facts.folder} does not open in PyTorch: {contender.error}")
+        raise SystemExit(f"{metadata.folder} does not open in PyTorch: {contender.error}")
     return contender
 
 
-def _torch(facts: CheckpointFacts, options: Mapping[str, Any]) -> Artifact:
-    auto_class = plugins.find("tasks", facts.task).auto_class
-    return Artifact("torch", facts.folder, {"auto_class": auto_class, **options})
+def _torch(metadata: CheckpointMetadata, options: Mapping[str, Any]) -> Artifact:
+    auto_class = plugins.find("tasks", metadata.task).auto_class
+    return Artifact("torch", metadata.folder, {"auto_class": auto_class, **options})
 
 
-def _peer(meta: Mapping[str, Any], folder: Path, facts: CheckpointFacts, isa: list[str]) -> Artifact:
+def _peer(meta: Mapping[str, Any], folder: Path, metadata: CheckpointMetadata, isa: list[str]) -> Artifact:
     options = dict(meta["options"])
     if meta["runtime"] == "torch":
-        return _torch(facts, options)
+        return _torch(metadata, options)
     if meta["runtime"] == "openvino" and {"avx512_bf16", "amx_bf16"} & set(isa):
         # OpenVINO's own default where the CPU has it; our runtime asks for fp32 unless told otherwise
         options["precision"] = "bf16"

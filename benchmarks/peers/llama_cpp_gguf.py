@@ -36,15 +36,15 @@ def main() -> None:
     describe(writer, config)
     gpt2 = config["model_type"] == "gpt2"
     for name, array in tensors(folder):
-        told, kind = renamed(name, gpt2)
-        if gpt2 and kind == "weight" and told.startswith("blk.") and array.ndim == 2:
+        reported, kind = renamed(name, gpt2)
+        if gpt2 and kind == "weight" and reported.startswith("blk.") and array.ndim == 2:
             array = array.T  # Conv1D keeps [in, out]
         array = np.ascontiguousarray(array, dtype=np.float32)
-        if array.ndim == 2 and told != "position_embd":
+        if array.ndim == 2 and reported != "position_embd":
             packed = quants.quantize(array, GGMLQuantizationType.Q4_0)
-            writer.add_tensor(f"{told}.{kind}", packed, raw_dtype=GGMLQuantizationType.Q4_0)
+            writer.add_tensor(f"{reported}.{kind}", packed, raw_dtype=GGMLQuantizationType.Q4_0)
         else:
-            writer.add_tensor(f"{told}.{kind}", array)
+            writer.add_tensor(f"{reported}.{kind}", array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -54,14 +54,14 @@ def main() -> None:
 def describe(writer: gguf.GGUFWriter, config: dict) -> None:
     """The sizes of the network."""
 
-    def told(*names: str) -> int:
+    def reported(*names: str) -> int:
         return next(config[name] for name in names if config.get(name) is not None)
 
-    width = told("hidden_size", "n_embd")
-    heads = told("num_attention_heads", "n_head")
-    writer.add_context_length(told("max_position_embeddings", "n_positions"))
+    width = reported("hidden_size", "n_embd")
+    heads = reported("num_attention_heads", "n_head")
+    writer.add_context_length(reported("max_position_embeddings", "n_positions"))
     writer.add_embedding_length(width)
-    writer.add_block_count(told("num_hidden_layers", "n_layer"))
+    writer.add_block_count(reported("num_hidden_layers", "n_layer"))
     writer.add_feed_forward_length(config.get("intermediate_size") or config.get("n_inner") or 4 * width)
     writer.add_head_count(heads)
     writer.add_vocab_size(config["vocab_size"])
@@ -92,11 +92,11 @@ def tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
-        for name, facts in header.items():
+        for name, metadata in header.items():
             if name != "__metadata__":
-                begin = 8 + length + facts["data_offsets"][0]
-                dtype = np.dtype(DTYPES[facts["dtype"]])
-                yield name, np.memmap(path, dtype, "r", begin, tuple(facts["shape"]))
+                begin = 8 + length + metadata["data_offsets"][0]
+                dtype = np.dtype(DTYPES[metadata["dtype"]])
+                yield name, np.memmap(path, dtype, "r", begin, tuple(metadata["shape"]))
 
 
 if __name__ == "__main__":

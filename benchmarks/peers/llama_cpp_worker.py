@@ -48,7 +48,7 @@ class Worker:
             self.context = lib.llama_init_from_model(self.model, params)
             self.size = tokens, rows
         lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
-        self.rows, self.past = rows, 0
+        self.rows, self.kv_cache = rows, 0
 
     def decode(self, rows: list[list[int]], all_logits: bool = False) -> np.ndarray:
         """Take tokens in, the same number for each row; logits float32 [rows, words], or of every token of a single row."""
@@ -58,7 +58,7 @@ class Worker:
         wanted = []
         for index in range(count):
             row, place = divmod(index, len(rows[0]))
-            batch.token[index], batch.pos[index] = rows[row][place], self.past + place
+            batch.token[index], batch.pos[index] = rows[row][place], self.kv_cache + place
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, row
             batch.logits[index] = all_logits or place == len(rows[0]) - 1
             if batch.logits[index]:
@@ -67,7 +67,7 @@ class Worker:
         lib.llama_batch_free(batch)
         if code:
             raise RuntimeError(f"llama_decode gave {code}")
-        self.past += len(rows[0])
+        self.kv_cache += len(rows[0])
         views = (np.ctypeslib.as_array(lib.llama_get_logits_ith(self.context, one), (self.words,)) for one in wanted)
         return np.stack(list(views)) if all_logits else np.stack([view.argmax() for view in views])
 

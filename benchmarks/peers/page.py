@@ -73,13 +73,13 @@ def html(found: list[Comparison]) -> str:
 
 def _versions(found: Comparison) -> list[tuple[str, str]]:
     """What every peer was made with."""
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     for row in found.document["rows"]:
         versions: dict[str, Any] = row["made"].get("versions") or {}
-        told.setdefault(row["made"]["peer"], ", ".join(f"{name} {version}" for name, version in versions.items()))
+        reported.setdefault(row["made"]["peer"], ", ".join(f"{name} {version}" for name, version in versions.items()))
     here = found.document["versions"]
     opened = ", ".join(f"{name} {version}" for name, version in here.items() if version)
-    return [("all opened with", opened), *((peer, text) for peer, text in sorted(told.items()) if text)]
+    return [("all opened with", opened), *((peer, text) for peer, text in sorted(reported.items()) if text)]
 
 
 def _minutes(value: float | None) -> str:

@@ -51,19 +51,19 @@ def main() -> int:
     """The command line; 1 when nothing could be timed."""
     asked = arguments()
     subject = subjects.find(asked.subject)
-    facts = subject.facts
-    preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), facts.pipeline)
+    metadata = subject.metadata
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(metadata), metadata.pipeline)
     items = subject.judged(asked.items)
     folder = asked.artifacts or artifacts_folder(subject.name)
-    rows = contenders.peers(folder, facts, asked.threads, host.isa_features())
-    rows += [contenders.bundle(bundle, facts, asked.threads) for bundle in asked.fmopt]
-    texts = [item.raw for item in items]
+    rows = contenders.peers(folder, metadata, asked.threads, host.isa_features())
+    rows += [contenders.bundle(bundle, metadata, asked.threads) for bundle in asked.fmopt]
+    texts = [item.sample for item in items]
     inputs = latency.latency_inputs(preprocessor, texts, asked.batch, asked.length, asked.seed)
     warnings = [f"before: {line}" for line in latency.quiet_machine()]
     # Timing comes first: torch.compile specialises for the shapes it sees first.
     time_all(rows, inputs, asked)
     warnings += [f"after: {line}" for line in latency.quiet_machine()]
-    reference = contenders.reference(facts, asked.threads)
+    reference = contenders.reference(metadata, asked.threads)
     document = report(rows, reference, asked, warnings, subject, len(items))
     path = write(document, asked.results)
     print(f"timed: {path}; scoring goes on, and needs no quiet machine", file=sys.stderr)
@@ -108,13 +108,13 @@ def time_all(rows: Sequence[Contender], inputs: Sequence[Mapping[str, np.ndarray
         calls[row.name] = lambda runner=row.runner, replay=replay: runner.run(next(replay))
     full = {row.name for row in rows if row.full_precision}
 
-    def hopeless(samples: Mapping[str, list[float]]) -> set[str]:
+    def dominated(samples: Mapping[str, list[float]]) -> set[str]:
         # what speedups are against is sampled to the end
         fastest = min(full & set(samples), key=lambda name: np.median(samples[name]), default="")
         return interleaved.certainly_slower(samples, keep=(fastest, ONNX_RUNTIME_FP32), margin=SLOW)
 
     samples = interleaved.time_in_turn(
-        calls, min_samples=asked.samples, min_seconds=asked.seconds, hopeless=hopeless, seed=asked.seed
+        calls, min_samples=asked.samples, min_seconds=asked.seconds, dominated=dominated, seed=asked.seed
     )
     for row in rows:
         row.samples_ms = [round(ms, 5) for ms in samples.get(row.name, [])]
@@ -124,16 +124,16 @@ def score_all(
     rows: Sequence[Contender], reference: Contender, items: Sequence[Item], preprocessor: Preprocessor, subject: Subject
 ) -> Iterator[Contender]:
     """Score each contender by the task's metrics, and yield it; the reference comes first."""
-    facts = subject.facts
-    exact = predict(reference, preprocessor, facts.pipeline, items)
-    reference.scores = subject.task.scores(exact, items, exact, facts)
+    metadata = subject.metadata
+    exact = predict(reference, preprocessor, metadata.pipeline, items)
+    reference.scores = subject.task.scores(exact, items, exact, metadata)
     yield reference
     for row in rows:
         if row.runner is None:
             continue
         try:
-            predictions = predict(row, preprocessor, facts.pipeline, items)
-            row.scores = subject.task.scores(predictions, items, exact, facts)
+            predictions = predict(row, preprocessor, metadata.pipeline, items)
+            row.scores = subject.task.scores(predictions, items, exact, metadata)
         except Exception as error:  # wrong shapes, no numbers: a failure is a row of the table
             row.fail("is timed but cannot be scored", error)
         print(f"{row.name}: {row.error or formatting.score(value_of(primary(row)))}", file=sys.stderr)
@@ -145,14 +145,14 @@ def report(
     items: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything a table reads, with raw samples."""
-    facts = subject.facts
+    metadata = subject.metadata
     return {
         "what": "peers side by side",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": published(shlex.join([".venv/bin/python", *sys.argv])),
         "subject": subject.name,
         "task": subject.task.name,
-        "model": {"title": subject.title, "digest": facts.digest, "parameters": facts.parameters},
+        "model": {"title": subject.title, "digest": metadata.digest, "parameters": metadata.parameters},
         "threads": asked.threads,
         "batch": asked.batch,
         "length": asked.length,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.core import plugins
-from fmopt.core.model import CheckpointFacts, ModelSource
+from fmopt.core.model import CheckpointMetadata, ModelSource
 from fmopt.data.datasets import load_data
-from fmopt.edge.parts import Raw
+from fmopt.edge.parts import Sample
 from fmopt.models import checkpoint
 from fmopt.tasks.base import Item, Task
 
@@ -33,24 +33,24 @@ class Subject:
 
     name: str
     title: str
-    facts: CheckpointFacts
+    metadata: CheckpointMetadata
     task: Task
     splits: dict[str, list[dict[str, Any]]]
 
-    def calibration(self) -> list[Raw]:
+    def calibration(self) -> list[Sample]:
         """300 different texts (pairs, lists of words) of the training split, seeded: the same for every peer."""
         rows = self.splits["train"]
-        raws: dict[Any, Raw] = {}
-        for item in self.task.items(rows, self.facts):
-            raws.setdefault(tuple(item.raw) if isinstance(item.raw, list) else item.raw, item.raw)
-        return random.Random(0).sample(list(raws.values()), min(CALIBRATION_ITEMS, len(raws)))
+        samples: dict[Any, Sample] = {}
+        for item in self.task.items(rows, self.metadata):
+            samples.setdefault(tuple(item.sample) if isinstance(item.sample, list) else item.sample, item.sample)
+        return random.Random(0).sample(list(samples.values()), min(CALIBRATION_ITEMS, len(samples)))
 
     def judged(self, most: int | None) -> list[Item]:
         """Items of the test split; with `most`, those of so many of its rows, drawn with a seed."""
         rows = self.splits["test"]
         if most is not None and most < len(rows):
             rows = [rows[number] for number in sorted(random.Random(0).sample(range(len(rows)), most))]
-        return self.task.items(rows, self.facts)
+        return self.task.items(rows, self.metadata)
 
 
 def find(name: str) -> Subject:
@@ -59,9 +59,9 @@ def find(name: str) -> Subject:
         raise SystemExit(f"there is no subject {name!r}; there are {', '.join(TITLES)}")
     folder, data = minilm() if name == "minilm" else _checkpoint(name), data_folder(name)
     source = ModelSource(name, folder, TITLES[name])
-    facts = checkpoint.inspect(source, "sentence-embedding" if name == "minilm" else None)
-    task: Task = plugins.find("tasks", facts.task)
-    return Subject(name, TITLES[name], facts, task, dict(load_data(str(data), task, facts).splits))
+    metadata = checkpoint.inspect(source, "sentence-embedding" if name == "minilm" else None)
+    task: Task = plugins.find("tasks", metadata.task)
+    return Subject(name, TITLES[name], metadata, task, dict(load_data(str(data), task, metadata).splits))
 
 
 def data_folder(name: str) -> Path:

@@ -191,32 +191,32 @@ def predict(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What a bundle makes of texts, pictures or sounds; one that generates text goes on from it."""
+    """What a bundle makes of texts, images or sounds; one that generates text goes on from it."""
     from fmopt.exporters import bundle as bundles
 
-    raws: list[Any] = list(texts or [])
+    samples: list[Any] = list(texts or [])
     if file is not None:
-        raws += read_lines(file)
+        samples += read_lines(file)
     if pair:
-        if len(raws) != 2:
-            raise ConfigError(f"--pair takes two texts; {len(raws)} were given")
-        raws = [tuple(raws)]
-    if not raws:
+        if len(samples) != 2:
+            raise ConfigError(f"--pair takes two texts; {len(samples)} were given")
+        samples = [tuple(samples)]
+    if not samples:
         raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
-    told = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+    answers = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
             "beams": beams, "stop": tuple(stop) if stop else None, "output": output, "threshold": threshold}  # fmt: skip
-    wishes = {name: value for name, value in told.items() if value is not None}
+    options = {name: value for name, value in answers.items() if value is not None}
     model = bundles.load(bundle)
     if "speech" in model.pipeline and output is None:
         raise ConfigError("a sound cannot be printed; say where it goes: -o out.wav")
     if stream:
-        if len(raws) != 1 or as_json:
+        if len(samples) != 1 or as_json:
             raise ConfigError("--stream prints one text as it is made; give one, and leave --json out")
-        for piece in model.stream(raws[0], **wishes):
+        for piece in model.stream(samples[0], **options):
             print(piece, end="", flush=True)
         print()
         return
-    got, problems = model.told(raws, **wishes)
+    got, problems = model.answers(samples, **options)
     answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got if one is not None])
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

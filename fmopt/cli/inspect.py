@@ -35,8 +35,8 @@ def inspect(model: Model, task: Task = None, allow_pickle: Pickle = False, as_js
     from fmopt.models.source import resolve
 
     source = resolve(model)
-    facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
-    answer(cli_output.facts_data(facts), as_json, lambda: cli_output.facts(facts))
+    metadata = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
+    answer(cli_output.facts_data(metadata), as_json, lambda: cli_output.metadata(metadata))
 
 
 def report(

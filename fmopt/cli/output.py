@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from fmopt.cli.doctor import Line
 from fmopt.cli.tables import comparison_table, history_table, running_table, trial_table, verdict_panel
 from fmopt.core import formatting
-from fmopt.core.model import CheckpointFacts, static_shape, takes_length
+from fmopt.core.model import CheckpointMetadata, static_shape, takes_length
 from fmopt.core.results import Latency
 from fmopt.core.target import Target
 from fmopt.evaluation.comparison import Comparison
@@ -161,7 +161,7 @@ def bench_on_board(found: Benchmark, rows: Sequence[tuple[str, Latency]], folder
     """What a board is, a bundle's percentiles there, and where the page is."""
     runtime = " ".join(f"{name} {version}" for name, version in found.versions.items())
     out.print(f"{found.host['cpu']} ({found.host['arch']}, {found.host['cores']} cores), {runtime}", markup=False)
-    bench([(f"{name}{', raw to answer' if latency.end_to_end else ''}", latency) for name, latency in rows])
+    bench([(f"{name}{', sample to answer' if latency.end_to_end else ''}", latency) for name, latency in rows])
     for warning in dict.fromkeys(warning for cell in found.cells for warning in cell.warnings):
         out.print(f"warning: {warning}", markup=False)
     out.print(f"page    {folder / 'benchmark.html'}", markup=False)
@@ -279,14 +279,14 @@ def trimmed(found: Trimmed) -> None:
     out.print("The texts give the same tokens as before; other words are spelled in more tokens.")
 
 
-def facts_data(found: CheckpointFacts) -> dict[str, Any]:
+def facts_data(found: CheckpointMetadata) -> dict[str, Any]:
     """A checkpoint's facts as JSON-able data."""
     data = dataclasses.asdict(found)
     del data["config"]
     return data | {"pipeline": dict(found.pipeline)}
 
 
-def facts(found: CheckpointFacts) -> None:
+def metadata(found: CheckpointMetadata) -> None:
     """What a checkpoint is."""
     table = Table(show_header=False, title=found.source.title, title_justify="left")
     labels = found.pipeline.get("labels") or []

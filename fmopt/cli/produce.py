@@ -167,11 +167,11 @@ def export(
             allow_pickle=allow_pickle,
             progress=progress,
         )
-    facts = json.loads((folder / "fmopt.json").read_text())
+    metadata = json.loads((folder / "fmopt.json").read_text())
     answer(
-        facts,
+        metadata,
         as_json,
-        lambda: print(f"{folder} holds {facts['model_file']}; try: python {folder / script_of(folder)} verify"),
+        lambda: print(f"{folder} holds {metadata['model_file']}; try: python {folder / script_of(folder)} verify"),
     )
 
 

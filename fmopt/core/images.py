@@ -27,7 +27,7 @@ def png_file(array: np.ndarray, row: Mapping[str, Any] | None = None) -> bytes:
 
 
 def problem(value: Any) -> str | None:
-    """What is wrong with the file of a picture, as far as its beginning tells; None when nothing is."""
+    """What is wrong with the file of a image, as far as its beginning tells; None when nothing is."""
     from PIL import Image
 
     if not isinstance(value, bytes):
@@ -44,9 +44,9 @@ def class_map(value: Any) -> np.ndarray:
     ValueError for any other."""
     from PIL import Image
 
-    told = problem(value)
-    if told:
-        raise ValueError(told)
+    given = problem(value)
+    if given:
+        raise ValueError(given)
     image = Image.open(io.BytesIO(value))
     if image.mode not in ("L", "P", "1"):
         raise ValueError(f"is a picture of {image.mode}; a mask has one channel, whose values are class numbers")
@@ -60,17 +60,17 @@ def resized_map(classes: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST))
 
 
-def thumbnail(raw: bytes) -> str:
-    """A data URI of the picture, as PNG, at most THUMBNAIL wide and high."""
+def thumbnail(sample: bytes) -> str:
+    """A data URI of the image, as PNG, at most THUMBNAIL wide and high."""
     from fmopt.edge.image import open_image
 
-    image = open_image(raw)
+    image = open_image(sample)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return "data:image/png;base64," + base64.b64encode(png_file(np.asarray(image))).decode("ascii")
 
 
 def plain_picture(seed: str) -> bytes:
-    """A made picture with edges and gradients, another one for every seed, where no data is needed."""
+    """A made image with edges and gradients, another one for every seed, where no data is needed."""
     draw = np.random.default_rng(zlib.crc32(seed.encode()))
     coarse = draw.integers(0, 256, (8, 8, 3)).astype(np.uint8)
     return png_file(np.kron(coarse, np.ones((28, 28, 1), dtype=np.uint8)))

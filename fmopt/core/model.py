@@ -38,7 +38,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
-class CheckpointFacts:
+class CheckpointMetadata:
     """What is known of a checkpoint from its files alone, before any weight is loaded.
 
     `pipeline` is the JSON-able dict that `fmopt/edge.py` works by (see `edge.Pipeline`): task, max_length, inputs,
@@ -64,7 +64,7 @@ class CheckpointFacts:
 
     @property
     def modality(self) -> str:
-        """What raws are: "text", "image", "audio" or "item" (histories of them)."""
+        """What samples are: "text", "image", "audio" or "item" (histories of them)."""
         return str(self.pipeline.get("modality", "text"))
 
 
@@ -73,8 +73,8 @@ def axes_of(pipeline: Mapping[str, Any]) -> dict[str, tuple[str | int, ...]]:
 
     A pipeline says so under "axes"; without it every input is [batch, tokens].
     """
-    told = pipeline.get("axes") or {}
-    return {name: tuple(told.get(name, ("batch", "tokens"))) for name in pipeline["inputs"]}
+    given = pipeline.get("axes") or {}
+    return {name: tuple(given.get(name, ("batch", "tokens"))) for name in pipeline["inputs"]}
 
 
 def takes_length(pipeline: Mapping[str, Any]) -> bool:
@@ -139,8 +139,8 @@ def write_artifact(artifact: Artifact, folder: Path) -> None:
 
 def read_artifact(runtime: str, folder: Path) -> Artifact:
     """The artifact that `write_artifact` described."""
-    facts = json.loads((folder / ARTIFACT).read_text())
-    return Artifact(runtime, folder / facts["file"], facts["options"])
+    metadata = json.loads((folder / ARTIFACT).read_text())
+    return Artifact(runtime, folder / metadata["file"], metadata["options"])
 
 
 def model_files(path: Path) -> list[Path]:

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core import images, sounds
+from fmopt.core import audio as core_audio
+from fmopt.core import images
 from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.plugins import did_you_mean
 from fmopt.data.builtin_code import stdlib_splits
 from fmopt.data.builtin_docstrings import pydoc_splits
@@ -41,7 +42,7 @@ BOXES = frozenset({"boxes", "classes"})  # roles that hold a value per box
 FILES = {
     "image": (images.png_file, images.problem),
     "mask": (images.png_file, images.problem),
-    "audio": (sounds.wav_file, sounds.problem),
+    "audio": (core_audio.wav_file, core_audio.problem),
 }
 CLASSES = {
     "label": ("", "label", "labels", "intents", "classes"),
@@ -77,7 +78,7 @@ class Dataset:
 
 
 def load_data(
-    spec: str, task: Task, facts: CheckpointFacts, *, columns: Mapping[str, str] | None = None, seed: int = 0
+    spec: str, task: Task, metadata: CheckpointMetadata, *, columns: Mapping[str, str] | None = None, seed: int = 0
 ) -> Dataset:
     """The data set that `spec` names: a file, a folder with one file per split, a hub name, or one of BUILTINS.
 
@@ -87,15 +88,15 @@ def load_data(
     tables, names = _read(spec)
     notes: list[str] = []
     chosen = _histories({split: _by_role(table, task, columns or {}) for split, table in tables.items()}, notes)
-    told = _label_names(next(iter(chosen.values())), names, task)
+    content = _label_names(next(iter(chosen.values())), names, task)
     for split, table in chosen.items():
         _spell_classes(table, names)
-        if told and not _numbered_like(told, facts):
-            _name_labels(table.rows, told, facts)
-        elif not facts.pipeline.get("labels"):
+        if content and not _numbered_like(content, metadata):
+            _name_labels(table.rows, content, metadata)
+        elif not metadata.pipeline.get("labels"):
             _count_labels(table.rows)
         _check(table)
-        _check_labels(table, task, facts)
+        _check_labels(table, task, metadata)
         chosen[split] = table
     licence = None
     if spec == BUILTIN:
@@ -107,7 +108,7 @@ def load_data(
             notes.append(f"functions of the standard library of Python {platform.python_version()}, split by module")
             licence = "PSF-2.0"
         splits = _assign(_judgeable(chosen, notes), Path(spec).name or spec, seed, notes)
-    return Dataset(Path(spec).name or spec, _digest(splits), splits, tuple(notes), licence, told)
+    return Dataset(Path(spec).name or spec, _digest(splits), splits, tuple(notes), licence, content)
 
 
 def training_texts(spec: str, task: Task, *, columns: Mapping[str, str] | None = None, seed: int = 0) -> list[str]:
@@ -187,11 +188,13 @@ def _unfolded(table: Table) -> Table:
     """Boxes out of a column "objects", as `datasets` and COCO write them: {"bbox": x, y, width, height in pixels}."""
     rows: list[Row] = []
     for row in table.rows:
-        told = row.get("objects")
-        if not isinstance(told, Mapping) or "bbox" not in told:
+        content = row.get("objects")
+        if not isinstance(content, Mapping) or "bbox" not in content:
             return table
-        boxes = [[x, y, x + width, y + height] for x, y, width, height in told["bbox"]]
-        classes = next((list(told[key]) for key in ("category", "categories", "label", "labels") if key in told), None)
+        boxes = [[x, y, x + width, y + height] for x, y, width, height in content["bbox"]]
+        classes = next(
+            (list(content[key]) for key in ("category", "categories", "label", "labels") if key in content), None
+        )
         rows.append({**{k: v for k, v in row.items() if k != "objects"}, "boxes": boxes, "classes": classes})
     return Table(table.where, rows, table.names)
 
@@ -316,12 +319,16 @@ def _problem(role: str, value: Any) -> str | None:
     return None if value.strip() or role == "text_pair" else "is an empty text; remove or mend the row"
 
 
-def _check_labels(table: Table, task: Task, facts: CheckpointFacts) -> None:
+def _check_labels(table: Table, task: Task, metadata: CheckpointMetadata) -> None:
     """DataError on the first label that the model does not know; a model yet to be trained knows none."""
-    if not facts.pipeline.get("labels") and set(CLASSES) & set(table.rows[0]) and task.name.endswith("classification"):
+    if (
+        not metadata.pipeline.get("labels")
+        and set(CLASSES) & set(table.rows[0])
+        and task.name.endswith("classification")
+    ):
         return
     try:
-        task.items(table.rows, facts)
+        task.items(table.rows, metadata)
     except DataError as error:
         raise DataError(f"{table.where}: {error}") from error
 
@@ -334,14 +341,14 @@ def _label_names(table: Table, written: Mapping[str, tuple[str, ...]], task: Tas
     return next((written[key] for key in CLASSES[role] if key in written), table.names.get(role, ()))
 
 
-def _numbered_like(names: Sequence[str], facts: CheckpointFacts) -> bool:
+def _numbered_like(names: Sequence[str], metadata: CheckpointMetadata) -> bool:
     """True when ids mean the same to data and model, as far as the model says."""
-    labels = facts.pipeline.get("labels") or []
+    labels = metadata.pipeline.get("labels") or []
     unnamed = all(re.fullmatch(r"label_\d+", label.lower()) for label in labels)
     return unnamed or [name_key(name) for name in names] == [name_key(label) for label in labels]
 
 
-def _name_labels(rows: Iterable[Row], names: Sequence[str], facts: CheckpointFacts) -> None:
+def _name_labels(rows: Iterable[Row], names: Sequence[str], metadata: CheckpointMetadata) -> None:
     """Ids become names, by which the model's own ids are found. An id without a name stays, to be refused by its row."""
 
     def named(value: Any) -> Any:
@@ -360,15 +367,15 @@ def _spell_classes(table: Table, written: Mapping[str, tuple[str, ...]]) -> None
     """Transcripts that are ids of classes ("7") become what the classes are called ("seven")."""
     names = next((written[key] for key in CLASSES["label"] if key in written), table.names.get("transcript", ()))
     for row in table.rows:
-        told = row.get("transcript")
-        if isinstance(told, int) and 0 <= told < len(names):
-            row["transcript"] = names[told]
+        content = row.get("transcript")
+        if isinstance(content, int) and 0 <= content < len(names):
+            row["transcript"] = names[content]
 
 
 def _count_labels(rows: Sequence[Row]) -> None:
     """Where no model says what labels are called, numbers that a csv wrote as text are numbers."""
-    told = [row["label"] for row in rows if "label" in row]
-    if told and all(isinstance(value, str) and value.isdecimal() for value in told):
+    content = [row["label"] for row in rows if "label" in row]
+    if content and all(isinstance(value, str) and value.isdecimal() for value in content):
         for row in rows:
             row["label"] = int(row["label"])
 

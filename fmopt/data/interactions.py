@@ -51,21 +51,21 @@ def leave_one_out(tables: Mapping[str, Table], notes: list[str]) -> dict[str, Ta
 def catalogue_lines(folder: Path, tables: Mapping[str, Table]) -> list[str]:
     """Every item that can be recommended, its id and title parted by a tab: those of a table `items` in the folder of the
     data, else those of the rows, whose ids are their titles."""
-    told = next((folder / f"items{ending}" for ending in READERS if (folder / f"items{ending}").is_file()), None)
+    content = next((folder / f"items{ending}" for ending in READERS if (folder / f"items{ending}").is_file()), None)
     taken = dict.fromkeys(item for table in tables.values() for row in table.rows for item in _items_of(row))
-    if told is None:
+    if content is None:
         return [f"{item}\t{item}" for item in sorted(taken)]
-    table = read_file(told)
+    table = read_file(content)
     columns = {name.lower(): name for name in table.columns}
     names = [next((columns[name] for name in wanted if name in columns), None) for wanted in (IDS, TITLES)]
     if names[0] is None:
         raise DataError(
-            f"{told} has the columns {', '.join(table.columns)}; it needs {IDS[0]}, and {TITLES[0]} if there are"
+            f"{content} has the columns {', '.join(table.columns)}; it needs {IDS[0]}, and {TITLES[0]} if there are"
         )
     known = {str(row[names[0]]): str(row[names[1] or names[0]]) for row in table.rows}
     strange = next((item for item in taken if item not in known), None)
     if strange is not None:
-        raise DataError(f"{told} has no item {strange!r}, which somebody took; add it")
+        raise DataError(f"{content} has no item {strange!r}, which somebody took; add it")
     return [f"{item}\t{' '.join(title.split())}" for item, title in known.items()]
 
 

@@ -146,12 +146,12 @@ def label_names(path: Path) -> dict[str, tuple[str, ...]]:
     if not path.is_file():
         return {}
     try:
-        told = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise DataError(
             f"{path} is not JSON: {error}; write a list of label names in the order of their ids"
         ) from error
-    lists = {"": told} if isinstance(told, list) else told
+    lists = {"": content} if isinstance(content, list) else content
     if not isinstance(lists, dict) or not all(_is_names(names) for names in lists.values()):
         raise DataError(f"{path} is no list of label names; write them in the order of their ids")
     return {key: tuple(names) for key, names in lists.items()}
@@ -220,31 +220,31 @@ def _read_json_lines(path: Path) -> Table:
 def _read_json(path: Path) -> Table:
     """A list of objects, {"data": list}, {"column": list, …}, SQuAD's nested form, or JSON Lines under another name."""
     try:
-        told = json.loads(path.read_bytes().decode("utf-8-sig"))
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError:
         return _read_json_lines(path)
-    if isinstance(told, dict) and isinstance(told.get("data"), list):
-        told = told["data"]
-        if told and isinstance(told[0], dict) and "paragraphs" in told[0]:
-            told = list(_squad_rows(told))
-    elif isinstance(told, dict) and told and all(isinstance(values, list) for values in told.values()):
-        if len({len(values) for values in told.values()}) > 1:
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+        if content and isinstance(content[0], dict) and "paragraphs" in content[0]:
+            content = list(_squad_rows(content))
+    elif isinstance(content, dict) and content and all(isinstance(values, list) for values in content.values()):
+        if len({len(values) for values in content.values()}) > 1:
             raise DataError(f"{path} has columns of different length; write a list of objects")
-        told = [dict(zip(told, values, strict=True)) for values in zip(*told.values(), strict=True)]
-    if not isinstance(told, list) or not all(isinstance(row, dict) for row in told):
+        content = [dict(zip(content, values, strict=True)) for values in zip(*content.values(), strict=True)]
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise DataError(f"{path} is no list of objects; write one object per row, or one per line as .jsonl")
-    return Table(str(path), told)
+    return Table(str(path), content)
 
 
 def _squad_rows(articles: Iterable[Mapping[str, Any]]) -> Iterable[Row]:
     for article in articles:
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"]:
-                told = asked.get("answers")
+                content = asked.get("answers")
                 row = {"question": asked["question"], "context": paragraph["context"]}
-                if told is not None:
-                    row["answers"] = [answer["text"] for answer in told]
-                    row["answer_starts"] = [answer.get("answer_start") for answer in told]
+                if content is not None:
+                    row["answers"] = [answer["text"] for answer in content]
+                    row["answer_starts"] = [answer.get("answer_start") for answer in content]
                 yield row
 
 
@@ -327,8 +327,8 @@ def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _is_names(told: Any) -> bool:
-    return isinstance(told, list) and all(isinstance(name, str) for name in told)
+def _is_names(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(name, str) for name in content)
 
 
 def _listed(paths: Iterable[Path]) -> str:

@@ -60,34 +60,34 @@ class Preprocessor:
         self.tokens = read_vocabulary(folder) if "ctc" in pipeline else ()
         self._resampled: set[int] = set()  # rates about which the user knows
 
-    def encode(self, raws: Sequence[bytes], length: int | None = None) -> Batch:
-        """Arrays of the raws, padded to the longest; `length` means nothing here. ValueError on a raw that is no sound."""
-        sounds = []
-        for index, raw in enumerate(raws):
+    def encode(self, samples: Sequence[bytes], length: int | None = None) -> Batch:
+        """Arrays of the samples, padded to the longest; `length` means nothing here. ValueError on a sample that is no sound."""
+        waveforms = []
+        for index, sample in enumerate(samples):
             try:
-                sounds.append(self._sound(raw))
+                waveforms.append(self._sound(sample))
             except ValueError as error:
                 raise ValueError(f"item {index + 1}: {error}") from error
         steps = self.pipeline["audio"]
-        owner = list(range(len(sounds)))
+        owner = list(range(len(waveforms)))
         if steps["features"] == "fbank":
-            return Batch({"input_values": np.stack([fbank(sound, steps) for sound in sounds])}, owner)
+            return Batch({"input_values": np.stack([fbank(audio, steps) for audio in waveforms])}, owner)
         if steps["features"] == "log-mel":
-            return Batch({"input_features": np.stack([log_mel(sound, steps) for sound in sounds])}, owner)
-        return self._waveforms(sounds, owner)
+            return Batch({"input_features": np.stack([log_mel(audio, steps) for audio in waveforms])}, owner)
+        return self._waveforms(waveforms, owner)
 
-    def _sound(self, raw: bytes) -> np.ndarray:
-        samples, rate = read_sound(raw)
+    def _sound(self, sample: bytes) -> np.ndarray:
+        samples, rate = read_audio(sample)
         wanted = int(self.pipeline["audio"]["rate"])
         if rate != wanted and rate not in self._resampled:
             self._resampled.add(rate)
             warnings.warn(f"a sound has {rate} samples a second and the model reads {wanted}: resampled", stacklevel=2)
         return resample(samples, rate, wanted)
 
-    def _waveforms(self, sounds: list[np.ndarray], owner: list[int]) -> Batch:
+    def _waveforms(self, waveforms: list[np.ndarray], owner: list[int]) -> Batch:
         steps = self.pipeline["audio"]
         shortest = least_samples(steps["kernels"])
-        rows = [np.pad(sound, (0, max(0, shortest - len(sound)))) for sound in sounds]
+        rows = [np.pad(audio, (0, max(0, shortest - len(audio)))) for audio in waveforms]
         if steps["normalize"]:
             rows = [(row - row.mean()) / np.sqrt(row.var() + 1e-7) for row in rows]
         width = max(map(len, rows))
@@ -100,7 +100,7 @@ class Preprocessor:
         return Batch({name: made[name] for name in self.pipeline["inputs"]}, owner, mask, frames, self.tokens)
 
 
-def read_raw(text: str) -> bytes:
+def read_sample(text: str) -> bytes:
     """The file that an argument of the command names."""
     try:
         return Path(text).read_bytes()
@@ -111,11 +111,11 @@ def read_raw(text: str) -> bytes:
 # -------------------------------------------------------------------------------- files → samples
 
 
-def read_sound(raw: Any) -> tuple[np.ndarray, int]:
+def read_audio(sample: Any) -> tuple[np.ndarray, int]:
     """Samples float32 (n,) in [-1, 1], channels mixed, and how many there are a second. ValueError when there are none."""
-    if not isinstance(raw, bytes | bytearray):
-        raise ValueError(f"{str(raw)[:60]!r} is not a sound; give the bytes of an audio file")
-    samples, rate = _read_wav(bytes(raw)) if raw[:4] in (b"RIFF", b"RF64") else _read_other(bytes(raw))
+    if not isinstance(sample, bytes | bytearray):
+        raise ValueError(f"{str(sample)[:60]!r} is not a sound; give the bytes of an audio file")
+    samples, rate = _read_wav(bytes(sample)) if sample[:4] in (b"RIFF", b"RF64") else _read_other(bytes(sample))
     if not samples.size:
         raise ValueError("the sound is empty: it has no samples; remove it, or record it again")
     if rate < 1:
@@ -126,18 +126,18 @@ def read_sound(raw: Any) -> tuple[np.ndarray, int]:
     return mono, rate
 
 
-def _read_wav(raw: bytes) -> tuple[np.ndarray, int]:
+def _read_wav(sample: bytes) -> tuple[np.ndarray, int]:
     """Samples float32 [n, channels] of a WAV file. The standard library's `wave` reads neither floats nor, before Python
     3.12, the form in which many programs write 24 bits."""
     chunks: dict[bytes, bytes] = {}
     at = 12
-    while at + 8 <= len(raw) and raw[8:12] == b"WAVE":
-        name, size = struct.unpack_from("<4sI", raw, at)
-        chunks.setdefault(name, raw[at + 8 : at + 8 + size])  # what a writer that was killed promised may be missing
+    while at + 8 <= len(sample) and sample[8:12] == b"WAVE":
+        name, size = struct.unpack_from("<4sI", sample, at)
+        chunks.setdefault(name, sample[at + 8 : at + 8 + size])  # what a writer that was killed promised may be missing
         at += 8 + size + size % 2
     head = chunks.get(b"fmt ", b"")
     if len(head) < 16 or b"data" not in chunks:
-        raise ValueError(f"{len(raw)} bytes begin like a WAV file and are none; {READABLE}")
+        raise ValueError(f"{len(sample)} bytes begin like a WAV file and are none; {READABLE}")
     kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head)
     if kind == EXTENSIBLE and len(head) >= 26:
         kind = struct.unpack_from("<H", head, 24)[0]
@@ -167,10 +167,10 @@ SAMPLES = {
 }
 
 
-def _read_other(raw: bytes) -> tuple[np.ndarray, int]:
+def _read_other(sample: bytes) -> tuple[np.ndarray, int]:
     """Samples float32 [n, channels] of FLAC, Ogg, MP3, … by the package soundfile."""
-    begins = f"{len(raw)} bytes that begin with {raw[:8]!r}"
-    if not raw:
+    begins = f"{len(sample)} bytes that begin with {sample[:8]!r}"
+    if not sample:
         raise ValueError(f"the sound is empty: the file has no bytes; {READABLE}")
     try:
         import io
@@ -179,7 +179,7 @@ def _read_other(raw: bytes) -> tuple[np.ndarray, int]:
     except ImportError as error:
         raise ValueError(f"{begins} are no WAV file, and others need: pip install soundfile") from error
     try:
-        samples, rate = soundfile.read(io.BytesIO(raw), dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(io.BytesIO(sample), dtype="float32", always_2d=True)
     except (RuntimeError, TypeError, ValueError) as error:  # LibsndfileError is a RuntimeError
         raise ValueError(f"{begins} are no sound that can be read; {READABLE}") from error
     return samples, int(rate)
@@ -216,10 +216,10 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 # -------------------------------------------------------------------------------- samples → features
 
 
-def fbank(sound: np.ndarray, steps: Mapping[str, Any]) -> np.ndarray:
+def fbank(audio: np.ndarray, steps: Mapping[str, Any]) -> np.ndarray:
     """Kaldi's log mel energies float32 [frames, mels] of a sound, cut or filled up with zeros, as AST reads them."""
-    sound = np.pad(sound, (0, max(0, SHORTEST_WINDOW - len(sound))))
-    rows = np.lib.stride_tricks.sliding_window_view(sound.astype(np.float64), SHORTEST_WINDOW)[::FBANK_HOP]
+    audio = np.pad(audio, (0, max(0, SHORTEST_WINDOW - len(audio))))
+    rows = np.lib.stride_tricks.sliding_window_view(audio.astype(np.float64), SHORTEST_WINDOW)[::FBANK_HOP]
     rows = rows[: steps["frames"]] - rows[: steps["frames"]].mean(axis=1, keepdims=True)
     before = np.concatenate([rows[:, :1], rows[:, :-1]], axis=1)
     rows = (rows - PREEMPHASIS * before) * np.hanning(SHORTEST_WINDOW)
@@ -232,13 +232,13 @@ def fbank(sound: np.ndarray, steps: Mapping[str, Any]) -> np.ndarray:
     return made
 
 
-def log_mel(sound: np.ndarray, steps: Mapping[str, Any]) -> np.ndarray:
+def log_mel(audio: np.ndarray, steps: Mapping[str, Any]) -> np.ndarray:
     """Whisper's log mel energies float32 [mels, frames] of a sound, cut or filled up with silence (Radford et al., 2022)."""
     window, hop = steps["window"], steps["hop"]
     wanted = steps["frames"] * hop
-    sound = np.pad(sound[:wanted].astype(np.float64), (0, max(0, wanted - len(sound))))
-    sound = np.pad(sound, window // 2, mode="reflect")
-    rows = np.lib.stride_tricks.sliding_window_view(sound, window)[::hop][: steps["frames"]]
+    audio = np.pad(audio[:wanted].astype(np.float64), (0, max(0, wanted - len(audio))))
+    audio = np.pad(audio, window // 2, mode="reflect")
+    rows = np.lib.stride_tricks.sliding_window_view(audio, window)[::hop][: steps["frames"]]
     power = np.abs(np.fft.rfft(rows * np.hanning(window + 1)[:-1])) ** 2
     energies = power @ slaney_bands(steps["rate"], steps["mels"], window)
     logs = np.log10(np.maximum(energies, LOG_MEL_FLOOR)).T
@@ -294,7 +294,7 @@ def least_samples(kernels: Sequence[Sequence[int]]) -> int:
 
 
 def postprocess(
-    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, raws: Sequence[bytes]
+    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, samples: Sequence[bytes]
 ) -> list[Any]:
     """One prediction per raw: of audio-classification logits float32 (classes,); of automatic-speech-recognition
     {"text", "score"}, the score the geometric mean of what the network gives its choice in every frame."""
@@ -326,7 +326,7 @@ def difference(written: Any, got: Any) -> float:
     return gap if np.isfinite(gap) else float("inf")
 
 
-def present(pipeline: Pipeline, prediction: Any, raw: bytes, preprocessor: Any = None) -> dict[str, Any]:
+def present(pipeline: Pipeline, prediction: Any, sample: bytes, preprocessor: Any = None) -> dict[str, Any]:
     """A prediction as JSON for people: {"text", "score"}, or {"label", "score", "scores"}, with "labels" above one half
     when several may hold."""
     if isinstance(prediction, Mapping):
@@ -343,8 +343,8 @@ def read_vocabulary(folder: Path) -> list[str]:
     """The tokens of a folder's vocab.json, by their ids."""
     path = Path(folder) / "vocab.json"
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        tokens = {int(number): str(token) for token, number in told.items()}
+        given = json.loads(path.read_text(encoding="utf-8"))
+        tokens = {int(number): str(token) for token, number in given.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is no vocabulary (token to id): {error}; copy the model's own") from error
     return [tokens.get(number, "") for number in range(max(tokens, default=-1) + 1)]

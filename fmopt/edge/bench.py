@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .host import available_cores, host_fingerprint, package_version, peak_memory_mb
-from .loading import GOLDEN, load, raw_from_json, timed_call
-from .parts import EdgeError, Raw, part_of
+from .loading import GOLDEN, load, sample_from_json, timed_call
+from .parts import EdgeError, Sample, part_of
 
 
 def bench(
@@ -28,16 +28,18 @@ def bench(
     model = load(folder, threads)
     load_ms = (time.perf_counter() - started) * 1e3
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
-    raws = [raw_from_json(item["raw"]) for item in golden["items"]]
-    if not raws:
+    samples = [sample_from_json(item["raw"]) for item in golden["items"]]
+    if not samples:
         raise EdgeError(f"{folder} has no golden texts to run")
-    raws = [raws[index % len(raws)] for index in range(batch)]
-    encoded = model.preprocessor.encode([_repeated(raw, length) for raw in raws] if length else raws, length)
+    samples = [samples[index % len(samples)] for index in range(batch)]
+    encoded = model.preprocessor.encode(
+        [_repeated(sample, length) for sample in samples] if length else samples, length
+    )
     inputs = {name: array[:batch] for name, array in encoded.inputs.items()}
     part = part_of(model.pipeline)
     return {
         "model": _sampled(timed_call(model.pipeline, model.runner, inputs), seconds),
-        "end_to_end": _sampled(lambda: model.soonest(raws), seconds),
+        "end_to_end": _sampled(lambda: model.soonest(samples), seconds),
         # whether "model" is one step of several, and "end_to_end" ends with the first
         "steps": hasattr(part, "timed") and not hasattr(part, "work"),
         "batch": batch,
@@ -46,19 +48,19 @@ def bench(
         "load_ms": load_ms,
         "peak_memory_mb": peak_memory_mb(),
         "host": host_fingerprint(),
-        "runtime": [model.facts["runtime"], package_version(model.facts["runtime"])],
+        "runtime": [model.metadata["runtime"], package_version(model.metadata["runtime"])],
     }
 
 
-def _repeated(raw: Raw, length: int) -> Raw:
+def _repeated(sample: Sample, length: int) -> Sample:
     """The raw with its (last) text repeated until it has at least `length` tokens, one for each word."""
-    if isinstance(raw, bytes):
-        return raw
-    if isinstance(raw, list):
-        return (raw or ["word"]) * (length // max(len(raw), 1) + 1)
-    text = raw if isinstance(raw, str) else raw[1]
+    if isinstance(sample, bytes):
+        return sample
+    if isinstance(sample, list):
+        return (sample or ["word"]) * (length // max(len(sample), 1) + 1)
+    text = sample if isinstance(sample, str) else sample[1]
     many = " ".join([text or "word"] * (length // max(len(text.split()), 1) + 1))
-    return many if isinstance(raw, str) else (raw[0], many)
+    return many if isinstance(sample, str) else (sample[0], many)
 
 
 def _sampled(call: Callable[[], object], seconds: float) -> dict[str, Any]:

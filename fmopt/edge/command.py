@@ -12,10 +12,10 @@ from typing import Any
 
 from .bench import bench
 from .host import isa_features
-from .loading import Model, isa_warnings, load, open_model, read_facts, self_test, verify
-from .parts import EdgeError, Raw, part_of
+from .loading import Model, isa_warnings, load, open_model, read_manifest, self_test, verify
+from .parts import EdgeError, Sample, part_of
 from .runners import open_runner, own_module
-from .text import read_raw
+from .text import read_sample
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,8 +50,8 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
         "--pair", action="store_true", help="take the texts two by two (question context is always so)"
     )
     try:
-        facts = read_facts(folder)
-        part, own = part_of(facts["pipeline"]), own_module(facts["runtime"])
+        metadata = read_manifest(folder)
+        part, own = part_of(metadata["pipeline"]), own_module(metadata["runtime"])
     except EdgeError:  # told when the command runs
         part = own = None
     if hasattr(part, "add_arguments"):
@@ -79,20 +79,20 @@ def _count(text: str) -> int:
 
 
 def _predict(folder: Path, asked: argparse.Namespace) -> int:
-    pipeline = read_facts(folder)["pipeline"]
+    pipeline = read_manifest(folder)["pipeline"]
     task = pipeline["task"]
-    raws = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
-    if not raws:
+    samples = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
+    if not samples:
         raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
     part = part_of(pipeline)
-    wishes = part.wishes_of(asked) if hasattr(part, "wishes_of") else {}
+    options = part.options_of(asked) if hasattr(part, "wishes_of") else {}
     model = load(folder, asked.threads)
     if getattr(asked, "stream", False):
-        for piece in _one_streamed(model, [read_raw(task, raw) for raw in raws], wishes):
+        for piece in _one_streamed(model, [read_sample(task, sample) for sample in samples], options):
             print(piece, end="", flush=True)
         print()
         return 0
-    shown, problems = model.told(raws, **wishes)
+    shown, problems = model.answers(samples, **options)
     if asked.json:
         print(json.dumps(shown, ensure_ascii=False))
     else:
@@ -102,13 +102,13 @@ def _predict(folder: Path, asked: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
-def _one_streamed(model: Model, raws: Sequence[Raw], wishes: Mapping[str, Any]) -> Iterator[str]:
-    if len(raws) != 1:
-        raise EdgeError(f"one text is streamed at a time; {len(raws)} were given")
-    return model.stream(raws[0], **wishes)
+def _one_streamed(model: Model, samples: Sequence[Sample], options: Mapping[str, Any]) -> Iterator[str]:
+    if len(samples) != 1:
+        raise EdgeError(f"one text is streamed at a time; {len(samples)} were given")
+    return model.stream(samples[0], **options)
 
 
-def _raws(asked: argparse.Namespace, *, pairs: bool) -> Iterator[Raw]:
+def _raws(asked: argparse.Namespace, *, pairs: bool) -> Iterator[Sample]:
     if pairs and len(asked.texts) % 2:
         raise EdgeError(f"texts come in pairs here, such as question and context; {len(asked.texts)} were given")
     yield from zip(asked.texts[::2], asked.texts[1::2], strict=True) if pairs else asked.texts
@@ -153,13 +153,13 @@ def _verify(folder: Path, asked: argparse.Namespace) -> int:
     problems = verify(folder)
     answer: dict[str, Any] = {"largest_difference": None, "tolerance": None}
     if not problems:
-        facts = read_facts(folder)
+        metadata = read_manifest(folder)
         try:
-            worst, tolerance = self_test(folder, open_model(folder, facts, asked.threads, open_runner))
+            worst, tolerance = self_test(folder, open_model(folder, metadata, asked.threads, open_runner))
             answer = {"largest_difference": worst, "tolerance": tolerance}
         except EdgeError as error:
             problems.append(str(error))
-        for warning in isa_warnings(facts, isa_features()):
+        for warning in isa_warnings(metadata, isa_features()):
             warnings.warn(warning, stacklevel=1)
     if asked.json:
         print(json.dumps({"ok": not problems, "problems": problems, **answer}))

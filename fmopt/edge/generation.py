@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-PAST, PRESENT = "past_key_values.", "present."
+CACHE_PREFIX, PRESENT = "past_key_values.", "present."
 FIRST_LOGITS = (
     "first_logits"  # where a graph has this input, logits come from there on; 0, all of them, if it is not given
 )
@@ -60,15 +60,15 @@ def run(pipeline: Mapping[str, Any], runner: Any, batch: Any, most: int) -> dict
 
 
 def postprocess(
-    pipeline: Mapping[str, Any], outputs: Mapping[str, np.ndarray], batch: Any, raws: Sequence[Any]
+    pipeline: Mapping[str, Any], outputs: Mapping[str, np.ndarray], batch: Any, samples: Sequence[Any]
 ) -> list[np.ndarray]:
-    """The `TextScores` of every raw, flat."""
+    """The `TextScores` of every sample, flat."""
     found = []
     for logits, ids, mask in zip(outputs["logits"], batch.inputs["input_ids"], batch.mask.astype(bool), strict=True):
         logits, ids = np.asarray(logits[mask], dtype=np.float32), ids[mask]
         logs = log_softmax(logits)
-        told = logs[np.arange(len(ids) - 1), ids[1:]]
-        found.append(TextScores(told, logits[:-1].argmax(axis=1), logs[-1]).flat())
+        chosen = logs[np.arange(len(ids) - 1), ids[1:]]
+        found.append(TextScores(chosen, logits[:-1].argmax(axis=1), logs[-1]).flat())
     return found
 
 
@@ -81,7 +81,7 @@ def difference(written: Any, got: Any) -> float:
     return float("inf") if np.isnan(gap).any() else float(gap.max(initial=0.0))
 
 
-def present(pipeline: Mapping[str, Any], prediction: np.ndarray, raw: Any, preprocessor: Any) -> dict[str, Any]:
+def present(pipeline: Mapping[str, Any], prediction: np.ndarray, sample: Any, preprocessor: Any) -> dict[str, Any]:
     """A text's scores for people: {"tokens", "log_likelihood", "perplexity"}; perplexity is None for a single token."""
     logs = TextScores.of(prediction).logs.astype(np.float64)
     perplexity = float(np.exp(-logs.mean())) if len(logs) else None
@@ -98,7 +98,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerationConfig:
     """How a text is to go on; ValueError for a value that makes no sense."""
 
     max_new_tokens: int = NEW_TOKENS
@@ -132,7 +132,7 @@ class Rows:
         width = max(map(len, prompts))
         self.ids = np.full((len(prompts), width), pad, dtype=np.int64)
         self.mask = np.zeros((len(prompts), 0), dtype=np.int64)
-        self.past: dict[str, np.ndarray] = room_for(runner, len(prompts), width + most)
+        self.kv_cache: dict[str, np.ndarray] = room_for(runner, len(prompts), width + most)
         self.new = np.zeros_like(self.ids)
         for row, prompt in enumerate(prompts):  # on the left, so that all go on at the same place
             self.ids[row, width - len(prompt) :], self.new[row, width - len(prompt) :] = prompt, 1
@@ -142,10 +142,10 @@ class Rows:
         before = self.mask.sum(axis=1, keepdims=True)
         self.mask = np.concatenate([self.mask, self.new], axis=1)
         positions = np.maximum(before + self.new.cumsum(axis=1) - 1, 0)
-        inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions, **self.past}
+        inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions, **self.kv_cache}
         inputs[FIRST_LOGITS] = np.array([-1])
         outputs = self.runner.run(inputs)
-        self.past = past_of(outputs)
+        self.kv_cache = cache_of(outputs)
         return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
 
     def allowed(self, scores: np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ class Rows:
     def choose(self, rows: np.ndarray) -> None:
         """Go on with these rows, in this order, a row perhaps several times."""
         self.mask = self.mask[rows]
-        self.past = {name: value[rows] for name, value in self.past.items()}
+        self.kv_cache = {name: value[rows] for name, value in self.kv_cache.items()}
 
 
 class Kept:
@@ -198,15 +198,15 @@ class Stateful:
 
     def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
         """The past of so many rows that have no token yet."""
-        return {PAST + HELD: Held.of(Kept(self.runner.new_request()), rows, 0)}
+        return {CACHE_PREFIX + HELD: Held.of(Kept(self.runner.new_request()), rows, 0)}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name. An earlier past than the last one of its request goes on too, and what came after is forgotten;
         ValueError when rows went on from others since."""
         ids = inputs["input_ids"]
-        held: Any = inputs.get(PAST + HELD)
+        held: Any = inputs.get(CACHE_PREFIX + HELD)
         if held is None:
-            held = self.room(len(ids), 0)[PAST + HELD]
+            held = self.room(len(ids), 0)[CACHE_PREFIX + HELD]
         kept, tokens = held.kept, int(held[0, 1])
         over = kept.taken - tokens
         if over and kept.moved:
@@ -242,13 +242,15 @@ def room_for(runner: Any, rows: int, tokens: int) -> dict[str, np.ndarray]:
     return dict(runner.room(rows, tokens)) if hasattr(runner, "room") else {}
 
 
-def past_of(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def cache_of(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The past of the next call, from the outputs of one."""
-    return {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
+    return {
+        CACHE_PREFIX + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)
+    }
 
 
 def continuations(
-    runner: Any, prompts: Sequence[Sequence[int]], pipeline: Mapping[str, Any], wish: Wish
+    runner: Any, prompts: Sequence[Sequence[int]], pipeline: Mapping[str, Any], wish: GenerationConfig
 ) -> Iterator[list[int | None]]:
     """The next token of every prompt, step by step; None for one that has ended. Token by token as `generate` of
     transformers where nothing is sampled."""
@@ -256,7 +258,9 @@ def continuations(
     return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"]), max(room)), room, pipeline, wish)
 
 
-def going_on(rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: Wish) -> Iterator[list[int | None]]:
+def going_on(
+    rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: GenerationConfig
+) -> Iterator[list[int | None]]:
     """The next token of every row of `rows` (`Rows`, or what takes its place), at most as many as it has `room` for."""
     stops = set(pipeline.get("stop_ids", ()))
     pad = int(pipeline["padding"]["id"])
@@ -273,7 +277,7 @@ def going_on(rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: 
         rows.take(np.where(ended, pad, tokens))
 
 
-def sampled(logits: np.ndarray, wish: Wish, draw: np.random.Generator) -> np.ndarray:
+def sampled(logits: np.ndarray, wish: GenerationConfig, draw: np.random.Generator) -> np.ndarray:
     """One token id for each row of logits, drawn as the wish says."""
     logs = log_softmax(logits.astype(np.float64) / wish.temperature)
     order = np.argsort(-logs, axis=1, kind="stable")
@@ -287,14 +291,14 @@ def sampled(logits: np.ndarray, wish: Wish, draw: np.random.Generator) -> np.nda
     return np.take_along_axis(order, place[:, None], axis=1)[:, 0]
 
 
-def likeliest(runner: Any, prompt: Sequence[int], pipeline: Mapping[str, Any], wish: Wish) -> list[int]:
+def likeliest(runner: Any, prompt: Sequence[int], pipeline: Mapping[str, Any], wish: GenerationConfig) -> list[int]:
     """The tokens that beam search adds to one prompt: those of the best mean log-probability, as transformers has it
     (`length_penalty` 1, `early_stopping` off)."""
     most = min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt))
     return best(Rows(runner, [prompt] * wish.beams, int(pipeline["padding"]["id"]), most), most, pipeline, wish)
 
 
-def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: Wish) -> list[int]:
+def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: GenerationConfig) -> list[int]:
     """The tokens of the best of beams that begin as equal `rows`, at most so many."""
     stops, width = list(pipeline.get("stop_ids", ())), wish.beams
     penalty = float(pipeline.get("length_penalty", 1.0))
@@ -373,13 +377,13 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def answer(model: Any, raws: Sequence[Any], **wishes: Any) -> list[dict[str, Any]]:
+def answer(model: Any, samples: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
     """How each text goes on: {"text", "tokens", "ended"}, "ended" being "stop" (a stop string or an end token) or "length".
 
-    `wishes` are fields of `Wish`. Prompts go through the graph together. ValueError for a prompt that leaves no room.
+    `wishes` are fields of `GenerationConfig`. Prompts go through the graph together. ValueError for a prompt that leaves no room.
     """
-    wish = Wish(**wishes)
-    prompts = [prompt_ids(model, raw) for raw in raws]
+    wish = GenerationConfig(**options)
+    prompts = [prompt_ids(model, sample) for sample in samples]
     spellers = [Speller(model.preprocessor.tokenizer, prompt, wish.stop) for prompt in prompts]
     if wish.beams > 1:
         for speller, prompt in zip(spellers, prompts, strict=True):
@@ -396,19 +400,19 @@ def answer(model: Any, raws: Sequence[Any], **wishes: Any) -> list[dict[str, Any
     return [_told(speller, wish, model.pipeline) for speller in spellers]
 
 
-def _told(speller: Speller, wish: Wish, pipeline: Mapping[str, Any]) -> dict[str, Any]:
+def _told(speller: Speller, wish: GenerationConfig, pipeline: Mapping[str, Any]) -> dict[str, Any]:
     text = speller.text()
     room = min(wish.max_new_tokens, int(pipeline["max_length"]) - len(speller.prompt))
     full = len(speller.tokens) >= room and not speller.ended
     return {"text": text, "tokens": len(speller.tokens), "ended": "length" if full else "stop"}
 
 
-def stream(model: Any, raw: Any, **wishes: Any) -> Iterator[str]:
+def stream(model: Any, sample: Any, **options: Any) -> Iterator[str]:
     """The continuation of one text, piece by piece as it is made; no beams."""
-    wish = Wish(**wishes)
+    wish = GenerationConfig(**options)
     if wish.beams > 1:
         raise ValueError("beam search knows the text only at its end; leave beams out to stream")
-    prompt = prompt_ids(model, raw)
+    prompt = prompt_ids(model, sample)
     speller = Speller(model.preprocessor.tokenizer, prompt, wish.stop)
     for (token,) in continuations(model.runner, [prompt], model.pipeline, wish):
         piece = speller.take(int(token or 0))
@@ -420,12 +424,12 @@ def stream(model: Any, raw: Any, **wishes: Any) -> Iterator[str]:
         yield rest
 
 
-def prompt_ids(model: Any, raw: Any) -> list[int]:
+def prompt_ids(model: Any, sample: Any) -> list[int]:
     """Token ids of a prompt; ValueError when it is no text, or fills the context."""
     limit = int(model.pipeline["max_length"])
-    if not isinstance(raw, str):
-        raise ValueError(f"a prompt is a text, not {type(raw).__name__}")
-    ids = model.preprocessor.ids(raw)
+    if not isinstance(sample, str):
+        raise ValueError(f"a prompt is a text, not {type(sample).__name__}")
+    ids = model.preprocessor.ids(sample)
     if not ids:
         raise ValueError("the prompt is empty, and this model's tokenizer begins a text with no token of its own")
     if len(ids) >= limit:
@@ -443,17 +447,21 @@ def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     before = {name: value[:, :-1] for name, value in inputs.items()}
     before |= room_for(runner, *inputs["input_ids"].shape)
     last = {name: value if name == "attention_mask" else value[:, -1:] for name, value in inputs.items()}
-    past: dict[str, Any] = past_of(runner.run(before))
-    if PAST + HELD in past:  # forgetting takes longer than many a step: what it adds may stay for a while, masked
-        past[PAST + HELD].kept.repeating = True
-    return last | past
+    kv_cache: dict[str, Any] = cache_of(runner.run(before))
+    if (
+        CACHE_PREFIX + HELD in kv_cache
+    ):  # forgetting takes longer than many a step: what it adds may stay for a while, masked
+        kv_cache[CACHE_PREFIX + HELD].kept.repeating = True
+    return last | kv_cache
 
 
-def soonest(model: Any, raws: Sequence[Any]) -> list[int | None]:
+def soonest(model: Any, samples: Sequence[Any]) -> list[int | None]:
     """The first token that goes on with each text, cut where the context ends: what the time to first token is taken of."""
     room = int(model.pipeline["max_length"]) - 1
-    prompts = [model.preprocessor.ids(raw)[:room] for raw in raws]
-    return next(continuations(model.runner, prompts, model.pipeline, Wish(max_new_tokens=1)), [None] * len(prompts))
+    prompts = [model.preprocessor.ids(sample)[:room] for sample in samples]
+    return next(
+        continuations(model.runner, prompts, model.pipeline, GenerationConfig(max_new_tokens=1)), [None] * len(prompts)
+    )
 
 
 def in_two_steps(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -463,7 +471,7 @@ def in_two_steps(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.
         return {"logits": runner.run(inputs)["logits"]}
     first = runner.run({name: value[:, :half] for name, value in inputs.items()})
     rest = {name: value if name == "attention_mask" else value[:, half:] for name, value in inputs.items()}
-    second = runner.run(rest | past_of(first))
+    second = runner.run(rest | cache_of(first))
     return {"logits": np.concatenate([first["logits"], second["logits"]], axis=1)}
 
 
@@ -479,7 +487,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--stream", action="store_true", help="print the text while it is made")
 
 
-def wishes_of(asked: Any) -> dict[str, Any]:
-    """The fields of `Wish` in parsed arguments."""
+def options_of(asked: Any) -> dict[str, Any]:
+    """The fields of `GenerationConfig` in parsed arguments."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "beams")
     return {**{name: getattr(asked, name) for name in names}, "stop": tuple(asked.stop)}

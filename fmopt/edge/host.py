@@ -42,8 +42,8 @@ def isa_features() -> list[str]:
         line = next((part for part in _cpuinfo() if part.lower().startswith(("flags", "features"))), "")
         flags = line.partition(":")[2].split()
     elif sys.platform == "darwin":
-        told = re.findall(r"hw\.optional\.(?:arm\.FEAT_)?(\w+): 1", _output("sysctl", "hw.optional"))
-        flags = [name.lower() for name in told]
+        given = re.findall(r"hw\.optional\.(?:arm\.FEAT_)?(\w+): 1", _output("sysctl", "hw.optional"))
+        flags = [name.lower() for name in given]
     return sorted({FEATURES[flag] for flag in flags if flag in FEATURES})
 
 

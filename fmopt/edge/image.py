@@ -4,7 +4,7 @@ A raw is the bytes of an image file. A pipeline says under "image" what becomes 
 out, in this order:
     resize       {"height", "width"}, or {"shortest_edge"} with the other edge in proportion
     resample     how Pillow interpolates (2 bilinear, 3 bicubic)
-    crop         [height, width], cut from the middle; filled up with black where the picture is smaller
+    crop         [height, width], cut from the middle; filled up with black where the image is smaller
     rescale      a factor, by which bytes become numbers
     mean, std    of red, green and blue
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 Pipeline = Mapping[str, Any]
 DETECTION, SEGMENTATION, FEATURES = "object-detection", "image-segmentation", "image-feature-extraction"
-MOST_BOXES, LEAST_SCORE = 100, 0.01  # of a picture, as COCO judges; scores below it are of no use to anyone
+MOST_BOXES, LEAST_SCORE = 100, 0.01  # of a image, as COCO judges; scores below it are of no use to anyone
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Batch:
 
     inputs: dict[str, np.ndarray]
     owner: list[int]  # row -> index of its raw
-    sizes: list[tuple[int, int]]  # (height, width) of the pictures as they came
+    sizes: list[tuple[int, int]]  # (height, width) of the images as they came
     mask: np.ndarray | None = None  # nothing is padded
 
 
@@ -40,20 +40,20 @@ class Preprocessor:
     def __init__(self, folder: Path, pipeline: Pipeline):
         self.pipeline = pipeline
 
-    def encode(self, raws: Sequence[bytes], length: int | None = None) -> Batch:
-        """Arrays of the raws; images have no `length`. ValueError on a raw that is no image."""
-        pictures, sizes = [], []
-        for index, raw in enumerate(raws):
+    def encode(self, samples: Sequence[bytes], length: int | None = None) -> Batch:
+        """Arrays of the samples; images have no `length`. ValueError on a sample that is no image."""
+        images, sizes = [], []
+        for index, sample in enumerate(samples):
             try:
-                image = open_image(raw)
+                image = open_image(sample)
             except ValueError as error:
-                raise ValueError(f"item {index + 1}: {error}" if len(raws) > 1 else str(error)) from error
+                raise ValueError(f"item {index + 1}: {error}" if len(samples) > 1 else str(error)) from error
             sizes.append((image.height, image.width))
-            pictures.append(pixel_values(image, self.pipeline["image"]))
-        return Batch({"pixel_values": np.stack(pictures)}, list(range(len(raws))), sizes)
+            images.append(pixel_values(image, self.pipeline["image"]))
+        return Batch({"pixel_values": np.stack(images)}, list(range(len(samples))), sizes)
 
 
-def read_raw(text: str) -> bytes:
+def read_sample(text: str) -> bytes:
     """The file that an argument of the command names."""
     try:
         return Path(text).read_bytes()
@@ -61,16 +61,16 @@ def read_raw(text: str) -> bytes:
         raise ValueError(f"{text} cannot be read: {error.strerror or error}; give the path of an image") from error
 
 
-def open_image(raw: Any) -> Any:
-    """A picture as a Pillow image of red, green and blue, upright, what is transparent on white. ValueError when it is none."""
+def open_image(sample: Any) -> Any:
+    """A image as a Pillow image of red, green and blue, upright, what is transparent on white. ValueError when it is none."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ValueError("Pillow is not installed here; pip install pillow") from error
-    if not isinstance(raw, bytes | bytearray):
-        raise ValueError(f"{str(raw)[:60]!r} is not an image; give the bytes of an image file")
+    if not isinstance(sample, bytes | bytearray):
+        raise ValueError(f"{str(sample)[:60]!r} is not an image; give the bytes of an image file")
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(raw)))
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(sample)))
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
@@ -81,14 +81,14 @@ def open_image(raw: Any) -> Any:
         SyntaxError,
         Image.DecompressionBombError,
     ) as error:  # what Pillow raises for bad files
-        begins = bytes(raw[:8])
+        begins = bytes(sample[:8])
         raise ValueError(
-            f"{len(raw)} bytes that begin with {begins!r} are no image that can be read; give a PNG or JPEG file"
+            f"{len(sample)} bytes that begin with {begins!r} are no image that can be read; give a PNG or JPEG file"
         ) from error
 
 
 def pixel_values(image: Any, steps: Mapping[str, Any]) -> np.ndarray:
-    """float32 [3, height, width] of a picture, after the steps of a pipeline."""
+    """float32 [3, height, width] of a image, after the steps of a pipeline."""
     if steps["resize"]:
         height, width = _resized(image.height, image.width, steps["resize"])
         image = image.resize((width, height), resample=steps["resample"])
@@ -104,7 +104,7 @@ def pixel_values(image: Any, steps: Mapping[str, Any]) -> np.ndarray:
 
 
 def _resized(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
-    """(height, width) that a picture of `height` × `width` is brought to."""
+    """(height, width) that a image of `height` × `width` is brought to."""
     if "height" in size:
         return size["height"], size["width"]
     short, long = min(height, width), max(height, width)
@@ -113,7 +113,7 @@ def _resized(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int
 
 
 def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle [height, width, 3] of [H, W, 3]; black around a smaller picture."""
+    """The middle [height, width, 3] of [H, W, 3]; black around a smaller image."""
     missing = [max(0, wanted - had) for wanted, had in zip((height, width), pixels.shape, strict=False)]
     if any(missing):
         before = [-(-gap // 2) for gap in missing]
@@ -123,11 +123,11 @@ def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def postprocess(
-    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, raws: Sequence[bytes]
+    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, samples: Sequence[bytes]
 ) -> list[np.ndarray]:
     """One prediction per raw: a classification gives logits float32 (classes,), image-segmentation a map of class
-    numbers uint8 (height, width) in the size of the picture, object-detection boxes float32 (n, 6), the best first: class,
-    score, x1, y1, x2, y2 in pixels of the picture; image-feature-extraction a vector float32 (dim,) of length one."""
+    numbers uint8 (height, width) in the size of the image, object-detection boxes float32 (n, 6), the best first: class,
+    score, x1, y1, x2, y2 in pixels of the image; image-feature-extraction a vector float32 (dim,) of length one."""
     if pipeline["task"] == FEATURES:
         vectors = np.asarray(outputs["pooler_output"], dtype=np.float32)
         return list(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
@@ -143,7 +143,7 @@ def postprocess(
 
 
 def detections(logits: np.ndarray, boxes: np.ndarray, size: tuple[int, int], several: bool) -> np.ndarray:
-    """float32 (n, 6) of logits [queries, classes] and boxes [queries, 4] (middle, width and height as shares of the picture).
+    """float32 (n, 6) of logits [queries, classes] and boxes [queries, 4] (middle, width and height as shares of the image).
 
     DETR and YOLOS give each query one class, the last of which is "nothing"; with `several`, each class of each query is a
     detection of its own, as in RT-DETR.
@@ -214,8 +214,8 @@ def _moved(boxes: np.ndarray, others: np.ndarray) -> float:
     return float("inf") if np.isnan(gaps).any() else float(gaps.max(initial=0.0))
 
 
-def answer(model: Any, raws: Sequence[bytes], threshold: float | None = None) -> list[Any]:
-    """What people read for each picture. `threshold` is the least score of a box that is told, by default the pipeline's.
+def answer(model: Any, samples: Sequence[bytes], threshold: float | None = None) -> list[Any]:
+    """What people read for each image. `threshold` is the least score of a box that is told, by default the pipeline's.
     ValueError where nothing is told by boxes, or when it is no share."""
     pipeline = model.pipeline
     if threshold is not None:
@@ -224,22 +224,22 @@ def answer(model: Any, raws: Sequence[bytes], threshold: float | None = None) ->
         if not 0 <= threshold <= 1:
             raise ValueError(f"a threshold of {threshold:g} is no share; give one from 0 to 1")
         pipeline = {**pipeline, "threshold": threshold}
-    return [present(pipeline, got, raw) for got, raw in zip(model.predict(raws), raws, strict=True)]
+    return [present(pipeline, got, sample) for got, sample in zip(model.predict(samples), samples, strict=True)]
 
 
 def add_arguments(parser: Any) -> None:
-    """What `run.py predict` takes beside pictures."""
+    """What `run.py predict` takes beside images."""
     parser.add_argument("--threshold", type=float, help="of object detection: the least score of a box to tell (0.5)")
 
 
-def wishes_of(asked: Any) -> dict[str, Any]:
+def options_of(asked: Any) -> dict[str, Any]:
     """The wishes in parsed arguments."""
     return {} if asked.threshold is None else {"threshold": asked.threshold}
 
 
-def present(pipeline: Pipeline, prediction: np.ndarray, raw: bytes, preprocessor: Any = None) -> Any:
+def present(pipeline: Pipeline, prediction: np.ndarray, sample: bytes, preprocessor: Any = None) -> Any:
     """A prediction as JSON for people: {"label", "score", "scores"}, or of a map {"size": [height, width], "segments"} with
-    the "label", the "share" of the picture and the "mask" of every class that is there, background apart. A mask is written
+    the "label", the "share" of the image and the "mask" of every class that is there, background apart. A mask is written
     as COCO does: how many pixels are out, in, out … going down its columns. Of boxes a list of {"label", "score", "box"},
     the box as {"xmin", "ymin", "xmax", "ymax"} in pixels, as transformers' pipeline gives them. Of a vector a list."""
     if pipeline["task"] == FEATURES:

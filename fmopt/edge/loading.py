@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from .host import INT8_DOT, available_cores, cache_folder, host_fingerprint, isa_features, package_version
-from .parts import EdgeError, Pipeline, Raw, explained, last_line, part_of
+from .parts import EdgeError, Pipeline, Sample, explained, last_line, part_of
 from .runners import open_runner
-from .text import open_preprocessor, postprocess, present, read_raw
+from .text import open_preprocessor, postprocess, present, read_sample
 
 FORMAT = "fmopt-bundle-1"
 
@@ -40,68 +40,71 @@ UNLISTED = frozenset(
 
 
 class Model:
-    """An opened bundle: raws in, predictions out."""
+    """An opened bundle: samples in, predictions out."""
 
-    def __init__(self, facts: Mapping[str, Any], preprocessor: Any, runner: Any):
-        self.facts = facts
-        self.pipeline: Pipeline = facts["pipeline"]
+    def __init__(self, metadata: Mapping[str, Any], preprocessor: Any, runner: Any):
+        self.metadata = metadata
+        self.pipeline: Pipeline = metadata["pipeline"]
         self.preprocessor = preprocessor
         self.runner = runner
 
-    def predict(self, raws: Sequence[Raw], batch_size: int = 1) -> list[Any]:
+    def predict(self, samples: Sequence[Sample], batch_size: int = 1) -> list[Any]:
         """Predictions as they are judged; see `postprocess`."""
         found: list[Any] = []
-        for start in range(0, len(raws), batch_size):
-            part = raws[start : start + batch_size]
+        for start in range(0, len(samples), batch_size):
+            part = samples[start : start + batch_size]
             batch = self.preprocessor.encode(part)
             outputs = run_batch(self.pipeline, self.runner, batch, batch_size)
             found += postprocess(self.pipeline, outputs, batch, part)
         return found
 
-    def soonest(self, raws: Sequence[Raw]) -> Any:
+    def soonest(self, samples: Sequence[Sample]) -> Any:
         """What a latency from raw to answer is taken of: the predictions, or the first piece of answers made in pieces."""
         part = part_of(self.pipeline)
         if not hasattr(part, "soonest"):
-            return self.predict(raws, len(raws))
+            return self.predict(samples, len(samples))
         with explained():
-            return part.soonest(self, raws)
+            return part.soonest(self, samples)
 
-    def __call__(self, raw: Any, **wishes: Any) -> Any:
-        """What people read, for one raw or, given a list, for each of its raws (so a list of words goes in a list).
+    def __call__(self, sample: Any, **options: Any) -> Any:
+        """What people read, for one sample or, given a list, for each of its samples (so a list of words goes in a list).
 
         A `pathlib.Path` stands for the bytes of that file. `wishes` are what the task's part takes, such as max_new_tokens.
         """
-        raws = [_file_bytes(one) if isinstance(one, Path) else one for one in (raw if isinstance(raw, list) else [raw])]
-        shown = self._shown(raws, wishes)
-        return shown if isinstance(raw, list) else shown[0]
+        samples = [
+            _file_bytes(one) if isinstance(one, Path) else one
+            for one in (sample if isinstance(sample, list) else [sample])
+        ]
+        shown = self._shown(samples, options)
+        return shown if isinstance(sample, list) else shown[0]
 
-    def _shown(self, raws: Sequence[Raw], wishes: Mapping[str, Any]) -> list[Any]:
+    def _shown(self, samples: Sequence[Sample], options: Mapping[str, Any]) -> list[Any]:
         part = part_of(self.pipeline)
-        if not raws:
+        if not samples:
             return []
         if hasattr(part, "answer"):
             with explained():
-                return list(part.answer(self, raws, **wishes))
-        if wishes:
-            raise EdgeError(f"{self.pipeline['task']} takes no {', '.join(wishes)}")
-        made = Model.predict(self, raws)  # not a subclass's, which may refuse by errors of its own
-        return [present(self.pipeline, *pair, self.preprocessor) for pair in zip(made, raws, strict=True)]
+                return list(part.answer(self, samples, **options))
+        if options:
+            raise EdgeError(f"{self.pipeline['task']} takes no {', '.join(options)}")
+        made = Model.predict(self, samples)  # not a subclass's, which may refuse by errors of its own
+        return [present(self.pipeline, *pair, self.preprocessor) for pair in zip(made, samples, strict=True)]
 
-    def stream(self, raw: Any, **wishes: Any) -> Iterator[Any]:
-        """The answer to one raw in pieces, as they are made; EdgeError for a task that answers at once."""
+    def stream(self, sample: Any, **options: Any) -> Iterator[Any]:
+        """The answer to one sample in pieces, as they are made; EdgeError for a task that answers at once."""
         part = part_of(self.pipeline)
         if not hasattr(part, "stream"):
             raise EdgeError(f"{self.pipeline['task']} answers at once; there is nothing to stream")
         with explained():
-            yield from part.stream(self, raw, **wishes)
+            yield from part.stream(self, sample, **options)
 
-    def told(self, arguments: Sequence[Any], **wishes: Any) -> tuple[list[Any], list[str]]:
+    def answers(self, arguments: Sequence[Any], **options: Any) -> tuple[list[Any], list[str]]:
         """What people read for each argument of a command, None for one that cannot be read; and a line for each of those."""
         shown, problems = [], []
         for number, argument in enumerate(arguments, start=1):
             try:
-                raw = read_raw(self.pipeline["task"], argument)
-                shown += self._shown([raw], wishes)
+                sample = read_sample(self.pipeline["task"], argument)
+                shown += self._shown([sample], options)
             except EdgeError as error:
                 shown.append(None)
                 problems.append(f"item {number}: {str(error).removeprefix('item 1: ')}")
@@ -122,13 +125,13 @@ def run_batch(pipeline: Pipeline, runner: Any, batch: Any, most: int) -> Mapping
 
 
 def timed_inputs(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """Inputs of the call whose latency matters, made of those of whole raws: for text generation one step of decoding."""
+    """Inputs of the call whose latency matters, made of those of whole samples: for text generation one step of decoding."""
     part = part_of(pipeline)
     return part.timed(runner, inputs) if hasattr(part, "timed") else inputs
 
 
 def timed_call(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
-    """What a latency is taken of, made of inputs of whole raws: one call of the runner, or what the task's part says."""
+    """What a latency is taken of, made of inputs of whole samples: one call of the runner, or what the task's part says."""
     part = part_of(pipeline)
     if hasattr(part, "work"):
         return lambda: part.work(runner, inputs)
@@ -152,7 +155,7 @@ def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[s
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """A bundle's fmopt.json, checked against its own digest. EdgeError when it is damaged or no bundle."""
     path = Path(folder) / MANIFEST
     if (Path(folder) / UNFINISHED).exists():
@@ -161,17 +164,17 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise EdgeError(f"{folder} is not a bundle: it has no {MANIFEST}")
     try:
         text = path.read_bytes().decode()
-        facts = json.loads(text)
-        if facts["format"] != FORMAT:
+        metadata = json.loads(text)
+        if metadata["format"] != FORMAT:
             raise EdgeError(
-                f"{path} is of format {facts['format']!r}, this file reads {FORMAT!r}; use the run.py beside it"
+                f"{path} is of format {metadata['format']!r}, this file reads {FORMAT!r}; use the run.py beside it"
             )
-        intact = facts["digest"] == manifest_digest(text, facts["digest"])
+        intact = metadata["digest"] == manifest_digest(text, metadata["digest"])
     except (ValueError, KeyError, TypeError) as error:
         raise EdgeError(f"{path} is damaged: {last_line(error)}") from error
     if not intact:
         raise EdgeError(f"{path} was changed after it was written; make the bundle again")
-    return facts
+    return metadata
 
 
 def manifest_digest(text: str, digest: str) -> str:
@@ -192,18 +195,18 @@ def verify(folder: Path) -> list[str]:
     """What is wrong with a bundle's files, one line each naming the file; empty when all is as it was written."""
     folder = Path(folder)
     try:
-        facts = read_facts(folder)
+        metadata = read_manifest(folder)
     except EdgeError as error:
         return [str(error)]
-    beside = sorted({path.name for path in folder.iterdir()} - {Path(name).parts[0] for name in facts["files"]})
+    beside = sorted({path.name for path in folder.iterdir()} - {Path(name).parts[0] for name in metadata["files"]})
     strangers = [name for name in beside if name not in UNLISTED and not name.startswith(".fmopt")]
-    return damaged_files(folder, facts) + [f"{name} does not belong to the bundle" for name in strangers]
+    return damaged_files(folder, metadata) + [f"{name} does not belong to the bundle" for name in strangers]
 
 
-def damaged_files(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+def damaged_files(folder: Path, metadata: Mapping[str, Any]) -> list[str]:
     """What is wrong with the files that a manifest lists, one line each."""
     problems = []
-    for name, written in facts["files"].items():
+    for name, written in metadata["files"].items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
@@ -214,16 +217,16 @@ def damaged_files(folder: Path, facts: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def raw_to_json(raw: Raw) -> dict[str, Any]:
+def sample_to_json(sample: Sample) -> dict[str, Any]:
     """A raw as JSON that keeps a pair, a list of words and bytes apart."""
-    if isinstance(raw, str):
-        return {"text": raw}
-    if isinstance(raw, bytes):
-        return {"bytes": base64.b64encode(raw).decode("ascii")}
-    return {"pair": list(raw)} if isinstance(raw, tuple) else {"words": list(raw)}
+    if isinstance(sample, str):
+        return {"text": sample}
+    if isinstance(sample, bytes):
+        return {"bytes": base64.b64encode(sample).decode("ascii")}
+    return {"pair": list(sample)} if isinstance(sample, tuple) else {"words": list(sample)}
 
 
-def raw_from_json(written: Mapping[str, Any]) -> Raw:
+def sample_from_json(written: Mapping[str, Any]) -> Sample:
     """The inverse of `raw_to_json`."""
     if "bytes" in written:
         return base64.b64decode(written["bytes"])
@@ -254,12 +257,12 @@ def self_test(folder: Path, model: Model) -> tuple[float, float]:
     try:
         golden = json.loads((Path(folder) / GOLDEN).read_text(encoding="utf-8"))
         items, tolerance = golden["items"], float(golden["tolerance"])
-        raws = [raw_from_json(item["raw"]) for item in items]
+        samples = [sample_from_json(item["raw"]) for item in items]
         written = [item["prediction"] for item in items]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EdgeError(f"{folder}: {GOLDEN} cannot be read: {last_line(error)}") from error
     gap = getattr(part_of(model.pipeline), "difference", difference)
-    worst = max(map(gap, written, model.predict(raws)), default=0.0)
+    worst = max(map(gap, written, model.predict(samples)), default=0.0)
     if not worst <= tolerance:
         raise EdgeError(
             f"{folder} computes something else here than where it was judged: golden predictions differ by up to "
@@ -279,30 +282,32 @@ def load(
     with. EdgeError when the bundle is damaged, or its predictions are outside the tolerance here.
     """
     folder = Path(folder)
-    facts = read_facts(folder)
-    damage = damaged_files(folder, facts)
+    metadata = read_manifest(folder)
+    damage = damaged_files(folder, metadata)
     if damage:
         raise EdgeError(f"{folder} is damaged: {'; '.join(damage)}; copy the bundle again, or make it again")
-    for warning in isa_warnings(facts, isa_features()):
+    for warning in isa_warnings(metadata, isa_features()):
         warnings.warn(warning, stacklevel=2)
-    model = open_model(folder, facts, threads, opener)
-    marker = _marker(facts)
-    if not _known_here(facts) and not marker.is_file():
+    model = open_model(folder, metadata, threads, opener)
+    marker = _marker(metadata)
+    if not _known_here(metadata) and not marker.is_file():
         self_test(folder, model)
-        _leave(marker, facts)
+        _leave(marker, metadata)
     return model
 
 
-def open_model(folder: Path, facts: Mapping[str, Any], threads: int | None, opener: Callable[..., Any]) -> Model:
+def open_model(folder: Path, metadata: Mapping[str, Any], threads: int | None, opener: Callable[..., Any]) -> Model:
     """The model of a bundle, without any check."""
-    preprocessor = open_preprocessor(folder, facts["pipeline"])
-    runner = opener(facts["runtime"], folder / facts["model_file"], facts["options"], threads or available_cores())
-    return Model(facts, preprocessor, runner)
+    preprocessor = open_preprocessor(folder, metadata["pipeline"])
+    runner = opener(
+        metadata["runtime"], folder / metadata["model_file"], metadata["options"], threads or available_cores()
+    )
+    return Model(metadata, preprocessor, runner)
 
 
-def isa_warnings(facts: Mapping[str, Any], isa: Sequence[str]) -> list[str]:
+def isa_warnings(metadata: Mapping[str, Any], isa: Sequence[str]) -> list[str]:
     """What may go wrong because this CPU lacks a feature the graph was judged with."""
-    needs = set(facts["needs_isa"])
+    needs = set(metadata["needs_isa"])
     missing = needs - set(isa)
     if missing & INT8_DOT and INT8_DOT & set(isa):
         missing -= INT8_DOT  # any of them sums without saturation
@@ -323,22 +328,22 @@ def circumstances(runtime: str) -> dict[str, Any]:
     return {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, package_version(runtime)]}
 
 
-def _known_here(facts: Mapping[str, Any]) -> bool:
-    runtime = facts["runtime"]
-    host = facts["host"]
-    built = {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, facts["versions"].get(runtime)]}
+def _known_here(metadata: Mapping[str, Any]) -> bool:
+    runtime = metadata["runtime"]
+    host = metadata["host"]
+    built = {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, metadata["versions"].get(runtime)]}
     return built == circumstances(runtime)
 
 
-def _marker(facts: Mapping[str, Any]) -> Path:
+def _marker(metadata: Mapping[str, Any]) -> Path:
     """The file that says this very bundle passed its self-test in these circumstances."""
-    key = json.dumps([facts["digest"], circumstances(facts["runtime"])], sort_keys=True)
+    key = json.dumps([metadata["digest"], circumstances(metadata["runtime"])], sort_keys=True)
     return cache_folder() / "self-tests" / hashlib.sha256(key.encode()).hexdigest()
 
 
-def _leave(marker: Path, facts: Mapping[str, Any]) -> None:
+def _leave(marker: Path, metadata: Mapping[str, Any]) -> None:
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.write_text(facts["digest"])
+        marker.write_text(metadata["digest"])
     except OSError:
         return  # a read-only home: the self-test runs again next time

@@ -1,4 +1,4 @@
-"""What knows the raws and answers of a task: the parts of a bundle, found by their names; and how errors are said.
+"""What knows the samples and answers of a task: the parts of a bundle, found by their names; and how errors are said.
 
 Words used in this folder. A *raw* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of
 an image or audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A
@@ -22,22 +22,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-Raw = str | tuple[str, str] | list[str] | bytes
+Sample = str | tuple[str, str] | list[str] | bytes
 Pipeline = Mapping[str, Any]
 
-# Tasks whose raws or answers are not plain text -> the module beside this one that knows them. Such a part imports numpy and
-# its siblings, raises ValueError with one line for a raw it cannot read, and has
+# Tasks whose samples or answers are not plain text -> the module beside this one that knows them. Such a part imports numpy and
+# its siblings, raises ValueError with one line for a sample it cannot read, and has
 #     postprocess, present             as the functions of that name in text.py
 # and may have
-#     Preprocessor(folder, pipeline)   encode(raws, length=None) -> an object with inputs, mask (or None) and owner, as
+#     Preprocessor(folder, pipeline)   encode(samples, length=None) -> an object with inputs, mask (or None) and owner, as
 #                                      Batch; else `Preprocessor`, for texts
 #     read_raw(text) -> raw            what an argument of `run.py predict` means; else the text itself
 #     run(pipeline, runner, batch, most)   when one pass through the graph is not enough; else `run_rows`
 #     timed(runner, inputs) -> inputs  of the call whose latency matters; else the inputs themselves
 #     work(runner, inputs)             what a latency is taken of, when it is more than one call
-#     answer(model, raws, **wishes)    what people read, where it is not the judged prediction made readable
-#     stream(model, raw, **wishes)     the same of one raw, in pieces as they come
-#     soonest(model, raws)             the first piece of every answer, for its latency; else the predictions
+#     answer(model, samples, **wishes)    what people read, where it is not the judged prediction made readable
+#     stream(model, raw, **wishes)     the same of one sample, in pieces as they come
+#     soonest(model, samples)             the first piece of every answer, for its latency; else the predictions
 #     add_arguments(parser), wishes_of(arguments)   wishes on the command line
 #     difference(written, got)         of a golden prediction; else `difference`
 PARTS: dict[str, str] = {
@@ -69,7 +69,7 @@ class EdgeError(Exception):
 
 
 def part_of(pipeline: Pipeline) -> Any:
-    """The module for a pipeline whose raws or answers are not plain text, None for others."""
+    """The module for a pipeline whose samples or answers are not plain text, None for others."""
     name = part_name(pipeline)
     return None if name is None else load_part(name)
 

@@ -42,9 +42,9 @@ class Catalogue:
         for number, (_, title) in enumerate(items, 1):
             self.titled.setdefault(title.casefold(), []).append(number)
 
-    def number(self, told: Any) -> int:
+    def number(self, given: Any) -> int:
         """The network's number of an item given by its id or title; ValueError for one that is not in the catalogue."""
-        name = str(told).strip()
+        name = str(given).strip()
         if name in self.numbers:
             return self.numbers[name]
         found = self.titled.get(name.casefold(), [])
@@ -89,12 +89,12 @@ class Preprocessor:
         self.pipeline = pipeline
         self.catalogue = read_catalogue(folder)
 
-    def encode(self, raws: Sequence[Any], length: int | None = None) -> Batch:
-        """Arrays of the raws, cut and padded to `length` items, by default to the longest. ValueError on an unknown item."""
+    def encode(self, samples: Sequence[Any], length: int | None = None) -> Batch:
+        """Arrays of the samples, cut and padded to `length` items, by default to the longest. ValueError on an unknown item."""
         rows = []
-        for index, raw in enumerate(raws):
+        for index, sample in enumerate(samples):
             try:
-                rows.append(self.catalogue.numbers_of(raw)[-(length or int(self.pipeline["max_length"])) :])
+                rows.append(self.catalogue.numbers_of(sample)[-(length or int(self.pipeline["max_length"])) :])
             except ValueError as error:
                 raise ValueError(f"item {index + 1}: {error}") from error
         width = length or max(map(len, rows))
@@ -104,7 +104,7 @@ class Preprocessor:
         return Batch({"input_ids": ids, "attention_mask": mask}, mask, list(range(len(rows))))
 
 
-def read_raw(text: str) -> list[str]:
+def read_sample(text: str) -> list[str]:
     """The history that an argument of the command names: ids or titles parted by ";", or a JSON list of them."""
     if text.lstrip().startswith("["):
         try:
@@ -115,17 +115,17 @@ def read_raw(text: str) -> list[str]:
 
 
 def postprocess(
-    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, raws: Sequence[Any]
+    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, samples: Sequence[Any]
 ) -> list[np.ndarray]:
     """One prediction per raw: scores float32 (items,), in the order of the catalogue, also of those in the history."""
     return list(np.asarray(outputs["logits"], dtype=np.float32)[:, 1:])
 
 
-def present(pipeline: Pipeline, prediction: np.ndarray, raw: Any, preprocessor: Any) -> dict[str, Any]:
+def present(pipeline: Pipeline, prediction: np.ndarray, sample: Any, preprocessor: Any) -> dict[str, Any]:
     """The items that most likely come next, those of the history left out: {"items": [{"item", "title", "score"}, …]}, a
     score being the share among all that are left."""
     catalogue = preprocessor.catalogue
-    scores = unseen(prediction, catalogue.numbers_of(raw)).astype(np.float64)
+    scores = unseen(prediction, catalogue.numbers_of(sample)).astype(np.float64)
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
     best = [int(place) for place in np.argsort(-scores, kind="stable")[:SHOWN] if np.isfinite(scores[place])]

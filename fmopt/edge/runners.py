@@ -14,13 +14,13 @@ from .parts import OWN_RUNTIMES, EdgeError, last_line, load_part, need
 APPENDS = "fmopt.appends"  # metadata of a graph whose past may lie in buffers with room for more
 
 
-PAST = "past_key_values."  # begins the names of inputs that hold what earlier tokens left (see generation.py)
+CACHE_PREFIX = "past_key_values."  # begins the names of inputs that hold what earlier tokens left (see generation.py)
 
 
-HALVES = "halves"  # option of a graph of two halves, each opened by itself (see seq2seq.py), …
+ENCODER_DECODER = "halves"  # option of a graph of two halves, each opened by itself (see seq2seq.py), …
 
 
-HALVES_BY = "decoder_input_ids"  # … and the input that the second takes
+DECODER_INPUT = "decoder_input_ids"  # … and the input that the second takes
 
 
 # element types of graph inputs, by ONNX's names and by OpenVINO's
@@ -56,7 +56,9 @@ class OnnxRuntimeRunner:
         self.optional = {
             port.name: kinds.get(port.type, np.int64) for port in self.session.get_overridable_initializers()
         }
-        self.past = {port.name: port.shape for port in self.session.get_inputs() if port.name.startswith(PAST)}
+        self.kv_cache = {
+            port.name: port.shape for port in self.session.get_inputs() if port.name.startswith(CACHE_PREFIX)
+        }
         self.outputs = [port.name for port in self.session.get_outputs()]
         self.appends = APPENDS in self.session.get_modelmeta().custom_metadata_map
         self.bound: tuple[dict[str, np.ndarray], Any] | None = (
@@ -67,7 +69,7 @@ class OnnxRuntimeRunner:
         """An empty past with room for so many tokens, which `run` appends to in place; nothing where the graph cannot."""
         if not self.appends:
             return {}
-        return {name: np.zeros((rows, shape[1], tokens, shape[3]), np.float32) for name, shape in self.past.items()}
+        return {name: np.zeros((rows, shape[1], tokens, shape[3]), np.float32) for name, shape in self.kv_cache.items()}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty.
@@ -76,21 +78,21 @@ class OnnxRuntimeRunner:
         """
         asked = {**self.inputs, **{name: kind for name, kind in self.optional.items() if name in inputs}}
         total = inputs["attention_mask"].shape[1] if self.appends else 0
-        if self.appends and all(name in inputs and inputs[name].shape[2] >= total for name in self.past):
-            return self._append({name: kind for name, kind in asked.items() if name not in self.past}, inputs)
-        feed = cast_inputs(asked, with_past(self.past, inputs))
+        if self.appends and all(name in inputs and inputs[name].shape[2] >= total for name in self.kv_cache):
+            return self._append({name: kind for name, kind in asked.items() if name not in self.kv_cache}, inputs)
+        feed = cast_inputs(asked, with_empty_cache(self.kv_cache, inputs))
         return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
 
     def _append(self, asked: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        past = {name: inputs[name] for name in self.past}
-        presents = {f"present.{name.removeprefix(PAST)}": array for name, array in past.items()}
-        if self.bound is None or any(self.bound[0][name] is not array for name, array in past.items()):
+        kv_cache = {name: inputs[name] for name in self.kv_cache}
+        presents = {f"present.{name.removeprefix(CACHE_PREFIX)}": array for name, array in kv_cache.items()}
+        if self.bound is None or any(self.bound[0][name] is not array for name, array in kv_cache.items()):
             binding = self.session.io_binding()
-            for names in (past, presents):
-                bind = binding.bind_input if names is past else binding.bind_output
+            for names in (kv_cache, presents):
+                bind = binding.bind_input if names is kv_cache else binding.bind_output
                 for name, array in names.items():
                     bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-            self.bound = past, binding
+            self.bound = kv_cache, binding
         binding = self.bound[1]
         feed = cast_inputs(asked, inputs)  # lives until the run is over
         for name, array in feed.items():
@@ -146,13 +148,15 @@ class OpenVinoRunner:
         self.inputs = {
             port.any_name: OPENVINO_KINDS.get(port.element_type.get_type_name(), np.int64) for port in compiled.inputs
         }
-        dims = {port.any_name: port.partial_shape for port in compiled.inputs if port.any_name.startswith(PAST)}
-        self.past = {name: [one.get_length() if one.is_static else None for one in dim] for name, dim in dims.items()}
+        dims = {port.any_name: port.partial_shape for port in compiled.inputs if port.any_name.startswith(CACHE_PREFIX)}
+        self.kv_cache = {
+            name: [one.get_length() if one.is_static else None for one in dim] for name, dim in dims.items()
+        }
         self.outputs = [_openvino_name(port, f"output_{i}") for i, port in enumerate(compiled.outputs)]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
-        return self.infer(with_past(self.past, inputs))
+        return self.infer(with_empty_cache(self.kv_cache, inputs))
 
     def infer(self, inputs: Mapping[str, np.ndarray], request: Any = None) -> dict[str, np.ndarray]:
         """Outputs by name, of a `new_request` where one is given."""
@@ -191,13 +195,13 @@ def read_openvino(path: Path, shape: Sequence[int] | None = None, half: int | No
     openvino = need("openvino", "openvino")
     model = openvino.Core().read_model(str(path))
     if half is not None:
-        model = load_part("seq2seq").openvino_halves(openvino, model)[half]
+        model = load_part("seq2seq").split_openvino(openvino, model)[half]
     if shape:
         model.reshape({port.any_name: list(shape) for port in model.inputs})
     return model
 
 
-class HalvesRunner:
+class EncoderDecoderRunner:
     """The two halves of a graph, each opened by itself."""
 
     def __init__(self, halves: Sequence[Any]):
@@ -205,7 +209,7 @@ class HalvesRunner:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs of that half whose inputs these are."""
-        return self.halves[half_of(inputs)].run(inputs)
+        return self.halves[part_for(inputs)].run(inputs)
 
     def close(self) -> None:
         """Give back memory and threads."""
@@ -213,9 +217,9 @@ class HalvesRunner:
             half.close()
 
 
-def half_of(inputs: Mapping[str, Any]) -> int:
+def part_for(inputs: Mapping[str, Any]) -> int:
     """Which of two halves takes these inputs."""
-    return int(HALVES_BY in inputs)
+    return int(DECODER_INPUT in inputs)
 
 
 RUNNERS: dict[str, type[OnnxRuntimeRunner] | type[OpenVinoRunner]] = {
@@ -249,12 +253,12 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
         raise EdgeError(f"{path} is missing")
     if options.get("stateful"):
         return load_part("generation").Stateful(OpenVinoRunner(path, options, threads))
-    if options.get(HALVES):
-        return HalvesRunner([RUNNERS[runtime](path, options, threads, half) for half in (0, 1)])
+    if options.get(ENCODER_DECODER):
+        return EncoderDecoderRunner([RUNNERS[runtime](path, options, threads, half) for half in (0, 1)])
     return RUNNERS[runtime](path, options, threads)
 
 
-def with_past(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def with_empty_cache(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """The inputs, with an empty one for each past that the graph takes and they lack: [rows, heads, 0, size], or zeros of the
     graph's own size where it is a state that does not grow."""
     lacking = {name: shape for name, shape in shapes.items() if name not in inputs}

@@ -33,18 +33,18 @@ class Answers:
 
     def __init__(self, runner: Any, inputs: Mapping[str, np.ndarray], pipeline: Mapping[str, Any], most: int):
         self.runner, self.pipeline, self.most, self.step = runner, pipeline, most, 0
-        self.cross = generation.past_of(runner.run(inputs))
+        self.cross = generation.cache_of(runner.run(inputs))
         if "attention_mask" in inputs:
             self.cross[SOURCE_MASK] = inputs["attention_mask"]
         rows = len(next(iter(inputs.values())))
         self.ids = np.tile(np.array(pipeline["start"], dtype=np.int64), (rows, 1))
-        self.past: dict[str, np.ndarray] = {}
+        self.kv_cache: dict[str, np.ndarray] = {}
         self.made = self.ids  # all tokens, those of the start among them
 
     def logits(self) -> np.ndarray:
         """Logits float32 [rows, vocabulary] after the tokens that were taken in."""
-        outputs = self.runner.run({NEW: self.ids, **self.cross, **self.past})
-        self.past = generation.past_of(outputs)
+        outputs = self.runner.run({NEW: self.ids, **self.cross, **self.kv_cache})
+        self.kv_cache = generation.cache_of(outputs)
         return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
 
     def allowed(self, scores: np.ndarray) -> np.ndarray:
@@ -76,7 +76,7 @@ class Answers:
     def choose(self, rows: np.ndarray) -> None:
         """Go on with these rows, in this order, a row perhaps several times."""
         self.cross = {name: value[rows] for name, value in self.cross.items()}
-        self.past = {name: value[rows] for name, value in self.past.items()}
+        self.kv_cache = {name: value[rows] for name, value in self.kv_cache.items()}
         self.made = self.made[rows]
 
 
@@ -86,7 +86,7 @@ def _would_repeat(made: list[int], size: int) -> list[int]:
     return [made[at + size - 1] for at in range(len(made) - size + 1) if made[at : at + size - 1] == tail]
 
 
-# -------------------------------------------------------------------------------- raws → answers
+# -------------------------------------------------------------------------------- samples → answers
 
 
 def run(pipeline: Mapping[str, Any], runner: Any, batch: Any, most: int) -> dict[str, np.ndarray]:
@@ -127,14 +127,14 @@ def steps(
     return generation.going_on(made, [wish.max_new_tokens] * len(made.ids), pipeline, wish)
 
 
-def usual(pipeline: Mapping[str, Any], **wishes: Any) -> Any:
+def usual(pipeline: Mapping[str, Any], **options: Any) -> Any:
     """A wish, as the pipeline says where nothing is wished."""
-    beams = 1 if wishes.get("temperature") else pipeline.get("beams", 1)
-    return generation.Wish(**{"max_new_tokens": pipeline["max_new_tokens"], "beams": beams, **wishes})
+    beams = 1 if options.get("temperature") else pipeline.get("beams", 1)
+    return generation.GenerationConfig(**{"max_new_tokens": pipeline["max_new_tokens"], "beams": beams, **options})
 
 
 def postprocess(
-    pipeline: Mapping[str, Any], outputs: Mapping[str, np.ndarray], batch: Any, raws: Sequence[Any]
+    pipeline: Mapping[str, Any], outputs: Mapping[str, np.ndarray], batch: Any, samples: Sequence[Any]
 ) -> list[np.ndarray]:
     """The ids of every answer, int64 (tokens,)."""
     return [row[:length] for row, length in zip(outputs["tokens"], outputs["lengths"], strict=True)]
@@ -147,32 +147,34 @@ def difference(written: Any, got: Any) -> float:
     return 1 - float((before[:both] == now[:both]).sum()) / longest if longest else 0.0
 
 
-def present(pipeline: Mapping[str, Any], prediction: np.ndarray, raw: Any, preprocessor: Any) -> dict[str, Any]:
+def present(pipeline: Mapping[str, Any], prediction: np.ndarray, sample: Any, preprocessor: Any) -> dict[str, Any]:
     """An answer for people: {"text", "tokens"}."""
     ids = np.asarray(prediction, dtype=np.int64).tolist()
     return {"text": preprocessor.tokenizer.decode(ids).strip(), "tokens": len(ids)}
 
 
-def answer(model: Any, raws: Sequence[Any], **wishes: Any) -> list[dict[str, Any]]:
+def answer(model: Any, samples: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
     """Answers for people, all made together: {"text", "tokens"}. `wishes` are fields of `generation.Wish`."""
-    return told(model, raws, encoded(model, raws), **wishes)
+    return decoded_answers(model, samples, encoded(model, samples), **options)
 
 
-def told(model: Any, raws: Sequence[Any], inputs: Mapping[str, np.ndarray], **wishes: Any) -> list[dict[str, Any]]:
+def decoded_answers(
+    model: Any, samples: Sequence[Any], inputs: Mapping[str, np.ndarray], **options: Any
+) -> list[dict[str, Any]]:
     """Answers to what is encoded already."""
-    wish, decode = usual(model.pipeline, **wishes), _tokenizer(model).decode
+    wish, decode = usual(model.pipeline, **options), _tokenizer(model).decode
     found = answers(model.pipeline, model.runner, inputs, wish)
     return [{"text": _until(decode(ids).strip(), wish.stop), "tokens": len(ids)} for ids in found]
 
 
-def stream(model: Any, raw: Any, **wishes: Any) -> Iterator[str]:
+def stream(model: Any, sample: Any, **options: Any) -> Iterator[str]:
     """The answer to one text, piece by piece as it is made; no beams."""
-    return pieces(model, encoded(model, [raw]), **wishes)
+    return pieces(model, encoded(model, [sample]), **options)
 
 
-def pieces(model: Any, inputs: Mapping[str, np.ndarray], **wishes: Any) -> Iterator[str]:
+def pieces(model: Any, inputs: Mapping[str, np.ndarray], **options: Any) -> Iterator[str]:
     """The answer to one row that is encoded already."""
-    wish = usual(model.pipeline, **{"beams": 1, **wishes})
+    wish = usual(model.pipeline, **{"beams": 1, **options})
     if wish.beams > 1:
         raise ValueError("beam search knows the text only at its end; leave beams out to stream")
     speller = generation.Speller(_tokenizer(model), [], wish.stop)
@@ -185,12 +187,12 @@ def pieces(model: Any, inputs: Mapping[str, np.ndarray], **wishes: Any) -> Itera
         yield rest
 
 
-def encoded(model: Any, raws: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The network's inputs of raws; ValueError for one that is no text."""
-    for raw in raws:
-        if not isinstance(raw, str):
-            raise ValueError(f"a text is answered, not {type(raw).__name__}")
-    return dict(model.preprocessor.encode(raws).inputs)
+def encoded(model: Any, samples: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The network's inputs of samples; ValueError for one that is no text."""
+    for sample in samples:
+        if not isinstance(sample, str):
+            raise ValueError(f"a text is answered, not {type(sample).__name__}")
+    return dict(model.preprocessor.encode(samples).inputs)
 
 
 def _tokenizer(model: Any) -> Any:
@@ -221,7 +223,7 @@ def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     made = Answers(runner, inputs, {"start": [0]}, 0)
     for _ in range(max(1, length_of(inputs) // 2)):
         made.take(made.logits().argmax(axis=1))
-    return {NEW: made.ids, **made.cross, **made.past}
+    return {NEW: made.ids, **made.cross, **made.kv_cache}
 
 
 def add_arguments(parser: Any) -> None:
@@ -230,9 +232,9 @@ def add_arguments(parser: Any) -> None:
     parser.set_defaults(max_new_tokens=None, beams=None)
 
 
-def wishes_of(asked: Any) -> dict[str, Any]:
-    """The fields of `Wish` in parsed arguments that were given."""
-    return {name: value for name, value in generation.wishes_of(asked).items() if value is not None}
+def options_of(asked: Any) -> dict[str, Any]:
+    """The fields of `GenerationConfig` in parsed arguments that were given."""
+    return {name: value for name, value in generation.options_of(asked).items() if value is not None}
 
 
 # -------------------------------------------------------------------------------- two halves of one file
@@ -258,7 +260,7 @@ def halves(path: Path) -> list[bytes]:
     return found
 
 
-def openvino_halves(openvino: Any, model: Any) -> list[Any]:
+def split_openvino(openvino: Any, model: Any) -> list[Any]:
     """The same two halves of an openvino.Model."""
     first = [port for port in model.outputs if any(CROSS in name for name in port.names)]
     rest = [port for port in model.outputs if port not in first]

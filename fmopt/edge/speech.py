@@ -55,13 +55,13 @@ class Preprocessor:
         self.vocabulary = read_letters(folder)
 
     def encode(
-        self, raws: Sequence[Any], length: int | None = None, seed: int = SEED, noise_scale: float | None = None
+        self, samples: Sequence[Any], length: int | None = None, seed: int = SEED, noise_scale: float | None = None
     ) -> Batch:
         """Arrays of the texts, padded to the longest; `length` means nothing here. ValueError on what cannot be spoken."""
         rows = []
-        for index, raw in enumerate(raws):
+        for index, sample in enumerate(samples):
             try:
-                rows.append(self.ids(raw))
+                rows.append(self.ids(sample))
             except ValueError as error:
                 raise ValueError(f"item {index + 1}: {error}") from error
         width = max(self.speech["least"], *map(len, rows))
@@ -82,20 +82,20 @@ class Preprocessor:
             {name: made[name] for name in self.pipeline["inputs"]}, mask, list(range(len(rows))), self.speech["least"]
         )
 
-    def ids(self, raw: Any) -> list[int]:
+    def ids(self, sample: Any) -> list[int]:
         """Ids of one text; ValueError when it has no letter that the model knows."""
-        if not isinstance(raw, str):
-            raise ValueError(f"{str(raw)[:60]!r} is not a text")
-        letters = self._lowered(raw) if self.speech["normalize"] else raw
+        if not isinstance(sample, str):
+            raise ValueError(f"{str(sample)[:60]!r} is not a text")
+        letters = self._lowered(sample) if self.speech["normalize"] else sample
         if self.speech["romanize"] and not letters.isascii():
             raise ValueError(
-                f"{raw[:60]!r} is not in Latin letters, which this model reads; romanize it first (uroman)"
+                f"{sample[:60]!r} is not in Latin letters, which this model reads; romanize it first (uroman)"
             )
         if self.speech["normalize"]:
             letters = "".join(letter for letter in letters if letter in self.vocabulary).strip()
         if not letters:
             known = " ".join(sorted(letter for letter in self.vocabulary if len(letter) == 1 and not letter.isspace()))
-            raise ValueError(f"{raw[:60]!r} has no letter that this model speaks; it speaks {known[:200]}")
+            raise ValueError(f"{sample[:60]!r} has no letter that this model speaks; it speaks {known[:200]}")
         # Special tokens part a text, also where one of them is a letter (in MMS, the blank is).
         special = "|".join(map(re.escape, self.speech["special"]))
         found: list[int] = []
@@ -147,7 +147,7 @@ def read_letters(folder: Path) -> dict[str, int]:
 
 def run(pipeline: Pipeline, runner: Any, batch: Batch, most: int) -> dict[str, list[np.ndarray]]:
     """The sound of every row, each computed alone: beside a longer one, the end of a sound would be another."""
-    sounds = []
+    waveforms = []
     for row, mask in enumerate(batch.mask):
         width = max(int(mask.sum()), batch.least)
         own = {
@@ -156,23 +156,25 @@ def run(pipeline: Pipeline, runner: Any, batch: Batch, most: int) -> dict[str, l
         }
         outputs = runner.run(own)
         samples = int(np.ravel(outputs["sequence_lengths"])[0])
-        sounds.append(np.asarray(outputs["waveform"][0, :samples], dtype=np.float32))
-    return {"waveform": sounds}
+        waveforms.append(np.asarray(outputs["waveform"][0, :samples], dtype=np.float32))
+    return {"waveform": waveforms}
 
 
-def postprocess(pipeline: Pipeline, outputs: Mapping[str, Any], batch: Batch, raws: Sequence[Any]) -> list[np.ndarray]:
+def postprocess(
+    pipeline: Pipeline, outputs: Mapping[str, Any], batch: Batch, samples: Sequence[Any]
+) -> list[np.ndarray]:
     """One sound per text: samples float32 (n,) in [-1, 1]."""
     return list(outputs["waveform"])
 
 
-def present(pipeline: Pipeline, prediction: np.ndarray, raw: Any, preprocessor: Any = None) -> dict[str, Any]:
+def present(pipeline: Pipeline, prediction: np.ndarray, sample: Any, preprocessor: Any = None) -> dict[str, Any]:
     """A sound as transformers' pipeline gives it: {"audio": samples float32 (n,), "sampling_rate"}."""
     return {"audio": np.asarray(prediction, dtype=np.float32), "sampling_rate": int(pipeline["speech"]["rate"])}
 
 
 def answer(
     model: Any,
-    raws: Sequence[Any],
+    samples: Sequence[Any],
     seed: int = SEED,
     noise_scale: float | None = None,
     output: str | Path | None = None,
@@ -182,16 +184,16 @@ def answer(
     `output` is a WAV file to be written, or a folder for one named after each text; no file is overwritten.
     """
     own, found = model.preprocessor.own, []
-    for raw in raws:
-        batch = own.encode([raw], seed=seed, noise_scale=noise_scale)
-        (sound,) = postprocess(model.pipeline, run(model.pipeline, model.runner, batch, 1), batch, [raw])
-        shown = present(model.pipeline, sound, raw)
-        found.append(shown if output is None else _written(shown, Path(output), raw))
+    for sample in samples:
+        batch = own.encode([sample], seed=seed, noise_scale=noise_scale)
+        (audio,) = postprocess(model.pipeline, run(model.pipeline, model.runner, batch, 1), batch, [sample])
+        shown = present(model.pipeline, audio, sample)
+        found.append(shown if output is None else _written(shown, Path(output), sample))
     return found
 
 
-def _written(shown: Mapping[str, Any], output: Path, raw: str) -> dict[str, Any]:
-    name = re.sub(r"\W+", "-", raw).strip("-")[:60] or "sound"
+def _written(shown: Mapping[str, Any], output: Path, sample: str) -> dict[str, Any]:
+    name = re.sub(r"\W+", "-", sample).strip("-")[:60] or "sound"
     path = output if output.suffix.lower() == ".wav" else output / f"{name}.wav"
     if path.exists():
         raise ValueError(f"{path} is there already; choose another name, and a folder for several texts")
@@ -215,7 +217,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--noise-scale", type=float, help="how much it varies; 0: not at all (the model's own)")
 
 
-def wishes_of(asked: Any) -> dict[str, Any]:
+def options_of(asked: Any) -> dict[str, Any]:
     """What `answer` takes, of parsed arguments."""
     return {"output": asked.output, "seed": asked.seed, "noise_scale": asked.noise_scale}
 
@@ -259,11 +261,11 @@ def _least_path(costs: np.ndarray) -> float:
     return float(last[rows])
 
 
-def mel_frames(sound: np.ndarray, rate: int) -> np.ndarray:
+def mel_frames(audio: np.ndarray, rate: int) -> np.ndarray:
     """Log10 mel energies [frames, MELS] of a sound, frames a quarter of their length apart; a full sine is about 0."""
     size = 2 ** round(np.log2(WINDOW_S * rate))
     window = np.hanning(size + 1)[:-1]
-    padded = np.pad(np.asarray(sound, dtype=np.float64), size // 2)
+    padded = np.pad(np.asarray(audio, dtype=np.float64), size // 2)
     padded = np.pad(padded, (0, max(0, size - len(padded))))
     rows = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 4]
     power = np.abs(np.fft.rfft(rows * window)) ** 2 / (window.sum() / 2) ** 2

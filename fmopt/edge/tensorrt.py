@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from .host import cache_folder
-from .loading import read_facts, sha256_file
+from .loading import read_manifest, sha256_file
 from .parts import EdgeError, need
 
 NAME = "tensorrt"
@@ -100,11 +100,11 @@ def profiles(options: Mapping[str, Any]) -> tuple[Profile, ...]:
 def stamp(graph: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """What an engine built here and now would be for."""
     trt = need("tensorrt", "tensorrt")
-    facts = cuda("cudaGetDeviceProperties", 0)
-    name = facts.name.decode() if isinstance(facts.name, bytes) else str(facts.name)
+    metadata = cuda("cudaGetDeviceProperties", 0)
+    name = metadata.name.decode() if isinstance(metadata.name, bytes) else str(metadata.name)
     return {
         "gpu": name.strip("\0"),
-        "sm": f"{facts.major}.{facts.minor}",
+        "sm": f"{metadata.major}.{metadata.minor}",
         "driver": str(cuda("cudaDriverGetVersion")),
         "tensorrt": trt.__version__,
         "graph": _digest(graph),
@@ -192,8 +192,8 @@ def build(graph: Path, options: Mapping[str, Any], timing_cache: Path, progress:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
-        told = "; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
-        raise EdgeError(f"TensorRT {trt.__version__} does not take {graph.name}: {told or 'it does not say why'}")
+        reasons = "; ".join(f"{error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
+        raise EdgeError(f"TensorRT {trt.__version__} does not take {graph.name}: {reasons or 'it does not say why'}")
     config = configured(trt, builder, options)
     for profile in profiles(options):
         shapes = builder.create_optimization_profile()
@@ -446,9 +446,9 @@ def _build(folder: Path, asked: argparse.Namespace) -> int:
     reason = absent()
     if reason:
         raise EdgeError(reason)
-    facts = read_facts(folder)
+    metadata = read_manifest(folder)
     engine, built = ready_engine(
-        folder / facts["model_file"], facts["options"], lambda text: print(text, file=sys.stderr)
+        folder / metadata["model_file"], metadata["options"], lambda text: print(text, file=sys.stderr)
     )
     print(json.dumps({"engine": str(engine), "bytes": engine.stat().st_size, **built}))
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .parts import EdgeError, Pipeline, Raw, explained, last_line, need, part_of, shorten
+from .parts import EdgeError, Pipeline, Sample, explained, last_line, need, part_of, shorten
 
 ANSWER_TOKENS = 30  # longest answer looked for, as in the SQuAD evaluation of the BERT paper (2018)
 
@@ -19,17 +19,17 @@ ANSWER_TOKENS = 30  # longest answer looked for, as in the SQuAD evaluation of t
 FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
 
 
-def read_raw(task: str, told: Any) -> Any:
+def read_sample(task: str, argument: Any) -> Any:
     """The raw that one argument of a command means: itself, or what the task's part makes of it."""
-    read = getattr(part_of({"task": task}), "read_raw", None)
+    read = getattr(part_of({"task": task}), "read_sample", None)
     if read is None:
-        return told
+        return argument
     with explained():
-        return read(told)
+        return read(argument)
 
 
 def open_preprocessor(folder: Path, pipeline: Pipeline) -> Any:
-    """What encodes raws for the model of a checkpoint or bundle folder: `Preprocessor`, or a part's with its interface."""
+    """What encodes samples for the model of a checkpoint or bundle folder: `Preprocessor`, or a part's with its interface."""
     part = part_of(pipeline)
     if not hasattr(part, "Preprocessor"):
         return Preprocessor(Path(folder) / "tokenizer.json", pipeline)
@@ -38,7 +38,7 @@ def open_preprocessor(folder: Path, pipeline: Pipeline) -> Any:
 
 @dataclass
 class Batch:
-    """Encoded raws. One raw gives one row, or several windows where the task reads long texts in pieces.
+    """Encoded samples. One raw gives one row, or several windows where the task reads long texts in pieces.
 
     `inputs` hold int64 [rows, tokens]; `mask` is the attention mask, also for networks that take none. The lists are
     per row and per token, aligned with the padded row, and empty for tasks that do not need them.
@@ -53,7 +53,7 @@ class Batch:
 
 
 class Preprocessor:
-    """Encodes raws exactly as the checkpoint's own (fast) Hugging Face tokenizer does."""
+    """Encodes samples exactly as the checkpoint's own (fast) Hugging Face tokenizer does."""
 
     def __init__(self, tokenizer_file: Path, pipeline: Pipeline):
         tokenizers = need("tokenizers", "tokenizers")
@@ -71,16 +71,16 @@ class Preprocessor:
         self._truncation: tuple[int, int, str] | None = None
         self.tokenizer.no_padding()  # padded here, to the longest row of a batch
 
-    def encode(self, raws: Sequence[Raw], length: int | None = None) -> Batch:
-        """Arrays of the raws, cut at the pipeline's max_length and padded to the longest row.
+    def encode(self, samples: Sequence[Sample], length: int | None = None) -> Batch:
+        """Arrays of the samples, cut at the pipeline's max_length and padded to the longest row.
 
-        With `length`, rows are cut and padded to exactly that many tokens. EdgeError on a raw the task cannot read.
+        With `length`, rows are cut and padded to exactly that many tokens. EdgeError on a sample the task cannot read.
         """
         limit = length or int(self.pipeline["max_length"])
         rows, owner = [], []
-        for index, raw in enumerate(raws):
+        for index, sample in enumerate(samples):
             try:
-                windows = self._windows(raw, limit)
+                windows = self._windows(sample, limit)
             except EdgeError as error:
                 raise EdgeError(f"item {index + 1}: {error}") from error
             rows += windows
@@ -95,22 +95,22 @@ class Preprocessor:
         self._truncation = None
         return list(self._encode(text, None, words=False, special=special).ids)
 
-    def _windows(self, raw: Any, limit: int) -> list[Any]:
-        """The tokenizer's encodings of one raw: one, or several windows that overlap by `stride` tokens."""
+    def _windows(self, sample: Any, limit: int) -> list[Any]:
+        """The tokenizer's encodings of one sample: one, or several windows that overlap by `stride` tokens."""
         task = self.pipeline["task"]
-        if self.pipeline.get("prefix") and isinstance(raw, str):
-            raw = self.pipeline["prefix"] + raw
+        if self.pipeline.get("prefix") and isinstance(sample, str):
+            sample = self.pipeline["prefix"] + sample
         if task == "question-answering":
-            return self._question_windows(*as_pair(raw), limit)
+            return self._question_windows(*as_pair(sample), limit)
         if task == "token-classification":
-            words = [word for word, _, _ in split_words(raw)]
+            words = [word for word, _, _ in split_words(sample)]
             room = limit - self.tokenizer.num_special_tokens_to_add(False)
             self._cut_at(limit, min(int(self.pipeline.get("stride") or room // 4), room // 2), "longest_first")
             first = self._encode(words, None, words=True)
             return [first, *first.overflowing]
         self._cut_at(limit, 0, "longest_first")
-        text, pair = as_pair(raw) if isinstance(raw, tuple) else (raw, None)
-        return [self._encode(text, pair, words=isinstance(raw, list))]
+        text, pair = as_pair(sample) if isinstance(sample, tuple) else (sample, None)
+        return [self._encode(text, pair, words=isinstance(sample, list))]
 
     def _question_windows(self, question: str, context: str, limit: int) -> list[Any]:
         """Windows over the context, each with the whole question; a question longer than half of it is cut."""
@@ -176,34 +176,36 @@ class PartPreprocessor:
         with explained():
             self.own = part.Preprocessor(folder, pipeline)
 
-    def encode(self, raws: Sequence[Raw], length: int | None = None) -> Any:
-        """The part's batch of the raws; `length` means what the part says."""
+    def encode(self, samples: Sequence[Sample], length: int | None = None) -> Any:
+        """The part's batch of the samples; `length` means what the part says."""
         with explained():
-            return self.own.encode(raws, length)
+            return self.own.encode(samples, length)
 
 
-def split_words(raw: Raw) -> list[tuple[str, int, int]]:
+def split_words(sample: Sample) -> list[tuple[str, int, int]]:
     """Words with their character offsets: a list's own words joined by spaces, or a text split for a tagger.
 
     Taggers learn on words with punctuation set apart but abbreviations, hyphens and @names whole; so is a text split.
     """
-    if isinstance(raw, str):
-        found = re.finditer(r"[@#]?\w+(?:[-'’._/&]\w+)*|[^\w\s]", raw)
+    if isinstance(sample, str):
+        found = re.finditer(r"[@#]?\w+(?:[-'’._/&]\w+)*|[^\w\s]", sample)
         return [(match.group(), match.start(), match.end()) for match in found]
-    if not isinstance(raw, list) or not all(isinstance(word, str) for word in raw):
-        raise EdgeError(f"{shorten(raw)} is no text and no list of words")
+    if not isinstance(sample, list) or not all(isinstance(word, str) for word in sample):
+        raise EdgeError(f"{shorten(sample)} is no text and no list of words")
     words, at = [], 0
-    for word in raw:
+    for word in sample:
         words.append((word, at, at + len(word)))
         at += len(word) + 1
     return words
 
 
-def as_pair(raw: Any) -> tuple[str, str]:
+def as_pair(sample: Any) -> tuple[str, str]:
     """A raw that must be a pair of texts; EdgeError for another."""
-    if isinstance(raw, tuple) and len(raw) == 2 and all(isinstance(part, str) for part in raw):
-        return raw
-    raise EdgeError(f"{shorten(raw)} is not a pair of texts; give (first, second), for an answer (question, context)")
+    if isinstance(sample, tuple) and len(sample) == 2 and all(isinstance(part, str) for part in sample):
+        return sample
+    raise EdgeError(
+        f"{shorten(sample)} is not a pair of texts; give (first, second), for an answer (question, context)"
+    )
 
 
 def _with_prefix_space(tokenizer: Any) -> Any:
@@ -225,7 +227,9 @@ def _with_prefix_space(tokenizer: Any) -> Any:
     return type(tokenizer).from_str(json.dumps(written))
 
 
-def postprocess(pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, raws: Sequence[Raw]) -> list[Any]:
+def postprocess(
+    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, samples: Sequence[Sample]
+) -> list[Any]:
     """One prediction per raw, from the network's outputs for `batch`.
 
     sentence-embedding: float32 (dim,); text-classification: logits float32 (classes,); text-regression: float32 (1,);
@@ -236,7 +240,7 @@ def postprocess(pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Ba
     part = part_of(pipeline)
     if part is not None:
         with explained():
-            return list(part.postprocess(pipeline, outputs, batch, raws))
+            return list(part.postprocess(pipeline, outputs, batch, samples))
     arrays = [_named(outputs, name, len(pipeline["outputs"])) for name in pipeline["outputs"]]
     task = pipeline["task"]
     if task == "sentence-embedding":
@@ -246,11 +250,11 @@ def postprocess(pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Ba
     if task == "text-regression":
         return list(arrays[0].reshape(len(batch.owner), -1)[:, :1])
     if task == "token-classification":
-        return _word_logits(arrays[0], batch, raws, pipeline)
+        return _word_logits(arrays[0], batch, samples, pipeline)
     if task == "question-answering":
-        return _answers(arrays[0], arrays[1], batch, raws, bool(pipeline.get("no_answer")))
+        return _answers(arrays[0], arrays[1], batch, samples, bool(pipeline.get("no_answer")))
     if task == "fill-mask":
-        return [_fills(*row, pipeline) for row in zip(arrays[0], batch.inputs["input_ids"], raws, strict=True)]
+        return [_fills(*row, pipeline) for row in zip(arrays[0], batch.inputs["input_ids"], samples, strict=True)]
     raise EdgeError(f"there is no task {task!r}")
 
 
@@ -278,11 +282,11 @@ def _named(outputs: Mapping[str, np.ndarray], name: str, wanted: int) -> np.ndar
     raise EdgeError(f"the graph has no output {name!r}; it has {', '.join(sorted(outputs))}")
 
 
-def _word_logits(logits: np.ndarray, batch: Batch, raws: Sequence[Raw], pipeline: Pipeline) -> list[np.ndarray]:
+def _word_logits(logits: np.ndarray, batch: Batch, samples: Sequence[Sample], pipeline: Pipeline) -> list[np.ndarray]:
     labels = list(pipeline.get("labels", []))
     found = []
-    for raw in raws:
-        rows = np.zeros((len(split_words(raw)), logits.shape[-1]), dtype=np.float32)
+    for sample in samples:
+        rows = np.zeros((len(split_words(sample)), logits.shape[-1]), dtype=np.float32)
         if "O" in labels:
             rows[:, labels.index("O")] = 1.0  # a word without any token (a stray control character) is nothing
         found.append(rows)
@@ -299,13 +303,13 @@ def _word_logits(logits: np.ndarray, batch: Batch, raws: Sequence[Raw], pipeline
 
 
 def _answers(
-    starts: np.ndarray, ends: np.ndarray, batch: Batch, raws: Sequence[Raw], may_be_none: bool
+    starts: np.ndarray, ends: np.ndarray, batch: Batch, samples: Sequence[Sample], may_be_none: bool
 ) -> list[dict[str, Any]]:
-    """The best span of each raw over all its windows; its score is p(start) · p(end) among all their tokens."""
+    """The best span of each sample over all its windows; its score is p(start) · p(end) among all their tokens."""
     owners = np.asarray(batch.owner)
     return [
-        _answer(starts, ends, batch, np.flatnonzero(owners == index), as_pair(raw)[1], may_be_none)
-        for index, raw in enumerate(raws)
+        _answer(starts, ends, batch, np.flatnonzero(owners == index), as_pair(sample)[1], may_be_none)
+        for index, sample in enumerate(samples)
     ]
 
 
@@ -349,13 +353,13 @@ def _share(total: float, sides: Sequence[np.ndarray]) -> float:
     return float(np.exp(total - sum(np.logaddexp.reduce(side.astype(np.float64)) for side in sides)))
 
 
-def _fills(logits: np.ndarray, ids: np.ndarray, raw: Raw, pipeline: Pipeline) -> np.ndarray:
+def _fills(logits: np.ndarray, ids: np.ndarray, sample: Sample, pipeline: Pipeline) -> np.ndarray:
     """Log-probabilities (masks, vocabulary) at the masks of one row of ids."""
     mask = pipeline["mask"]
     at = ids == mask["id"]
     if not at.any():
         raise EdgeError(
-            f"{shorten(raw)!r} has no {mask['token']} among the {pipeline['max_length']} tokens that are read; write "
+            f"{shorten(sample)!r} has no {mask['token']} among the {pipeline['max_length']} tokens that are read; write "
             f"{mask['token']} where a word is wanted"
         )
     shifted = logits[at] - logits[at].max(axis=-1, keepdims=True)
@@ -363,8 +367,8 @@ def _fills(logits: np.ndarray, ids: np.ndarray, raw: Raw, pipeline: Pipeline) ->
     return np.asarray(shifted - np.log(total), dtype=np.float32)
 
 
-def present(pipeline: Pipeline, prediction: Any, raw: Raw, preprocessor: Any = None) -> Any:
-    """A prediction as JSON for people; that of a fill-mask model is spelled by the `preprocessor` that encoded the raw.
+def present(pipeline: Pipeline, prediction: Any, sample: Sample, preprocessor: Any = None) -> Any:
+    """A prediction as JSON for people; that of a fill-mask model is spelled by the `preprocessor` that encoded the sample.
 
     A vector as a list; {"label", "score", "scores"} (with "labels" above one half when several may hold); a number; a
     list of {"entity", "text", "start", "end", "score"}; an answer dict; a list of {"score", "token", "token_str",
@@ -373,7 +377,7 @@ def present(pipeline: Pipeline, prediction: Any, raw: Raw, preprocessor: Any = N
     task = pipeline["task"]
     part = part_of(pipeline)
     if part is not None:
-        return part.present(pipeline, prediction, raw, getattr(preprocessor, "own", preprocessor))
+        return part.present(pipeline, prediction, sample, getattr(preprocessor, "own", preprocessor))
     if task == "sentence-embedding":
         return [float(value) for value in prediction]
     if task == "text-regression":
@@ -381,9 +385,9 @@ def present(pipeline: Pipeline, prediction: Any, raw: Raw, preprocessor: Any = N
     if task == "text-classification":
         return _present_class(prediction, pipeline)
     if task == "token-classification":
-        return _present_spans(prediction, raw, list(pipeline["labels"]))
+        return _present_spans(prediction, sample, list(pipeline["labels"]))
     if task == "fill-mask" and preprocessor is not None:
-        return _present_fills(prediction, raw, preprocessor)
+        return _present_fills(prediction, sample, preprocessor)
     return dict(prediction)
 
 
@@ -399,10 +403,10 @@ def _present_class(logits: np.ndarray, pipeline: Pipeline) -> dict[str, Any]:
     return shown
 
 
-def _present_spans(logits: np.ndarray, raw: Raw, labels: list[str]) -> list[dict[str, Any]]:
+def _present_spans(logits: np.ndarray, sample: Sample, labels: list[str]) -> list[dict[str, Any]]:
     """Runs of words with the same entity; B- begins a new one, labels without B-/I- run on."""
-    words = split_words(raw)
-    text = raw if isinstance(raw, str) else " ".join(word for word, _, _ in words)
+    words = split_words(sample)
+    text = sample if isinstance(sample, str) else " ".join(word for word, _, _ in words)
     spans: list[dict[str, Any]] = []
     open_entity = None
     for (_, start, end), row in zip(words, softmax(logits), strict=True):
@@ -428,8 +432,8 @@ def _present_spans(logits: np.ndarray, raw: Raw, labels: list[str]) -> list[dict
     ]
 
 
-def _present_fills(scores: np.ndarray, raw: Raw, preprocessor: Preprocessor) -> list[Any]:
-    ids = preprocessor.encode([raw]).inputs["input_ids"][0]
+def _present_fills(scores: np.ndarray, sample: Sample, preprocessor: Preprocessor) -> list[Any]:
+    ids = preprocessor.encode([sample]).inputs["input_ids"][0]
     places = np.flatnonzero(ids == preprocessor.pipeline["mask"]["id"])
     decode, single = preprocessor.tokenizer.decode, len(places) == 1  # other masks stay to be seen
 

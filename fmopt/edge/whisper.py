@@ -12,8 +12,8 @@ import numpy as np
 
 from . import audio, seq2seq
 
-read_raw, run, work, timed = audio.read_raw, seq2seq.run, seq2seq.work, seq2seq.timed
-add_arguments, wishes_of = seq2seq.add_arguments, seq2seq.wishes_of
+read_sample, run, work, timed = audio.read_sample, seq2seq.run, seq2seq.work, seq2seq.timed
+add_arguments, options_of = seq2seq.add_arguments, seq2seq.options_of
 
 
 class Preprocessor(audio.Preprocessor):
@@ -30,9 +30,9 @@ class Preprocessor(audio.Preprocessor):
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{folder} has no tokenizer.json that can be read: {str(error)[:100]}") from error
 
-    def encode(self, raws: Sequence[bytes], length: int | None = None) -> Any:
-        """Arrays of the raws, and how an answer is spelled."""
-        batch = super().encode(raws, length)
+    def encode(self, samples: Sequence[bytes], length: int | None = None) -> Any:
+        """Arrays of the samples, and how an answer is spelled."""
+        batch = super().encode(samples, length)
         batch.decode = self.tokenizer.decode
         return batch
 
@@ -42,10 +42,10 @@ class Preprocessor(audio.Preprocessor):
 
 
 def postprocess(
-    pipeline: Mapping[str, Any], outputs: Mapping[str, np.ndarray], batch: Any, raws: Sequence[Any]
+    pipeline: Mapping[str, Any], outputs: Mapping[str, np.ndarray], batch: Any, samples: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """What is said in every sound: {"text", "tokens"}."""
-    found = seq2seq.postprocess(pipeline, outputs, batch, raws)
+    found = seq2seq.postprocess(pipeline, outputs, batch, samples)
     return [{"text": batch.decode(ids.tolist()).strip(), "tokens": len(ids)} for ids in found]
 
 
@@ -56,16 +56,18 @@ def difference(written: Mapping[str, Any], got: Mapping[str, Any]) -> float:
     return 1 - sum(map(str.__eq__, before, now)) / longest if longest else 0.0
 
 
-def present(pipeline: Mapping[str, Any], prediction: Mapping[str, Any], raw: Any, preprocessor: Any) -> dict[str, Any]:
+def present(
+    pipeline: Mapping[str, Any], prediction: Mapping[str, Any], sample: Any, preprocessor: Any
+) -> dict[str, Any]:
     """A prediction for people."""
     return dict(prediction)
 
 
-def answer(model: Any, raws: Sequence[Any], **wishes: Any) -> list[dict[str, Any]]:
+def answer(model: Any, samples: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
     """What is said in sounds, for people: {"text", "tokens"}. `wishes` are fields of `generation.Wish`."""
-    return seq2seq.told(model, raws, model.preprocessor.own.encode(raws).inputs, **wishes)
+    return seq2seq.decoded_answers(model, samples, model.preprocessor.own.encode(samples).inputs, **options)
 
 
-def stream(model: Any, raw: Any, **wishes: Any) -> Iterator[str]:
+def stream(model: Any, sample: Any, **options: Any) -> Iterator[str]:
     """What is said in one sound, piece by piece; no beams."""
-    return seq2seq.pieces(model, model.preprocessor.own.encode([raw]).inputs, **wishes)
+    return seq2seq.pieces(model, model.preprocessor.own.encode([sample]).inputs, **options)

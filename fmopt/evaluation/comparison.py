@@ -16,7 +16,7 @@ from fmopt.core.results import Estimate, Frozen, Latency, Scores
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import Record, Trial, percentile, value_of
-from fmopt.evaluation.record_view import Side, read_side
+from fmopt.evaluation.record_view import RecordView, read_side
 
 # Two runs are not timed in turn, so a difference within what a quiet machine shows from day to day is not called one.
 NOISE = 0.03
@@ -91,7 +91,7 @@ def compare(a: Record | str | Path, b: Record | str | Path, *more: Record | str 
     )
 
 
-def caveats(sides: Sequence[Side]) -> list[str]:
+def caveats(sides: Sequence[RecordView]) -> list[str]:
     """Circumstances that differ, so that a difference may not be the models'."""
     found = [
         f"{letter} is a bundle without a record: its latency, accuracy and memory are {UNKNOWN}"
@@ -103,8 +103,8 @@ def caveats(sides: Sequence[Side]) -> list[str]:
         if len(groups) > 1:
             who = "" if len(sides) == 2 else ": " + "; ".join(_listed(letters) for letters, _ in groups)
             found.append(f"the {what} is not the same{who}")
-    for prefix, facts in (("", [side.host for side in sides]), ("version of ", [side.versions for side in sides])):
-        for what, groups in differing(prefix, facts):
+    for prefix, metadata in (("", [side.host for side in sides]), ("version of ", [side.versions for side in sides])):
+        for what, groups in differing(prefix, metadata):
             found.append(f"{what}: " + ", ".join(f"{value} in {_listed(who)}" for who, value in groups))
     found.append(
         "they were timed in different runs, not in turn: "
@@ -115,15 +115,15 @@ def caveats(sides: Sequence[Side]) -> list[str]:
     return found
 
 
-def differing(prefix: str, facts: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, Any]]]]:
+def differing(prefix: str, metadata: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, Any]]]]:
     """What is not the same everywhere: (name, [(letters of those who have a value, the value)]).
 
     One who knows no facts at all has no say; with a prefix, one that lacks a name that others know has "–" for it.
     """
     found = []
-    for key in sorted(set().union(*facts)):
+    for key in sorted(set().union(*metadata)):
         values = [
-            (one.get(key, formatting.MISSING) if key in one or prefix else None) if one else None for one in facts
+            (one.get(key, formatting.MISSING) if key in one or prefix else None) if one else None for one in metadata
         ]
         groups = _groups(values)
         if len(groups) < 2:
@@ -136,7 +136,7 @@ def differing(prefix: str, facts: Sequence[Mapping[str, Any]]) -> list[tuple[str
     return found
 
 
-def words_row(what: str, sides: Sequence[Side], word: Callable[[Side], str]) -> Difference:
+def words_row(what: str, sides: Sequence[RecordView], word: Callable[[RecordView], str]) -> Difference:
     """A line of words; any difference matters."""
     first = word(sides[0])
     cells = [
@@ -146,7 +146,7 @@ def words_row(what: str, sides: Sequence[Side], word: Callable[[Side], str]) -> 
     return Difference(what=what, cells=cells)
 
 
-def times_row(what: str, sides: Sequence[Side], latency: Callable[[Side], Latency | None]) -> Difference:
+def times_row(what: str, sides: Sequence[RecordView], latency: Callable[[RecordView], Latency | None]) -> Difference:
     """A line of median latencies."""
     return row(what, "ms", sides, lambda side: _shown_latency(latency(side)), lambda a, b: between_times(latency(a), latency(b),
                max(a.confidence, b.confidence)))  # fmt: skip
@@ -155,9 +155,9 @@ def times_row(what: str, sides: Sequence[Side], latency: Callable[[Side], Latenc
 def row(
     what: str,
     unit: str,
-    sides: Sequence[Side],
-    value: Callable[[Side], tuple[float | None, str]],
-    against: Callable[[Side, Side], Cell | None],
+    sides: Sequence[RecordView],
+    value: Callable[[RecordView], tuple[float | None, str]],
+    against: Callable[[RecordView, RecordView], Cell | None],
 ) -> Difference:
     """A line of figures: (number, in words) of each, and how each but the first is held to the first."""
     cells = []
@@ -170,11 +170,11 @@ def row(
     return Difference(what=what, unit=unit, cells=cells)
 
 
-def accuracy_row(sides: Sequence[Side]) -> Difference:
+def accuracy_row(sides: Sequence[RecordView]) -> Difference:
     """The metric that the first is judged by; paired item by item where the items are the same."""
     split, name = _judging_metric(sides)
 
-    def value(side: Side) -> tuple[float | None, str]:
+    def value(side: RecordView) -> tuple[float | None, str]:
         scores = _scores(side, split, name)
         got = value_of(scores) if scores else None
         return got, formatting.score(got, bounded=scores is None or METRICS[scores.metric].bounded)
@@ -182,7 +182,7 @@ def accuracy_row(sides: Sequence[Side]) -> Difference:
     return row(f"{name}, shipped", "", sides, value, lambda a, b: against_accuracy(a, b, split, name))
 
 
-def against_accuracy(a: Side, b: Side, split: str, name: str) -> Cell:
+def against_accuracy(a: RecordView, b: RecordView, split: str, name: str) -> Cell:
     """The paired drop of a metric from `a` to `b`, or why there is none."""
     first, second = _scores(a, split, name), _scores(b, split, name)
     if first is None or second is None:
@@ -198,13 +198,13 @@ def against_accuracy(a: Side, b: Side, split: str, name: str) -> Cell:
     return Cell(shown="", estimate=drop, matters=matters, change=change if matters else f"not significant: {change}")
 
 
-def against_latency(a: Side, b: Side) -> Cell | None:
+def against_latency(a: RecordView, b: RecordView) -> Cell | None:
     """The ratio of median latencies of what is shipped; None when one was not timed."""
     one, two = (side.shipped.latency if side.shipped else None for side in (a, b))
     return between_times(one, two, max(a.confidence, b.confidence))
 
 
-def against_speedup(a: Side, b: Side) -> Cell | None:
+def against_speedup(a: RecordView, b: RecordView) -> Cell | None:
     """How many times the speedup of `a` that of `b` is. Each is a ratio within its own run, so the machines cancel."""
     one, two = (side.shipped.speedup if side.shipped else None for side in (a, b))
     if one is None or two is None:
@@ -261,26 +261,26 @@ def _amount(a: float | None, b: float | None, noise: float) -> Cell | None:
     return Cell(shown="", change=change, matters=abs(share) > noise)
 
 
-def against_size(a: Side, b: Side) -> Cell | None:
+def against_size(a: RecordView, b: RecordView) -> Cell | None:
     """How many percent larger `b` is; one percent is noise."""
     return _amount(_size_of(a)[0], _size_of(b)[0], SIZE_NOISE)
 
 
-def _against_memory(a: Side, b: Side) -> Cell | None:
+def _against_memory(a: RecordView, b: RecordView) -> Cell | None:
     return _amount(_memory_of(a)[0], _memory_of(b)[0], MEMORY_NOISE)
 
 
-def _size_of(side: Side) -> tuple[float | None, str]:
+def _size_of(side: RecordView) -> tuple[float | None, str]:
     size = side.shipped.size_bytes if side.shipped else None
     return size, formatting.size(size)
 
 
-def _memory_of(side: Side) -> tuple[float | None, str]:
+def _memory_of(side: RecordView) -> tuple[float | None, str]:
     memory = side.shipped.footprint.peak_memory_mb if side.shipped and side.shipped.footprint else None
     return memory, formatting.megabytes(memory)
 
 
-def _speedup_of(side: Side) -> tuple[float | None, str]:
+def _speedup_of(side: RecordView) -> tuple[float | None, str]:
     speedup = side.shipped.speedup if side.shipped else None
     return speedup.point if speedup else None, formatting.times(speedup)
 
@@ -294,7 +294,7 @@ def _latency(trial: Trial | None) -> Latency | None:
     return trial.latency if trial else None
 
 
-def _judging_metric(sides: Sequence[Side]) -> tuple[str, str]:
+def _judging_metric(sides: Sequence[RecordView]) -> tuple[str, str]:
     """(split, name) of the metric that the first is judged by; on the split where others have it too, test first."""
     splits = ("test_scores", "scores")
     first = sides[0].shipped
@@ -303,13 +303,13 @@ def _judging_metric(sides: Sequence[Side]) -> tuple[str, str]:
     return (shared or had or [(splits[0], "accuracy")])[0]
 
 
-def _scores(side: Side, split: str, name: str) -> Scores | None:
+def _scores(side: RecordView, split: str, name: str) -> Scores | None:
     if side.shipped is None:
         return None
     return next((s for s in getattr(side.shipped, split) if s.primary and s.name == name), None)
 
 
-def _tried(sides: Sequence[Side]) -> list[Difference]:
+def _tried(sides: Sequence[RecordView]) -> list[Difference]:
     """A line for each variant that only some have tried."""
     measured = [side for side in sides if side.measured]
     names = sorted({trial.name for side in measured for trial in side.trials})

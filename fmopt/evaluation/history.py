@@ -31,7 +31,7 @@ from fmopt.evaluation.comparison import (
 )
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import FILE, Record, as_told, value_of
-from fmopt.evaluation.record_view import Side, side_of_record
+from fmopt.evaluation.record_view import RecordView, side_of_record
 
 HARDWARE = ("cpu", "arch", "isa", "cores")  # what another of is another machine
 ASKED = ("max_drop", "min_speedup", "max_latency_ms", "max_size_mb", "max_memory_mb")
@@ -144,7 +144,7 @@ class Dated:
     record: Record
 
     @cached_property
-    def side(self) -> Side:
+    def side(self) -> RecordView:
         """As comparisons see it."""
         return side_of_record(self.record)
 
@@ -203,7 +203,7 @@ def _group(members: Sequence[Dated]) -> Group:
 
 def _entry(one: Dated, before: Sequence[Dated]) -> Entry:
     record, shipped = one.record, one.record.winning
-    told = as_told(record).winning
+    given = as_told(record).winning
     scores = one.scores[1]
     return Entry(
         path=str(one.path),
@@ -218,7 +218,7 @@ def _entry(one: Dated, before: Sequence[Dated]) -> Entry:
         metric=scores.name if scores else "",
         value=value_of(scores) if scores else None,
         items=len(scores.values) if scores else 0,
-        drop=told.final_drop if told else None,
+        drop=given.final_drop if given else None,
         size_bytes=one.size,
         regressions=[found for measure in MEASURES if (found := _worst(measure, one, before)) is not None],
         differs=differences(before[-1], one) if before else [],
@@ -344,7 +344,7 @@ def _slower_machine(a: Dated, b: Dated) -> str:
 def differences(a: Dated, b: Dated) -> list[str]:
     """Circumstances of `b` that are not those of `a`, as `name: before → now`."""
     one, two = a.record.circumstances, b.record.circumstances
-    facts: list[tuple[str, Any, Any]] = [
+    metadata: list[tuple[str, Any, Any]] = [
         ("", one.host, two.host),
         ("version of ", one.versions, two.versions),
         ("", {"threads": one.threads, "effort": a.record.effort}, {"threads": two.threads, "effort": b.record.effort}),
@@ -353,7 +353,7 @@ def differences(a: Dated, b: Dated) -> list[str]:
     ]
     return [
         f"{what}: {' → '.join(str(value) for _, value in groups)}"
-        for prefix, first, second in facts
+        for prefix, first, second in metadata
         for what, groups in differing(prefix, [first, second])
     ]
 

@@ -115,15 +115,15 @@ def _mean_ap(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     made monotone), (B,). A class without true boxes in a resample is left out of its mean.
 
     A row of values holds the number of classes, the true boxes of each, then (class, score, hit) of every box found, filled
-    up with 0. Which boxes hit is a matter of their own picture, so that one sort of all scores serves every resample: a
-    picture drawn twice adds its boxes twice at the same place.
+    up with 0. Which boxes hit is a matter of their own image, so that one sort of all scores serves every resample: a
+    image drawn twice adds its boxes twice at the same place.
     """
     classes = int(values[0, 0])
     wanted = counts @ values[:, 1 : 1 + classes]  # (B, C)
     found = values[:, 1 + classes :]
     found = found[:, : found.shape[1] // 3 * 3].reshape(len(values), -1, 3)
-    picture, place = np.nonzero(found[..., 1] > 0)
-    boxes = found[picture, place]
+    image, place = np.nonzero(found[..., 1] > 0)
+    boxes = found[image, place]
     areas = np.full(wanted.shape, np.nan)
     for number in range(classes):
         own = np.flatnonzero(boxes[:, 0] == number)
@@ -132,7 +132,7 @@ def _mean_ap(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
         rows = max(1, CHUNK_NUMBERS // max(1, len(own)))
         for start in range(0, len(counts), rows):
             part = slice(start, start + rows)
-            drawn = counts[part][:, picture[own]]  # (rows, boxes of this class)
+            drawn = counts[part][:, image[own]]  # (rows, boxes of this class)
             right, all_of_them = np.cumsum(drawn * hit, axis=1), np.cumsum(drawn, axis=1)
             precision = np.divide(right, all_of_them, out=np.zeros_like(right), where=all_of_them > 0)
             precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]

@@ -11,9 +11,9 @@ import numpy as np
 
 from fmopt.core import images
 from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointFacts, Runner
+from fmopt.core.model import CheckpointMetadata, Runner
 from fmopt.edge.loading import run_batch
-from fmopt.edge.parts import EdgeError, Pipeline, Raw
+from fmopt.edge.parts import EdgeError, Pipeline, Sample
 from fmopt.edge.text import Preprocessor, postprocess
 from fmopt.tasks.base import Item, Task
 
@@ -33,21 +33,21 @@ def predict(
     """One prediction per item, in order. Batches hold texts of like length, so that little is padding.
 
     A text that occurs several times is run once. `progress` is told how many more items are done. EdgeError that names the
-    row of a raw that cannot be read.
+    row of a sample that cannot be read.
     """
     places: dict[Any, list[int]] = {}  # text -> indices of the items that have it
     for index, item in enumerate(items):
-        places.setdefault(tuple(item.raw) if isinstance(item.raw, list) else item.raw, []).append(index)
+        places.setdefault(tuple(item.sample) if isinstance(item.sample, list) else item.sample, []).append(index)
     same = list(places.values())
     if batch > 1:
-        same.sort(key=lambda indices: _length(items[indices[0]].raw))
+        same.sort(key=lambda indices: _length(items[indices[0]].sample))
     found: list[Any] = [None] * len(items)
     for start in range(0, len(same), batch):
         part = same[start : start + batch]
-        raws = [items[indices[0]].raw for indices in part]
-        encoded = _encoded(preprocessor, raws, [items[indices[0]].row for indices in part])
+        samples = [items[indices[0]].sample for indices in part]
+        encoded = _encoded(preprocessor, samples, [items[indices[0]].row for indices in part])
         outputs = run_batch(pipeline, runner, encoded, len(encoded.owner))
-        made = postprocess(pipeline, outputs, encoded, raws)
+        made = postprocess(pipeline, outputs, encoded, samples)
         for indices, prediction in zip(part, made, strict=True):
             for index in indices:
                 found[index] = prediction
@@ -56,13 +56,13 @@ def predict(
     return found
 
 
-def _encoded(preprocessor: Preprocessor, raws: Sequence[Raw], rows: Sequence[int]) -> Any:
+def _encoded(preprocessor: Preprocessor, samples: Sequence[Sample], rows: Sequence[int]) -> Any:
     try:
-        return preprocessor.encode(raws)
+        return preprocessor.encode(samples)
     except EdgeError:
-        for raw, row in zip(raws, rows, strict=True):
+        for sample, row in zip(samples, rows, strict=True):
             try:
-                preprocessor.encode([raw])
+                preprocessor.encode([sample])
             except EdgeError as error:
                 raise EdgeError(f"row {row + 1}: {str(error).removeprefix('item 1: ')}") from error
         raise
@@ -101,7 +101,7 @@ def changed_items(
     items: Sequence[Item],
     baseline: Sequence[Any],
     candidate: Sequence[Any],
-    facts: CheckpointFacts,
+    metadata: CheckpointMetadata,
     *,
     limit: int | None = 40,
 ) -> list[dict[str, Any]]:
@@ -116,13 +116,13 @@ def changed_items(
         )
     if not items:
         return []
-    changes = task.changes(candidate, items, baseline, facts)
+    changes = task.changes(candidate, items, baseline, metadata)
     changes.sort(key=lambda change: (-np.nan_to_num(change.harm, nan=np.inf), change.item))
     return [
         {
             "row": items[change.item].row,
-            "text": _short(change.text or _text(items[change.item].raw)),
-            **_pictured(items[change.item].raw, facts),
+            "text": _short(change.text or _text(items[change.item].sample)),
+            **_pictured(items[change.item].sample, metadata),
             "label": None if change.label is None else _short(change.label),
             "baseline": _short(change.before),
             "candidate": _short(change.after),
@@ -131,21 +131,21 @@ def changed_items(
     ]
 
 
-def _length(raw: Raw) -> int:
-    return len(raw) if isinstance(raw, str | bytes) else sum(map(len, raw))
+def _length(sample: Sample) -> int:
+    return len(sample) if isinstance(sample, str | bytes) else sum(map(len, sample))
 
 
-def _text(raw: Raw) -> str:
-    if isinstance(raw, str):
-        return raw
-    if isinstance(raw, bytes):
-        return f"{len(raw):,} bytes"
-    return (" | " if isinstance(raw, tuple) else " ").join(raw)
+def _text(sample: Sample) -> str:
+    if isinstance(sample, str):
+        return sample
+    if isinstance(sample, bytes):
+        return f"{len(sample):,} bytes"
+    return (" | " if isinstance(sample, tuple) else " ").join(sample)
 
 
-def _pictured(raw: Raw, facts: CheckpointFacts) -> dict[str, str]:
-    """A raw as it is seen, where it is a picture."""
-    return {"picture": images.thumbnail(raw)} if facts.modality == "image" and isinstance(raw, bytes) else {}
+def _pictured(sample: Sample, metadata: CheckpointMetadata) -> dict[str, str]:
+    """A raw as it is seen, where it is a image."""
+    return {"image": images.thumbnail(sample)} if metadata.modality == "image" and isinstance(sample, bytes) else {}
 
 
 def _short(text: str) -> str:

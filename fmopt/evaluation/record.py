@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
 
 from fmopt.core import formatting
 from fmopt.core.errors import BundleError
@@ -28,7 +28,7 @@ from fmopt.core.store import write_whole
 from fmopt.core.target import Target
 from fmopt.evaluation.gate import settle
 from fmopt.evaluation.metrics import METRICS
-from fmopt.models.structure import LayerFacts
+from fmopt.models.structure import LayerMetadata
 
 FILE = "record.json"
 
@@ -70,7 +70,7 @@ class Trial(Frozen):
     speedup: Estimate | None = None  # 2.0 is twice as fast
     findings: list[Finding] = Field(default_factory=list)
     profile: list[OpTime] = Field(default_factory=list)
-    layers: LayerFacts = LayerFacts()
+    layers: LayerMetadata = LayerMetadata()
     layer_bytes: dict[str, int] = Field(default_factory=dict)  # torch module -> bytes of its weights as stored
     seconds: dict[str, float] = Field(default_factory=dict)  # stage -> seconds
     predicted_ms: float | None = None  # by efficiency.py: never a measurement
@@ -113,13 +113,15 @@ class Changed(Frozen):
 
     row: int
     text: str
-    picture: str | None = Field(None, pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$")  # of an item that is no text
+    image: str | None = Field(
+        None, validation_alias=AliasChoices("image", "picture"), pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$"
+    )  # of an item that is no text
     label: str | None = None
     baseline: str
     candidate: str
 
 
-class Rung(Frozen):
+class AblationStep(Frozen):
     """The winner's network after one more of its passes, or before any."""
 
     name: str  # the passes that were added
@@ -145,7 +147,7 @@ class Record(Frozen):
     refused: list[Refused] = Field(default_factory=list)
     verdict: Verdict
     changed: list[Changed] = Field(default_factory=list)
-    waterfall: list[Rung] = Field(default_factory=list)  # what each pass of the winner gave
+    waterfall: list[AblationStep] = Field(default_factory=list)  # what each pass of the winner gave
     circumstances: Circumstances
     stages: dict[str, float] = Field(default_factory=dict)  # stage -> seconds
     summary: str = ""
@@ -223,15 +225,15 @@ def as_told(record: Record) -> Record:
         for check in record.verdict.checks
     ]
 
-    def told(trial: Trial) -> Trial:
+    def given(trial: Trial) -> Trial:
         return trial.model_copy(
             update={"drop": _share(trial.drop, validation), "test_drop": _share(trial.test_drop, test)}
         )
 
     return record.model_copy(
         update={
-            "baselines": [told(trial) for trial in record.baselines],
-            "trials": [told(trial) for trial in record.trials],
+            "baselines": [given(trial) for trial in record.baselines],
+            "trials": [given(trial) for trial in record.trials],
             "verdict": Verdict(checks=checks),
             "waterfall": [rung.model_copy(update={"drop": _share(rung.drop, validation)}) for rung in record.waterfall],
         }

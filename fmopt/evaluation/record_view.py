@@ -14,7 +14,7 @@ from fmopt.edge.loading import MANIFEST
 from fmopt.evaluation.record import FILE, RecipeLine, Record, Trial
 
 
-class Side(Frozen):
+class RecordView(Frozen):
     """What one side of a comparison knows; None, "" or nothing in a list where it does not."""
 
     title: str
@@ -44,7 +44,7 @@ class Side(Frozen):
         return next((trial for trial in self.trials if trial.name == name), None)
 
 
-def read_side(thing: Record | str | Path) -> Side:
+def read_side(thing: Record | str | Path) -> RecordView:
     """A record; a record's file; a folder with a record; or a bundle, which need not have one.
 
     BundleError when it is none of them. Fields of a record that this version does not know are passed over, so that
@@ -62,9 +62,9 @@ def read_side(thing: Record | str | Path) -> Side:
     return side_of_record(Record.load(path, lenient=True))
 
 
-def side_of_record(record: Record) -> Side:
+def side_of_record(record: Record) -> RecordView:
     """A whole run; the variant that it ships stands for it."""
-    return Side(
+    return RecordView(
         title=f"{record.model.get('title', 'model')} on {record.target.title}, {record.circumstances.date}",
         verdict=record.verdict.outcome.value,
         shipped=record.winning,
@@ -82,41 +82,41 @@ def side_of_record(record: Record) -> Side:
     )
 
 
-def side_of_bundle(folder: Path) -> Side:
+def side_of_bundle(folder: Path) -> RecordView:
     """A bundle by its manifest alone, as `fmopt export` writes it."""
     try:
-        facts = loading.read_facts(folder)
+        metadata = loading.read_manifest(folder)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
-    recipe, host = facts["recipe"], dict(facts["host"])
+    recipe, host = metadata["recipe"], dict(metadata["host"])
     host["os"], _, host["kernel"] = str(host.get("os", "")).partition(" ")  # a record keeps the two apart
     shipped = Trial(
         recipe=RecipeLine(
             name=recipe.get("name", "model"),
-            runtime=facts["runtime"],
-            options=facts["options"],
+            runtime=metadata["runtime"],
+            options=metadata["options"],
             precision=recipe.get("precision", "fp32"),
         ),
         status="measured",
-        size_bytes=_model_bytes(facts),
+        size_bytes=_model_bytes(metadata),
     )
-    return Side(
-        title=f"{facts['title']}, the bundle {folder} without a record",
-        verdict=facts["verdict"],
+    return RecordView(
+        title=f"{metadata['title']}, the bundle {folder} without a record",
+        verdict=metadata["verdict"],
         shipped=shipped,
         trials=[shipped],
-        model=facts["checkpoint"].get("digest"),
+        model=metadata["checkpoint"].get("digest"),
         host=host,
-        versions=facts["versions"],
+        versions=metadata["versions"],
     )
 
 
-def _model_bytes(facts: dict[str, Any]) -> int:
+def _model_bytes(metadata: dict[str, Any]) -> int:
     """Bytes of the files that the runtime opens, as a record counts them."""
-    name = facts["model_file"]
+    name = metadata["model_file"]
     stem = name.rsplit(".", 1)[0]
 
     def opened(file: str) -> bool:
         return file.endswith(".safetensors") if name == "." else file in (name, f"{name}.data", f"{stem}.bin")
 
-    return sum(entry["bytes"] for file, entry in facts["files"].items() if opened(file))
+    return sum(entry["bytes"] for file, entry in metadata["files"].items() if opened(file))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from fmopt.core.errors import BundleError, ConfigError, FmoptError
 from fmopt.edge import host, serve_page
 
-# Tasks whose raws and answers the page's JavaScript knows; bundles for others come without a page, for transformers.js.
+# Tasks whose samples and answers the page's JavaScript knows; bundles for others come without a page, for transformers.js.
 TASKS = ("sentence-embedding", "text-classification", "text-regression", "fill-mask")
 # What transformers.js and optimum look for, by precision (transformers.js, utils/dtypes.js).
 MODEL_FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx", "int4": "model_q4.onnx"}

@@ -17,12 +17,12 @@ import numpy as np
 
 from fmopt.core import plugins
 from fmopt.core.errors import BundleError, DataError, StoreError
-from fmopt.core.model import Artifact, CheckpointFacts, ModelSource, takes_length
+from fmopt.core.model import Artifact, CheckpointMetadata, ModelSource, takes_length
 from fmopt.core.store import MARKER, disk_errors
 from fmopt.edge import executorch, host, loading, parts, runners, tensorrt
 from fmopt.edge import text as edge_text
 from fmopt.edge.loading import GOLDEN, MANIFEST, UNFINISHED
-from fmopt.edge.parts import Raw
+from fmopt.edge.parts import Sample
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.exporters import browser_files
 
@@ -30,7 +30,7 @@ from fmopt.exporters import browser_files
 EXTERNAL_DATA_BYTES = 1_500_000_000
 PROCESSOR = "preprocessor_config.json"  # of images and sounds
 VOCABULARY = "vocab.json"  # of letters
-# What encodes raws: a bundle carries those that the checkpoint has.
+# What encodes samples: a bundle carries those that the checkpoint has.
 ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
             "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", VOCABULARY,
             CATALOGUE)  # fmt: skip
@@ -44,24 +44,24 @@ OWN: Mapping[str, Any] = {module.NAME: module for module in (tensorrt, executorc
 class Bundle(loading.Model):
     """An opened bundle: `bundle("a text")` or `bundle([raw, raw])`; raises FmoptErrors only."""
 
-    def predict(self, raws: Sequence[Raw], batch_size: int = 1) -> list[Any]:
-        """Predictions as they are judged (see `edge.postprocess`); DataError on a raw the task cannot read."""
+    def predict(self, samples: Sequence[Sample], batch_size: int = 1) -> list[Any]:
+        """Predictions as they are judged (see `edge.postprocess`); DataError on a sample the task cannot read."""
         try:
-            return super().predict(raws, batch_size)
+            return super().predict(samples, batch_size)
         except parts.EdgeError as error:
             raise DataError(str(error)) from error
 
-    def __call__(self, raw: Any, **wishes: Any) -> Any:
-        """What people read; DataError on a raw that the task cannot read."""
+    def __call__(self, sample: Any, **options: Any) -> Any:
+        """What people read; DataError on a sample that the task cannot read."""
         try:
-            return super().__call__(raw, **wishes)
+            return super().__call__(sample, **options)
         except parts.EdgeError as error:
             raise DataError(str(error)) from error
 
-    def stream(self, raw: Any, **wishes: Any) -> Iterator[Any]:
-        """The answer in pieces; DataError on a raw that the task cannot read, or a task that answers at once."""
+    def stream(self, sample: Any, **options: Any) -> Iterator[Any]:
+        """The answer in pieces; DataError on a sample that the task cannot read, or a task that answers at once."""
         try:
-            yield from super().stream(raw, **wishes)
+            yield from super().stream(sample, **options)
         except parts.EdgeError as error:
             raise DataError(str(error)) from error
 
@@ -69,11 +69,11 @@ class Bundle(loading.Model):
 def write_bundle(
     out: Path,
     *,
-    facts: CheckpointFacts,
+    metadata: CheckpointMetadata,
     artifact: Artifact,
     recipe: Mapping[str, Any],
     verdict: str,
-    golden: Sequence[tuple[Raw, Any]],
+    golden: Sequence[tuple[Sample, Any]],
     tolerance: float,
     needs_isa: Sequence[str],
     record_files: Mapping[str, Path] | None = None,
@@ -81,7 +81,7 @@ def write_bundle(
 ) -> Path:
     """Write a bundle into the folder `out`: made beside it and moved in when whole. Returns `out`.
 
-    `golden` are raws with their predictions as judged; another machine must reproduce them within `tolerance`
+    `golden` are samples with their predictions as judged; another machine must reproduce them within `tolerance`
     (absolute, in units of the prediction). `needs_isa` are CPU features the graph was judged with and may compute
     otherwise without. `record_files` are further files by their name in the bundle. `for_browser` lays the graph where
     transformers.js looks for it and adds a page that runs it. StoreError when `out` holds something that is not ours or
@@ -94,18 +94,18 @@ def write_bundle(
         with disk_errors(staging):
             staging.mkdir(parents=True)
             model_file = _put_model(artifact, staging)
-            page = for_browser and browser_files.put_page(staging, facts.task)
+            page = for_browser and browser_files.put_page(staging, metadata.task)
             if for_browser:
                 model_file = browser_files.move_graph(staging, model_file, str(recipe.get("precision", "fp32")))
-            _put_checkpoint_files(facts, artifact, staging)
+            _put_checkpoint_files(metadata, artifact, staging)
             _put_golden(golden, tolerance, staging)
-            put_programs(facts.pipeline, artifact.runtime, staging)
+            put_programs(metadata.pipeline, artifact.runtime, staging)
             (staging / "README.md").write_text(
-                _readme(facts, artifact, verdict, model_file, page=page), encoding="utf-8"
+                _readme(metadata, artifact, verdict, model_file, page=page), encoding="utf-8"
             )
             for name, path in (record_files or {}).items():
                 shutil.copyfile(path, staging / name)
-            _put_manifest(facts, artifact, model_file, recipe, verdict, needs_isa, staging)
+            _put_manifest(metadata, artifact, model_file, recipe, verdict, needs_isa, staging)
         return publish(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -148,7 +148,7 @@ def is_bundle(folder: Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def bundle_facts(folder: Path) -> CheckpointFacts:
+def bundle_metadata(folder: Path) -> CheckpointMetadata:
     """The checkpoint a bundle was made from, with the bundle's own folder as its source; BundleError when damaged."""
     folder = Path(folder)
     manifest = _manifest(folder)
@@ -158,7 +158,7 @@ def bundle_facts(folder: Path) -> CheckpointFacts:
         licence=checkpoint.pop("licence"),
     )  # fmt: skip
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return CheckpointFacts(source=source, pipeline=manifest["pipeline"], config=config, **checkpoint)
+    return CheckpointMetadata(source=source, pipeline=manifest["pipeline"], config=config, **checkpoint)
 
 
 def bundle_artifact(folder: Path) -> Artifact:
@@ -179,7 +179,7 @@ def verify_bundle(folder: Path) -> list[str]:
     if problems:
         return problems
     try:
-        model = loading.open_model(folder, loading.read_facts(folder), None, _open)
+        model = loading.open_model(folder, loading.read_manifest(folder), None, _open)
         try:
             loading.self_test(folder, model)
         finally:
@@ -190,7 +190,7 @@ def verify_bundle(folder: Path) -> list[str]:
 
 
 def load(bundle: str | Path, threads: int | None = None) -> Bundle:
-    """Open a bundle as a callable on raw text: `load(folder)("a text")`, or a list of raws.
+    """Open a bundle as a callable on raw text: `load(folder)("a text")`, or a list of samples.
 
     Hashes are verified first, golden items on first use on a machine; warns when the CPU lacks a feature the graph was
     judged with. Torch is imported only for a bundle whose winner is a PyTorch checkpoint. BundleError when damaged.
@@ -199,7 +199,7 @@ def load(bundle: str | Path, threads: int | None = None) -> Bundle:
         opened = loading.load(bundle, threads, _open)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
-    return Bundle(opened.facts, opened.preprocessor, opened.runner)
+    return Bundle(opened.metadata, opened.preprocessor, opened.runner)
 
 
 def _open(runtime: str, path: Path, options: Mapping[str, Any], threads: int) -> Any:
@@ -213,7 +213,7 @@ def _open(runtime: str, path: Path, options: Mapping[str, Any], threads: int) ->
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        return loading.read_facts(folder)
+        return loading.read_manifest(folder)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
 
@@ -268,35 +268,37 @@ def _put_onnx(path: Path, target: Path) -> None:
         onnx.save(onnx.load(path), target, save_as_external_data=True, location=f"{target.name}.data")
 
 
-def _put_checkpoint_files(facts: CheckpointFacts, artifact: Artifact, folder: Path) -> None:
-    """What encodes raws, and config.json, under the names that transformers and optimum look for."""
-    needed = _encoder(facts)
-    if not (facts.folder / needed).is_file():
-        raise BundleError(f"{facts.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
+def _put_checkpoint_files(metadata: CheckpointMetadata, artifact: Artifact, folder: Path) -> None:
+    """What encodes samples, and config.json, under the names that transformers and optimum look for."""
+    needed = _encoder(metadata)
+    if not (metadata.folder / needed).is_file():
+        raise BundleError(f"{metadata.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
     for name in ENCODERS:
-        if (facts.folder / name).is_file() and (
-            name != VOCABULARY or needed == VOCABULARY or facts.modality == "audio"
+        if (metadata.folder / name).is_file() and (
+            name != VOCABULARY or needed == VOCABULARY or metadata.modality == "audio"
         ):
-            shutil.copyfile(facts.folder / name, folder / name)
+            shutil.copyfile(metadata.folder / name, folder / name)
     # A checkpoint that was changed brings its own configuration.
-    config = (artifact.path if artifact.path.is_dir() else facts.folder) / "config.json"
+    config = (artifact.path if artifact.path.is_dir() else metadata.folder) / "config.json"
     if not config.is_file():
         raise BundleError(f"{config} is missing; a bundle carries the checkpoint's config.json")
     shutil.copyfile(config, folder / "config.json")
 
 
-def _put_golden(golden: Sequence[tuple[Raw, Any]], tolerance: float, folder: Path) -> None:
-    items = [{"raw": loading.raw_to_json(raw), "prediction": loading.prediction_to_json(got)} for raw, got in golden]
-    for item, (raw, got) in zip(items, golden, strict=True):
+def _put_golden(golden: Sequence[tuple[Sample, Any]], tolerance: float, folder: Path) -> None:
+    items = [
+        {"raw": loading.sample_to_json(sample), "prediction": loading.prediction_to_json(got)} for sample, got in golden
+    ]
+    for item, (sample, got) in zip(items, golden, strict=True):
         if isinstance(got, np.ndarray) and not np.isfinite(got).all():
             raise BundleError(
-                f"the prediction for {item['raw']} is not finite; such a model is not handed over: {raw!r}"
+                f"the prediction for {item['raw']} is not finite; such a model is not handed over: {sample!r}"
             )
     _write_json(folder / GOLDEN, {"tolerance": tolerance, "items": items})
 
 
 def _put_manifest(
-    facts: CheckpointFacts, artifact: Artifact, model_file: str, recipe: Mapping[str, Any], verdict: str,
+    metadata: CheckpointMetadata, artifact: Artifact, model_file: str, recipe: Mapping[str, Any], verdict: str,
     needs_isa: Sequence[str], folder: Path,
 ) -> None:  # fmt: skip
     """Write fmopt.json, last: it vouches for every other file, and by its digest for itself."""
@@ -308,27 +310,27 @@ def _put_manifest(
     manifest = {
         "format": loading.FORMAT,
         "digest": "",
-        "title": facts.source.title,
-        "task": facts.task,
+        "title": metadata.source.title,
+        "task": metadata.task,
         "verdict": verdict,
         "runtime": artifact.runtime,
         "options": dict(artifact.options),
         "model_file": model_file,
         "needs_isa": sorted(needs_isa),
-        "pipeline": dict(facts.pipeline),
+        "pipeline": dict(metadata.pipeline),
         "recipe": dict(recipe),
         "checkpoint": {
-            "asked": facts.source.asked,
-            "title": facts.source.title,
-            "licence": facts.source.licence,
-            "model_type": facts.model_type,
-            "architecture": facts.architecture,
-            "task": facts.task,
-            "hidden_size": facts.hidden_size,
-            "layers": facts.layers,
-            "parameters": facts.parameters,
-            "weight_bytes": facts.weight_bytes,
-            "digest": facts.digest,
+            "asked": metadata.source.asked,
+            "title": metadata.source.title,
+            "licence": metadata.source.licence,
+            "model_type": metadata.model_type,
+            "architecture": metadata.architecture,
+            "task": metadata.task,
+            "hidden_size": metadata.hidden_size,
+            "layers": metadata.layers,
+            "parameters": metadata.parameters,
+            "weight_bytes": metadata.weight_bytes,
+            "digest": metadata.digest,
         },
         "versions": {name: host.package_version(name) for name in PACKAGES if host.package_version(name)},
         "host": host.host_fingerprint(),
@@ -375,28 +377,28 @@ USAGE = {
 }
 
 
-def _encoder(facts: CheckpointFacts) -> str:
-    """The file without which a bundle could not encode its raws."""
-    return VOCABULARY if "speech" in facts.pipeline else ENCODER_OF.get(facts.modality, PROCESSOR)
+def _encoder(metadata: CheckpointMetadata) -> str:
+    """The file without which a bundle could not encode its samples."""
+    return VOCABULARY if "speech" in metadata.pipeline else ENCODER_OF.get(metadata.modality, PROCESSOR)
 
 
-def readers(facts: CheckpointFacts) -> tuple[str, ...]:
+def readers(metadata: CheckpointMetadata) -> tuple[str, ...]:
     """The packages, beside numpy, that a bundle encodes and spells by."""
-    encoder = _encoder(facts)
-    if encoder == "tokenizer.json" or (facts.modality == "audio" and "start" in facts.pipeline):
+    encoder = _encoder(metadata)
+    if encoder == "tokenizer.json" or (metadata.modality == "audio" and "start" in metadata.pipeline):
         return ("tokenizers",)
-    return ("pillow",) if encoder == PROCESSOR and facts.modality != "audio" else ()
+    return ("pillow",) if encoder == PROCESSOR and metadata.modality != "audio" else ()
 
 
-def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file: str, *, page: bool) -> str:
-    texts, result = USAGE[facts.task]
-    texts = texts.replace("[MASK]", facts.pipeline.get("mask", {}).get("token", ""))
+def _readme(metadata: CheckpointMetadata, artifact: Artifact, verdict: str, model_file: str, *, page: bool) -> str:
+    texts, result = USAGE[metadata.task]
+    texts = texts.replace("[MASK]", metadata.pipeline.get("mask", {}).get("token", ""))
     own = OWN.get(artifact.runtime)
     alone = artifact.runtime in runners.RUNNERS or own is not None
     packages = own.PACKAGES if own else artifact.runtime
-    encoder = _encoder(facts)
-    reads = "".join(f" {package}" for package in readers(facts))
-    others = " (and soundfile, for other files than WAV)" if facts.modality == "audio" else ""
+    encoder = _encoder(metadata)
+    reads = "".join(f" {package}" for package in readers(metadata))
+    others = " (and soundfile, for other files than WAV)" if metadata.modality == "audio" else ""
     needs = (
         f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."
         if alone
@@ -407,20 +409,20 @@ def _readme(facts: CheckpointFacts, artifact: Artifact, verdict: str, model_file
         f"python run.py {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
     )
     encoder = encoder.replace("tokenizer.json", "tokenizer*.json")
-    raw = texts if facts.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
-    if facts.modality == "item":
-        raw = json.dumps([edge_text.read_raw(facts.task, texts.strip('"'))])
-    elif facts.modality != "text":
-        raw = f'open("{texts}", "rb").read()'
+    sample = texts if metadata.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
+    if metadata.modality == "item":
+        sample = json.dumps([edge_text.read_sample(metadata.task, texts.strip('"'))])
+    elif metadata.modality != "text":
+        sample = f'open("{texts}", "rb").read()'
     browsers = browser_files.usage(model_file, page=page)
-    told = {".onnx": model_file, ".pte": model_file, ".xml": "model.xml, model.bin"}
-    weights = told.get(artifact.path.suffix, "*.safetensors")
-    windows = facts.task in ("question-answering", "token-classification")
+    given = {".onnx": model_file, ".pte": model_file, ".xml": "model.xml, model.bin"}
+    weights = given.get(artifact.path.suffix, "*.safetensors")
+    windows = metadata.task in ("question-answering", "token-classification")
     long = (
-        f"Texts longer than {facts.pipeline['max_length']} tokens are {'read in overlapping windows' if windows else 'cut'}.\n"
-        if takes_length(facts.pipeline) else ""
+        f"Texts longer than {metadata.pipeline['max_length']} tokens are {'read in overlapping windows' if windows else 'cut'}.\n"
+        if takes_length(metadata.pipeline) else ""
     )  # fmt: skip
-    return f"""# {facts.source.title}: {facts.task}
+    return f"""# {metadata.source.title}: {metadata.task}
 
 Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 
@@ -432,7 +434,7 @@ Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 ```python
 {"from run import load     # in this folder; anywhere: from fmopt import load" if alone else "from fmopt import load"}
 model = load(".")
-model({raw})     # or a list of them
+model({sample})     # or a list of them
 ```
 {browsers}
 | file | what it is |
@@ -443,7 +445,7 @@ model({raw})     # or a list of them
 | `golden.json` | inputs with the predictions that were judged; run on first load on a new machine |
 | `record.json`, `report.html` | every measurement, and the page drawn from it (where it was judged) |
 
-{long}Licence of the original model: {facts.source.licence or "not stated; see its source"}.
+{long}Licence of the original model: {metadata.source.licence or "not stated; see its source"}.
 """
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from fmopt.edge.generation import PAST, PRESENT
+from fmopt.edge.generation import CACHE_PREFIX, PRESENT
 from fmopt.edge.runners import APPENDS
 from fmopt.exporters.onnx_graph import add_opset, constant, consumers, drop_dead, producers, replace_nodes, weights
 
@@ -89,7 +89,7 @@ def fuse_attention(model: onnx.ModelProto, positions: int) -> int:
     """
     wiring = Wiring.of(model)
     pasts = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-             for value in model.graph.input if value.name.startswith(PAST)}  # fmt: skip
+             for value in model.graph.input if value.name.startswith(CACHE_PREFIX)}  # fmt: skip
     layers = sorted(int(name.split(".")[1]) for name in pasts if name.endswith(".key"))
     names = {value.name for value in model.graph.input}
     found = [_attention(wiring, layer) for layer in layers]
@@ -107,7 +107,7 @@ def fuse_attention(model: onnx.ModelProto, positions: int) -> int:
         for kind, table in zip(("cos", "sin"), tables[pair] or (), strict=True):
             model.graph.initializer.append(constant(f"{LENGTHS}{kind}.{number}", table))
     for one in attentions:
-        _, heads, _, size = pasts[f"{PAST}{one.layer}.key"]
+        _, heads, _, size = pasts[f"{CACHE_PREFIX}{one.layer}.key"]
         table_of = None if one.turned is None else order.get((one.turned[0].cos, one.turned[0].sin))
         replaced[id(one.end)] = _nodes(model, wiring, one, heads, size, table_of)
     _forget_lengths(model, pasts)
@@ -127,20 +127,20 @@ def _presents(attentions: list[Attention], node: NodeProto) -> set[str]:
     return {f"{PRESENT}{one.layer}.{kind}" for one in attentions for kind in ("key", "value")}
 
 
-def _only_attended(wiring: Wiring, past: str) -> bool:
+def _only_attended(wiring: Wiring, kv_cache: str) -> bool:
     """Whether nothing but attention reads a past and its present; how many rows and tokens it has may be asked."""
-    for node in wiring.readers.get(past, []):
+    for node in wiring.readers.get(kv_cache, []):
         asked = {one.name: one.i for one in node.attribute}
         if node.op_type != "Concat" and not (node.op_type == "Shape" and asked in (ROWS, TOKENS)):
             return False
-    return len(wiring.readers.get(past.replace(PAST, PRESENT), [])) == 1
+    return len(wiring.readers.get(kv_cache.replace(CACHE_PREFIX, PRESENT), [])) == 1
 
 
 def _attention(wiring: Wiring, layer: int) -> Attention | None:
     """The attention of a layer, None where it is not the plain kind."""
-    past = [f"{PAST}{layer}.{kind}" for kind in ("key", "value")]
+    kv_cache = [f"{CACHE_PREFIX}{layer}.{kind}" for kind in ("key", "value")]
     joined = [wiring.maker(f"{PRESENT}{layer}.{kind}", "Concat") for kind in ("key", "value")]
-    for node, name in zip(joined, past, strict=True):
+    for node, name in zip(joined, kv_cache, strict=True):
         if node is None or len(node.input) != 2 or node.input[0] != name:
             return None
     keys, repeats = _product_of(wiring, f"{PRESENT}{layer}.key")
@@ -244,7 +244,7 @@ def _tables(model: onnx.ModelProto, cos: str, sin: str, positions: int) -> tuple
             nodes.append(node)
             needed |= set(node.input)
     inputs = [value for value in model.graph.input if value.name in needed]
-    if any(value.name.startswith(PAST) for value in inputs):
+    if any(value.name.startswith(CACHE_PREFIX) for value in inputs):
         return None
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (cos, sin)]
     tensors = [tensor for tensor in model.graph.initializer if tensor.name in needed]
@@ -322,7 +322,7 @@ def _nodes(
     if all(tensor.name != shape for tensor in model.graph.initializer):
         model.graph.initializer.append(constant(shape, np.array([0, 0, heads * one.repeats, size], np.int64)))
     states = [flat(query, "query"), flat(key, "key"), flat(one.value, "value")]
-    inputs = [*states, f"{PAST}{one.layer}.key", f"{PAST}{one.layer}.value", LENGTHS + "lasts", LENGTHS + "total",
+    inputs = [*states, f"{CACHE_PREFIX}{one.layer}.key", f"{CACHE_PREFIX}{one.layer}.value", LENGTHS + "lasts", LENGTHS + "total",
               *turned, one.bias, "", "", "", "", "", LENGTHS + "news"]  # fmt: skip
     outputs = [f"{name}.out", f"{PRESENT}{one.layer}.key", f"{PRESENT}{one.layer}.value"]
     attributes: dict[str, Any] = {"num_heads": heads * one.repeats, "kv_num_heads": heads, "scale": one.scale}

@@ -57,9 +57,9 @@ def _name_axes(graph: ir.Graph, axes: Mapping[str, Sequence[str | int]]) -> None
     """Axes of every input are called as `axes` says; shapes inside the graph are left to the runtime."""
     names: dict[str, str | int] = {}
     for value in graph.inputs:
-        told = axes[str(value.name)]
-        names |= {str(dim): name for dim, name in zip(value.shape or (), told, strict=True)}
-        value.shape = ir.Shape(told)
+        given = axes[str(value.name)]
+        names |= {str(dim): name for dim, name in zip(value.shape or (), given, strict=True)}
+        value.shape = ir.Shape(given)
     for value in graph.outputs:
         if value.shape is not None:
             value.shape = ir.Shape([dim if isinstance(dim, int) else names.get(str(dim)) for dim in value.shape])

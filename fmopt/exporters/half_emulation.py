@@ -14,23 +14,23 @@ from onnx import TensorProto, helper, numpy_helper
 from fmopt.exporters.half_precision import MOVES
 from fmopt.exporters.onnx_graph import constant, element_types, replace_nodes
 
-HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+ENCODER_DECODER = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     """A graph of fp32 kernels that computes what `model` does where it holds fp16 or bf16; its inputs and outputs stay."""
-    halves = {name: kind for name, kind in element_types(model).items() if kind in HALVES}
+    halves = {name: kind for name, kind in element_types(model).items() if kind in ENCODER_DECODER}
     made = onnx.ModelProto()
     made.CopyFrom(model)
     del made.graph.value_info[:]
     for tensor in made.graph.initializer:
-        if tensor.data_type in HALVES:
+        if tensor.data_type in ENCODER_DECODER:
             tensor.CopyFrom(constant(tensor.name, numpy_helper.to_array(tensor).astype(np.float32)))
     nodes: list[onnx.NodeProto] = []
     for node in made.graph.node:
         nodes.append(node)
         to = next((attribute for attribute in node.attribute if attribute.name == "to"), None)
-        if node.op_type == "Cast" and to is not None and to.i in HALVES:
+        if node.op_type == "Cast" and to is not None and to.i in ENCODER_DECODER:
             to.i = TensorProto.FLOAT
         if node.op_type in MOVES:
             continue  # nothing new is to be rounded
@@ -47,4 +47,4 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def has_half(model: onnx.ModelProto) -> bool:
     """Whether a graph computes anything in fp16 or bf16."""
-    return any(kind in HALVES for kind in element_types(model).values())
+    return any(kind in ENCODER_DECODER for kind in element_types(model).values())

@@ -118,11 +118,11 @@ def array_of(tensor: onnx.TensorProto, folder: Path) -> np.ndarray:
     """A weight's values, mapped from the file in `folder` where they lie outside the graph."""
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor)
-    told = {entry.key: entry.value for entry in tensor.external_data}
+    given = {entry.key: entry.value for entry in tensor.external_data}
     kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    place, shape = int(told.get("offset", 0)), tuple(tensor.dims)
+    place, shape = int(given.get("offset", 0)), tuple(tensor.dims)
     return (
-        np.memmap(folder / told["location"], kind, "r", place, shape)
+        np.memmap(folder / given["location"], kind, "r", place, shape)
         if shape
         else numpy_helper.to_array(tensor, str(folder))
     )
@@ -174,8 +174,8 @@ def constant_products(
 
 
 def _is_plain_gemm(node: onnx.NodeProto) -> bool:
-    told = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    return told.get("alpha", 1.0) == 1.0 and told.get("beta", 1.0) == 1.0 and not told.get("transA", 0)
+    given = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    return given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0 and not given.get("transA", 0)
 
 
 def _swaps_two(node: onnx.NodeProto) -> bool:

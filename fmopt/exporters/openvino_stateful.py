@@ -13,7 +13,7 @@ from openvino._offline_transformations import (
 )
 
 from fmopt.core.errors import PassError
-from fmopt.edge.generation import PAST, PRESENT
+from fmopt.edge.generation import CACHE_PREFIX, PRESENT
 
 LAST_TWO = [0, 1, 3, 2]  # a transposition of keys
 
@@ -21,22 +21,22 @@ LAST_TWO = [0, 1, 3, 2]  # a transposition of keys
 def make_stateful(model: openvino.Model) -> None:
     """Turn ports of the past into variables, in place, as optimum-intel and OpenVINO GenAI expect them: `beam_idx` int32
     [rows] says which row of the past each row goes on from. PassError for a graph without a past that grows."""
-    ports = [port for port in model.inputs if port.any_name.startswith(PAST)]
+    ports = [port for port in model.inputs if port.any_name.startswith(CACHE_PREFIX)]
     if not ports or any(port.partial_shape[2].is_static for port in ports):
         raise PassError("stateful = true is for networks that generate by attention, which have a past that grows")
     _fuse_attention(model)
     rows = ops.parameter([-1], np.int32, name="beam_idx")
     rows.output(0).set_names({"beam_idx"})
     for port in ports:
-        past = port.get_node()
-        readers = list(past.output(0).get_target_inputs())
-        chosen = ops.gather(past, rows, ops.constant(0, dtype=np.int64))
+        kv_cache = port.get_node()
+        readers = list(kv_cache.output(0).get_target_inputs())
+        chosen = ops.gather(kv_cache, rows, ops.constant(0, dtype=np.int64))
         for reader in readers:
             reader.replace_source_output(chosen.output(0))
     model.add_parameters([rows])
     model.validate_nodes_and_infer_types()
     names = [port.any_name for port in ports]
-    apply_make_stateful_transformation(model, {name: PRESENT + name.removeprefix(PAST) for name in names})
+    apply_make_stateful_transformation(model, {name: PRESENT + name.removeprefix(CACHE_PREFIX) for name in names})
     _begin_empty(model)
     model.validate_nodes_and_infer_types()
 

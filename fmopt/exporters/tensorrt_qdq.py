@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from fmopt.exporters.onnx_graph import consumers, producers, weights
 
 Level = Literal["fault", "slow"]
-Told = tuple[Level, onnx.NodeProto, str]
+Complaint = tuple[Level, onnx.NodeProto, str]
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 PLACES = ("scale", "zero point")
 
@@ -46,7 +46,7 @@ class _Graph:
         return node.input[0] in self.weights or (maker is not None and maker.input[0] in self.weights)
 
 
-def qdq_findings(model: onnx.ModelProto, types: Mapping[str, str], rules: Mapping[str, Any]) -> Iterator[Told]:
+def qdq_findings(model: onnx.ModelProto, types: Mapping[str, str], rules: Mapping[str, Any]) -> Iterator[Complaint]:
     """(level, node, what is wrong) for every Q/DQ of the main graph; `types` as the support matrix names them."""
     graph = _Graph(model, types, weights(model), producers(model.graph), consumers(model.graph))
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
@@ -63,7 +63,7 @@ def qdq_findings(model: onnx.ModelProto, types: Mapping[str, str], rules: Mappin
             yield from _product(node, graph)
 
 
-def _parameters(node: onnx.NodeProto, graph: _Graph) -> Iterator[Told]:
+def _parameters(node: onnx.NodeProto, graph: _Graph) -> Iterator[Complaint]:
     """Scales and zero points are known when the engine is built; scales are positive, zero points are zero."""
     for place, what in zip((1, 2), PLACES, strict=True):
         if place < len(node.input) and node.input[place] and node.input[place] not in graph.weights:
@@ -76,7 +76,7 @@ def _parameters(node: onnx.NodeProto, graph: _Graph) -> Iterator[Told]:
         yield "fault", node, "its zero point is not zero: TensorRT quantizes symmetrically"
 
 
-def _quantized_type(node: onnx.NodeProto, graph: _Graph, rules: Mapping[str, Any], opset: int) -> Iterator[Told]:
+def _quantized_type(node: onnx.NodeProto, graph: _Graph, rules: Mapping[str, Any], opset: int) -> Iterator[Complaint]:
     quantizes = node.op_type == "QuantizeLinear"
     kind = graph.types.get(node.output[0] if quantizes else node.input[0])
     if kind is None:
@@ -89,7 +89,7 @@ def _quantized_type(node: onnx.NodeProto, graph: _Graph, rules: Mapping[str, Any
         yield "fault", node, f"FP8 needs opset {rules['fp8_opset']} or higher, this is {opset}"
 
 
-def _granularity(node: onnx.NodeProto, graph: _Graph) -> Iterator[Told]:
+def _granularity(node: onnx.NodeProto, graph: _Graph) -> Iterator[Complaint]:
     """One scale for an activation; for a weight one, or one for each output channel."""
     scale = graph.array(node.input[1])
     if scale is None or scale.size == 1:
@@ -119,7 +119,7 @@ def _output_axis(reader: onnx.NodeProto, value: str, rank: int) -> int | None:
     return None
 
 
-def _pair(node: onnx.NodeProto, graph: _Graph) -> Iterator[Told]:
+def _pair(node: onnx.NodeProto, graph: _Graph) -> Iterator[Complaint]:
     """What reads quantized values is a DequantizeLinear."""
     others = [reader for reader in graph.readers.get(node.output[0], ()) if reader.op_type != "DequantizeLinear"]
     for reader in others:
@@ -128,7 +128,7 @@ def _pair(node: onnx.NodeProto, graph: _Graph) -> Iterator[Told]:
         yield "slow", node, "quantized values leave the graph"
 
 
-def _residual(node: onnx.NodeProto, graph: _Graph) -> Iterator[Told]:
+def _residual(node: onnx.NodeProto, graph: _Graph) -> Iterator[Complaint]:
     """A sum of two activations, one of them rounded, is no epilogue of the product that makes the other."""
     made = [graph.dequantizer(name) for name in node.input]
     rounded = [one for one in made if one is not None and not graph.of_weight(one)]
@@ -136,7 +136,7 @@ def _residual(node: onnx.NodeProto, graph: _Graph) -> Iterator[Told]:
         yield "slow", node, "a residual sum reads Q/DQ, so that it is not fused into the product before it"
 
 
-def _product(node: onnx.NodeProto, graph: _Graph) -> Iterator[Told]:
+def _product(node: onnx.NodeProto, graph: _Graph) -> Iterator[Complaint]:
     """Both operands are quantized, or none: a product of one rounded operand runs in floating point."""
     made = [graph.dequantizer(name) for name in node.input[:2]]
     if any(made) and not all(made):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import CheckpointFacts, Graph, Inputs, axes_of
+from fmopt.core.model import CheckpointMetadata, Graph, Inputs, axes_of
 from fmopt.exporters.to_onnx import plain_attention, quiet, traceable_inputs
 from fmopt.models.loading import TorchModel
 
@@ -14,13 +14,11 @@ ROWS = 8  # of a batch at most; memory for the largest batch is planned in the p
 FILE = "model.pte"
 
 
-def refusal(facts: CheckpointFacts) -> str | None:
+def refusal(metadata: CheckpointMetadata) -> str | None:
     """Why a checkpoint cannot become a program; None when it can."""
-    if {"stop_ids", "start", "speech"} & set(facts.pipeline):
-        return (
-            f"programs are made of networks that answer at once, and {facts.task} is done in steps; use --format onnx"
-        )
-    named = {axis for axes in axes_of(facts.pipeline).values() for axis in axes if isinstance(axis, str)}
+    if {"stop_ids", "start", "speech"} & set(metadata.pipeline):
+        return f"programs are made of networks that answer at once, and {metadata.task} is done in steps; use --format onnx"
+    named = {axis for axes in axes_of(metadata.pipeline).values() for axis in axes if isinstance(axis, str)}
     others = sorted(named - {"batch", "tokens"})
     return (
         f"how long its {others[0]} may be is not known, and a program needs a limit; use --format onnx"
@@ -38,14 +36,14 @@ def export_executorch(model: TorchModel, example: Inputs, out: Path, *, int8: bo
     import torch
     from transformers.exporters import ExecutorchConfig, ExecutorchExporter
 
-    pipeline, axes = model.facts.pipeline, axes_of(model.facts.pipeline)
+    pipeline, axes = model.metadata.pipeline, axes_of(model.metadata.pipeline)
     inputs = traceable_inputs(model, example)
     with torch.inference_mode():
         given = model.net(**inputs)
     names = [name for name, value in given.items() if value is not None]
     if not all(isinstance(given[name], torch.Tensor) for name in names):
         raise PassError(
-            f"{model.facts.model_type} gives more than tensors ({', '.join(names)}), which a program cannot"
+            f"{model.metadata.model_type} gives more than tensors ({', '.join(names)}), which a program cannot"
         )
     largest = {"batch": ROWS, "tokens": int(pipeline.get("max_length", 0))}
     dims: dict[str, Any] = {axis: torch.export.Dim(axis, min=1, max=most) for axis, most in largest.items() if most}

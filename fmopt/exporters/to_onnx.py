@@ -37,16 +37,16 @@ def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str
 
     from fmopt.exporters.cleanup import tidy
 
-    outputs = tuple(model.facts.pipeline["outputs"])
-    axes = axes_of(model.facts.pipeline)
+    outputs = tuple(model.metadata.pipeline["outputs"])
+    axes = axes_of(model.metadata.pipeline)
     with heap_at_rest():
-        if model.facts.task == decoder.TASK:
+        if model.metadata.task == decoder.TASK:
             program, outputs = _trace_with_cache(model)
             axes = decoder.port_axes(program.graph)
-        elif seq2seq.makes_answers(model.facts.pipeline):
-            program, outputs = _trace_halves(model)
+        elif seq2seq.makes_answers(model.metadata.pipeline):
+            program, outputs = _trace_parts(model)
             axes = seq2seq.port_axes(program.graph)
-        elif model.facts.task == SPEECH:
+        elif model.metadata.task == SPEECH:
             program = _trace_speech(model, example)
         else:
             program = _trace(model, example)
@@ -73,7 +73,7 @@ def _trace(model: TorchModel, example: Inputs) -> Any:
     import torch
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    axes, inputs = axes_of(model.facts.pipeline), traceable_inputs(model, example)
+    axes, inputs = axes_of(model.metadata.pipeline), traceable_inputs(model, example)
     # Named Dims would need the family's largest length spelled out; inferred ones are named afterwards, in tidy.
     dynamic = torch.export.Dim.DYNAMIC
     shapes = {
@@ -90,7 +90,7 @@ def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
     from onnxscript.optimizer import optimize_ir
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    inputs = decoder.tracing_inputs(model.net, list(model.facts.pipeline["inputs"]))
+    inputs = decoder.tracing_inputs(model.net, list(model.metadata.pipeline["inputs"]))
     large = sum(parameter.nbytes for parameter in model.net.parameters()) > EXTERNAL_DATA_BYTES
     config = OnnxConfig(dynamic=True, opset_version=OPSET, optimize=not large)
     with plain_attention(model.net), quiet():
@@ -104,7 +104,7 @@ def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
     return program, tuple(str(value.name) for value in program.graph.outputs)
 
 
-def _trace_halves(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
+def _trace_parts(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
     """The graph of a network's two halves, its ports named, and the names of its outputs."""
     from transformers.exporters import OnnxConfig, OnnxExporter
 
@@ -112,7 +112,7 @@ def _trace_halves(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
     with (
         plain_attention(net),
         quiet(),
-        seq2seq.both_halves(net, list(model.facts.pipeline["inputs"])) as (inputs, shapes),
+        seq2seq.both_halves(net, list(model.metadata.pipeline["inputs"])) as (inputs, shapes),
     ):
         config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
         program = OnnxExporter().export(net, inputs, config=config).program
@@ -133,7 +133,7 @@ def traceable_inputs(model: TorchModel, example: Inputs) -> dict[str, Any]:
     """The pipeline's inputs as tensors that show which of their axes vary."""
     import torch
 
-    axes = axes_of(model.facts.pipeline)
+    axes = axes_of(model.metadata.pipeline)
     return {name: torch.from_numpy(_traceable(example[name], axes[name])) for name in axes}
 
 

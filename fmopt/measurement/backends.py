@@ -18,7 +18,7 @@ from fmopt.core.progress import Progress
 from fmopt.core.results import Footprint
 from fmopt.edge.board import interleaved
 from fmopt.edge.loading import Model, timed_call, timed_inputs
-from fmopt.edge.parts import Pipeline, Raw
+from fmopt.edge.parts import Pipeline, Sample
 from fmopt.measurement import host_probe, latency
 
 
@@ -31,7 +31,7 @@ class Work:
     threads: int
     seed: int
     inputs: Sequence[Mapping[str, np.ndarray]] = ()  # of the model alone, replayed in order
-    batches: Sequence[Sequence[Raw]] = ()  # from raw to answer, replayed in order
+    batches: Sequence[Sequence[Sample]] = ()  # from raw to answer, replayed in order
     full_precision: Sequence[str] = ()  # the fastest of them is timed to the end
     samples: int = interleaved.MIN_SAMPLES  # of the model alone, at least, of each that is not slow
 
@@ -45,7 +45,7 @@ class Timed:
     failed: dict[str, str]
 
 
-class Clock(Protocol):
+class TimingBackend(Protocol):
     """Times what was built, where it is to run."""
 
     @property
@@ -76,7 +76,7 @@ class Clock(Protocol):
         """The run is over."""
 
 
-class HostClock:
+class HostBackend:
     """This machine."""
 
     note = ""
@@ -105,7 +105,9 @@ class HostClock:
                 {name: interleaved.Replay(each) for name, each in calls.items()},
                 min_samples=work.samples,
                 clock=interleaved.settled_ms,
-                hopeless=lambda so_far: interleaved.certainly_slower(so_far, keep=fastest(so_far, work.full_precision)),
+                dominated=lambda so_far: interleaved.certainly_slower(
+                    so_far, keep=fastest(so_far, work.full_precision)
+                ),
                 seed=work.seed,
                 progress=lambda: progress.step(),
             )
@@ -117,10 +119,10 @@ class HostClock:
     def end_to_end(self, work: Work, preprocessor: Any, progress: Progress) -> dict[str, list[float]]:
         """From raw to answer."""
         runners = {name: _open(artifact, work.threads) for name, artifact in work.artifacts.items()}
-        facts = {"pipeline": dict(work.pipeline)}
+        metadata = {"pipeline": dict(work.pipeline)}
 
         def serve(runner: Runner) -> Callable[[], object]:
-            turn, model = itertools.cycle(work.batches), Model(facts, preprocessor, runner)
+            turn, model = itertools.cycle(work.batches), Model(metadata, preprocessor, runner)
             return lambda: model.soonest(next(turn))
 
         progress.start("timing end to end", interleaved.MIN_SAMPLES)

@@ -65,19 +65,19 @@ def probe_host(*, quick: bool = True) -> Target:
     """
     from fmopt.measurement.host_kernels import measure_bandwidth, measure_gops  # torch
 
-    facts = host_fingerprint()
-    isa = tuple(facts["isa"])
+    metadata = host_fingerprint()
+    isa = tuple(metadata["isa"])
     seconds = 0.4 if quick else 2.0
     precisions = precisions_of(isa)
     cache = _caches()
     return Target(
         name="host",
-        title=facts["cpu"],
+        title=metadata["cpu"],
         kind="cpu",
-        arch=facts["arch"],
+        arch=metadata["arch"],
         isa=isa,
-        cores=facts["cores"],
-        memory_gb=facts["memory_gb"],
+        cores=metadata["cores"],
+        memory_gb=metadata["memory_gb"],
         l2_kb=cache.l2_kb,
         l3_mb=cache.l3_mb,
         bandwidth_gbs=measure_bandwidth(seconds, cores()),
@@ -91,7 +91,7 @@ def probe_host(*, quick: bool = True) -> Target:
 
 
 def host_fingerprint() -> dict[str, Any]:
-    """What a measurement's meaning hangs on: CPU, ISA, cores, memory, system. Holds no name of the machine or user."""
+    """What a measurement's meaning depends on: CPU, ISA, cores, memory, system. Holds no name of the machine or user."""
     return {
         "cpu": cpu_model(),
         "arch": arch_of(platform.machine()),
@@ -151,9 +151,9 @@ def cpuinfo_fields(text: str) -> dict[str, str]:
 
 def save_target(target: Target, path: Path) -> None:
     """Write a target as TOML that `read_target` reads. Figures of a probe are marked as measured."""
-    facts = target.model_dump(mode="json", exclude_none=True, exclude={"name", "present", "over_ssh", "gops"})
+    metadata = target.model_dump(mode="json", exclude_none=True, exclude={"name", "present", "over_ssh", "gops"})
     source = "measured by fmopt targets probe" if target.present else "see the sources in its original file"
-    lines = [f"# {target.title}: {source}", *(f"{key} = {_toml(value)}" for key, value in facts.items())]
+    lines = [f"# {target.title}: {source}", *(f"{key} = {_toml(value)}" for key, value in metadata.items())]
     lines += ["", "[gops]", *(f"{key} = {_toml(value)}" for key, value in target.gops.items())]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

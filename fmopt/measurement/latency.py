@@ -1,4 +1,4 @@
-"""Latency of variants in turn (by turns.py), peak memory and load time in a fresh process, and whether the machine is quiet."""
+"""Latency of variants in turn, peak memory and load time in a fresh process, and whether the machine is quiet."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import psutil
 
-import fmopt
 from fmopt.core.errors import DataError, UnmeasuredError
 from fmopt.core.model import Artifact, takes_length
+from fmopt.core.plugins import ROOT
 from fmopt.core.results import Footprint
 from fmopt.edge.board.interleaved import (
     drift_warning,
     spin_ms,
 )
-from fmopt.edge.parts import Raw
+from fmopt.edge.parts import Sample
 from fmopt.edge.text import Preprocessor
 
 DISTINCT_INPUTS = 8  # inputs of one length that are replayed in turn
@@ -33,7 +33,7 @@ SERVE_TIMEOUT_S = 600
 
 
 def latency_inputs(
-    preprocessor: Preprocessor, raws: Sequence[Raw], batch: int, length: int | None, seed: int = 0
+    preprocessor: Preprocessor, samples: Sequence[Sample], batch: int, length: int | None, seed: int = 0
 ) -> list[dict[str, np.ndarray]]:
     """Inputs to time with, each array [batch, tokens] for texts (windows of a long text add rows at its own length).
 
@@ -41,16 +41,16 @@ def latency_inputs(
     nothing is padding. With None, or for items that are not made of tokens, a seeded sample of the items as they are, in
     an order that is the same every time. DataError when the texts hold no tokens to fill with.
     """
-    if not raws:
+    if not samples:
         raise DataError("there is nothing to time with")
     if length is None or not takes_length(preprocessor.pipeline):
-        chosen = random.Random(seed).choices(range(len(raws)), k=max(batch, REPLAYED_ITEMS // batch * batch))
+        chosen = random.Random(seed).choices(range(len(samples)), k=max(batch, REPLAYED_ITEMS // batch * batch))
         groups = [chosen[i : i + batch] for i in range(0, len(chosen), batch)]
-        return [dict(preprocessor.encode([raws[i] for i in group]).inputs) for group in groups]
-    order = list(range(len(raws)))
+        return [dict(preprocessor.encode([samples[i] for i in group]).inputs) for group in groups]
+    order = list(range(len(samples)))
     random.Random(seed).shuffle(order)
     starts = [order[i * len(order) // (DISTINCT_INPUTS * batch) :] + order for i in range(DISTINCT_INPUTS * batch)]
-    rows = [_filled(preprocessor, [raws[i] for i in start], length) for start in starts]
+    rows = [_filled(preprocessor, [samples[i] for i in start], length) for start in starts]
     names = rows[0].keys()
     return [
         {name: np.concatenate([row[name] for row in rows[i : i + batch]]) for name in names}
@@ -83,20 +83,20 @@ def quiet_machine(seconds: float = 0.5) -> list[str]:
     return [line for line in found if line]
 
 
-def _filled(preprocessor: Preprocessor, raws: Sequence[Raw], length: int) -> dict[str, np.ndarray]:
-    """One row of exactly `length` tokens: the first raw with as many of the following ones as it takes."""
-    joined, used = raws[0], 1
+def _filled(preprocessor: Preprocessor, samples: Sequence[Sample], length: int) -> dict[str, np.ndarray]:
+    """One row of exactly `length` tokens: the first sample with as many of the following ones as it takes."""
+    joined, used = samples[0], 1
     while used <= 4 * length + 4:
         encoded = preprocessor.encode([joined], length=length)
         if encoded.mask[0].all():
             return {name: array[:1] for name, array in encoded.inputs.items()}
         for number in range(used, 2 * used):  # twice as many each time: few encodings even when texts are short
-            joined = _join(joined, raws[number % len(raws)])
+            joined = _join(joined, samples[number % len(samples)])
         used *= 2
     raise DataError(f"the texts do not fill {length} tokens however many are joined; are they empty?")
 
 
-def _join(first: Raw, second: Raw) -> Raw:
+def _join(first: Sample, second: Sample) -> Sample:
     if isinstance(first, str) and isinstance(second, str):
         return f"{first} {second}"
     if isinstance(first, tuple) and isinstance(second, tuple):
@@ -109,8 +109,7 @@ def _serve_in_fresh_process(request: Mapping[str, Any]) -> dict[str, float]:
     module = "fmopt.measurement.torch_process" if request["runtime"] == "torch" else "fmopt.edge.board.footprint"
     # -P: the working directory is not a place to import from; its file names would hide other packages
     command = [sys.executable, "-P", "-m", module, json.dumps(request)]
-    package = Path(fmopt.__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), *_python_path()])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *_python_path()])}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=SERVE_TIMEOUT_S, check=False

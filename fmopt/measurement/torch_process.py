@@ -17,14 +17,14 @@ def open_torch(request: dict[str, Any]) -> Any:
     import torch
 
     from fmopt.models.structure import load_network
-    from fmopt.models.wrappers.seq2seq import Halves, has_halves
+    from fmopt.models.wrappers.seq2seq import EncoderDecoder, is_encoder_decoder
 
     torch.set_num_threads(request["threads"])
     options = request["options"]
     net = load_network(Path(request["path"]), options.get("auto_class", "AutoModel"), options.get("dtype", "fp32"))
 
-    if has_halves(net):
-        return Halves(net).run
+    if is_encoder_decoder(net):
+        return EncoderDecoder(net).run
 
     def run(inputs: dict[str, np.ndarray]) -> Any:
         with torch.inference_mode():

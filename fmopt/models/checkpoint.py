@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError
-from fmopt.core.model import TOKENIZER, CheckpointFacts, ModelSource, file_digest
+from fmopt.core.model import TOKENIZER, CheckpointMetadata, ModelSource, file_digest
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.models.adapters import is_adapter
 from fmopt.models.loading import TorchModel
@@ -27,7 +27,7 @@ from fmopt.models.preprocessors.image import PROCESSOR, read_image_processor
 from fmopt.models.preprocessors.speech import speech_pipeline
 from fmopt.models.preprocessors.tokenizer import convert_tokenizer, has_slow_tokenizer, read_tokenizer
 from fmopt.models.source import cache_folder, known_models, made_once, resolve
-from fmopt.models.structure import STRUCTURE, load_facts, read_structure
+from fmopt.models.structure import STRUCTURE, load_layer_metadata, read_structure
 from fmopt.models.weights import PICKLES, convert_pickle, has_pickle, link_files, read_weights
 from fmopt.models.wrappers import image_features
 from fmopt.models.wrappers.decoder import generation_pipeline
@@ -52,7 +52,7 @@ INPUTS = {
     "image": read_image_processor,
     "audio": read_audio_processor,
     "item": read_items,
-}  # what a pipeline says of raws that are not texts, by what they are
+}  # what a pipeline says of samples that are not texts, by what they are
 OUTPUTS = {
     EMBEDDING: ["last_hidden_state"],
     "question-answering": ["start_logits", "end_logits"],
@@ -68,7 +68,7 @@ SHOWN_SCORE = 0.5  # of a detected box, as transformers' pipeline has it
 def inspect(
     source: ModelSource, task: str | None = None, *, allow_pickle: bool = False, max_length: int | None = None,
     fresh_head: bool = False,
-) -> CheckpointFacts:  # fmt: skip
+) -> CheckpointMetadata:  # fmt: skip
     """Facts of a checkpoint from its files; no weight is loaded.
 
     `task` overrides what the files show. With `allow_pickle`, pickled weights are read with weights_only and converted
@@ -78,37 +78,37 @@ def inspect(
     """
     home = source.folder
     source = replace(source, folder=_network_folder(home))
-    raw = _read_config(source.folder)
+    sample = _read_config(source.folder)
     source = replace(source, folder=_prepared(source.folder, allow_pickle))
     weights = read_weights(source.folder)
     read_structure(source.folder)  # a record that cannot be read is refused before any work
-    config = _auto_config(source.folder, raw)
-    architecture = str((raw.get("architectures") or [""])[0])
+    config = _auto_config(source.folder, sample)
+    architecture = str((sample.get("architectures") or [""])[0])
     head = _Head(
-        architecture, frozenset(weights.shapes), is_regression(raw), len(config.id2label or {}), _task_in(raw)
+        architecture, frozenset(weights.shapes), is_regression(sample), len(config.id2label or {}), _task_in(sample)
     )  # fmt: skip
     found = _known_task(task).name if task else _task_of(head, source, home)
     if task and not fresh_head:
         _refuse_misfit(found, head, source)
     width, depth = _width_and_depth(config, source.folder / "config.json")
-    pipeline = _pipeline(found, source.folder, home, config, raw, max_length)
+    pipeline = _pipeline(found, source.folder, home, config, sample, max_length)
     if fresh_head:
         pipeline["labels"] = []
-    return CheckpointFacts(
+    return CheckpointMetadata(
         source=source, model_type=config.model_type, architecture=architecture, task=found, pipeline=pipeline,
         hidden_size=width, layers=depth, parameters=weights.parameters,
-        weight_bytes=weights.size_bytes, digest=_digest(source.folder, home, weights.files), config=raw,
+        weight_bytes=weights.size_bytes, digest=_digest(source.folder, home, weights.files), config=sample,
     )  # fmt: skip
 
 
-def load(facts: CheckpointFacts, dtype: str = "fp32") -> TorchModel:
+def load(metadata: CheckpointMetadata, dtype: str = "fp32") -> TorchModel:
     """The network of a checkpoint with its facts, in eval mode."""
-    return load_facts(facts, dtype)
+    return load_layer_metadata(metadata, dtype)
 
 
-def tokenizer_file(facts: CheckpointFacts) -> Path:
+def tokenizer_file(metadata: CheckpointMetadata) -> Path:
     """The tokenizer.json of a checkpoint."""
-    return facts.folder / TOKENIZER
+    return metadata.folder / TOKENIZER
 
 
 def is_regression(config: Mapping[str, Any]) -> bool:
@@ -153,10 +153,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _auto_config(folder: Path, raw: Mapping[str, Any]) -> Any:
+def _auto_config(folder: Path, sample: Mapping[str, Any]) -> Any:
     """The configuration with all of its family's defaults."""
     transformers = known_transformers()
-    model_type = raw["model_type"]
+    model_type = sample["model_type"]
     if model_type not in transformers.CONFIG_MAPPING:
         near = plugins.did_you_mean(str(model_type), list(transformers.CONFIG_MAPPING.keys()))
         near = near if "did you mean" in near else "; a newer transformers may"
@@ -199,7 +199,7 @@ class _Head:
     tensors: frozenset[str]
     regression: bool
     outputs: int
-    told: str = ""  # the task that config.json names, of a network that could be for several
+    settings: str = ""  # the task that config.json names, of a network that could be for several
 
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.tensors)
@@ -236,7 +236,7 @@ def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
             )
         return EMBEDDING
     # A pretrained encoder is asked for its vectors far more often than for words: `--task fill-mask` says otherwise. What
-    # knows pictures and texts is asked for labels first.
+    # knows images and texts is asked for labels first.
     shown = tuple(name for name in _shown_by(head) if name != FILL_MASK)
     if len(shown) > 1:
         shown = tuple(name for name in shown if name != FEATURES)
@@ -248,11 +248,11 @@ def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
     if not shown:
         tasks = ", ".join(_known_task(name).name for name in plugins.names("tasks"))
         raise CheckpointError(f"{source.folder}: fmopt has no task for {head.architecture}; there are: {tasks}")
-    if len(shown) > 1 and head.told not in shown:
+    if len(shown) > 1 and head.settings not in shown:
         raise CheckpointError(
             f"{source.folder}: {head.architecture} could be for {' or '.join(shown)}; say --task {shown[0]} or another"
         )
-    return head.told if head.told in shown else shown[0]
+    return head.settings if head.settings in shown else shown[0]
 
 
 def _task_in(config: Mapping[str, Any]) -> str:
@@ -287,7 +287,7 @@ def _refuse_misfit(task: str, head: _Head, source: ModelSource) -> None:
 
 
 def _pipeline(
-    task: str, folder: Path, home: Path, config: Any, raw: Mapping[str, Any], max_length: int | None
+    task: str, folder: Path, home: Path, config: Any, sample: Mapping[str, Any], max_length: int | None
 ) -> dict[str, Any]:
     """The dict that edge.py works by."""
     modality = modality_of(_known_task(task))
@@ -295,18 +295,18 @@ def _pipeline(
         "task": task,
         "outputs": OUTPUTS.get(task, ["logits"]),
         "labels": [],
-        "multi_label": raw.get("problem_type") == "multi_label_classification",
+        "multi_label": sample.get("problem_type") == "multi_label_classification",
     }
     if task == SPEECH:
         pipeline |= speech_pipeline(folder, config)
     elif modality == "text":
-        pipeline |= _text_pipeline(task, folder, home, config, raw, max_length)
+        pipeline |= _text_pipeline(task, folder, home, config, sample, max_length)
     else:
         pipeline |= {"modality": modality, **INPUTS[modality](folder, getattr(config, "vision_config", config))}
     if task == RECOGNITION and config.is_encoder_decoder:
         read_tokenizer(folder, config)  # which spells; refused here when it does not fit
         pipeline |= {"part": "whisper", "padding": {"id": int(config.pad_token_id or 0)}}
-        pipeline |= answer_pipeline(folder, config, raw)
+        pipeline |= answer_pipeline(folder, config, sample)
     elif task == RECOGNITION:
         pipeline["ctc"] = read_spelling(folder, config)
     if task == ZERO_SHOT and "siglip" in config.model_type:
@@ -314,20 +314,20 @@ def _pipeline(
     if task == DETECTION:
         pipeline["threshold"] = SHOWN_SCORE
     # What knows labels by their words (CLIP) has none of its own: transformers' two are not meant.
-    if task.endswith(WITH_CLASSES) and not (task == ZERO_SHOT and "id2label" not in raw):
+    if task.endswith(WITH_CLASSES) and not (task == ZERO_SHOT and "id2label" not in sample):
         pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
     return pipeline
 
 
 def _text_pipeline(
-    task: str, folder: Path, home: Path, config: Any, raw: Mapping[str, Any], max_length: int | None
+    task: str, folder: Path, home: Path, config: Any, sample: Mapping[str, Any], max_length: int | None
 ) -> dict[str, Any]:
     """What a pipeline says of texts."""
     limit = _position_limit(config)
     tokenizer = read_tokenizer(folder, config)
     sentence = _read_json(home / "sentence_bert_config.json", dict) if task == EMBEDDING else None
-    told = (tokenizer.model_max_length, limit, (sentence or {}).get("max_seq_length"))
-    longest = min((n for n in told if n), default=512)
+    settings = (tokenizer.model_max_length, limit, (sentence or {}).get("max_seq_length"))
+    longest = min((n for n in settings if n), default=512)
     if max_length is not None and limit is not None and max_length > limit:
         raise CheckpointError(f"{max_length} tokens are too many for {folder}: its position table ends at {limit}")
     length = max_length or longest
@@ -350,10 +350,10 @@ def _text_pipeline(
         # One text a row, so that the side is free, and no row begins with tokens that attend to nothing.
         pipeline["padding"]["side"] = "right"
     if task in ANSWERS:
-        pipeline |= answer_pipeline(folder, config, raw)
+        pipeline |= answer_pipeline(folder, config, sample)
     if task == "question-answering":
         # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
-        pipeline |= {"stride": min(128, length // 4), "no_answer": bool(raw.get("no_answer", False))}
+        pipeline |= {"stride": min(128, length // 4), "no_answer": bool(sample.get("no_answer", False))}
     return pipeline
 
 
@@ -387,8 +387,8 @@ def _pooling_mode(path: Path) -> str:
     config = _read_json(path, dict)
     if config is None:
         raise CheckpointError(f"{path} is missing; sentence-transformers keeps the pooling there")
-    told = config.get("pooling_mode")
-    asked = [told] if isinstance(told, str) else told or []
+    settings = config.get("pooling_mode")
+    asked = [settings] if isinstance(settings, str) else settings or []
     prefix = "pooling_mode_"
     asked = asked or [key.removeprefix(prefix) for key, on in config.items() if key.startswith(prefix) and on is True]
     known = {**POOLING, **{name: name for name in POOLING.values()}}

@@ -54,8 +54,8 @@ def write_untrained(entry: Mapping[str, Any], texts: Sequence[str], cache: Path,
 
     `texts` are those that a tokenizer is trained on, or the items of a catalogue, id and title parted by a tab."""
     others = [entry[part] for part in ("generation", "processor") if part in entry]
-    told = json.dumps([entry.get("config"), entry.get("tokenizer"), seed, *others], sort_keys=True)
-    key = hashlib.sha256(told.encode())
+    settings = json.dumps([entry.get("config"), entry.get("tokenizer"), seed, *others], sort_keys=True)
+    key = hashlib.sha256(settings.encode())
     for text in texts:
         key.update(text.encode("utf8", "surrogatepass") + b"\0")
     place = cache / "untrained" / key.hexdigest()[:16] / name
@@ -88,37 +88,41 @@ def _write_network(entry: Mapping[str, Any], ids: Mapping[str, int], out: Path, 
         if "generation" in entry:
             net.generation_config.update(**entry["generation"])
         net.save_pretrained(out)
-    if "processor" in entry:  # of sounds and pictures
+    if "processor" in entry:  # of sounds and images
         (out / "preprocessor_config.json").write_text(json.dumps(entry["processor"], indent=1))
 
 
-def _write_tokenizer(told: Mapping[str, Any], texts: Iterable[str], out: Path) -> dict[str, int]:
+def _write_tokenizer(settings: Mapping[str, Any], texts: Iterable[str], out: Path) -> dict[str, int]:
     """A byte-level BPE tokenizer (Sennrich et al., 2016; bytes as in GPT-2) in `out`; the ids that a config must name."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    if told.get("kind") not in KINDS:
-        raise ConfigError(f"a tokenizer of kind {told.get('kind')!r} cannot be trained; there are {', '.join(KINDS)}")
-    answers = told["kind"] != KINDS[0]
+    if settings.get("kind") not in KINDS:
+        raise ConfigError(
+            f"a tokenizer of kind {settings.get('kind')!r} cannot be trained; there are {', '.join(KINDS)}"
+        )
+    answers = settings["kind"] != KINDS[0]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = [PAD, END] if answers else [END]
     trainer = trainers.BpeTrainer(
-        vocab_size=int(told.get("size", 0)), special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=int(settings.get("size", 0)),
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
-    )  # fmt: skip
-    tokenizer.train_from_iterator(() if told["kind"] == KINDS[2] else texts, trainer)
+    )
+    tokenizer.train_from_iterator(() if settings["kind"] == KINDS[2] else texts, trainer)
     end = int(tokenizer.token_to_id(END) or 0)
     single, pair = (f"$A {END}", f"$A {END} $B {END}") if answers else (f"{END} $A", f"{END} $A $B")
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[(END, end)])
     # answers may be of few words
-    if told["kind"] != KINDS[2] and tokenizer.get_vocab_size() < (270 if answers else 300):
+    if settings["kind"] != KINDS[2] and tokenizer.get_vocab_size() < (270 if answers else 300):
         raise CheckpointError("the texts give a vocabulary of bytes alone; give a train split of some thousand words")
     tokenizer.save(str(out / TOKENIZER))
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END)
     names |= {"pad_token": PAD} if answers else {}
-    facts = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
-    (out / "tokenizer_config.json").write_text(json.dumps(facts, indent=1))
+    metadata = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    (out / "tokenizer_config.json").write_text(json.dumps(metadata, indent=1))
     pad = int(tokenizer.token_to_id(PAD) or 0) if answers else end
     ids = {"vocab_size": tokenizer.get_vocab_size(), "bos_token_id": end, "eos_token_id": end, "pad_token_id": pad}
     return ids | ({"decoder_start_token_id": pad} if answers else {})

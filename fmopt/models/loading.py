@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmopt.core.errors import CheckpointError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Sensitivity
 from fmopt.models.networks import known_transformers
 
@@ -25,7 +25,7 @@ class TorchModel:
     """A network in PyTorch with the facts needed to export and judge it."""
 
     net: torch.nn.Module
-    facts: CheckpointFacts
+    metadata: CheckpointMetadata
     family: Family | None  # None: no known block structure; it still quantizes
     history: tuple[str, ...] = ()  # the passes it went through, in order
     sensitivity: tuple[Sensitivity, ...] = ()  # of its groups of Linears, where a pass measured it

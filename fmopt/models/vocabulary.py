@@ -62,24 +62,24 @@ def trim(folder: str | Path, texts: Sequence[str], out: Path) -> Trimmed:
     if not any(text.strip() for text in texts):
         raise DataError("there are no texts to trim the vocabulary to; give some of what the model will read")
     home = resolve(str(folder))
-    facts = checkpoint.inspect(home)
-    spec = json.loads((facts.folder / TOKENIZER).read_text("utf8"))
+    metadata = checkpoint.inspect(home)
+    spec = json.loads((metadata.folder / TOKENIZER).read_text("utf8"))
     old = _plain(Tokenizer.from_str(json.dumps(spec)))
     # Positions count from the padding id in some families: there nothing before it may go.
-    counted = facts.model_type in checkpoint.POSITIONS_AFTER_PADDING
-    kept = _kept(spec, old, texts, facts.pipeline["padding"]["id"] if counted else -1)
+    counted = metadata.model_type in checkpoint.POSITIONS_AFTER_PADDING
+    kept = _kept(spec, old, texts, metadata.pipeline["padding"]["id"] if counted else -1)
     ids = {before: after for after, before in enumerate(sorted(kept))}
     made = _tokenizer(spec, ids)
-    _require_same(old, _plain(_loaded(made, facts.folder)), texts, ids)
-    inside = facts.folder.is_relative_to(home.folder)
-    whole, place = (home.folder, facts.folder.relative_to(home.folder)) if inside else (facts.folder, Path())
+    _require_same(old, _plain(_loaded(made, metadata.folder)), texts, ids)
+    inside = metadata.folder.is_relative_to(home.folder)
+    whole, place = (home.folder, metadata.folder.relative_to(home.folder)) if inside else (metadata.folder, Path())
     with whole_folder(out) as work:
         shutil.copytree(whole, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*OLD_VOCABULARY, ".*"))
         before = _write(work / place, made, ids)
     size = (out / place / SINGLE).stat().st_size
-    taken = np.array([[_load_ms(folder) for folder in (facts.folder, out / place)] for _ in range(LOADS)])
+    taken = np.array([[_load_ms(folder) for folder in (metadata.folder, out / place)] for _ in range(LOADS)])
     load_ms_before, load_ms = np.median(taken, axis=0).tolist()
-    return Trimmed(out, before, len(ids), facts.weight_bytes, size, load_ms_before, load_ms)
+    return Trimmed(out, before, len(ids), metadata.weight_bytes, size, load_ms_before, load_ms)
 
 
 def _load_ms(folder: Path) -> float:
@@ -257,8 +257,8 @@ def _renumber_settings(folder: Path, ids: Mapping[int, int]) -> None:
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text("utf8")) if path.is_file() else {}
     if settings.get("added_tokens_decoder"):
-        told = settings["added_tokens_decoder"].items()
-        settings["added_tokens_decoder"] = {str(ids[int(n)]): token for n, token in told if int(n) in ids}
+        settings = settings["added_tokens_decoder"].items()
+        settings["added_tokens_decoder"] = {str(ids[int(n)]): token for n, token in settings if int(n) in ids}
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf8")
     path = folder / "added_tokens.json"
     if path.is_file():

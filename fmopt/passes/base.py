@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from fmopt.core.model import CheckpointFacts, Graph, Inputs
+from fmopt.core.model import CheckpointMetadata, Graph, Inputs
 from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
 from fmopt.training.examples import Example
 
 
-class Clock(Protocol):
+class NetworkTimer(Protocol):
     """Times networks where a recipe will run them."""
 
     @property
@@ -28,7 +28,7 @@ class Clock(Protocol):
 class Context:
     """What a pass may know: data to calibrate on, the device, limits. It holds no state between passes."""
 
-    facts: CheckpointFacts
+    metadata: CheckpointMetadata
     target: Target
     calibration: Callable[[], Iterator[Inputs]]  # a fresh stream of encoded items, batch 1, their own lengths
     seed: int = 0
@@ -38,7 +38,9 @@ class Context:
     examples: Callable[[], Sequence[Example]] = tuple  # the train split, encoded, with labels where its rows have them
     teacher: Callable[[str | None], TorchModel] | None = None  # the baseline, or the checkpoint named, loaded anew
     deadline: float | None = None  # time.monotonic() at which training stops, to be gone on with by the same command
-    clock: Clock | None = None  # times networks where the recipe will run them; only passes that are `priced` get one
+    timer: NetworkTimer | None = (
+        None  # times networks where the recipe will run them; only passes that are `priced` get one
+    )
 
 
 @runtime_checkable
@@ -47,7 +49,7 @@ class TorchPass(Protocol):
 
     stage: ClassVar[Literal["torch"]]
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """Why this pass cannot be used on this model for this target; None when it can."""
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
@@ -61,7 +63,7 @@ class GraphPass(Protocol):
     stage: ClassVar[Literal["graph"]]
     format: ClassVar[Literal["onnx", "openvino"]]
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """Why this pass cannot be used on this model for this target; None when it can."""
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.model import CheckpointMetadata, Graph
 from fmopt.core.target import Target
 from fmopt.exporters.half_precision import magnitudes, to_half
 from fmopt.exporters.onnx_graph import constant, read_onnx, replace_nodes, write_onnx
@@ -42,7 +42,7 @@ class Cast:
         if self.to not in ("fp16-weights", "fp16", "bf16"):
             raise ConfigError(f"cast.to is {self.to!r}; it is 'fp16-weights', 'fp16' or 'bf16'")
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """Arithmetic that the target does not have; any runtime of ONNX knows Cast itself."""
         if self.to == "fp16-weights" or self.to in target.precisions:
             return None
@@ -67,8 +67,8 @@ class Cast:
         ctx.progress(f"looking at {len(items)} items for values that {self.to} cannot hold")
         kept = to_half(model, self.to, magnitudes(model, items))  # type: ignore[arg-type]
         path = write_onnx(model, out / graph.path.name)
-        told = f"cast({self.to}, {len(kept)} of {len(model.graph.node)} nodes stay fp32)"
-        return replace(graph, path=path, history=(*graph.history, told))
+        given = f"cast({self.to}, {len(kept)} of {len(model.graph.node)} nodes stay fp32)"
+        return replace(graph, path=path, history=(*graph.history, given))
 
 
 def weights_to_fp16(model: onnx.ModelProto, min_elements: int) -> int:

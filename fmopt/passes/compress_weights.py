@@ -13,9 +13,9 @@ import openvino
 from openvino import opset13 as ops
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.model import CheckpointMetadata, Graph
 from fmopt.core.target import Target
-from fmopt.edge.runners import with_past
+from fmopt.edge.runners import with_empty_cache
 from fmopt.exporters.openvino_graph import quiet_nncf, read_ir, save_ir
 from fmopt.models.networks import RECURRENT
 from fmopt.passes.base import Context
@@ -46,8 +46,8 @@ class CompressWeights:
     def __post_init__(self) -> None:
         for name, known in (("bits", (4, 8)), ("block", BLOCKS), ("method", METHODS)):
             if getattr(self, name) not in known:
-                told = ", ".join(map(str, known))
-                raise ConfigError(f"compress_weights.{name} is {getattr(self, name)!r}; it is one of {told}")
+                given = ", ".join(map(str, known))
+                raise ConfigError(f"compress_weights.{name} is {getattr(self, name)!r}; it is one of {given}")
         if self.bits == 8 and self.method != "rtn":
             raise ConfigError(
                 f"compress_weights.method {self.method!r} is for 4 bits; with 8 rounding to the nearest loses nothing"
@@ -55,19 +55,19 @@ class CompressWeights:
         if self.items < 1:
             raise ConfigError(f"compress_weights.items is {self.items}; it is at least 1")
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A target that has no OpenVINO, whose constants these are, or layers that NNCF leaves as they are."""
-        if facts.model_type in RECURRENT:
-            return f"NNCF narrows no layer of {facts.model_type}; quantize_dynamic on ONNX Runtime does"
+        if metadata.model_type in RECURRENT:
+            return f"NNCF narrows no layer of {metadata.model_type}; quantize_dynamic on ONNX Runtime does"
         return None if "openvino" in target.runtimes else f"{target.name} has no openvino, whose constants these are"
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write the graph into `out`. PassError when there is nothing to look at, or NNCF finds nothing to compress."""
         model = read_ir(graph.path)
-        wishes: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_SYM}
+        options: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_SYM}
         if self.bits == 4:
             smaller = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
-            wishes = {
+            options = {
                 "mode": nncf.CompressWeightsMode.INT4_SYM, "ratio": 1.0, "group_size": self.block, "all_layers": self.head,
                 "advanced_parameters": smaller,
                 "awq": self.method == "awq", "scale_estimation": self.method == "scale", "gptq": self.method == "gptq",
@@ -75,9 +75,9 @@ class CompressWeights:
         if self.method == "gptq":
             _turn_weights(model)
         if self.method != "rtn":
-            wishes["dataset"] = nncf.Dataset(self._items(model, ctx))
+            options["dataset"] = nncf.Dataset(self._items(model, ctx))
         with quiet_nncf():
-            made = nncf.compress_weights(model, **wishes)
+            made = nncf.compress_weights(model, **options)
         if not any(_narrow(op) for op in made.get_ops()):
             raise PassError(f"compress_weights found no weights to narrow in {graph.path.name}")
         path = save_ir(made, out / "model.xml")
@@ -95,7 +95,7 @@ class CompressWeights:
                 name: [axis.get_length() if axis.is_static else None for axis in shape]
                 for name, shape in ports.items() if name not in item
             }  # fmt: skip
-            whole = with_past(lacking, item)
+            whole = with_empty_cache(lacking, item)
             found.append({name: np.asarray(whole[name]) for name in ports})
         if not found:
             raise PassError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.target import Target
 from fmopt.models.families.base import find_family
 from fmopt.models.loading import TorchModel
@@ -35,15 +35,15 @@ class DropLayers:
         if self.count < 1:
             raise ConfigError(f"DropLayers.count is {self.count}; at least 1 layer is dropped")
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """Layers must be known, each its own, and one must stay."""
-        family = find_family(facts.model_type)
+        family = find_family(metadata.model_type)
         if family is None:
-            return f"fmopt does not know where the layers of {facts.model_type} are"
-        if family.uncuttable:
-            return f"{facts.model_type} cannot lose a layer: {family.uncuttable}"
-        if self.count >= facts.layers:
-            return f"there are {facts.layers} layers and at least one stays, so {self.count} cannot be dropped"
+            return f"fmopt does not know where the layers of {metadata.model_type} are"
+        if family.pruning_refusal:
+            return f"{metadata.model_type} cannot lose a layer: {family.pruning_refusal}"
+        if self.count >= metadata.layers:
+            return f"there are {metadata.layers} layers and at least one stays, so {self.count} cannot be dropped"
         return None
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
@@ -93,14 +93,14 @@ def _restored(model: TorchModel) -> Iterator[None]:
     net: Any = model.net
     layers = require_cuttable(model).layers(net)
     held = {home: net.get_submodule(home) for home in {layer.name.rpartition(".")[0] for layer in layers}}
-    told = dict(vars(net.config))
+    given = dict(vars(net.config))
     try:
         yield
     finally:
         for home, modules in held.items():
             replace_module(net, home, modules)
         vars(net.config).clear()
-        vars(net.config).update(told)
+        vars(net.config).update(given)
         number_caches(net)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.model import CheckpointMetadata, Graph
 from fmopt.core.target import Target
 from fmopt.edge.generation import FIRST_LOGITS
 from fmopt.exporters.cached_attention import MICROSOFT, Wiring, fuse_attention, in_order
@@ -32,10 +32,10 @@ class FuseDecoder:
     stage: ClassVar[Literal["graph"]] = "graph"
     format: ClassVar[Literal["onnx"]] = "onnx"
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A network without a cache, or a target without ONNX Runtime, whose operators these are."""
-        if facts.task != decoder.TASK:
-            return f"{facts.task} keeps no cache"
+        if metadata.task != decoder.TASK:
+            return f"{metadata.task} keeps no cache"
         return (
             None if "onnxruntime" in target.runtimes else f"{target.name} has no onnxruntime, whose operators these are"
         )
@@ -43,7 +43,7 @@ class FuseDecoder:
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write the graph into `out`. Attention that is not of the plain kind stays as it is, in all layers."""
         model = read_onnx(graph.path)
-        layers = fuse_decoder(model, int(ctx.facts.pipeline["max_length"]))
+        layers = fuse_decoder(model, int(ctx.metadata.pipeline["max_length"]))
         path = write_onnx(model, out / graph.path.name)
         return replace(graph, path=path, history=(*graph.history, f"fuse_decoder({layers} layers)"))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Sensitivity
 from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
@@ -49,9 +49,9 @@ class MixedPrecision:
         shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "groups"}
         return QuantizeStatic(keep_float=keep_float, **shared)
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """As for `QuantizeStatic`."""
-        return self.quantize(()).refusal(facts, target)
+        return self.quantize(()).refusal(metadata, target)
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Measure, then quantize the rest. PassError when nothing would be left to quantize."""
@@ -85,7 +85,7 @@ def _ranked(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ctx:
     path = None
     if ctx.scratch is not None:
         known = repr(
-            (_VERSION, model.facts.digest, model.history, quantize, ctx.target.int8_dot, found.items, found.digest)
+            (_VERSION, model.metadata.digest, model.history, quantize, ctx.target.int8_dot, found.items, found.digest)
         )
         path = ctx.scratch / f"sensitivity-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
         if path.is_file():

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts, Inputs
+from fmopt.core.model import CheckpointMetadata, Inputs
 from fmopt.core.target import Target
 from fmopt.models.families.base import Family, find_family
 from fmopt.models.loading import TorchModel
@@ -33,7 +33,7 @@ MIN_ITEMS = 32
 JUDGED_ITEMS = 32  # calibration items that the search measures real loss on
 LEVELS = 24  # widths of an FFN that are considered, at most
 UNDER, OVER = 0.02, 0.01  # a pruned network this near to the time it was to have is not chosen anew
-ROUNDS = 3  # choices at most, each corrected by what those before really took; more would chase the clock's noise
+ROUNDS = 3  # choices at most, each corrected by what those before really took; more would chase the timer's noise
 AGAIN = 4  # a choice anew begins where the one before ended, and tries a quarter as often
 
 
@@ -70,17 +70,17 @@ class PruneStructured:
         if self.tries < 0:
             raise ConfigError(f"PruneStructured.tries is {self.tries}; it is 0 or more")
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """Layers must be known and each its own, and the target must be here to be timed on."""
-        family = find_family(facts.model_type)
+        family = find_family(metadata.model_type)
         if family is None:
-            return f"fmopt does not know where the heads and neurons of {facts.model_type} are"
-        if family.uncuttable:
-            return f"{facts.model_type} cannot be pruned: {family.uncuttable}"
+            return f"fmopt does not know where the heads and neurons of {metadata.model_type} are"
+        if family.pruning_refusal:
+            return f"{metadata.model_type} cannot be pruned: {family.pruning_refusal}"
         return None if target.here else f"{target.name} is not this machine, so its sublayers cannot be timed here"
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
-        """Prune in place. PassError for a latency below the floor, for too few items, or without a clock."""
+        """Prune in place. PassError for a latency below the floor, for too few items, or without a timer."""
         from fmopt.models.surgery.pruned_modules import require_cuttable
         from fmopt.passes.calibration.generated_answers import answering
         from fmopt.passes.pruning.latency_table import latency_table
@@ -88,18 +88,18 @@ class PruneStructured:
         from fmopt.passes.pruning.obs_scores import sublayers
 
         family = require_cuttable(model)
-        if ctx.clock is None:
+        if ctx.timer is None:
             raise PassError("prune_structured has no runtime to time sublayers on; use it in a recipe with a runtime")
         parts = sublayers(model.net, family)
         ctx.progress("timing sublayers at several widths")
-        table = latency_table(model, family, ctx.clock, ctx.target.width_multiple, ctx.scratch)
+        table = latency_table(model, family, ctx.timer, ctx.target.width_multiple, ctx.scratch)
         ctx.progress(f"uncut {table.whole_ms:.2f} ms; the sum of its parts is off by {table.additivity_error:+.1%}")
         wanted = self.wanted_ms(table)
         with TemporaryDirectory() as here:
             scores = _scores(model, parts, self, answering(model, ctx, self.items), ctx.scratch or Path(here))
             pruned = _Pruning(model, family, parts, scores, table, ctx)
             kept = scores.folder / f"{_choice_key(table, wanted, self.tries, ctx)}.json"
-            if not kept.is_file():  # times are never the same twice; what was trained since hangs on what was chosen
+            if not kept.is_file():  # times are never the same twice; what was trained since depends on what was chosen
                 part = kept.with_suffix(".part")
                 part.write_text(json.dumps(pruned.to(wanted, self.tries)))
                 part.replace(kept)
@@ -166,7 +166,7 @@ def _corrected(taken: Sequence[tuple[float, float]], wanted: float, base_ms: flo
 
 @dataclass(frozen=True)
 class _Pruning:
-    """Everything a choice of widths hangs on."""
+    """Everything a choice of widths depends on."""
 
     model: TorchModel
     family: Family
@@ -220,16 +220,16 @@ class _Pruning:
         from torch import nn
 
         from fmopt.models.surgery.projections import put_weight
-        from fmopt.models.surgery.pruned_modules import cut_heads, cut_neurons
+        from fmopt.models.surgery.pruned_modules import prune_heads, prune_neurons
 
         layers = self.family.layers(model.net)
         for part, count in zip(self.parts, counts, strict=True):
             weight, bias = self.scores.updated(model.net, part, count)
             kept = self.scores.removals[part.output].kept(count)
             if part.kind == "ffn":
-                cut_neurons(model.net, layers[part.layer].ffn, kept)
+                prune_neurons(model.net, layers[part.layer].ffn, kept)
             else:
-                cut_heads(model.net, layers[part.layer].attentions[part.kind == "cross"], kept)
+                prune_heads(model.net, layers[part.layer].attentions[part.kind == "cross"], kept)
             left = model.net.get_submodule(part.output)
             if count:
                 put_weight(left, weight)
@@ -249,11 +249,11 @@ class _Pruning:
         return self.table.curve(part.kind, part.stack).at(count)
 
     def _measured_ms(self, counts: Sequence[int]) -> float:
-        """Of the network cut so, on the clock; one that was never cut runs beside it, so that a slower machine is no excuse."""
+        """Of the network cut so, on the timer; one that was never cut runs beside it, so that a slower machine is no excuse."""
         from fmopt.passes.pruning.latency_table import uncut
         from fmopt.passes.pruning.norm_merging import merge_norms
 
-        assert self.ctx.clock is not None
+        assert self.ctx.timer is not None
 
         def narrow() -> TorchModel:
             made = copy.deepcopy(self.model)
@@ -261,7 +261,7 @@ class _Pruning:
             merge_norms(made.net, self.family, None)
             return made
 
-        ms = self.ctx.clock({"whole": lambda: replace(self.model, net=uncut(self.model)), "pruned": narrow})
+        ms = self.ctx.timer({"whole": lambda: replace(self.model, net=uncut(self.model)), "pruned": narrow})
         return ms["pruned"] * self.table.whole_ms / ms["whole"]
 
     def _measured_loss(self, levels: Sequence[Sequence[int]]) -> Callable[[tuple[int, ...]], float]:
@@ -269,7 +269,7 @@ class _Pruning:
         from fmopt.passes.calibration.output_distance import distance_from_now
 
         distance = distance_from_now(self.model, self.ctx, JUDGED_ITEMS)
-        largest = max(4 * (part.units * part.size) * self.model.facts.hidden_size for part in self.parts)
+        largest = max(4 * (part.units * part.size) * self.model.metadata.hidden_size for part in self.parts)
         # Tries differ from one another in few sublayers.
         updated = lru_cache(maxsize=max(1, self.ctx.memory_cap_bytes // largest))(
             lambda number, count: self.scores.updated(self.model.net, self.parts[number], count)

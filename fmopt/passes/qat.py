@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
@@ -60,9 +60,9 @@ class Qat:
         """How it is trained."""
         return Distill(**self._shared(Distill))
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """As for both parts."""
-        return self.quantize.refusal(facts, target) or self.training.refusal(facts, target)
+        return self.quantize.refusal(metadata, target) or self.training.refusal(metadata, target)
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Quantize, train, freeze; in place. PassError when there is nothing to quantize or to train on."""

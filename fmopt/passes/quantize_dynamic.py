@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.model import CheckpointMetadata, Graph
 from fmopt.core.target import Target
 from fmopt.exporters.onnx_graph import (
     EXTERNAL_FROM_BYTES,
@@ -43,7 +43,7 @@ class QuantizeDynamic:
         if self.weights not in known:
             raise ConfigError(f"quantize_dynamic.weights is {self.weights!r}; it is one of {', '.join(known)}")
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A target without INT8."""
         return None if "int8" in target.precisions else f"{target.name} does not compute in int8"
 

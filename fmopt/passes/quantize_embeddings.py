@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.model import CheckpointMetadata, Graph
 from fmopt.core.target import Target
 from fmopt.exporters.onnx_graph import constant, consumers, drop_dead, read_onnx, replace_nodes, weights, write_onnx
 from fmopt.passes.base import Context
@@ -30,10 +30,10 @@ class QuantizeEmbeddings:
     stage: ClassVar[Literal["graph"]] = "graph"
     format: ClassVar[Literal["onnx"]] = "onnx"
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A model that looks nothing up; any runtime of ONNX knows Gather, Cast and Mul."""
-        looked_up = facts.modality in ("text", "item") or "start" in facts.pipeline  # words, those of answers too
-        return None if looked_up else f"{facts.modality}s are not looked up in a table"
+        looked_up = metadata.modality in ("text", "item") or "start" in metadata.pipeline  # words, those of answers too
+        return None if looked_up else f"{metadata.modality}s are not looked up in a table"
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write the graph into `out`. PassError when there is no such table."""

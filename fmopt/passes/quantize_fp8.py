@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.model import CheckpointMetadata, Graph
 from fmopt.core.target import Target
 from fmopt.exporters.half_precision import magnitudes, opset_of
 from fmopt.exporters.onnx_graph import constant, drop_dead, layer_of_name, read_onnx, replace_nodes, weights, write_onnx
@@ -43,7 +43,7 @@ class QuantizeFp8:
         if self.items < 1:
             raise ConfigError(f"quantize_fp8.items is {self.items}; it takes at least one")
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """Only from Ada and Hopper on (sm_89) do tensor cores multiply FP8."""
         return None if "fp8" in target.precisions else f"{target.name} ({target.arch}) does not compute in fp8"
 
@@ -102,11 +102,11 @@ def _stored(model: onnx.ModelProto, nodes: list[onnx.NodeProto], tensor: onnx.Te
     values, name = numpy_helper.to_array(tensor).astype(np.float32), tensor.name
     scale = np.array(max(float(np.abs(values).max(initial=0.0)), 1e-6) / LARGEST, np.float32)
     eight = np.clip(values / scale, -LARGEST, LARGEST).astype(ml_dtypes.float8_e4m3fn)
-    raw = helper.make_tensor(f"{name}.fp8", TensorProto.FLOAT8E4M3FN, values.shape, eight.tobytes(), raw=True)
-    model.graph.initializer.extend([raw, constant(f"{name}.fp8_scale", scale)])
+    sample = helper.make_tensor(f"{name}.fp8", TensorProto.FLOAT8E4M3FN, values.shape, eight.tobytes(), raw=True)
+    model.graph.initializer.extend([sample, constant(f"{name}.fp8_scale", scale)])
     nodes.append(
         helper.make_node(
-            "DequantizeLinear", [raw.name, f"{name}.fp8_scale", ZERO], [f"{name}.dq"], f"{name}/DequantizeLinear"
+            "DequantizeLinear", [sample.name, f"{name}.fp8_scale", ZERO], [f"{name}.dq"], f"{name}/DequantizeLinear"
         )
     )
     return f"{name}.dq"

@@ -12,7 +12,7 @@ import nncf
 import numpy as np
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.model import CheckpointMetadata, Graph
 from fmopt.core.target import Target
 from fmopt.exporters.openvino_graph import quiet_nncf, read_ir, save_ir
 from fmopt.passes.base import Context
@@ -34,7 +34,7 @@ class QuantizeNncf:
         if not 1 <= self.items <= 300:
             raise ConfigError(f"quantize_nncf.items is {self.items}; it is between 1 and 300")
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A target without INT8, or an x86 CPU where OpenVINO's INT8 is slower than fp32 and saturates.
 
         OpenVINO 2026.4 has INT8 kernels for VNNI and AMX; without them it falls back to one that took 1.3× the time of

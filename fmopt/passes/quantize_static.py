@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
@@ -51,7 +51,7 @@ class QuantizeStatic:
         if self.weight_bits not in (None, 7, 8):
             raise ConfigError(f"QuantizeStatic.weight_bits is {self.weight_bits}; it is 7 or 8")
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A device without 8-bit kernels gains nothing."""
         return None if "int8" in target.precisions else f"target {target.name} does not compute in int8"
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts, Graph, Inputs
+from fmopt.core.model import CheckpointMetadata, Graph, Inputs
 from fmopt.core.target import Target
 from fmopt.exporters.onnx_graph import EXTERNAL_FROM_BYTES, quiet_quantizer, read_onnx, weight_bytes, write_onnx
 from fmopt.passes.base import Context
@@ -33,7 +33,7 @@ class QuantizeStaticOrt:
         if self.items < 1:
             raise ConfigError(f"quantize_static_ort.items is {self.items}; it takes at least one")
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A target without INT8."""
         return None if "int8" in target.precisions else f"{target.name} does not compute in int8"
 

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper
 
 from fmopt.core.errors import ConfigError, PassError
-from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.model import CheckpointMetadata, Graph
 from fmopt.core.target import Target
 from fmopt.exporters.onnx_graph import (
     add_opset,
@@ -63,8 +63,8 @@ class QuantizeWeights:
     def __post_init__(self) -> None:
         for name, known in (("bits", BITS), ("block", BLOCKS), ("method", METHODS)):
             if getattr(self, name) not in known:
-                told = ", ".join(map(str, known))
-                raise ConfigError(f"quantize_weights.{name} is {getattr(self, name)!r}; it is one of {told}")
+                given = ", ".join(map(str, known))
+                raise ConfigError(f"quantize_weights.{name} is {getattr(self, name)!r}; it is one of {given}")
         if self.method == "mse" and not self.symmetric:
             raise ConfigError("quantize_weights.method 'mse' has no zero points; leave symmetric = true")
         if self.method == "hqq" and self.bits != 4:
@@ -72,7 +72,7 @@ class QuantizeWeights:
                 "quantize_weights.method 'hqq' is for 4 bits; with 8 rounding to the nearest loses nothing"
             )
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A target that has no ONNX Runtime, whose operator this is."""
         return None if "onnxruntime" in target.runtimes else f"{target.name} has no onnxruntime, whose operator this is"
 
@@ -150,9 +150,9 @@ class QuantizeWeights:
             quantizer.process()
         made = quantizer.model.model.graph
         for one in made.node:
-            told = [attribute for attribute in one.attribute if attribute.name != "accuracy_level"]
+            given = [attribute for attribute in one.attribute if attribute.name != "accuracy_level"]
             del one.attribute[:]
-            one.attribute.extend([*told, helper.make_attribute("accuracy_level", INT8_PRODUCTS)])
+            one.attribute.extend([*given, helper.make_attribute("accuracy_level", INT8_PRODUCTS)])
         return list(made.node), [tensor for tensor in made.initializer if tensor.name != node.input[1]]
 
     def _kept(self, model: onnx.ModelProto) -> list[str]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import onnx
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import CheckpointFacts, Graph
+from fmopt.core.model import CheckpointMetadata, Graph
 from fmopt.core.target import Target
 from fmopt.exporters.onnx_graph import read_onnx, write_onnx
 from fmopt.passes.base import Context
@@ -29,7 +29,7 @@ class Simplify:
     stage: ClassVar[Literal["graph"]] = "graph"
     format: ClassVar[Literal["onnx"]] = "onnx"
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A target without ONNX Runtime: nobody else gains by it."""
         return (
             None if "onnxruntime" in target.runtimes else f"{target.name} has no onnxruntime, which alone gains by it"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
@@ -27,7 +27,7 @@ class Sparsify24:
 
     stage: ClassVar[Literal["torch"]] = "torch"
 
-    def refusal(self, facts: CheckpointFacts, target: Target) -> str | None:
+    def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """Only NVIDIA GPUs from Ampere on have sparse tensor cores."""
         sm = target.arch.removeprefix("sm_")
         if target.kind == "gpu" and sm.isdigit() and int(sm) >= FIRST_SM:

@@ -350,9 +350,9 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(metadata: dict[str, Any]) -> list[tuple[str, str]]:
     """Facts as words; empty ones are left out."""
-    return [(_label(str(k)), _shown(v)) for k, v in facts.items() if v not in (None, "", [], (), {})]
+    return [(_label(str(k)), _shown(v)) for k, v in metadata.items() if v not in (None, "", [], (), {})]
 
 
 def _label(name: str) -> str:

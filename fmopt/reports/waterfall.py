@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fmopt.core import formatting
-from fmopt.evaluation.record import Record, Rung, drop_unit
+from fmopt.evaluation.record import AblationStep, Record, drop_unit
 
 Kind = Literal["total", "better", "worse", "same"]
 
@@ -41,24 +41,24 @@ class Fall:
 
 def falls(record: Record) -> list[Fall]:
     """Latency, size and accuracy; empty without rungs. The first and the last bar are totals."""
-    rungs, unit = record.waterfall, drop_unit(record)
-    if not rungs:
+    ablation_steps, unit = record.waterfall, drop_unit(record)
+    if not ablation_steps:
         return []
     return [
-        _fall("Latency, median", rungs, [r.p50 for r in rungs], formatting.milliseconds, _ratio),
-        _fall("Size", rungs, [float(r.size_bytes) for r in rungs], formatting.size, _bytes),
+        _fall("Latency, median", ablation_steps, [r.p50 for r in ablation_steps], formatting.milliseconds, _ratio),
+        _fall("Size", ablation_steps, [float(r.size_bytes) for r in ablation_steps], formatting.size, _bytes),
         _fall(
-            "Accuracy on validation", rungs, [-r.drop.point for r in rungs],
+            "Accuracy on validation", ablation_steps, [-r.drop.point for r in ablation_steps],
             lambda v: f"{formatting.points(v, sign=True)} {unit}",
             lambda before, after: f"{formatting.points(after - before, sign=True)} {unit}", more_is_better=True,
-            bounds=[(-r.drop.high, -r.drop.low) for r in rungs],
+            bounds=[(-r.drop.high, -r.drop.low) for r in ablation_steps],
         ),
     ]  # fmt: skip
 
 
 def _fall(
     title: str,
-    rungs: Sequence[Rung],
+    ablation_steps: Sequence[AblationStep],
     values: Sequence[float],
     words: Callable[[float], str],
     change: Callable[[float, float], str],
@@ -83,12 +83,12 @@ def _fall(
             "" if span is None else f"{words(span[0])} to {words(span[1])}",
         )  # fmt: skip
 
-    bars = [bar(rungs[0].name, 0.0, values[0], 0, "total")]
-    for number in range(1, len(rungs)):
+    bars = [bar(ablation_steps[0].name, 0.0, values[0], 0, "total")]
+    for number in range(1, len(ablation_steps)):
         before, after = values[number - 1], values[number]
         kind: Kind = "same" if after == before else "better" if (after > before) is more_is_better else "worse"
-        bars.append(bar(rungs[number].name, before, after, number, kind))
-    bars.append(bar("shipped", 0.0, values[-1], len(rungs) - 1, "total"))
+        bars.append(bar(ablation_steps[number].name, before, after, number, kind))
+    bars.append(bar("shipped", 0.0, values[-1], len(ablation_steps) - 1, "total"))
     return Fall(title, bars, at(0.0))
 
 

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fmopt.core.model import Artifact, CheckpointFacts, Format, Graph, Runner, model_files
+from fmopt.core.model import Artifact, CheckpointMetadata, Format, Graph, Runner, model_files
 from fmopt.core.plugins import did_you_mean
 from fmopt.core.results import OpTime
 from fmopt.core.target import Target
-from fmopt.edge.runners import HALVES, HALVES_BY
+from fmopt.edge.runners import DECODER_INPUT, ENCODER_DECODER
 
 
 class Runtime(Protocol):
@@ -29,7 +29,7 @@ class Runtime(Protocol):
     def refusal(self, target: Target, options: Mapping[str, Any]) -> str | None:
         """Why these options cannot be used on this target (a precision the device lacks); None when they can."""
 
-    def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
+    def build(self, source: Graph | CheckpointMetadata, options: Mapping[str, Any], out: Path) -> Artifact:
         """Files in `out` that `open` opens."""
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
@@ -49,7 +49,7 @@ def unfit(name: str, known: Sequence[str], target: Target, options: Mapping[str,
 
 def opening_options(graph: Graph) -> dict[str, Any]:
     """Options that a graph of two halves needs, to be opened one by one; none for others."""
-    return {HALVES: True} if HALVES_BY in graph.inputs else {}
+    return {ENCODER_DECODER: True} if DECODER_INPUT in graph.inputs else {}
 
 
 def copy_model(path: Path, out: Path) -> Path:

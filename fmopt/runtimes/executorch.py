@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import PassError, UnmeasuredError
-from fmopt.core.model import Artifact, CheckpointFacts, Graph, Runner
+from fmopt.core.model import Artifact, CheckpointMetadata, Graph, Runner
 from fmopt.core.results import OpTime
 from fmopt.core.target import Target
 from fmopt.edge.executorch import ExecuTorchRunner
@@ -38,7 +38,7 @@ class ExecuTorch:
             return f"{self.name} has no quantize {options['quantize']!r}; it has int8"
         return None
 
-    def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
+    def build(self, source: Graph | CheckpointMetadata, options: Mapping[str, Any], out: Path) -> Artifact:
         """The program in `out`, with the names of what it takes and gives."""
         if not isinstance(source, Graph) or source.format != self.format:
             raise PassError(f"{self.name} builds from a network that was exported for it")

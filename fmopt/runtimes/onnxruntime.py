@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import Artifact, CheckpointFacts, Graph, Runner
+from fmopt.core.model import Artifact, CheckpointMetadata, Graph, Runner
 from fmopt.core.results import OpTime
 from fmopt.core.target import Target
 from fmopt.edge import runners
@@ -42,7 +42,7 @@ class OnnxRuntime:
         lacking = set(options.get("providers", ())) - set(_providers())
         return f"the ONNX Runtime installed here was built without {', '.join(sorted(lacking))}" if lacking else None
 
-    def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
+    def build(self, source: Graph | CheckpointMetadata, options: Mapping[str, Any], out: Path) -> Artifact:
         """The graph's files in `out`; ONNX Runtime compiles when it opens them."""
         if not isinstance(source, Graph) or source.format != "onnx":
             raise PassError(f"{self.name} builds from an ONNX graph, not from {_named(source)}")
@@ -77,7 +77,7 @@ def _profile_events(
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     providers = list(artifact.options.get("providers", ("CPUExecutionProvider",)))
-    half = runners.half_of(inputs) if artifact.options.get(runners.HALVES) else None
+    half = runners.part_for(inputs) if artifact.options.get(runners.ENCODER_DECODER) else None
     session = ort.InferenceSession(runners.onnx_model(artifact.path, options, half), options, providers=providers)
     feed = {entry.name: inputs[entry.name] for entry in session.get_inputs()}
     for _ in range(WARM_UP_RUNS + PROFILED_RUNS):
@@ -115,7 +115,7 @@ def _op_times(events: Sequence[Mapping[str, Any]]) -> list[OpTime]:
     return sorted(times, key=lambda op: -op.ms)
 
 
-def _named(source: Graph | CheckpointFacts) -> str:
+def _named(source: Graph | CheckpointMetadata) -> str:
     return f"{source.format} graph {source.path.name}" if isinstance(source, Graph) else "a checkpoint"
 
 

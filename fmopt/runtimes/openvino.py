@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import Artifact, CheckpointFacts, Graph, Runner
+from fmopt.core.model import Artifact, CheckpointMetadata, Graph, Runner
 from fmopt.core.plugins import did_you_mean
 from fmopt.core.results import OpTime
 from fmopt.core.target import Target
@@ -67,7 +67,7 @@ class OpenVino:
             return f"{self.name} option 'shape' is {shape!r}; it is [batch, tokens], for example [1, 128]"
         return None
 
-    def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
+    def build(self, source: Graph | CheckpointMetadata, options: Mapping[str, Any], out: Path) -> Artifact:
         """IR in `out`, the same bytes for the same graph."""
         from fmopt.exporters.openvino_graph import read_ir, save_ir
         from fmopt.exporters.openvino_stateful import make_stateful
@@ -102,7 +102,7 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": str(artifact.options.get("precision", "f32")),
         }
-        half = runners.half_of(inputs) if artifact.options.get(runners.HALVES) else None
+        half = runners.part_for(inputs) if artifact.options.get(runners.ENCODER_DECODER) else None
         model = runners.read_openvino(artifact.path, artifact.options.get("shape"), half)
         if stateful := bool(artifact.options.get("stateful")):
             properties["KV_CACHE_PRECISION"] = str(artifact.options.get("kv_cache", "f32"))
@@ -110,19 +110,19 @@ class OpenVino:
         compiled = openvino.Core().compile_model(model, "CPU", properties)
         request = compiled.create_infer_request()
         feed = {port.any_name: inputs[port.any_name] for port in compiled.inputs}
-        past = feed["attention_mask"].shape[1] - feed["input_ids"].shape[1] if stateful else 0
-        if past:
-            request.infer(_tokens(feed, past))
+        kv_cache = feed["attention_mask"].shape[1] - feed["input_ids"].shape[1] if stateful else 0
+        if kv_cache:
+            request.infer(_tokens(feed, kv_cache))
         samples: dict[tuple[str, str, str], list[float]] = defaultdict(list)
         for turn in range(WARM_UP_RUNS + PROFILED_RUNS):
             if stateful and turn:
-                shorten(request, past)
+                shorten(request, kv_cache)
             request.infer(feed, share_inputs=True)
             for op in request.profiling_info if turn >= WARM_UP_RUNS else ():
                 samples[op.node_name, op.node_type, op.exec_type].append(op.real_time.total_seconds() * 1000)
         # Only after a run does the compiled graph tell shapes in numbers.
         model = read_stateless(artifact.path) if stateful else model
-        model.reshape({port.any_name: _sizes(port, feed, past) for port in model.inputs})
+        model.reshape({port.any_name: _sizes(port, feed, kv_cache) for port in model.inputs})
         work = openvino_work(compiled.get_runtime_model(), model)
         times = [_op_time(*key, median(taken), work.get(key[0])) for key, taken in samples.items()]
         return sorted((op for op in times if op.ms > 0), key=lambda op: -op.ms)
@@ -136,11 +136,11 @@ def _tokens(feed: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]
     return {name: whole[name].astype(value.dtype) for name, value in feed.items()}
 
 
-def _sizes(port: Any, feed: Mapping[str, np.ndarray], past: int) -> list[int]:
+def _sizes(port: Any, feed: Mapping[str, np.ndarray], kv_cache: int) -> list[int]:
     """Of an input, as it was in a run; of a past that the graph keeps itself, after so many tokens."""
     if port.any_name in feed:
         return list(feed[port.any_name].shape)
-    free = (len(feed["input_ids"]), 0, past, 0)
+    free = (len(feed["input_ids"]), 0, kv_cache, 0)
     return [axis.get_length() if axis.is_static else size for axis, size in zip(port.partial_shape, free, strict=True)]
 
 

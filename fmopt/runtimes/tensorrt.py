@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import PassError, UnmeasuredError
-from fmopt.core.model import Artifact, CheckpointFacts, Graph, Runner
+from fmopt.core.model import Artifact, CheckpointMetadata, Graph, Runner
 from fmopt.core.plugins import did_you_mean
 from fmopt.core.results import OpTime
 from fmopt.core.target import Target
@@ -43,7 +43,7 @@ class TensorRt:
             return reason
         return wrong_option({**tensorrt.DEFAULTS, **options}, target)
 
-    def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
+    def build(self, source: Graph | CheckpointMetadata, options: Mapping[str, Any], out: Path) -> Artifact:
         """The graph's files in `out`. PassError, with the nodes, for a graph that TensorRT would not take."""
         from fmopt.exporters.tensorrt_check import check_file
 
@@ -51,8 +51,8 @@ class TensorRt:
             raise PassError(f"{self.name} builds from an ONNX graph")
         faults = check_file(source.path).faults
         if faults:
-            told = "; ".join(f"{fault.node or fault.operator}: {fault.text}" for fault in faults[:3])
-            raise PassError(f"TensorRT would not take this graph ({len(faults)} faults): {told}")
+            given = "; ".join(f"{fault.node or fault.operator}: {fault.text}" for fault in faults[:3])
+            raise PassError(f"TensorRT would not take this graph ({len(faults)} faults): {given}")
         return Artifact(self.name, copy_model(source.path, out), dict(options))
 
     def open(self, artifact: Artifact, threads: int) -> Runner:

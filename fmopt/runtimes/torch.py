@@ -13,11 +13,11 @@ import numpy as np
 
 from fmopt.core import plugins
 from fmopt.core.errors import PassError, UnmeasuredError
-from fmopt.core.model import Artifact, CheckpointFacts, Graph, Runner
+from fmopt.core.model import Artifact, CheckpointMetadata, Graph, Runner
 from fmopt.core.plugins import did_you_mean
 from fmopt.core.results import OpTime
 from fmopt.core.target import Target
-from fmopt.edge.runners import PAST
+from fmopt.edge.runners import CACHE_PREFIX
 from fmopt.edge.seq2seq import SOURCE_MASK
 from fmopt.models.structure import load_network
 from fmopt.models.wrappers import decoder, seq2seq
@@ -68,12 +68,12 @@ class Torch:
             return "quantize needs torchao: pip install torchao"
         return None if dtype in target.precisions else f"{target.name} does not compute in {dtype}"
 
-    def build(self, source: Graph | CheckpointFacts, options: Mapping[str, Any], out: Path) -> Artifact:
+    def build(self, source: Graph | CheckpointMetadata, options: Mapping[str, Any], out: Path) -> Artifact:
         """The checkpoint's own folder; nothing is written."""
         if isinstance(source, Graph):
             raise PassError(f"{self.name} runs a checkpoint, not a graph; choose onnxruntime or openvino for passes")
-        facts = {"auto_class": plugins.find("tasks", source.task).auto_class, "dtype": "fp32", **options}
-        return Artifact(self.name, source.folder, facts)
+        metadata = {"auto_class": plugins.find("tasks", source.task).auto_class, "dtype": "fp32", **options}
+        return Artifact(self.name, source.folder, metadata)
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
         """The network on its device, in its mode; UnmeasuredError when that device is not here."""
@@ -115,7 +115,7 @@ class TorchRunner:
         self.net: Any = on_device(net, self.device, options.get("quantize"))
         self.call = MODES[str(options.get("mode", "eager"))](self.net)
         self.threads = threads
-        self.halves = seq2seq.Halves(self.net) if seq2seq.has_halves(self.net) else None
+        self.halves = seq2seq.EncoderDecoder(self.net) if seq2seq.is_encoder_decoder(self.net) else None
         self.names = _input_names(self.net) | {SOURCE_MASK}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -128,7 +128,7 @@ class TorchRunner:
         feed = {
             name: torch.from_numpy(np.asarray(inputs[name])).to(self.device)
             for name in inputs
-            if name in self.names or name.startswith(PAST)
+            if name in self.names or name.startswith(CACHE_PREFIX)
         }
         feed = {name: given.to(self.net.dtype) if given.is_floating_point() else given for name, given in feed.items()}
         with _threads(self.threads), torch.inference_mode():
@@ -161,9 +161,9 @@ def eager(net: Any) -> Callable[[Mapping[str, Any]], Any]:
     """A call of the network on named tensors; those of a past become its cache."""
 
     def call(tensors: Mapping[str, Any]) -> Any:
-        feed = {name: tensor for name, tensor in tensors.items() if not name.startswith(PAST)}
-        if past := decoder.cache_of(tensors, net.dtype):
-            feed["past_key_values"] = past
+        feed = {name: tensor for name, tensor in tensors.items() if not name.startswith(CACHE_PREFIX)}
+        if kv_cache := decoder.cache_of(tensors, net.dtype):
+            feed["past_key_values"] = kv_cache
         return net(**feed, return_dict=True)
 
     return call

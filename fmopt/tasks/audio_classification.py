@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.tasks.base import Item, label_index
 from fmopt.tasks.text_classification import TextClassification, several_labels
 
@@ -26,10 +26,10 @@ class AudioClassification(TextClassification):
     }
     needed = (("audio",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a label that the model does not have."""
-        labels = facts.pipeline.get("labels") or []
-        read = several_labels if facts.pipeline.get("multi_label") else label_index
+        labels = metadata.pipeline.get("labels") or []
+        read = several_labels if metadata.pipeline.get("multi_label") else label_index
         return [Item(number, row["audio"], read(row.get("label"), labels, number)) for number, row in enumerate(rows)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled
 
@@ -27,26 +27,30 @@ class SpeechRecognition:
     }
     needed = (("audio",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a transcript that is no text."""
         for number, row in enumerate(rows, 1):
-            told = row.get("transcript")
-            if told is not None and not isinstance(told, str):
+            reference = row.get("transcript")
+            if reference is not None and not isinstance(reference, str):
                 raise DataError(
-                    f"row {number} has the transcript {told!r}, which is no text; name the classes in a labels.json"
+                    f"row {number} has the transcript {reference!r}, which is no text; name the classes in a labels.json"
                 )
         return [Item(number, row["audio"], row.get("transcript")) for number, row in enumerate(rows)]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Word and character error rates (WER, CER) where there are transcripts; how many texts are the baseline's, and the
         word error rate against those. Case and punctuation do not count, as is usual for WER."""
         texts = [str(prediction["text"]) for prediction in predictions]
         found = []
         if labelled(items):
-            told = [str(item.label) for item in items]
-            found = [_rate("WER", words_of, texts, told, primary=True), _rate("CER", letters_of, texts, told)]
+            reference = [str(item.label) for item in items]
+            found = [_rate("WER", words_of, texts, reference, primary=True), _rate("CER", letters_of, texts, reference)]
         if baseline is not None:
             before = [str(prediction["text"]) for prediction in baseline]
             same = [words_of(old) == words_of(new) for old, new in zip(before, texts, strict=True)]
@@ -57,15 +61,15 @@ class SpeechRecognition:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Items with other words; those that gained errors first."""
         found = []
         for index, (old, new, item) in enumerate(zip(baseline, predictions, items, strict=True)):
             before, after = words_of(old["text"]), words_of(new["text"])
             if before != after:
-                told = None if item.label is None else words_of(item.label)
-                harm = 0.0 if told is None else float(edits(told, after) - edits(told, before))
+                reference = None if item.label is None else words_of(item.label)
+                harm = 0.0 if reference is None else float(edits(reference, after) - edits(reference, before))
                 found.append(Change(index, old["text"], new["text"], harm, item.label))
         return found
 
@@ -80,10 +84,10 @@ def letters_of(text: str) -> list[str]:
     return list(" ".join(words_of(text)))
 
 
-def edits(told: Sequence[str], found: Sequence[str]) -> int:
+def edits(reference: Sequence[str], found: Sequence[str]) -> int:
     """Fewest insertions, deletions and substitutions that make one of the other (Levenshtein, 1966)."""
     row = list(range(len(found) + 1))
-    for number, wanted in enumerate(told, 1):
+    for number, wanted in enumerate(reference, 1):
         diagonal, row[0] = row[0], number
         for place, got in enumerate(found, 1):
             diagonal, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, diagonal + (wanted != got))
@@ -91,9 +95,15 @@ def edits(told: Sequence[str], found: Sequence[str]) -> int:
 
 
 def _rate(
-    name: str, parts: Any, texts: Sequence[str], told: Sequence[str], *, primary: bool = False, against_baseline: bool = False
-) -> Scores:  # fmt: skip
-    pairs = [(parts(right), parts(text)) for right, text in zip(told, texts, strict=True)]
+    name: str,
+    parts: Any,
+    texts: Sequence[str],
+    reference: Sequence[str],
+    *,
+    primary: bool = False,
+    against_baseline: bool = False,
+) -> Scores:
+    pairs = [(parts(right), parts(text)) for right, text in zip(reference, texts, strict=True)]
     values = [[float(edits(right, got)), float(len(right))] for right, got in pairs]
     return Scores(name=name, metric="error_rate", values=values, primary=primary, against_baseline=against_baseline)
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.edge.parts import Raw
+from fmopt.edge.parts import Sample
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Item:
     """One thing to predict. A row of the data may give several items (query and document)."""
 
     row: int  # index of the row it came from, for reports and pairing
-    raw: Raw
+    sample: Sample
     label: Any = None  # int class, float, list of tag ids, list of answers; None without labels
     role: str = ""  # "query", "document", "first", "second" where a row gives several items
 
@@ -46,22 +46,26 @@ class Task(Protocol):
     columns: Mapping[str, tuple[str, ...]]  # role -> accepted column names, most usual first
     needed: tuple[tuple[str, ...], ...]  # alternatives of roles without which nothing can be predicted, best first
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """Items of rows whose columns are already named by role; DataError on a label the model does not know."""
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Metrics, exactly one of them primary. Without labels: fidelity to `baseline`; without that too: none."""
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Items for which people would see another result than the baseline's."""
 
 
 def modality_of(task: Task) -> str:
-    """What the raws of a task are: "text" unless it says "image" or "audio" of itself."""
+    """What the samples of a task are: "text" unless it says "image" or "audio" of itself."""
     return str(getattr(task, "modality", "text"))
 
 
@@ -70,7 +74,7 @@ def labelled(items: Sequence[Item]) -> bool:
     return bool(items) and all(item.label is not None for item in items)
 
 
-def text_or_pair(row: Mapping[str, Any]) -> Raw:
+def text_or_pair(row: Mapping[str, Any]) -> Sample:
     """The text of a row, or its two texts."""
     return (row["text"], row["text_pair"]) if row.get("text_pair") is not None else row["text"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmopt.core.errors import DataError
-from fmopt.core.model import TOKENIZER, CheckpointFacts
+from fmopt.core.model import TOKENIZER, CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.text import Preprocessor
 from fmopt.tasks.base import Change, Item, column, labelled
@@ -33,13 +33,13 @@ class FillMask:
     columns: Mapping[str, tuple[str, ...]] = {"text": ("text", "sentence", "passage", "content", "document")}
     needed = (("text",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row, its label the id of the token that was masked.
 
         Masked are whole words that are one token, so that the label is one; a row without any gives no item. Rows that
         hold the mask themselves are taken as they are, without a label. DataError when only some do, or none has a word.
         """
-        mask = facts.pipeline["mask"]["token"]
+        mask = metadata.pipeline["mask"]["token"]
         holding = [mask in row["text"] for row in rows]
         if all(holding):
             return [Item(number, row["text"]) for number, row in enumerate(rows)]
@@ -47,12 +47,12 @@ class FillMask:
             raise DataError(
                 f"row {holding.index(True) + 1} holds {mask} itself while others do not; mask a word in every row, or none"
             )
-        tokenizer = _tokenizer(facts)
+        tokenizer = _tokenizer(metadata)
         special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         items = []
         for number, row in enumerate(rows):
             text = row["text"]
-            words = _words(_encoded(tokenizer, text, number), text, int(facts.pipeline["max_length"]), special)
+            words = _words(_encoded(tokenizer, text, number), text, int(metadata.pipeline["max_length"]), special)
             if words:
                 token, start, end = words[_draw(text) % len(words)]
                 items.append(Item(number, text[:start] + mask + text[end:], token))
@@ -61,7 +61,11 @@ class FillMask:
         return items
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Pseudo-perplexity and accuracy of the masked words; agreement with the baseline and KL divergence from it.
 
@@ -92,24 +96,24 @@ class FillMask:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Texts with another likeliest word at a mask; those that lost most of the right word's probability first."""
-        decode, found = _tokenizer(facts).decode, []
+        decode, found = _tokenizer(metadata).decode, []
         for index, (item, new, old) in enumerate(zip(items, predictions, baseline, strict=True)):
             before, after = ([int(token) for token in part.argmax(axis=1)] for part in (old, new))
             if before != after:
                 known = item.label is not None
                 harm = float(np.exp(old[0, item.label]) - np.exp(new[0, item.label])) if known else 0.0
-                told = decode([item.label]).strip() if known else None
+                reference = decode([item.label]).strip() if known else None
                 old_words, new_words = (" / ".join(decode([t]).strip() for t in part) for part in (before, after))
-                found.append(Change(index, old_words, new_words, harm, told))
+                found.append(Change(index, old_words, new_words, harm, reference))
         return found
 
 
-def _tokenizer(facts: CheckpointFacts) -> Tokenizer:
+def _tokenizer(metadata: CheckpointMetadata) -> Tokenizer:
     """The tokenizer as served, reading texts to their end."""
-    made = Preprocessor(facts.folder / TOKENIZER, facts.pipeline).tokenizer
+    made = Preprocessor(metadata.folder / TOKENIZER, metadata.pipeline).tokenizer
     made.no_truncation()
     return made
 

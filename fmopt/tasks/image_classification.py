@@ -1,11 +1,11 @@
-"""Image classification: one label of several for a picture."""
+"""Image classification: one label of several for a image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.tasks.base import Item, label_index
 from fmopt.tasks.text_classification import TextClassification
 
@@ -23,9 +23,9 @@ class ImageClassification(TextClassification):
     }
     needed = (("image",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a label that the model does not have."""
-        labels = facts.pipeline.get("labels") or []
+        labels = metadata.pipeline.get("labels") or []
         return [
             Item(number, row["image"], label_index(row.get("label"), labels, number)) for number, row in enumerate(rows)
         ]

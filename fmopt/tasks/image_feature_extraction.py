@@ -1,4 +1,4 @@
-"""Image feature extraction: pictures → vectors, judged by whether neighbours are alike, or by closeness to the baseline."""
+"""Image feature extraction: images → vectors, judged by whether neighbours are alike, or by closeness to the baseline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.tasks.base import Item, column, labelled
 from fmopt.tasks.image_classification import ImageClassification
@@ -15,7 +15,7 @@ from fmopt.tasks.sentence_embedding import NEAREST, QUERIES_AT_ONCE, SentenceEmb
 
 
 class ImageFeatureExtraction(SentenceEmbedding):
-    """Vectors whose cosine says how near two pictures are."""
+    """Vectors whose cosine says how near two images are."""
 
     name = "image-feature-extraction"
     modality = "image"
@@ -24,16 +24,20 @@ class ImageFeatureExtraction(SentenceEmbedding):
     columns: Mapping[str, tuple[str, ...]] = ImageClassification.columns
     needed = ImageClassification.needed
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
-        """One item a row; a label may be any: it says which pictures are of a kind."""
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
+        """One item a row; a label may be any: it says which images are of a kind."""
         return [Item(number, row["image"], row.get("label")) for number, row in enumerate(rows)]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
-        """Of pictures with labels, how often the nearest other one, and each of the ten nearest, has the same; and always
+        """Of images with labels, how often the nearest other one, and each of the ten nearest, has the same; and always
         cosine to the baseline."""
-        found = super().scores(predictions, items, baseline, facts)
+        found = super().scores(predictions, items, baseline, metadata)
         if not labelled(items) or len(items) < 2:
             return found
         alike = _alike(unit(predictions), np.array([str(item.label) for item in items]))

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel of a picture. Class 0 is the background, what is of no interest."""
+"""Semantic segmentation: a class for every pixel of a image. Class 0 is the background, what is of no interest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from fmopt.core import images
 from fmopt.core.errors import DataError
 from fmopt.core.images import UNKNOWN
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled
 
@@ -18,7 +18,7 @@ SHOWN_SHARE = 0.005  # of the pixels: a smaller change is not worth a line
 
 
 class ImageSegmentation:
-    """A map of class numbers per picture, judged pixel by pixel."""
+    """A map of class numbers per image, judged pixel by pixel."""
 
     name = "image-segmentation"
     modality = "image"
@@ -30,13 +30,17 @@ class ImageSegmentation:
     }
     needed = (("image",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row, its label uint8 (H, W); DataError on a mask with a class that the model does not have."""
-        labels = len(facts.pipeline.get("labels") or ())
+        labels = len(metadata.pipeline.get("labels") or ())
         return [Item(number, row["image"], _mask(row.get("mask"), labels, number)) for number, row in enumerate(rows)]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Dice and IoU of all pixels that are not background, and the share of right pixels; likeness to the baseline."""
         found = []
@@ -60,7 +64,7 @@ class ImageSegmentation:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Pictures of which more than a few pixels have another class; those that lost most of their Dice first."""
         found = []
@@ -69,8 +73,8 @@ class ImageSegmentation:
             if (new != old).mean() <= SHOWN_SHARE:
                 continue
             harm = 0.0 if item.label is None else _dice(old, item.label) - _dice(new, item.label)
-            told = None if item.label is None else _shares(item.label, facts)
-            found.append(Change(index, _shares(old, facts), _shares(new, facts), harm, told))
+            reference = None if item.label is None else _shares(item.label, metadata)
+            found.append(Change(index, _shares(old, metadata), _shares(new, metadata), harm, reference))
         return found
 
 
@@ -101,12 +105,12 @@ def _dice(got: np.ndarray, wanted: np.ndarray) -> float:
     return 2 * hits / max(2 * hits + false + missed, 1.0)
 
 
-def _shares(found: np.ndarray, facts: CheckpointFacts) -> str:
-    """Each class that is there, background apart, with its share of the picture."""
+def _shares(found: np.ndarray, metadata: CheckpointMetadata) -> str:
+    """Each class that is there, background apart, with its share of the image."""
     numbers, counts = np.unique(found[(found > 0) & (found != UNKNOWN)], return_counts=True)
-    names = facts.pipeline["labels"]
-    told = [f"{names[int(n)]} {count / found.size:.1%}" for n, count in zip(numbers, counts, strict=True)]
-    return ", ".join(told) or "nothing"
+    names = metadata.pipeline["labels"]
+    reference = [f"{names[int(n)]} {count / found.size:.1%}" for n, count in zip(numbers, counts, strict=True)]
+    return ", ".join(reference) or "nothing"
 
 
 TASK = ImageSegmentation()

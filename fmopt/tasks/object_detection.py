@@ -1,4 +1,4 @@
-"""Object detection: boxes around the things in a picture, each with a class and a score."""
+"""Object detection: boxes around the things in a image, each with a class and a score."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.image import overlaps
 from fmopt.tasks.base import Change, Item, label_index, labelled
@@ -19,7 +19,7 @@ HIT = 0.5  # intersection over union from which a box counts as found, as in Pas
 
 
 class ObjectDetection:
-    """Boxes (class, score, x1, y1, x2, y2) of a picture, in its pixels; judged by how many true ones they find."""
+    """Boxes (class, score, x1, y1, x2, y2) of a image, in its pixels; judged by how many true ones they find."""
 
     name = "object-detection"
     modality = "image"
@@ -32,17 +32,21 @@ class ObjectDetection:
     }
     needed = (("image",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row, its label float64 (boxes, 5): class, x1, y1, x2, y2 in pixels. DataError on a box that is none,
         or of a class that the model does not have."""
-        labels = facts.pipeline.get("labels") or []
+        labels = metadata.pipeline.get("labels") or []
         return [Item(number, row["image"], _boxes(row, labels, number)) for number, row in enumerate(rows)]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """mAP@0.5 over all boxes and F1 of those that people are shown; the same F1 with the baseline's for truth."""
-        classes, least = len(facts.pipeline["labels"]), float(facts.pipeline["threshold"])
+        classes, least = len(metadata.pipeline["labels"]), float(metadata.pipeline["threshold"])
         found = []
         if labelled(items):
             pairs = list(zip(predictions, (item.label for item in items), strict=True))
@@ -53,8 +57,8 @@ class ObjectDetection:
                 Scores(name=f"F1 of boxes above {least:g}", metric="micro_f1", values=shown),
             ]
         if baseline is not None:
-            told = [_as_truth(_shown(each, least)) for each in baseline]
-            same = [_counts(_shown(got, least), true) for got, true in zip(predictions, told, strict=True)]
+            reference = [_as_truth(_shown(each, least)) for each in baseline]
+            same = [_counts(_shown(got, least), true) for got, true in zip(predictions, reference, strict=True)]
             found.append(
                 Scores(
                     name="boxes as the baseline's", metric="micro_f1", values=same, against_baseline=True,
@@ -64,10 +68,10 @@ class ObjectDetection:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Pictures where a box that is shown has come, gone or changed its class; those that lost most of their F1 first."""
-        least = float(facts.pipeline["threshold"])
+        least = float(metadata.pipeline["threshold"])
         found = []
         for index, (item, got, old) in enumerate(zip(items, predictions, baseline, strict=True)):
             new, before = _shown(got, least), _shown(old, least)
@@ -75,13 +79,13 @@ class ObjectDetection:
             if not false and not missed:
                 continue
             harm = 0.0 if item.label is None else _f1(before, item.label) - _f1(new, item.label)
-            told = None if item.label is None else _named(item.label, facts)
-            found.append(Change(index, _named(before, facts), _named(new, facts), harm, told))
+            reference = None if item.label is None else _named(item.label, metadata)
+            found.append(Change(index, _named(before, metadata), _named(new, metadata), harm, reference))
         return found
 
 
 def _boxes(row: Mapping[str, Any], labels: Sequence[str], number: int) -> np.ndarray | None:
-    """The true boxes of a row. They are written as x1, y1, x2, y2: shares of the picture when none is above 1, else pixels."""
+    """The true boxes of a row. They are written as x1, y1, x2, y2: shares of the image when none is above 1, else pixels."""
     if row.get("boxes") is None or row.get("classes") is None:
         return None
     try:
@@ -111,17 +115,17 @@ def _boxes(row: Mapping[str, Any], labels: Sequence[str], number: int) -> np.nda
     return np.column_stack([np.asarray(ids, dtype=np.float64), boxes])
 
 
-def _size(picture: bytes) -> tuple[int, int]:
+def _size(file: bytes) -> tuple[int, int]:
     """(width, height) of an image file, upright, as models see it."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(picture)) as image:
+    with Image.open(io.BytesIO(file)) as image:
         turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation: from 5 on the sides are swapped
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def _ranked(got: np.ndarray, true: np.ndarray, classes: int) -> list[float]:
-    """What `mean_ap` reads of a picture: classes, true boxes of each, then (class, score, hit) of every box."""
+    """What `mean_ap` reads of a image: classes, true boxes of each, then (class, score, hit) of every box."""
     wanted = np.bincount(true[:, 0].astype(int), minlength=classes)
     rows = np.column_stack([got[:, :2], _hits(got, true)])
     return [float(classes), *wanted.astype(float).tolist(), *np.round(rows, 5).ravel().tolist()]
@@ -161,10 +165,10 @@ def _as_truth(got: np.ndarray) -> np.ndarray:
     return np.delete(got, 1, axis=1)
 
 
-def _named(boxes: np.ndarray, facts: CheckpointFacts) -> str:
+def _named(boxes: np.ndarray, metadata: CheckpointMetadata) -> str:
     """How many boxes there are of each class."""
     counts = sorted(Counter(boxes[:, 0].astype(int).tolist()).items())
-    return ", ".join(f"{count} {facts.pipeline['labels'][number]}" for number, count in counts) or "nothing"
+    return ", ".join(f"{count} {metadata.pipeline['labels'][number]}" for number, count in counts) or "nothing"
 
 
 TASK = ObjectDetection()

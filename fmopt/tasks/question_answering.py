@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled
 
@@ -31,7 +31,7 @@ class QuestionAnswering:
     }
     needed = (("question", "context"),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; no answer at all means that the question cannot be answered."""
         return [
             Item(number, (row["question"], row["context"]), answers(row.get("answers")))
@@ -39,7 +39,11 @@ class QuestionAnswering:
         ]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """F1 over words (primary) and exact match, the best over the accepted answers."""
         texts = [prediction["text"] for prediction in predictions]
@@ -64,7 +68,7 @@ class QuestionAnswering:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Questions with another answer; those that lost most words of a right one first."""
         found = []
@@ -73,18 +77,18 @@ class QuestionAnswering:
             if before == after:
                 continue
             harm = 0.0 if item.label is None else _item_f1(before, item) - _item_f1(after, item)
-            told = None if item.label is None else " / ".join(dict.fromkeys(item.label)) or NOTHING
-            found.append(Change(index, before or NOTHING, after or NOTHING, harm, told))
+            reference = None if item.label is None else " / ".join(dict.fromkeys(item.label)) or NOTHING
+            found.append(Change(index, before or NOTHING, after or NOTHING, harm, reference))
         return found
 
 
-def answers(told: Any) -> list[str] | None:
+def answers(reference: Any) -> list[str] | None:
     """The accepted answers of a row: a list, SQuAD's {"text": [...]}, one string, or None without labels."""
-    if told is None:
+    if reference is None:
         return None
-    if isinstance(told, Mapping):
-        told = told["text"]
-    listed = [told] if isinstance(told, str) else [str(answer) for answer in told]
+    if isinstance(reference, Mapping):
+        reference = reference["text"]
+    listed = [reference] if isinstance(reference, str) else [str(answer) for answer in reference]
     return [answer for answer in listed if normalized(answer)]  # SQuAD's script drops what normalizes to nothing
 
 

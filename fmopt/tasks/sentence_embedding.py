@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled, number_label
 
@@ -34,7 +34,7 @@ class SentenceEmbedding:
     }
     needed: tuple[tuple[str, ...], ...] = (("sentence1", "sentence2"), ("query", "document"), ("text",))
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """Two items for a row of pairs, one for a plain text; DataError on a score that is no number."""
         items = []
         for number, row in enumerate(rows):
@@ -51,7 +51,11 @@ class SentenceEmbedding:
         return items
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Retrieval (MRR@10, Recall), Spearman of scored pairs, and always cosine to the baseline."""
         vectors = unit(predictions)
@@ -72,7 +76,7 @@ class SentenceEmbedding:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Queries that find another document first; pairs that are nearer or farther; texts far from the baseline."""
         after, before = unit(predictions), unit(baseline)
@@ -83,7 +87,7 @@ class SentenceEmbedding:
             return [
                 Change(
                     2 * i, f"cosine {old[i]:.3f}", f"cosine {new[i]:.3f}", float(abs(new[i] - old[i])),
-                    _told(items[2 * i]), f"{items[2 * i].raw!s} | {items[2 * i + 1].raw!s}",
+                    _told(items[2 * i]), f"{items[2 * i].sample!s} | {items[2 * i + 1].sample!s}",
                 )
                 for i in np.flatnonzero(~(np.abs(new - old) < SHOWN_COSINE)).tolist()  # NaN is a change
             ]  # fmt: skip
@@ -116,20 +120,20 @@ def _search(vectors: np.ndarray, items: Sequence[Item]) -> _Search:
     right: dict[int, int] = {}  # row -> column
     for index, item in enumerate(items):
         if item.role == "document":
-            if item.raw not in place:
-                place[item.raw] = len(documents)
+            if item.sample not in place:
+                place[item.sample] = len(documents)
                 documents.append(index)
-            right[item.row] = place[item.raw]
+            right[item.row] = place[item.sample]
     accepted: defaultdict[Any, set[int]] = defaultdict(set)  # query text -> columns
     for index in queries:
-        accepted[items[index].raw].add(right[items[index].row])
+        accepted[items[index].sample].add(right[items[index].row])
     ranks, firsts = [], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = queries[start : start + QUERIES_AT_ONCE]
         similar = vectors[part] @ vectors[documents].T  # (queries, documents)
         for row, index in zip(similar, part, strict=True):
             own = right[items[index].row]
-            row[list(accepted[items[index].raw] - {own})] = -np.inf
+            row[list(accepted[items[index].sample] - {own})] = -np.inf
             ranks.append(len(row) - int((row < row[own]).sum()))  # counted so that NaN ranks last
             firsts.append(documents[int(np.argmax(row))])
     return _Search(queries, np.array(ranks), firsts)
@@ -146,14 +150,14 @@ def _by_rank(rank: np.ndarray) -> list[Scores]:
 
 
 def _found_others(after: _Search, before: _Search, items: Sequence[Item]) -> list[Change]:
-    told = {item.row: str(item.raw) for item in items if item.role == "document"}
+    reference = {item.row: str(item.sample) for item in items if item.role == "document"}
     found = []
     for at, index in enumerate(after.queries):
         old, new = before.first[at], after.first[at]
         if old != new:
-            shown = [f"right one at {s.rank[at]}; first: {items[i].raw!s}" for i, s in ((old, before), (new, after))]
+            shown = [f"right one at {s.rank[at]}; first: {items[i].sample!s}" for i, s in ((old, before), (new, after))]
             harm = float(1 / before.rank[at] - 1 / after.rank[at])
-            found.append(Change(index, shown[0], shown[1], harm, told[items[index].row]))
+            found.append(Change(index, shown[0], shown[1], harm, reference[items[index].row]))
     return found
 
 

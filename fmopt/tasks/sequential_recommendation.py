@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.recommendation import SHOWN, Catalogue, read_catalogue, unseen
 from fmopt.tasks.base import Change, Item, column, labelled
@@ -34,9 +34,9 @@ class SequentialRecommendation:
     }
     needed = (("items",), ("user", "item", "time"))
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row, its label the network's number of the item taken next; DataError on an item that is not known."""
-        catalogue = _catalogue(facts)
+        catalogue = _catalogue(metadata)
         found = []
         for number, row in enumerate(rows):
             try:
@@ -48,14 +48,18 @@ class SequentialRecommendation:
         return found
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """HR@10 and NDCG@10 of the item taken next; how many of the baseline's ten items are still among the ten."""
-        catalogue = _catalogue(facts)
+        catalogue = _catalogue(metadata)
         found = []
         if labelled(items):
             places = [
-                place_of(item.label, unseen(got, catalogue.numbers_of(item.raw)))
+                place_of(item.label, unseen(got, catalogue.numbers_of(item.sample)))
                 for got, item in zip(predictions, items, strict=True)
             ]
             found = [
@@ -74,21 +78,21 @@ class SequentialRecommendation:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Histories after which another item comes first; those whose next item lost most first."""
-        catalogue, found = _catalogue(facts), []
+        catalogue, found = _catalogue(metadata), []
         for index, (item, new, old) in enumerate(zip(items, predictions, baseline, strict=True)):
             before, after = (_best(one, item, catalogue)[0] for one in (old, new))
             if before != after:
-                told, harm = None, 0.0
+                reference, harm = None, 0.0
                 if item.label is not None:
-                    seen = catalogue.numbers_of(item.raw)
+                    seen = catalogue.numbers_of(item.sample)
                     was, now = (gain(place_of(item.label, unseen(one, seen))) for one in (old, new))
-                    told, harm = _title(catalogue, item.label), was - now
-                text = "; ".join(_title(catalogue, number) for number in catalogue.numbers_of(item.raw)[-5:])
+                    reference, harm = _title(catalogue, item.label), was - now
+                text = "; ".join(_title(catalogue, number) for number in catalogue.numbers_of(item.sample)[-5:])
                 found.append(
-                    Change(index, _title(catalogue, before), _title(catalogue, after), harm, told, f"… {text}")
+                    Change(index, _title(catalogue, before), _title(catalogue, after), harm, reference, f"… {text}")
                 )
         return found
 
@@ -106,7 +110,7 @@ def gain(place: int) -> float:
 
 
 def _best(prediction: np.ndarray, item: Item, catalogue: Catalogue) -> list[int]:
-    order = np.argsort(-unseen(prediction, catalogue.numbers_of(item.raw)), kind="stable")
+    order = np.argsort(-unseen(prediction, catalogue.numbers_of(item.sample)), kind="stable")
     return [int(place) + 1 for place in order[:SHOWN]]
 
 
@@ -114,9 +118,9 @@ def _title(catalogue: Catalogue, number: int) -> str:
     return catalogue.items[number - 1][1]
 
 
-def _catalogue(facts: CheckpointFacts) -> Catalogue:
+def _catalogue(metadata: CheckpointMetadata) -> Catalogue:
     try:
-        return read_catalogue(facts.folder)
+        return read_catalogue(metadata.folder)
     except ValueError as error:
         raise DataError(str(error)) from error
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, column, labelled
 from fmopt.tasks.translation import changed_texts, texts_of
@@ -28,37 +28,43 @@ class Summarization:
     }
     needed = (("text",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; its label is a summary, or a list of several. DataError on one that is no text."""
         for number, row in enumerate(rows, 1):
-            told = row.get("target")
-            known = [told] if isinstance(told, str) or told is None else told
+            reference = row.get("target")
+            known = [reference] if isinstance(reference, str) or reference is None else reference
             if (
                 not isinstance(known, list)
                 or not all(one is None or isinstance(one, str) for one in known)
                 or not known
             ):
                 raise DataError(
-                    f"row {number} has the summary {told!r:.60}, which is no text and no list of texts; mend it"
+                    f"row {number} has the summary {reference!r:.60}, which is no text and no list of texts; mend it"
                 )
         return [Item(number, row["text"], row.get("target")) for number, row in enumerate(rows)]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """ROUGE-1, -2 and -L (F1) where there are summaries, of every text against the one that fits it best, as is usual for
         SciTLDR; the share of texts that are the baseline's, and ROUGE-L against those."""
-        told = texts_of(predictions, facts)
+        reference = texts_of(predictions, metadata)
         found: list[Scores] = []
         if labelled(items):
             wanted = [summaries(item.label) for item in items]
             for name, measure in (("ROUGE-L", rouge_l), ("ROUGE-1", rouge_1), ("ROUGE-2", rouge_2)):
-                values = [max(measure(text, one) for one in known) for text, known in zip(told, wanted, strict=True)]
+                values = [
+                    max(measure(text, one) for one in known) for text, known in zip(reference, wanted, strict=True)
+                ]
                 found.append(Scores(name=name, metric="mean", values=column(values), primary=not found))
         if baseline is not None:
-            before = texts_of(baseline, facts)
-            alike = [rouge_l(new, old) for old, new in zip(before, told, strict=True)]
-            same = [old == new for old, new in zip(before, told, strict=True)]
+            before = texts_of(baseline, metadata)
+            alike = [rouge_l(new, old) for old, new in zip(before, reference, strict=True)]
+            same = [old == new for old, new in zip(before, reference, strict=True)]
             found += [
                 Scores(name="ROUGE-L to baseline", metric="mean", values=column(alike), primary=not found,
                        against_baseline=True),
@@ -67,11 +73,11 @@ class Summarization:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Texts that became others; those that lost most of ROUGE-L first."""
         wanted = [[] if item.label is None else summaries(item.label) for item in items]
-        return changed_texts(texts_of(baseline, facts), texts_of(predictions, facts), wanted, rouge_l)
+        return changed_texts(texts_of(baseline, metadata), texts_of(predictions, metadata), wanted, rouge_l)
 
 
 def summaries(label: Any) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.text import softmax
 from fmopt.tasks.base import Change, Item, column, label_index, labelled, text_or_pair
@@ -30,22 +30,26 @@ class TextClassification:
     }
     needed = (("text",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a label that the model does not have."""
-        labels = facts.pipeline.get("labels") or []
-        read = several_labels if facts.pipeline.get("multi_label") else label_index
+        labels = metadata.pipeline.get("labels") or []
+        read = several_labels if metadata.pipeline.get("multi_label") else label_index
         return [
             Item(number, text_or_pair(row), read(row.get("label"), labels, number)) for number, row in enumerate(rows)
         ]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Accuracy and macro F1 where there are labels; agreement with the baseline and KL divergence from it.
 
         Of a multi-label model: micro F1 over its labels and the share of items with exactly the right ones.
         """
-        several = bool(facts.pipeline.get("multi_label"))
+        several = bool(metadata.pipeline.get("multi_label"))
         logits = np.stack(predictions).astype(np.float64)
         chosen = _chosen(logits, several)
         found = []
@@ -67,17 +71,19 @@ class TextClassification:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Items with another label; those that were right first."""
-        several = bool(facts.pipeline.get("multi_label"))
+        several = bool(metadata.pipeline.get("multi_label"))
         after, before = (_chosen(np.stack(part).astype(np.float64), several) for part in (predictions, baseline))
         found = []
         for index, (old, new, item) in enumerate(zip(before, after, items, strict=True)):
             if np.any(old != new):
                 harm = 0.0 if item.label is None else float(_right(old, item)) - float(_right(new, item))
-                told = None if item.label is None else _named(item.label, facts)
-                found.append(Change(index, _named(_numbers(old), facts), _named(_numbers(new), facts), harm, told))
+                reference = None if item.label is None else _named(item.label, metadata)
+                found.append(
+                    Change(index, _named(_numbers(old), metadata), _named(_numbers(new), metadata), harm, reference)
+                )
         return found
 
 
@@ -124,8 +130,8 @@ def several_labels(value: Any, labels: Sequence[str], row: int) -> list[int] | N
             value = json.loads(value) if value.lstrip().startswith("[") else [n for n in value.split(",") if n.strip()]
         except json.JSONDecodeError as error:
             raise DataError(f"row {row + 1} has the labels {value[:40]!r}, which are no list") from error
-    told = value if isinstance(value, list | tuple) else [value]
-    return sorted({number for label in told if (number := label_index(label, labels, row)) is not None})
+    reference = value if isinstance(value, list | tuple) else [value]
+    return sorted({number for label in reference if (number := label_index(label, labels, row)) is not None})
 
 
 def _numbers(chosen: np.ndarray) -> int | list[int]:
@@ -136,8 +142,8 @@ def _right(chosen: np.ndarray, item: Item) -> bool:
     return bool(_numbers(chosen) == item.label)
 
 
-def _named(label: int | list[int], facts: CheckpointFacts) -> str:
-    labels = facts.pipeline["labels"]
+def _named(label: int | list[int], metadata: CheckpointMetadata) -> str:
+    labels = metadata.pipeline["labels"]
     return str(labels[label]) if isinstance(label, int) else ", ".join(str(labels[n]) for n in label) or "none"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.model import TOKENIZER, CheckpointFacts
+from fmopt.core.model import TOKENIZER, CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.generation import TextScores
 from fmopt.edge.text import Preprocessor
@@ -23,23 +23,27 @@ class TextGeneration:
     columns: Mapping[str, tuple[str, ...]] = {"text": ("text", "sentence", "passage", "content", "document", "code")}
     needed = (("text",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; a text is its own label."""
         return [Item(number, row["text"]) for number, row in enumerate(rows)]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Perplexity over all tokens together; greedy agreement with the baseline and KL divergence from it.
 
         Agreement is the share of places in a text at which both would go on with the same token. The divergence is that
         of the distributions after a text's last token, in nats.
         """
-        told = [TextScores.of(prediction) for prediction in predictions]
-        surprise = [[-float(one.logs.sum(dtype=np.float64)), float(len(one.logs))] for one in told]
+        reference = [TextScores.of(prediction) for prediction in predictions]
+        surprise = [[-float(one.logs.sum(dtype=np.float64)), float(len(one.logs))] for one in reference]
         found = [Scores(name="perplexity", metric="perplexity", values=surprise, primary=True)]
         if baseline is not None:
-            pairs = list(zip((TextScores.of(prediction) for prediction in baseline), told, strict=True))
+            pairs = list(zip((TextScores.of(prediction) for prediction in baseline), reference, strict=True))
             same = [float(np.mean(old.greedy == new.greedy)) if len(old.greedy) else 1.0 for old, new in pairs]
             apart = [divergence(old.following, new.following) for old, new in pairs]
             found += [
@@ -49,10 +53,10 @@ class TextGeneration:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Texts that would go on with another token; those that became least likely first."""
-        tokenizer = Preprocessor(facts.folder / TOKENIZER, facts.pipeline).tokenizer
+        tokenizer = Preprocessor(metadata.folder / TOKENIZER, metadata.pipeline).tokenizer
         found = []
         for index, (new, old) in enumerate(zip(predictions, baseline, strict=True)):
             after, before = TextScores.of(new), TextScores.of(old)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.tasks.base import Change, Item, labelled, number_label, text_or_pair
 
@@ -27,14 +27,18 @@ class TextRegression:
     }
     needed = (("text",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a score that is no number."""
         return [
             Item(number, text_or_pair(row), number_label(row.get("label"), number)) for number, row in enumerate(rows)
         ]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Spearman's rank correlation with the labels, and with the baseline's numbers."""
         ours = _numbers(predictions)
@@ -53,7 +57,7 @@ class TextRegression:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Items whose number moved by a twentieth of the baseline's range; those that moved most first."""
         after, before = _numbers(predictions), _numbers(baseline)

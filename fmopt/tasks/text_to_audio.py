@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.speech import mel_distance
 from fmopt.tasks.base import Change, Item, column
@@ -24,18 +24,22 @@ class TextToAudio:
     }
     needed = (("text",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row."""
         return [Item(number, row["text"]) for number, row in enumerate(rows)]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Mel distance to the baseline in bels, so that a drop of 10 points is a decibel; and by which share of the
         baseline's length a sound is longer or shorter, which the distance forgives."""
         if baseline is None:
             return []
-        rate = int(facts.pipeline["speech"]["rate"])
+        rate = int(metadata.pipeline["speech"]["rate"])
         pairs = list(zip(baseline, predictions, strict=True))
         apart = [mel_distance(before, now, rate) for before, now in pairs]
         stretched = [abs(len(now) - len(before)) / len(before) for before, now in pairs]
@@ -45,10 +49,10 @@ class TextToAudio:
         ]
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Texts whose sound differs by more than a decibel, or in length; the furthest first."""
-        rate, found = int(facts.pipeline["speech"]["rate"]), []
+        rate, found = int(metadata.pipeline["speech"]["rate"]), []
         for index, (before, now) in enumerate(zip(baseline, predictions, strict=True)):
             apart = mel_distance(before, now, rate)
             if apart > HEARD or len(before) != len(now):

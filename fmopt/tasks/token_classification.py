@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.text import split_words
 from fmopt.tasks.base import Change, Item, label_index, labelled
@@ -36,9 +36,9 @@ class TokenClassification:
     }
     needed = (("tokens",), ("text",))
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row: its words, and for every word the number of its tag."""
-        labels = facts.pipeline.get("labels") or []
+        labels = metadata.pipeline.get("labels") or []
         items = []
         for number, row in enumerate(rows):
             if "tokens" not in row:
@@ -52,10 +52,14 @@ class TokenClassification:
         return items
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Span F1 as in CoNLL-2003 (seqeval's default), against the labels and against the baseline's own tags."""
-        names = _names(facts)
+        names = _names(metadata)
         ours = [_parts(_tags(logits), names) for logits in predictions]
         title = "span F1" if _has_scheme(names) else "word accuracy"
         found = []
@@ -73,19 +77,19 @@ class TokenClassification:
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Texts with other entities; those that lost right ones or gained wrong ones first."""
-        names, found = _names(facts), []
+        names, found = _names(metadata), []
         for index, (item, new, old) in enumerate(zip(items, predictions, baseline, strict=True)):
             after, before = _parts(_tags(new), names), _parts(_tags(old), names)
             if after == before:
                 continue
-            told, harm = None, 0.0
+            reference, harm = None, 0.0
             if item.label is not None:
                 true = _parts(item.label, names)
-                told, harm = _shown(true, item), float(len(after ^ true) - len(before ^ true))
-            found.append(Change(index, _shown(before, item), _shown(after, item), harm, told))
+                reference, harm = _shown(true, item), float(len(after ^ true) - len(before ^ true))
+            found.append(Change(index, _shown(before, item), _shown(after, item), harm, reference))
         return found
 
 
@@ -113,9 +117,9 @@ def _parsed(name: str) -> tuple[str, str]:
     return (match[1], match[2] or "") if match else ("I", name)
 
 
-def _names(facts: CheckpointFacts) -> list[str]:
+def _names(metadata: CheckpointMetadata) -> list[str]:
     """The model's labels; where they have no names at all, the first one stands for "no entity", as is usual."""
-    names = [str(name) for name in facts.pipeline["labels"]]
+    names = [str(name) for name in metadata.pipeline["labels"]]
     return ["O", *names[1:]] if names and all(_UNNAMED.fullmatch(name) for name in names) else names
 
 
@@ -140,7 +144,7 @@ def _counts(got: Sequence[set[Span]], wanted: Sequence[set[Span]]) -> list[list[
 
 
 def _shown(parts: set[Span], item: Item) -> str:
-    words = [word for word, _, _ in split_words(item.raw)]
+    words = [word for word, _, _ in split_words(item.sample)]
     found = sorted(parts, key=lambda part: part[1])
     return "; ".join(f"{entity}: {' '.join(words[first : last + 1])}" for entity, first, last in found) or "none"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import ConfigError, DataError
-from fmopt.core.model import TOKENIZER, CheckpointFacts
+from fmopt.core.model import TOKENIZER, CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.text import Preprocessor
 from fmopt.tasks.base import Change, Item, column, labelled
@@ -29,39 +29,46 @@ class Translation:
     }
     needed = (("text",),)
 
-    def items(self, rows: Sequence[Mapping[str, Any]], facts: CheckpointFacts) -> list[Item]:
+    def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a translation that is no text."""
         for number, row in enumerate(rows, 1):
-            told = row.get("target")
-            if told is not None and not isinstance(told, str):
-                raise DataError(f"row {number} has the translation {told!r:.60}, which is no text; mend the row")
+            reference = row.get("target")
+            if reference is not None and not isinstance(reference, str):
+                raise DataError(f"row {number} has the translation {reference!r:.60}, which is no text; mend the row")
         return [Item(number, row["text"], row.get("target")) for number, row in enumerate(rows)]
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """BLEU and chrF of all texts together where there are translations, from each text's own counts of n-grams; the share
         of texts that are the baseline's, and BLEU against those."""
-        told = texts_of(predictions, facts)
+        reference = texts_of(predictions, metadata)
         found = []
         if labelled(items):
             wanted = [str(item.label) for item in items]
-            found = [_scores("BLEU", "bleu", told, wanted, primary=True), _scores("chrF", "chrf", told, wanted)]
+            found = [
+                _scores("BLEU", "bleu", reference, wanted, primary=True),
+                _scores("chrF", "chrf", reference, wanted),
+            ]
         if baseline is not None:
-            before = texts_of(baseline, facts)
-            same = [old == new for old, new in zip(before, told, strict=True)]
+            before = texts_of(baseline, metadata)
+            same = [old == new for old, new in zip(before, reference, strict=True)]
             found += [
-                _scores("BLEU to baseline", "bleu", told, before, primary=not found, against_baseline=True),
+                _scores("BLEU to baseline", "bleu", reference, before, primary=not found, against_baseline=True),
                 Scores(name="same text as baseline", metric="mean", values=column(same), against_baseline=True),
             ]
         return found
 
     def changes(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], facts: CheckpointFacts
+        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Texts that became others; those that lost most of chrF, of each by itself, first."""
         wanted = [[] if item.label is None else [item.label] for item in items]
-        return changed_texts(texts_of(baseline, facts), texts_of(predictions, facts), wanted, sentence_chrf)
+        return changed_texts(texts_of(baseline, metadata), texts_of(predictions, metadata), wanted, sentence_chrf)
 
 
 def changed_texts(
@@ -76,9 +83,9 @@ def changed_texts(
     return found
 
 
-def texts_of(predictions: Sequence[Any], facts: CheckpointFacts) -> list[str]:
+def texts_of(predictions: Sequence[Any], metadata: CheckpointMetadata) -> list[str]:
     """What predictions, ids of tokens, say."""
-    tokenizer = Preprocessor(facts.folder / TOKENIZER, facts.pipeline).tokenizer
+    tokenizer = Preprocessor(metadata.folder / TOKENIZER, metadata.pipeline).tokenizer
     return [tokenizer.decode(np.asarray(ids, dtype=np.int64).tolist()).strip() for ids in predictions]
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot image classification: which of several labels, told in words, fits a picture."""
+"""Zero-shot image classification: which of several labels, told in words, fits a image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.tasks.base import Item, column, labelled
 from fmopt.tasks.image_classification import ImageClassification
@@ -21,10 +21,14 @@ class ZeroShotImageClassification(ImageClassification):
     architectures = ("CLIPModel", "SiglipModel")
 
     def scores(
-        self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any] | None, facts: CheckpointFacts
+        self,
+        predictions: Sequence[Any],
+        items: Sequence[Item],
+        baseline: Sequence[Any] | None,
+        metadata: CheckpointMetadata,
     ) -> list[Scores]:
-        """Those of a classifier; of pictures with labels also the reciprocal rank of the right text among all (retrieval)."""
-        found = super().scores(predictions, items, baseline, facts)
+        """Those of a classifier; of images with labels also the reciprocal rank of the right text among all (retrieval)."""
+        found = super().scores(predictions, items, baseline, metadata)
         if labelled(items):
             logits = np.stack(predictions)
             own = logits[np.arange(len(items)), [item.label for item in items]]

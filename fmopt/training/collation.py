@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fmopt.core import images
 from fmopt.training.examples import IGNORED, Example, Masking
 
-LEAST_SEEN = 0.3  # of a box, for it to be asked for in a picture that was shifted
+LEAST_SEEN = 0.3  # of a box, for it to be asked for in a image that was shifted
 
 
 AUGMENTATIONS = ("shift", "mirror")  # what `augmented` does
@@ -26,7 +26,7 @@ class Collator:
 
     padding: Mapping[str, Any]  # that of a tokenizer; empty for images and sounds
     masking: Masking | None = None  # for examples that are whole texts
-    augment: tuple[str, ...] = ()  # what is done to pictures: see `augmented`
+    augment: tuple[str, ...] = ()  # what is done to images: see `augmented`
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Tensors of [B] or [B, tokens] by name; labels that are boxes as a list of dicts."""
@@ -41,8 +41,8 @@ class Collator:
         return {name: self._joined(name, parts) for name, parts in columns.items()}
 
     def _joined(self, name: str, values: list[Any]) -> Any:
-        if isinstance(values[0], dict):  # boxes: each picture has its own number of them
-            return [{key: torch.as_tensor(value) for key, value in told.items()} for told in values]
+        if isinstance(values[0], dict):  # boxes: each image has its own number of them
+            return [{key: torch.as_tensor(value) for key, value in given.items()} for given in values]
         parts = [torch.as_tensor(value) for value in values]
         if all(part.shape == parts[0].shape for part in parts):
             return torch.stack(parts)
@@ -55,12 +55,12 @@ class Collator:
 
 
 def augmented(example: Example, ways: Sequence[str], draw: np.random.Generator) -> Example:
-    """The example of a picture as one of another picture of the same: "mirror" every second one, "shift" by up to an eighth
+    """The example of a image as one of another image of the same: "mirror" every second one, "shift" by up to an eighth
     of its size (He et al., 2016, for CIFAR-10). Where nothing is, pixels are 0 and classes of pixels are not known; boxes
     go along, and one of which less than LEAST_SEEN is left is not asked for."""
     changed = {"pixel_values": example["pixel_values"]}
-    told = example.get("labels", 0)
-    if not isinstance(told, dict) and np.ndim(told) == 2:
+    given = example.get("labels", 0)
+    if not isinstance(given, dict) and np.ndim(given) == 2:
         changed["labels"] = example["labels"]
     mirror = "mirror" in ways and draw.random() < 0.5
     height, width = example["pixel_values"].shape[1:]
@@ -71,21 +71,21 @@ def augmented(example: Example, ways: Sequence[str], draw: np.random.Generator) 
         padded = np.pad(values, sides, constant_values=0 if name == "pixel_values" else images.UNKNOWN)
         moved = padded[..., top : top + height, left : left + width]
         changed[name] = np.ascontiguousarray(moved[..., ::-1] if mirror else moved)
-    if isinstance(told, dict):
+    if isinstance(given, dict):
         away = np.array([(left - room[1]) / width, (top - room[0]) / height], dtype=np.float32)
-        changed["labels"] = _moved_boxes(told, away, mirror)
+        changed["labels"] = _moved_boxes(given, away, mirror)
     return {**example, **changed}
 
 
-def _moved_boxes(told: Mapping[str, np.ndarray], away: np.ndarray, mirror: bool) -> dict[str, np.ndarray]:
-    """Boxes (n, 4) of middle and size, in shares of a picture whose pixels moved by `away` (x, y) to the left and up."""
-    middle, half = told["boxes"][:, :2] - away, told["boxes"][:, 2:] / 2
+def _moved_boxes(given: Mapping[str, np.ndarray], away: np.ndarray, mirror: bool) -> dict[str, np.ndarray]:
+    """Boxes (n, 4) of middle and size, in shares of a image whose pixels moved by `away` (x, y) to the left and up."""
+    middle, half = given["boxes"][:, :2] - away, given["boxes"][:, 2:] / 2
     low, high = (np.clip(side, 0, 1) for side in (middle - half, middle + half))
     if mirror:
         low, high = (np.stack([1 - a[:, 0], b[:, 1]], axis=1) for a, b in ((high, low), (low, high)))
-    left = (high - low).prod(axis=1) >= LEAST_SEEN * told["boxes"][:, 2:].prod(axis=1)
+    left = (high - low).prod(axis=1) >= LEAST_SEEN * given["boxes"][:, 2:].prod(axis=1)
     boxes = np.concatenate([(low + high) / 2, high - low], axis=1)[left].astype(np.float32)
-    return {"class_labels": told["class_labels"][left], "boxes": boxes}
+    return {"class_labels": given["class_labels"][left], "boxes": boxes}
 
 
 @contextmanager

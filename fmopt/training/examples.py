@@ -12,8 +12,8 @@ import numpy as np
 
 from fmopt.core import images
 from fmopt.core.errors import ConfigError, DataError
-from fmopt.core.model import CheckpointFacts
-from fmopt.edge.parts import EdgeError, Raw
+from fmopt.core.model import CheckpointMetadata
+from fmopt.edge.parts import EdgeError, Sample
 from fmopt.edge.text import Batch, Preprocessor
 from fmopt.models.wrappers.seq2seq import makes_answers
 from fmopt.tasks.automatic_speech_recognition import words_of
@@ -43,8 +43,8 @@ def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not task.endswith(("-classification", "-detection")):
         return []
     role = {"token-classification": "tags", "object-detection": "classes"}.get(task, "label")
-    told = [row[role] for row in rows] if role == "label" else [name for row in rows for name in row.get(role) or ()]
-    found = set(told)
+    given = [row[role] for row in rows] if role == "label" else [name for row in rows for name in row.get(role) or ()]
+    found = set(given)
     if not found and task == "object-detection":
         raise DataError("no train row has a box with its class, so there is nothing to learn")
     if len(found) < 2 and task != "object-detection":
@@ -72,35 +72,37 @@ class FileExamples(Sequence[Example]):
             return [self[number] for number in range(len(self))[index]]
         item = self.items[index]
         try:
-            batch = self.preprocessor.encode([item.raw])
+            batch = self.preprocessor.encode([item.sample])
         except EdgeError as error:
             raise DataError(f"train row {item.row + 1}: {error}") from error
         return _inputs(batch)[0] | self.make(batch, 0, item, {})
 
 
 def training_examples(
-    preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
+    preprocessor: Preprocessor, metadata: CheckpointMetadata, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
 ) -> Sequence[Example]:
     """Unpadded examples of items made from `rows`; long texts of taggers and readers give one per window.
 
     Those for fill-mask are whole texts without labels: `Masking` makes both, anew for every batch.
     """
-    make = _maker(preprocessor, facts, items)
+    make = _maker(preprocessor, metadata, items)
     bare = next((item for item in items if item.label is None), None)
-    if bare is not None and facts.task not in LABEL_IS_OPTIONAL:
+    if bare is not None and metadata.task not in LABEL_IS_OPTIONAL:
         raise DataError(f"train row {bare.row + 1} has no label; fine-tuning needs one in every row")
-    if facts.modality not in ("text", "item"):
+    if metadata.modality not in ("text", "item"):
         return FileExamples(preprocessor, items, make)
     found = []
     for item in items:
-        raws = pieces(item.raw, int(facts.pipeline["max_length"])) if facts.modality == "item" else [item.raw]
-        batch = preprocessor.encode([rows[item.row]["text"]] if facts.task == "fill-mask" else raws)
+        samples = (
+            pieces(item.sample, int(metadata.pipeline["max_length"])) if metadata.modality == "item" else [item.sample]
+        )
+        batch = preprocessor.encode([rows[item.row]["text"]] if metadata.task == "fill-mask" else samples)
         for window, example in enumerate(_inputs(batch)):
             found.append(example | make(batch, window, item, rows[item.row]))
     return found
 
 
-def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item]) -> Callable[..., Example]:
+def _maker(preprocessor: Preprocessor, metadata: CheckpointMetadata, items: Sequence[Item]) -> Callable[..., Example]:
     """What makes the label of an example; ConfigError for a task that is not trained here."""
     makers: dict[str, Callable[..., Example]] = {
         "text-classification": _class_example,
@@ -119,22 +121,22 @@ def _maker(preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[I
         "summarization": partial(_answer_tokens, preprocessor),
         "sequential-recommendation": _next_tokens,
     }
-    if facts.task == "text-to-audio":
+    if metadata.task == "text-to-audio":
         raise ConfigError(
             "transformers has no training of networks that speak; start from a trained checkpoint, such as facebook/mms-tts-eng"
         )
-    if facts.task not in makers:
-        raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {facts.task} use sentence-transformers")
-    if _several(facts):
-        return partial(_classes_example, len(facts.pipeline["labels"]))
-    if facts.task == "automatic-speech-recognition" and makes_answers(facts.pipeline):
+    if metadata.task not in makers:
+        raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {metadata.task} use sentence-transformers")
+    if _several(metadata):
+        return partial(_classes_example, len(metadata.pipeline["labels"]))
+    if metadata.task == "automatic-speech-recognition" and makes_answers(metadata.pipeline):
         return partial(_answer_tokens, preprocessor)
-    if facts.task == "automatic-speech-recognition":
+    if metadata.task == "automatic-speech-recognition":
         encoder: Any = preprocessor
-        tokens, delimiter = encoder.own.tokens, facts.pipeline["ctc"]["delimiter"]
+        tokens, delimiter = encoder.own.tokens, metadata.pipeline["ctc"]["delimiter"]
         spelled = {item.row: letter_ids(tokens, delimiter, item) for item in items if item.label is not None}
         return partial(_spelled_example, spelled)
-    return makers[facts.task]
+    return makers[metadata.task]
 
 
 def pieces(history: Any, most: int) -> list[Any]:
@@ -145,40 +147,44 @@ def pieces(history: Any, most: int) -> list[Any]:
 
 
 def known_examples(
-    preprocessor: Preprocessor, facts: CheckpointFacts, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
+    preprocessor: Preprocessor, metadata: CheckpointMetadata, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
 ) -> Sequence[Example]:
     """Unpadded examples of items made from `rows`, labelled where they can be, each text without a label once."""
-    if facts.task == "fill-mask":
-        return unlabelled_examples(preprocessor, facts, [rows[item.row]["text"] for item in items])
-    if facts.task in ("text-generation", "sequential-recommendation"):
-        return list(training_examples(preprocessor, facts, items, rows))
-    if facts.modality != "text":
-        return FileExamples(preprocessor, items, partial(_as_far_as_known, facts, _maker(preprocessor, facts, items)))
-    told = [
+    if metadata.task == "fill-mask":
+        return unlabelled_examples(preprocessor, metadata, [rows[item.row]["text"] for item in items])
+    if metadata.task in ("text-generation", "sequential-recommendation"):
+        return list(training_examples(preprocessor, metadata, items, rows))
+    if metadata.modality != "text":
+        return FileExamples(
+            preprocessor, items, partial(_as_far_as_known, metadata, _maker(preprocessor, metadata, items))
+        )
+    given = [
         item for item in items
-        if facts.task != "sentence-embedding" and (item.label is not None or facts.task == "question-answering")
+        if metadata.task != "sentence-embedding" and (item.label is not None or metadata.task == "question-answering")
     ]  # fmt: skip
-    seen = {id(item) for item in told}
-    rest = {repr(item.raw): item.raw for item in items if id(item) not in seen}
-    labelled = list(training_examples(preprocessor, facts, told, rows)) if told else []
-    return labelled + unlabelled_examples(preprocessor, facts, list(rest.values()))
+    seen = {id(item) for item in given}
+    rest = {repr(item.sample): item.sample for item in items if id(item) not in seen}
+    labelled = list(training_examples(preprocessor, metadata, given, rows)) if given else []
+    return labelled + unlabelled_examples(preprocessor, metadata, list(rest.values()))
 
 
-def unlabelled_examples(preprocessor: Preprocessor, facts: CheckpointFacts, raws: Sequence[Raw]) -> list[Example]:
+def unlabelled_examples(
+    preprocessor: Preprocessor, metadata: CheckpointMetadata, samples: Sequence[Sample]
+) -> list[Example]:
     """Unpadded examples of texts without labels: where labels would be is IGNORED, or NaN where they are numbers.
 
     For fill-mask a text is its own label: tokens are masked by a draw that depends on the text alone.
     """
-    inputs = (example for raw in raws for example in _inputs(preprocessor.encode([raw])))
-    if facts.task == "fill-mask":
+    inputs = (example for sample in samples for example in _inputs(preprocessor.encode([sample])))
+    if metadata.task == "fill-mask":
         masking = Masking.of(preprocessor)
         return [
             masking.masked(example, np.random.default_rng(zlib.crc32(example["input_ids"].tobytes())))
             for example in inputs
         ]
-    if facts.task == "text-generation":
+    if metadata.task == "text-generation":
         return [example | {"labels": example["input_ids"].copy()} for example in inputs]
-    return [example | _no_label(facts, len(example.get("input_ids", ()))) for example in inputs]
+    return [example | _no_label(metadata, len(example.get("input_ids", ()))) for example in inputs]
 
 
 @dataclass(frozen=True)
@@ -213,26 +219,26 @@ class Masking:
         return {**example, "input_ids": hidden, "labels": labels}
 
 
-def _no_label(facts: CheckpointFacts, tokens: int) -> Example:
+def _no_label(metadata: CheckpointMetadata, tokens: int) -> Example:
     """What stands in for the label of an example of so many tokens, in the shape that labels of the task have."""
-    if facts.task == "sentence-embedding" or (makes_answers(facts.pipeline) and facts.modality == "text"):
+    if metadata.task == "sentence-embedding" or (makes_answers(metadata.pipeline) and metadata.modality == "text"):
         return {}  # what is to be answered, a teacher says
-    if facts.task == "question-answering":
+    if metadata.task == "question-answering":
         return {"start_positions": np.int64(IGNORED), "end_positions": np.int64(IGNORED)}
-    if facts.task == "token-classification":
+    if metadata.task == "token-classification":
         return {"labels": np.full(tokens, IGNORED, dtype=np.int64)}
-    if facts.task == "object-detection":
+    if metadata.task == "object-detection":
         return {"labels": {"class_labels": np.zeros(0, dtype=np.int64), "boxes": np.zeros((0, 4), dtype=np.float32)}}
-    if facts.task == "automatic-speech-recognition":
+    if metadata.task == "automatic-speech-recognition":
         return {"labels": np.full(1, IGNORED, dtype=np.int64)}
-    if _several(facts):
-        return {"labels": np.full(len(facts.pipeline["labels"]), np.nan, dtype=np.float32)}
-    return {"labels": np.float32(np.nan) if facts.task == "text-regression" else np.int64(IGNORED)}
+    if _several(metadata):
+        return {"labels": np.full(len(metadata.pipeline["labels"]), np.nan, dtype=np.float32)}
+    return {"labels": np.float32(np.nan) if metadata.task == "text-regression" else np.int64(IGNORED)}
 
 
-def _several(facts: CheckpointFacts) -> bool:
+def _several(metadata: CheckpointMetadata) -> bool:
     """Whether a text can have any number of labels."""
-    return facts.task.endswith("-classification") and bool(facts.pipeline.get("multi_label"))
+    return metadata.task.endswith("-classification") and bool(metadata.pipeline.get("multi_label"))
 
 
 def _inputs(batch: Batch) -> list[Example]:
@@ -244,9 +250,14 @@ def _inputs(batch: Batch) -> list[Example]:
 
 
 def _as_far_as_known(
-    facts: CheckpointFacts, make: Callable[..., Example], batch: Batch, window: int, item: Item, row: Mapping[str, Any]
+    metadata: CheckpointMetadata,
+    make: Callable[..., Example],
+    batch: Batch,
+    window: int,
+    item: Item,
+    row: Mapping[str, Any],
 ) -> Example:
-    return _no_label(facts, 0) if item.label is None else make(batch, window, item, row)
+    return _no_label(metadata, 0) if item.label is None else make(batch, window, item, row)
 
 
 def _whole_text(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
@@ -309,8 +320,8 @@ def _map_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) 
 
 
 def _boxes_example(batch: Any, window: int, item: Item, row: Mapping[str, Any]) -> Example:
-    """The class and the box of every thing in a picture: int64 (n,), and float32 (n, 4) of middle, width and height as
-    shares of the picture, as DETR's loss takes them."""
+    """The class and the box of every thing in a image: int64 (n,), and float32 (n, 4) of middle, width and height as
+    shares of the image, as DETR's loss takes them."""
     height, width = batch.sizes[window]
     corners = item.label[:, 1:] / [width, height, width, height]
     boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)

@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.store import disk_errors, own_folder
 from fmopt.data.datasets import Dataset
@@ -32,7 +32,7 @@ from fmopt.evaluation.predictions import predict
 from fmopt.models.loading import quiet
 from fmopt.models.preprocessors.tokenizer import copy_encoders
 from fmopt.models.structure import STRUCTURE, load_network
-from fmopt.models.wrappers.seq2seq import Halves, has_halves
+from fmopt.models.wrappers.seq2seq import EncoderDecoder, is_encoder_decoder
 from fmopt.tasks.base import Item, Task
 from fmopt.training import distributed
 from fmopt.training.collation import Collator, only_to_find
@@ -44,7 +44,7 @@ EVAL_BATCH = 32
 
 
 def finetune(
-    facts: CheckpointFacts, data: Dataset, task: Task, out: Path, *, labels: Sequence[str] | None = None,
+    metadata: CheckpointMetadata, data: Dataset, task: Task, out: Path, *, labels: Sequence[str] | None = None,
     epochs: float = 3.0, batch_size: int = 32, learning_rate: float = 5e-5, seed: int = 0, bf16: bool | None = None,
     patience: int = 2, augment: Sequence[str] = (), time_limit_s: float | None = None, progress: Progress | None = None,
 ) -> Path:  # fmt: skip
@@ -52,26 +52,26 @@ def finetune(
 
     `facts` come from `checkpoint.inspect(source, task.name, fresh_head=True)`. `labels` names the classes in order;
     without it the names are those found in the train split. `bf16` None takes bfloat16 where the device multiplies it
-    natively. `augment` names what is done to pictures (see `training.augmented`). It stops after `patience` epochs
+    natively. `augment` names what is done to images (see `training.augmented`). It stops after `patience` epochs
     without a better validation metric, or after `time_limit_s` with the best so far. `out`/finetune.json records each
     epoch, seed, versions and the data's digest; with the same settings again, a finished `out` stays as it is and a
     killed run goes on from its last epoch. Raises DataError for data that cannot train the task, ConfigError for a task
     that this does not train, StoreError for an `out` that is not ours.
     """
-    facts = _facts_with_labels(facts, data, task, labels)
+    metadata = _facts_with_labels(metadata, data, task, labels)
     bf16 = has_bf16() if bf16 is None else bf16
     settings = {
-        "base": facts.source.title, "base_digest": facts.digest, "task": task.name, "data": data.name,
-        "data_digest": data.digest, "labels": list(facts.pipeline["labels"]), "epochs": epochs,
+        "base": metadata.source.title, "base_digest": metadata.digest, "task": task.name, "data": data.name,
+        "data_digest": data.digest, "labels": list(metadata.pipeline["labels"]), "epochs": epochs,
         "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "bf16": bf16, "patience": patience,
-        **({"augment": list(augment)} if facts.modality == "image" else {}),
+        **({"augment": list(augment)} if metadata.modality == "image" else {}),
     }  # fmt: skip
     with own_folder(out), disk_errors(out / TRAINING):
         if _written(out / RECORD).get("settings") == settings:
             (progress or Silent()).say(f"{out} is finished already")
             return out
         work = _work_folder(out, settings)
-        job = _Job(facts, data, task, settings, work, time_limit_s, progress or Silent())
+        job = _Job(metadata, data, task, settings, work, time_limit_s, progress or Silent())
         silent = replace(job, progress=Silent())
         _publish(job, distributed.together(lambda: _train(job), _train, silent), out)
     return out
@@ -81,7 +81,7 @@ def finetune(
 class _Job:
     """What the steps of one training share."""
 
-    facts: CheckpointFacts
+    metadata: CheckpointMetadata
     data: Dataset
     task: Task
     settings: dict[str, Any]
@@ -92,12 +92,12 @@ class _Job:
     @property
     def preprocessor(self) -> Preprocessor:
         """The tokenizer as served later."""
-        return open_preprocessor(self.facts.folder, dict(self.facts.pipeline))
+        return open_preprocessor(self.metadata.folder, dict(self.metadata.pipeline))
 
 
 def _facts_with_labels(
-    facts: CheckpointFacts, data: Dataset, task: Task, labels: Sequence[str] | None
-) -> CheckpointFacts:
+    metadata: CheckpointMetadata, data: Dataset, task: Task, labels: Sequence[str] | None
+) -> CheckpointMetadata:
     """Facts whose labels and answers are the data's; DataError when the data cannot train the task."""
     for split in ("train", "validation"):
         if not data.splits.get(split):
@@ -106,8 +106,8 @@ def _facts_with_labels(
     train = data.splits["train"]
     names = list(labels) if labels is not None else label_names(task.name, train)
     no_answer = task.name == "question-answering" and any(not row.get("answers") for row in train)
-    pipeline = {**facts.pipeline, "labels": names, "multi_label": False}
-    return replace(facts, pipeline=pipeline | ({"no_answer": True} if no_answer else {}))
+    pipeline = {**metadata.pipeline, "labels": names, "multi_label": False}
+    return replace(metadata, pipeline=pipeline | ({"no_answer": True} if no_answer else {}))
 
 
 def _work_folder(out: Path, settings: dict[str, Any]) -> Path:
@@ -126,14 +126,14 @@ def _train(job: _Job) -> _Trainer:
     transformers.set_seed(settings["seed"])  # before the head gets its random weights
     net = _network(job)
     rows = job.data.splits["train"]
-    examples = training_examples(job.preprocessor, job.facts, job.task.items(rows, job.facts), rows)
+    examples = training_examples(job.preprocessor, job.metadata, job.task.items(rows, job.metadata), rows)
     masking = Masking.of(job.preprocessor) if job.task.name == "fill-mask" else None
     cuda = torch.cuda.is_available()
     arguments = transformers.TrainingArguments(
         output_dir=str(job.work), num_train_epochs=settings["epochs"], learning_rate=settings["learning_rate"],
         per_device_train_batch_size=distributed.share_of(settings["batch_size"]), warmup_steps=WARMUP, weight_decay=WEIGHT_DECAY,
         seed=settings["seed"], bf16=settings["bf16"], use_cpu=not cuda, dataloader_pin_memory=cuda,
-        train_sampling_strategy="group_by_length" if job.facts.modality == "text" else "random", remove_unused_columns=False,
+        train_sampling_strategy="group_by_length" if job.metadata.modality == "text" else "random", remove_unused_columns=False,
         eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1,
         load_best_model_at_end=True, metric_for_best_model="value", greater_is_better=True,
         restore_callback_states_from_checkpoint=True, disable_tqdm=True, report_to="none",
@@ -141,13 +141,13 @@ def _train(job: _Job) -> _Trainer:
     )  # fmt: skip
     trainer = _Trainer(
         model=net, args=arguments, train_dataset=examples, eval_dataset=examples[:1],
-        data_collator=Collator(dict(job.facts.pipeline.get("padding", {})), masking, tuple(settings.get("augment", ()))),
+        data_collator=Collator(dict(job.metadata.pipeline.get("padding", {})), masking, tuple(settings.get("augment", ()))),
         callbacks=[transformers.EarlyStoppingCallback(settings["patience"]), _Watch(job)],
     )  # fmt: skip
     trainer.masks = masking is not None
     trainer.remove_callback(transformers.PrinterCallback)
     rows = job.data.splits["validation"]
-    trainer.judge = _Judge(job, job.task.items(rows, job.facts))
+    trainer.judge = _Judge(job, job.task.items(rows, job.metadata))
     last = last_checkpoint(job.work)
     with quiet(transformers.utils.logging), tuned():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -157,7 +157,7 @@ def _train(job: _Job) -> _Trainer:
 
 def _network(job: _Job) -> torch.nn.Module:
     """The network with a fresh head whose labels are the data's; a head that fits in name and shape is kept."""
-    names = list(job.facts.pipeline["labels"])
+    names = list(job.metadata.pipeline["labels"])
     options: dict[str, Any] = {}
     if job.task.name == "text-regression":
         options = {"num_labels": 1, "problem_type": "regression"}
@@ -165,10 +165,10 @@ def _network(job: _Job) -> torch.nn.Module:
         options = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         if job.task.name.endswith("-classification") and job.task.name != "token-classification":
             options["problem_type"] = "single_label_classification"
-    if job.facts.pipeline.get("no_answer"):
+    if job.metadata.pipeline.get("no_answer"):
         options["no_answer"] = True
-    net: Any = load_network(job.facts.folder, job.task.auto_class, head=options)
-    if has_halves(net):  # what it answers is not to be seen in its weights
+    net: Any = load_network(job.metadata.folder, job.task.auto_class, head=options)
+    if is_encoder_decoder(net):  # what it answers is not to be seen in its weights
         net.config.task_specific_params = {job.task.name: {}}
     return net
 
@@ -207,11 +207,11 @@ class _Judge:
         self.job, self.items, self.preprocessor, self.name = job, items, job.preprocessor, ""
 
     def __call__(self, net: torch.nn.Module) -> tuple[float, float]:
-        training, pipeline = net.training, dict(self.job.facts.pipeline)
+        training, pipeline = net.training, dict(self.job.metadata.pipeline)
         runner = _NetRunner(net.eval(), pipeline["outputs"])
         got = predict(runner, self.preprocessor, pipeline, self.items, batch=EVAL_BATCH)
         net.train(training)
-        score = next(score for score in self.job.task.scores(got, self.items, None, self.job.facts) if score.primary)
+        score = next(score for score in self.job.task.scores(got, self.items, None, self.job.metadata) if score.primary)
         self.name = score.name
         metric = METRICS[score.metric]
         value = float(metric.of(score.array()))
@@ -228,8 +228,8 @@ class _NetRunner:
     outputs: Sequence[str]
 
     def run(self, inputs: Any) -> dict[str, Any]:
-        if has_halves(self.net):
-            return Halves(self.net).run(inputs)
+        if is_encoder_decoder(self.net):
+            return EncoderDecoder(self.net).run(inputs)
         device = next(self.net.parameters()).device
         forward: Any = getattr(self.net, "_original_forward", self.net)  # accelerate's own casts what it computes
         with torch.inference_mode():
@@ -267,17 +267,17 @@ def _publish(job: _Job, trainer: _Trainer, out: Path) -> None:
     assert isinstance(trainer.model, transformers.PreTrainedModel)
     with quiet(transformers.utils.logging):
         trainer.model.save_pretrained(final)
-    copy_encoders(job.facts.folder, final)
-    if (job.facts.folder / STRUCTURE).is_file():
-        shutil.copy(job.facts.folder / STRUCTURE, final / STRUCTURE)
+    copy_encoders(job.metadata.folder, final)
+    if (job.metadata.folder / STRUCTURE).is_file():
+        shutil.copy(job.metadata.folder / STRUCTURE, final / STRUCTURE)
     judged = [entry for entry in trainer.state.log_history if "eval_value" in entry]
-    told = [(entry["epoch"], None if math.isnan(entry["eval_metric"]) else entry["eval_metric"]) for entry in judged]
+    given = [(entry["epoch"], None if math.isnan(entry["eval_metric"]) else entry["eval_metric"]) for entry in judged]
     best = max(range(len(judged)), key=lambda number: judged[number]["eval_value"])
     losses = {entry["epoch"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     watch = next(entry for entry in trainer.callback_handler.callbacks if isinstance(entry, _Watch))
     record = {
-        "metric": trainer.judge.name, "value": told[best][1],
-        "epochs": [{"epoch": epoch, "value": value, "loss": losses.get(epoch)} for epoch, value in told],
+        "metric": trainer.judge.name, "value": given[best][1],
+        "epochs": [{"epoch": epoch, "value": value, "loss": losses.get(epoch)} for epoch, value in given],
         "stopped": "time limit" if watch.out_of_time else "", "settings": job.settings,
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")},
     }  # fmt: skip

@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fmopt.core import images, plugins, sounds
+from fmopt.core import audio as core_audio
+from fmopt.core import images, plugins
 from fmopt.core.errors import UnmeasuredError
-from fmopt.core.model import Artifact, CheckpointFacts, Runner, static_shape
+from fmopt.core.model import Artifact, CheckpointMetadata, Runner, static_shape
 from fmopt.core.progress import Silent
 from fmopt.core.store import Store
-from fmopt.edge.parts import Pipeline, Raw
+from fmopt.edge.parts import Pipeline, Sample
 from fmopt.edge.text import Preprocessor, open_preprocessor
 from fmopt.exporters import bundle as bundles
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.workflow.benchmark.record import Place, Variant
-from fmopt.workflow.search.builder import Workshop
+from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.candidates import BASELINES, refusal
 
 
@@ -30,7 +31,7 @@ class Contestant:
     name: str
     preprocessor: Preprocessor
     artifact: Artifact
-    raws: Sequence[Raw]  # texts in the shape of its task
+    samples: Sequence[Sample]  # texts in the shape of its task
     precision: str
     deployed: bool
 
@@ -61,10 +62,10 @@ BENCH_TEXTS = (
 )
 
 
-def bench_facts(model: str) -> CheckpointFacts:
+def bench_metadata(model: str) -> CheckpointMetadata:
     """What a bundle was made from, or what a checkpoint is."""
     if bundles.is_bundle(Path(model)):
-        return bundles.bundle_facts(Path(model))
+        return bundles.bundle_metadata(Path(model))
     source = resolve(model)
     return checkpoint.inspect(source, source.task)
 
@@ -75,31 +76,36 @@ def deployed(bundle: Path) -> Contestant:
     reason = runtime.not_timed_here() if hasattr(runtime, "not_timed_here") else None
     if reason is not None:
         raise UnmeasuredError(f"{bundle} is for {runtime.name} and cannot be timed here: {reason}")
-    facts = bundles.bundle_facts(bundle)
-    preprocessor = open_preprocessor(bundle, dict(facts.pipeline))
+    metadata = bundles.bundle_metadata(bundle)
+    preprocessor = open_preprocessor(bundle, dict(metadata.pipeline))
     artifact, precision = bundles.bundle_artifact(bundle), bundles.bundle_precision(bundle)
-    return Contestant(str(bundle), preprocessor, artifact, bench_raws(facts), precision, deployed=True)
+    return Contestant(str(bundle), preprocessor, artifact, bench_samples(metadata), precision, deployed=True)
 
 
-def bench_raws(facts: CheckpointFacts) -> list[Any]:
+def bench_samples(metadata: CheckpointMetadata) -> list[Any]:
     """Texts in the shape of the task, where no data is at hand."""
-    return [plain_example(facts.pipeline, text) for text in BENCH_TEXTS]
+    return [plain_example(metadata.pipeline, text) for text in BENCH_TEXTS]
 
 
-def contestants(model: str, facts: CheckpointFacts, store: Store) -> list[Contestant]:
+def contestants(model: str, metadata: CheckpointMetadata, store: Store) -> list[Contestant]:
     """A bundle as it is; a checkpoint on every full-precision runtime."""
     if bundles.is_bundle(Path(model)):
         return [deployed(Path(model))]
-    raws = bench_raws(facts)
-    preprocessor = open_preprocessor(facts.folder, dict(facts.pipeline))
+    samples = bench_samples(metadata)
+    preprocessor = open_preprocessor(metadata.folder, dict(metadata.pipeline))
     target = host_probe.load_target("host")
-    shop = Workshop(facts, target, store, preprocessor, raws * 2, "bench", 0, 1 << 30, Silent())
+    builder = Builder(metadata, target, store, preprocessor, samples * 2, "bench", 0, 1 << 30, Silent())
     return [
         Contestant(
-            f"{facts.source.title} {recipe.name}", preprocessor, shop.artifact(recipe), raws, "fp32", deployed=False
+            f"{metadata.source.title} {recipe.name}",
+            preprocessor,
+            builder.artifact(recipe),
+            samples,
+            "fp32",
+            deployed=False,
         )
         for recipe in BASELINES
-        if refusal(recipe, facts, target) is None
+        if refusal(recipe, metadata, target) is None
     ]
 
 
@@ -109,12 +115,12 @@ def open_artifact(artifact: Artifact, threads: int) -> Runner:
 
 
 def plain_example(pipeline: Pipeline, text: str = BENCH_TEXTS[0]) -> Any:
-    """A raw that the pipeline's task takes, where no data is needed: export and bench without data. A text, or a picture,
+    """A raw that the pipeline's task takes, where no data is needed: export and bench without data. A text, or a image,
     sound or history made of it."""
     if pipeline.get("modality") == "image":
         return images.plain_picture(text)
     if pipeline.get("modality") == "audio":
-        return sounds.plain_sound(text)
+        return core_audio.plain_sound(text)
     if pipeline.get("modality") == "item":
         some = pipeline["some_items"]
         return [some[ord(letter) % len(some)] for letter in text]

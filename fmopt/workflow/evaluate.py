@@ -39,38 +39,38 @@ def evaluate(
     """Metrics of a model or bundle on a split of labelled data; each with its value."""
     folder = Path(model)
     if bundles.is_bundle(folder):
-        facts, artifact = bundles.bundle_facts(folder), bundles.bundle_artifact(folder)
+        metadata, artifact = bundles.bundle_metadata(folder), bundles.bundle_artifact(folder)
         default = None
     else:
         source = resolve(str(model))
-        facts, artifact = checkpoint.inspect(source, task or source.task), None
+        metadata, artifact = checkpoint.inspect(source, task or source.task), None
         default = source.default_data
-    kind = plugins.find("tasks", facts.task)
+    kind = plugins.find("tasks", metadata.task)
     spec = str(data) if data else default
     if spec is None:
         raise DataError("nothing to evaluate on: give --data")
-    dataset = load_data(spec, kind, facts, columns=columns, seed=seed)
+    dataset = load_data(spec, kind, metadata, columns=columns, seed=seed)
     if artifact is None:
-        facts = with_labels(facts, dataset)
-        artifact = plugins.find("runtimes", "torch").build(facts, {"dtype": "fp32"}, facts.folder)
-    items = kind.items(dataset.split(split), facts)
+        metadata = with_labels(metadata, dataset)
+        artifact = plugins.find("runtimes", "torch").build(metadata, {"dtype": "fp32"}, metadata.folder)
+    items = kind.items(dataset.split(split), metadata)
     runner = open_artifact(artifact, host_probe.cores())
     progress = progress or Silent()
     progress.start(f"evaluating on {split}", len(items))
     try:
         got = predict(
             runner,
-            open_preprocessor(facts.folder, dict(facts.pipeline)),
-            dict(facts.pipeline),
+            open_preprocessor(metadata.folder, dict(metadata.pipeline)),
+            dict(metadata.pipeline),
             items,
             batch=batch,
             progress=progress.step,
         )
     finally:
         runner.close()
-    scores = [score for score in kind.scores(got, items, None, facts) if not score.against_baseline]
+    scores = [score for score in kind.scores(got, items, None, metadata) if not score.against_baseline]
     if not scores:
         raise DataError(
-            f"{spec} has no labels for {facts.task}; only a comparison with a baseline could be made: see `fmopt optimize`"
+            f"{spec} has no labels for {metadata.task}; only a comparison with a baseline could be made: see `fmopt optimize`"
         )
     return [(score, float(METRICS[score.metric].of(score.array()))) for score in scores]

@@ -35,12 +35,12 @@ def explain(
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     if bundles.is_bundle(path):
-        artifact, pipeline = bundles.bundle_artifact(path), bundles.bundle_facts(path).pipeline
+        artifact, pipeline = bundles.bundle_artifact(path), bundles.bundle_metadata(path).pipeline
         tokens = length if takes_length(pipeline) else None
         if tokens is not None and tokens > int(pipeline["max_length"]):
             raise ConfigError(f"length is {length}, but {path} reads at most {pipeline['max_length']} tokens")
         one = deployed(path)
-        rows = latency.latency_inputs(one.preprocessor, one.raws, batch=batch, length=tokens, seed=seed)[0]
+        rows = latency.latency_inputs(one.preprocessor, one.samples, batch=batch, length=tokens, seed=seed)[0]
 
         def inputs_of(runner: Runner) -> Mapping[str, Any]:
             return timed_inputs(one.preprocessor.pipeline, runner, rows)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError, DataError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.store import Store, disk_errors, own_folder
@@ -23,8 +23,8 @@ from fmopt.models.source import resolve
 from fmopt.models.wrappers.seq2seq import generates
 from fmopt.workflow.deployed import open_artifact, plain_example
 from fmopt.workflow.label_names import with_labels
-from fmopt.workflow.search.builder import Workshop
-from fmopt.workflow.search.candidates import compiled_for, keeps_past, refusal
+from fmopt.workflow.search.builder import Builder
+from fmopt.workflow.search.candidates import compiled_for, keeps_kv_cache, refusal
 
 
 def export(
@@ -48,53 +48,53 @@ def export(
     """
     out = Path(out)
     source = resolve(str(model))
-    facts = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
-    asked = export_recipe(format, precision, facts)
-    (recipe,) = compiled_for(None, (asked,), 0, stateful=keeps_past(facts))
+    metadata = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
+    asked = export_recipe(format, precision, metadata)
+    (recipe,) = compiled_for(None, (asked,), 0, stateful=keeps_kv_cache(metadata))
     device = host_probe.load_target(target)
-    reason = refusal(recipe, facts, device) or (to_executorch.refusal(facts) if format == "executorch" else None)
+    reason = refusal(recipe, metadata, device) or (to_executorch.refusal(metadata) if format == "executorch" else None)
     if reason:
         raise ConfigError(f"--format {format} --precision {precision}: {reason}")
     if device.kind == "browser":
-        browser_files.check(facts.task)
-    kind = plugins.find("tasks", facts.task)
+        browser_files.check(metadata.task)
+    kind = plugins.find("tasks", metadata.task)
     spec = str(data) if data else source.default_data
     if spec is None:
-        facts = with_labels(facts, None)
+        metadata = with_labels(metadata, None)
         if any(step.use == "quantize_static" for step in recipe.steps):
             raise DataError("INT8 is calibrated on real items: give some with --data")
-        raws: list[Any] = [plain_example(facts.pipeline)] * 2
+        samples: list[Any] = [plain_example(metadata.pipeline)] * 2
         digest = "none"
     else:
-        dataset = load_data(spec, kind, facts, columns=columns, seed=seed)
-        facts = with_labels(facts, dataset)
-        raws = [item.raw for item in kind.items(dataset.split("calibration"), facts)[:300]]
-        digest = f"{dataset.digest}:{len(raws)}"
+        dataset = load_data(spec, kind, metadata, columns=columns, seed=seed)
+        metadata = with_labels(metadata, dataset)
+        samples = [item.sample for item in kind.items(dataset.split("calibration"), metadata)[:300]]
+        digest = f"{dataset.digest}:{len(samples)}"
     with own_folder(out), disk_errors(out / "stages"):
-        shop = Workshop(
-            facts,
+        builder = Builder(
+            metadata,
             device,
             Store(out / "stages"),
-            open_preprocessor(facts.folder, dict(facts.pipeline)),
-            raws,
+            open_preprocessor(metadata.folder, dict(metadata.pipeline)),
+            samples,
             digest,
             seed,
             1 << 30,
             progress or Silent(),
         )
-        artifact = shop.artifact(recipe)
+        artifact = builder.artifact(recipe)
         runner = open_artifact(artifact, host_probe.cores())
         try:
-            golden = predict(runner, shop.preprocessor, dict(facts.pipeline), kind_items(raws[:8]), batch=1)
+            golden = predict(runner, builder.preprocessor, dict(metadata.pipeline), kind_items(samples[:8]), batch=1)
         finally:
             runner.close()
         bundles.write_bundle(
             out,
-            facts=facts,
+            metadata=metadata,
             artifact=artifact,
             recipe=recipe.model_dump(mode="json"),
             verdict="UNMEASURED",
-            golden=list(zip(raws[:8], golden, strict=True)),
+            golden=list(zip(samples[:8], golden, strict=True)),
             tolerance=1e-3 if precision == "fp32" else 0.1,
             needs_isa=[],
             for_browser=device.kind == "browser",
@@ -102,7 +102,7 @@ def export(
     return out
 
 
-def export_recipe(format: str, precision: str, facts: CheckpointFacts) -> Recipe:
+def export_recipe(format: str, precision: str, metadata: CheckpointMetadata) -> Recipe:
     """The one recipe that a format and precision name, for a model."""
     name = f"{format}-{precision}"
     runtime = {"onnx": "onnxruntime"}.get(format, format)
@@ -112,13 +112,13 @@ def export_recipe(format: str, precision: str, facts: CheckpointFacts) -> Recipe
         return Recipe(
             name=name, runtime=runtime, precision=precision, options={"quantize": "int8"} if precision == "int8" else {}
         )
-    if precision == "int8" and generates(facts.pipeline):
-        if format == "openvino" and facts.task != "text-generation":
-            raise ConfigError(f"--precision int8 of {facts.task} is made for ONNX Runtime; use --format onnx")
+    if precision == "int8" and generates(metadata.pipeline):
+        if format == "openvino" and metadata.task != "text-generation":
+            raise ConfigError(f"--precision int8 of {metadata.task} is made for ONNX Runtime; use --format onnx")
         if format == "openvino":
             return Recipe(name=name, runtime=runtime, precision="int8", steps=(Step(use="compress_weights"),))
         narrow = Step(use="quantize_weights", options={"bits": 8, "block": 32})
-        tables = (Step(use="quantize_embeddings"),) if facts.modality == "text" else ()
+        tables = (Step(use="quantize_embeddings"),) if metadata.modality == "text" else ()
         return Recipe(name=name, runtime=runtime, precision="int8", steps=(narrow, *tables))
     if precision == "int8":
         return Recipe(name=name, runtime=runtime, precision="int8", steps=(Step(use="quantize_static"),))
@@ -136,8 +136,8 @@ def export_recipe(format: str, precision: str, facts: CheckpointFacts) -> Recipe
     return Recipe(name=name, runtime=runtime, precision=precision, options=options[precision])
 
 
-def kind_items(raws: Sequence[Any]) -> list[Any]:
+def kind_items(samples: Sequence[Any]) -> list[Any]:
     """Items without labels, for golden predictions."""
     from fmopt.tasks.base import Item
 
-    return [Item(row=number, raw=raw) for number, raw in enumerate(raws)]
+    return [Item(row=number, sample=sample) for number, sample in enumerate(samples)]

@@ -35,8 +35,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record.
 
-    What is None is as the entry of `models/` says, else 3 epochs in batches of 32 at 5e-5, a patience of 2, and pictures
-    left as they are. `augment` names what is done to pictures: "shift", "mirror". An entry with a tokenizer to be made has
+    What is None is as the entry of `models/` says, else 3 epochs in batches of 32 at 5e-5, a patience of 2, and images
+    left as they are. `augment` names what is done to images: "shift", "mirror". An entry with a tokenizer to be made has
     it trained on the texts of the train split, one with a catalogue has that made of the items of the data.
     """
     from fmopt.training.collation import AUGMENTATIONS
@@ -71,11 +71,11 @@ def finetune(
         )
     if task is None:
         task = source.task or checkpoint.inspect(source).task
-    facts = checkpoint.inspect(source, task, fresh_head=True)
+    metadata = checkpoint.inspect(source, task, fresh_head=True)
     kind = plugins.find("tasks", task)
-    dataset = load_data(str(data), kind, facts, columns=columns, seed=seed)
+    dataset = load_data(str(data), kind, metadata, columns=columns, seed=seed)
     folder = train(
-        facts,
+        metadata,
         dataset,
         kind,
         Path(out),

@@ -1,6 +1,6 @@
 """The story: baselines, candidates, one clock for all, selection on validation, judgement on test, a bundle, a record.
 
-The only file that knows the order; what depends on how candidates came out is in latecomers.py. Selection and judgement
+The only file that knows the order; what depends on how candidates came out is in follow-up.py. Selection and judgement
 use different items: the fastest candidate that keeps its accuracy on the validation split is chosen, and only that one is
 judged on the test split, so that trying many candidates does not make luck look like quality.
 """
@@ -23,7 +23,7 @@ from fmopt.core.store import disk_errors, own_folder
 from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.metrics import METRICS
-from fmopt.evaluation.record import Record, Rung, Trial, endless, value_of
+from fmopt.evaluation.record import AblationStep, Record, Trial, endless, value_of
 from fmopt.measurement.roofline import findings
 from fmopt.reports.run_status import noted
 from fmopt.workflow.prepare import prepare, start
@@ -31,7 +31,7 @@ from fmopt.workflow.publish import make_record, publish
 from fmopt.workflow.request import Effort, Request, Training, make_request
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.ablation import waterfall
-from fmopt.workflow.search.followups import rescue, shrink
+from fmopt.workflow.search.followups import fallback_to_mixed_precision, prune_to_budget
 from fmopt.workflow.search.partial_record import so_far
 from fmopt.workflow.search.plan import Plan
 from fmopt.workflow.search.run import Run, primary
@@ -118,12 +118,12 @@ def optimize_request(request: Request, progress: Progress | None = None) -> Reco
         time_all(run)
         reference = fastest_baseline(run)
         score_candidates(run, reference)
-        rescue(run, reference)
-        shrink(run, reference)
+        fallback_to_mixed_precision(run, reference)
+        prune_to_budget(run, reference)
         winner = choose(run, reference)
         verdict = judge(run, winner, reference)
         explain_losers(run, winner, reference)
-        steps = rungs(run, winner, reference)
+        steps = ablation_steps(run, winner, reference)
         record = make_record(run, winner, reference, verdict, steps)
         publish(run, record, winner)
     run.progress.stop()
@@ -176,7 +176,7 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
     baseline = trials.predictions(run, reference, "test")
     got = trials.predictions(run, winner, "test")
     for name, predicted in ((reference, baseline), (winner, got)):
-        run.update(name, test_scores=run.job.task.scores(predicted, items, baseline, run.job.facts))
+        run.update(name, test_scores=run.job.task.scores(predicted, items, baseline, run.job.metadata))
     ours, theirs = primary(run.trials[winner].test_scores), primary(run.trials[reference].test_scores)
     drop = bootstrap.paired_drop(theirs, ours, confidence=request.budget.confidence, seed=request.seed)
     run.update(winner, test_drop=drop)
@@ -242,7 +242,7 @@ def losing_reason(trial: Trial, winner: Trial, reference: Trial, limit: float | 
     return f"{ratio:.2f}× as long as {winner.recipe.name}{why}"
 
 
-def rungs(run: Run, winner: str, reference: str) -> list[Rung]:
+def ablation_steps(run: Run, winner: str, reference: str) -> list[AblationStep]:
     """What each pass of the winner gave; not when the time is over."""
     begun = time.monotonic()
     found = [] if run.out_of_time() else waterfall(run, winner, reference)

@@ -6,7 +6,7 @@ import shutil
 
 from fmopt.core.results import Verdict
 from fmopt.evaluation.predictions import changed_items
-from fmopt.evaluation.record import Record, Rung, summary_sentence
+from fmopt.evaluation.record import AblationStep, Record, summary_sentence
 from fmopt.exporters import bundle as bundles
 from fmopt.reports.html import write_markdown, write_report
 from fmopt.workflow.search import trials
@@ -20,7 +20,7 @@ CHANGED_SHOWN = 40
 GOLDEN_ITEMS = 8
 
 
-def make_record(run: Run, winner: str, reference: str, verdict: Verdict, steps: list[Rung]) -> Record:
+def make_record(run: Run, winner: str, reference: str, verdict: Verdict, steps: list[AblationStep]) -> Record:
     """Everything that was found, as the report reads it."""
     items = run.items("test")
     changed = changed_items(
@@ -28,7 +28,7 @@ def make_record(run: Run, winner: str, reference: str, verdict: Verdict, steps: 
         items,
         trials.predictions(run, reference, "test"),
         trials.predictions(run, winner, "test"),
-        run.job.facts,
+        run.job.metadata,
         limit=CHANGED_SHOWN,
     )
     baselines, candidates = by_kind(run)
@@ -55,7 +55,7 @@ def with_summary(record: Record) -> Record:
 
 def publish(run: Run, record: Record, winner: str) -> None:
     """Write the bundle, the record and the report; a bundle is made beside and moved in whole."""
-    out, facts = run.job.request.out, run.job.facts
+    out, metadata = run.job.request.out, run.job.metadata
     run.progress.say("writing the bundle")
     items = run.items("test")
     golden_items = items[:GOLDEN_ITEMS]
@@ -63,16 +63,16 @@ def publish(run: Run, record: Record, winner: str) -> None:
     precision = run.recipes[winner].precision
     bundles.write_bundle(
         out,
-        facts=facts,
+        metadata=metadata,
         artifact=run.artifacts[winner],
         recipe=run.recipes[winner].model_dump(mode="json"),
         verdict=record.verdict.outcome.value,
-        golden=[(item.raw, got) for item, got in zip(golden_items, predicted, strict=True)],
+        golden=[(item.sample, got) for item, got in zip(golden_items, predicted, strict=True)],
         tolerance=1e-3 if precision == "fp32" else 0.1,
         needs_isa=needed_isa(run, precision),
         for_browser=run.job.target.kind == "browser",
     )
-    made = run.shop.networks(run.recipes[winner].steps)
+    made = run.builder.networks(run.recipes[winner].steps)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
     if made:
         shutil.copytree(made[max(made)], out / CHECKPOINT)

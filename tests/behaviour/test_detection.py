@@ -22,7 +22,7 @@ from fmopt.tasks.object_detection import TASK
 from fmopt.training.collation import augmented
 from fmopt.workflow import export, finetune
 from tests.torch_models import model_of
-from tests.vision_models import DETECTORS, NAMES, box_arrays, picture, write_detector
+from tests.vision_models import DETECTORS, NAMES, box_arrays, image, write_detector
 from tests.without_torch import run_bundle
 
 
@@ -48,22 +48,24 @@ def data(tmp_path_factory):
 
 
 def test_boxes_are_read_from_arrays_and_from_an_objects_column(tiny, tmp_path, data):
-    facts = checkpoint.inspect(resolve(str(tiny("yolos"))))
-    (row, *_) = load_data(str(data), TASK, facts).split("test")
-    told = box_arrays(8, 2)
-    count = told["offsets"][1]
-    assert row["classes"] == told["box_labels"][:count].tolist()
-    (item,) = TASK.items([row], facts)
-    np.testing.assert_allclose(item.label[:, 1:], told["boxes"][:count] * [48, 32, 48, 32], atol=1e-4)
+    metadata = checkpoint.inspect(resolve(str(tiny("yolos"))))
+    (row, *_) = load_data(str(data), TASK, metadata).split("test")
+    reported = box_arrays(8, 2)
+    count = reported["offsets"][1]
+    assert row["classes"] == reported["box_labels"][:count].tolist()
+    (item,) = TASK.items([row], metadata)
+    np.testing.assert_allclose(item.label[:, 1:], reported["boxes"][:count] * [48, 32, 48, 32], atol=1e-4)
     for number in range(4):
-        (tmp_path / f"{number}.png").write_bytes(picture(number, size=(48, 32)))
+        (tmp_path / f"{number}.png").write_bytes(image(number, size=(48, 32)))
     rows = [
         {"file_name": f"{n}.png", "objects": {"bbox": [[1, 2, 10, 20]] * n, "categories": [NAMES[2]] * n}}
         for n in range(4)
     ]
     (tmp_path / "boxes.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    read = load_data(str(tmp_path / "boxes.jsonl"), TASK, facts)
-    labels = [item.label for split in ("train", "validation", "test") for item in TASK.items(read.split(split), facts)]
+    read = load_data(str(tmp_path / "boxes.jsonl"), TASK, metadata)
+    labels = [
+        item.label for split in ("train", "validation", "test") for item in TASK.items(read.split(split), metadata)
+    ]
     assert sorted(len(label) for label in labels) == [0, 1, 2, 3]
     assert all(label.tolist() == [[2, 1, 2, 11, 22]] * len(label) for label in labels)
 
@@ -88,11 +90,11 @@ def test_the_layers_of_yolos_are_known(tiny):
     assert sum(len(parts(layer)) for layer in model.family.layers(model.net)) == 12
 
 
-def told_by_transformers(folder, raw, threshold):
+def told_by_transformers(folder, sample, threshold):
     """Boxes as transformers' own processor and network find them, the best first."""
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     net = transformers.AutoModelForObjectDetection.from_pretrained(folder).eval()
-    image = Image.open(io.BytesIO(raw)).convert("RGB")
+    image = Image.open(io.BytesIO(sample)).convert("RGB")
     with torch.inference_mode():
         out = net(**processor(image, return_tensors="pt"))
     sizes = [(image.height, image.width)]
@@ -105,12 +107,12 @@ def told_by_transformers(folder, raw, threshold):
 def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what transformers says."""
     folder = tiny(family)
-    facts = checkpoint.inspect(resolve(str(folder)))
-    assert (facts.task, facts.modality, facts.pipeline["labels"]) == ("object-detection", "image", NAMES)
+    metadata = checkpoint.inspect(resolve(str(folder)))
+    assert (metadata.task, metadata.modality, metadata.pipeline["labels"]) == ("object-detection", "image", NAMES)
     # RT-DETR is the longest of all to export; it is quantized as DETR is
     precisions = ("fp32",) if family == "rt_detr" else ("fp32", "int8")
     made = {p: export.export(folder, tmp_path / p, precision=p, data=data) for p in precisions}
-    shown = picture(7, size=(90, 70))
+    shown = image(7, size=(90, 70))
     (tmp_path / "seen.png").write_bytes(shown)
     labels, scores, boxes = (part[:5] for part in told_by_transformers(folder, shown, 0))
     least = str(scores[4] - 1e-3)
@@ -131,10 +133,10 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
 def test_a_picture_is_prepared_as_the_processor_of_transformers_does(tiny):
     for family in DETECTORS:
         folder = tiny(family)
-        facts = checkpoint.inspect(resolve(str(folder)))
-        ours = open_preprocessor(folder, dict(facts.pipeline)).encode([picture(3)]).inputs["pixel_values"]
+        metadata = checkpoint.inspect(resolve(str(folder)))
+        ours = open_preprocessor(folder, dict(metadata.pipeline)).encode([image(3)]).inputs["pixel_values"]
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-        wanted = processor(Image.open(io.BytesIO(picture(3))), return_tensors="np")["pixel_values"]
+        wanted = processor(Image.open(io.BytesIO(image(3))), return_tensors="np")["pixel_values"]
         np.testing.assert_allclose(ours, wanted, atol=1e-5)
 
 
@@ -145,14 +147,14 @@ def test_finetuning_learns_boxes(tiny, tmp_path, data, family):
     assert record["metric"] == "mAP@0.5"
     losses = [epoch["loss"] for epoch in record["epochs"]]
     assert losses[-1] < losses[0]
-    facts = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
-    assert facts.pipeline["labels"] == NAMES
+    metadata = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
+    assert metadata.pipeline["labels"] == NAMES
 
 
 def test_wishes_that_make_no_sense_are_told(tiny, tmp_path, data):
     out = export.export(tiny("yolos"), tmp_path / "out", precision="fp32", data=data)
     opened = fmopt.load(out)
     with pytest.raises(fmopt.FmoptError, match=r"a threshold of 1\.5 is no share"):
-        opened(picture(1), threshold=1.5)
+        opened(image(1), threshold=1.5)
     with pytest.raises((fmopt.FmoptError, EdgeError), match="no image that can be read"):
         opened(b"no picture")

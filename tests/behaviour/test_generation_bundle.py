@@ -53,9 +53,9 @@ def test_run_py_goes_on_as_generate_of_transformers_does(bundle: Path, tiny_chec
 
 def test_the_bundle_is_whole_and_says_what_a_token_takes(bundle: Path) -> None:
     assert json.loads(run_py(bundle, "verify", "--json").stdout)["ok"]
-    told = run_py(bundle, "bench", "--length", "16", "--seconds", "0.1")
-    assert "tokens/s after 16 tokens" in told.stdout, told.stderr
-    assert "first token" in told.stdout
+    reported = run_py(bundle, "bench", "--length", "16", "--seconds", "0.1")
+    assert "tokens/s after 16 tokens" in reported.stdout, reported.stderr
+    assert "first token" in reported.stdout
 
 
 def test_wishes_reach_the_bundle_from_the_command(bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""Networks that read pictures go the whole road: loaded, trained, exported, quantized, bundled, asked without torch."""
+"""Networks that read images go the whole road: loaded, trained, exported, quantized, bundled, asked without torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fmopt.workflow import export
 from fmopt.workflow import finetune as workflow_finetune
 from fmopt.workflow.search.plan import make_plan
 from tests.torch_models import model_of
-from tests.vision_models import CLASSIFIERS, NAMES, picture, picture_rows, write_pictures, write_squares, write_vision
+from tests.vision_models import CLASSIFIERS, NAMES, image, picture_rows, write_pictures, write_squares, write_vision
 from tests.without_torch import run_bundle
 
 
@@ -46,22 +46,22 @@ def tiny(tmp_path_factory):
     return make
 
 
-def inputs_of(facts, raws):
-    return dict(open_preprocessor(facts.folder, dict(facts.pipeline)).encode(raws).inputs)
+def inputs_of(metadata, samples):
+    return dict(open_preprocessor(metadata.folder, dict(metadata.pipeline)).encode(samples).inputs)
 
 
 @pytest.mark.parametrize("family", CLASSIFIERS)
 def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what the network says."""
     folder = tiny(family)
-    facts = checkpoint.inspect(resolve(str(folder)))
-    assert (facts.task, facts.modality, facts.pipeline["labels"]) == ("image-classification", "image", NAMES)
+    metadata = checkpoint.inspect(resolve(str(folder)))
+    assert (metadata.task, metadata.modality, metadata.pipeline["labels"]) == ("image-classification", "image", NAMES)
     data = write_pictures(tmp_path / "data", train=12, validation=6, test=6)
     made = {p: export.export(folder, tmp_path / p, precision=p, data=data) for p in ("fp32", "int8")}
-    shown = picture(7)
+    shown = image(7)
     (tmp_path / "seen.png").write_bytes(shown)
-    net = checkpoint.load(facts).net
-    wanted = exporters_parity.torch_outputs(net, inputs_of(facts, [shown]), ["logits"])["logits"][0]
+    net = checkpoint.load(metadata).net
+    wanted = exporters_parity.torch_outputs(net, inputs_of(metadata, [shown]), ["logits"])["logits"][0]
     shares = np.exp(wanted - wanted.max()) / np.exp(wanted - wanted.max()).sum()
     for precision, tolerance in (("fp32", 1e-4), ("int8", 0.1)):
         got = run_bundle(made[precision], "predict", "--json", str(tmp_path / "seen.png"))
@@ -75,7 +75,7 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
 
 
 def test_segmentation_goes_the_whole_road_from_random_weights(tiny, tmp_path):
-    """Trained on arrays of pictures and masks, exported, quantized; the bundle's map is the network's, in the picture's size."""
+    """Trained on arrays of images and masks, exported, quantized; the bundle's map is the network's, in the image's size."""
     write_squares(tmp_path / "data")
     record = workflow_finetune.finetune(
         tiny("segformer"), tmp_path / "data", tmp_path / "ckpt", task="image-segmentation", epochs=6, batch=4,
@@ -83,11 +83,11 @@ def test_segmentation_goes_the_whole_road_from_random_weights(tiny, tmp_path):
     )  # fmt: skip
     assert record["metric"] == "Dice"
     assert record["value"] > 0.8
-    facts = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
-    assert facts.pipeline["labels"] == ["LABEL_0", "LABEL_1"]
-    shown = picture(3, size=(50, 40))
-    net = checkpoint.load(facts).net
-    logits = exporters_parity.torch_outputs(net, inputs_of(facts, [shown]), ["logits"])["logits"]
+    metadata = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
+    assert metadata.pipeline["labels"] == ["LABEL_0", "LABEL_1"]
+    shown = image(3, size=(50, 40))
+    net = checkpoint.load(metadata).net
+    logits = exporters_parity.torch_outputs(net, inputs_of(metadata, [shown]), ["logits"])["logits"]
     wanted = torch.nn.functional.interpolate(
         torch.from_numpy(logits), size=(40, 50), mode="bilinear", align_corners=False
     )
@@ -99,10 +99,10 @@ def test_segmentation_goes_the_whole_road_from_random_weights(tiny, tmp_path):
 
 
 def test_a_picture_has_no_tokens_and_always_one_size(tiny):
-    facts = checkpoint.inspect(resolve(str(tiny("vit"))))
-    assert axes_of(facts.pipeline) == {"pixel_values": ("batch", 3, 32, 32)}
-    assert not takes_length(facts.pipeline)
-    assert static_shape(facts.pipeline, 2, 128) == (2, 3, 32, 32)
+    metadata = checkpoint.inspect(resolve(str(tiny("vit"))))
+    assert axes_of(metadata.pipeline) == {"pixel_values": ("batch", 3, 32, 32)}
+    assert not takes_length(metadata.pipeline)
+    assert static_shape(metadata.pipeline, 2, 128) == (2, 3, 32, 32)
     text = {"inputs": ["input_ids", "attention_mask"]}
     assert takes_length(text)
     assert (static_shape(text, 2, 128), static_shape(text, 2, None)) == ((2, 128), None)
@@ -110,10 +110,10 @@ def test_a_picture_has_no_tokens_and_always_one_size(tiny):
 
 def test_the_exported_batch_is_dynamic(tiny, tmp_path):
     model = model_of(tiny("vit"))
-    graph = to_onnx.export_onnx(model, inputs_of(model.facts, [picture(1)]), tmp_path)
+    graph = to_onnx.export_onnx(model, inputs_of(model.metadata, [image(1)]), tmp_path)
     runner = RUNTIME.open(RUNTIME.build(graph, {}, tmp_path / "built"), 1)
     for count in (1, 3):
-        batch = inputs_of(model.facts, [picture(seed) for seed in range(count)])
+        batch = inputs_of(model.metadata, [image(seed) for seed in range(count)])
         parity = exporters_parity.check_parity(runner, model.net, [batch], 1e-4, outputs=["logits"])
         assert parity.passed
         assert runner.run(batch)["logits"].shape == (count, 3)
@@ -121,7 +121,7 @@ def test_the_exported_batch_is_dynamic(tiny, tmp_path):
 
 def test_statistics_are_of_all_patches(tiny):
     model = model_of(tiny("vit"))
-    items = [inputs_of(model.facts, [picture(seed)]) for seed in range(8)]
+    items = [inputs_of(model.metadata, [image(seed)]) for seed in range(8)]
     found = collect(model.net, items)
     first = found.group_of("vit.layers.0.attention.q_proj")
     assert first.names == tuple(f"vit.layers.0.attention.{part}_proj" for part in "qkv")
@@ -151,21 +151,21 @@ def test_layers_of_transformers_for_pictures_are_known(tiny, family):
         for layer in layers
     ]
     with torch.no_grad():
-        told = model.net(
-            **{k: torch.from_numpy(v) for k, v in inputs_of(model.facts, [picture()]).items()},
+        reported = model.net(
+            **{k: torch.from_numpy(v) for k, v in inputs_of(model.metadata, [image()]).items()},
             output_hidden_states=True,
         ).hidden_states
     for hook in hooks:
         hook.remove()
-    assert torch.equal(states[0], told[1])
+    assert torch.equal(states[0], reported[1])
 
 
 def test_finetuning_learns_pictures_and_another_run_makes_the_same(tmp_path, tiny):
     data = Dataset("toy", "toy", {"train": picture_rows(60), "validation": picture_rows(12, 1)})
-    facts = checkpoint.inspect(resolve(str(tiny("vit"))), TASK.name, fresh_head=True)
+    metadata = checkpoint.inspect(resolve(str(tiny("vit"))), TASK.name, fresh_head=True)
     weights = []
     for name in ("one", "two"):
-        out = finetune(facts, data, TASK, tmp_path / name, epochs=4, batch_size=10, learning_rate=1e-3, bf16=False,
+        out = finetune(metadata, data, TASK, tmp_path / name, epochs=4, batch_size=10, learning_rate=1e-3, bf16=False,
                        augment=("shift", "mirror"))  # fmt: skip
         weights.append(load_file(out / "model.safetensors"))
     record = json.loads((tmp_path / "one" / "finetune.json").read_text())
@@ -174,15 +174,15 @@ def test_finetuning_learns_pictures_and_another_run_makes_the_same(tmp_path, tin
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     made = checkpoint.inspect(resolve(str(tmp_path / "one")))
     assert made.pipeline["labels"] == sorted(NAMES)
-    assert made.pipeline["image"] == facts.pipeline["image"]
+    assert made.pipeline["image"] == metadata.pipeline["image"]
 
 
 def test_an_entry_with_a_configuration_is_a_random_checkpoint_with_its_recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("FMOPT_CACHE", str(tmp_path))
     source = resolve("vit-32")
-    facts = checkpoint.inspect(source)
-    assert (facts.model_type, facts.layers, facts.hidden_size) == ("vit", 6, 384)
-    assert facts.pipeline["axes"] == {"pixel_values": ["batch", 3, 32, 32]}
+    metadata = checkpoint.inspect(source)
+    assert (metadata.model_type, metadata.layers, metadata.hidden_size) == ("vit", 6, 384)
+    assert metadata.pipeline["axes"] == {"pixel_values": ["batch", 3, 32, 32]}
     assert source.training["augment"] == ["shift", "mirror"]
     first = (source.folder / "model.safetensors").read_bytes()
     monkeypatch.setenv("FMOPT_CACHE", str(tmp_path / "again"))
@@ -191,32 +191,32 @@ def test_an_entry_with_a_configuration_is_a_random_checkpoint_with_its_recipe(tm
 
 def test_bad_checkpoints_and_data_are_told_in_one_line(tmp_path, tiny):
     folder = write_vision(tmp_path / "changed", "vit")
-    told = json.loads((folder / "preprocessor_config.json").read_text())
-    (folder / "preprocessor_config.json").write_text(json.dumps({**told, "size": {"height": 64, "width": 64}}))
+    reported = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**reported, "size": {"height": 64, "width": 64}}))
     with pytest.raises(CheckpointError, match="makes pictures of 64 × 64 and the network takes 32 × 32"):
         checkpoint.inspect(resolve(str(folder)))
-    (folder / "preprocessor_config.json").write_text(json.dumps({**told, "size": {"shortest_edge": 32}}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({**reported, "size": {"shortest_edge": 32}}))
     with pytest.raises(CheckpointError, match="makes pictures of different sizes"):
         checkpoint.inspect(resolve(str(folder)))
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no image processor \(no preprocessor_config.json\)"):
         checkpoint.inspect(resolve(str(folder)))
-    facts = checkpoint.inspect(resolve(str(tiny("vit"))))
+    metadata = checkpoint.inspect(resolve(str(tiny("vit"))))
     (tmp_path / "d.csv").write_text("image,label\na.png,round\nb.png,grey\n")
-    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "a.png").write_bytes(image())
     with pytest.raises(DataError, match=r"d\.csv, row 2: image 'b\.png' cannot be read: No such file"):
-        load_data(str(tmp_path / "d.csv"), TASK, facts)
+        load_data(str(tmp_path / "d.csv"), TASK, metadata)
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"d\.csv, row 2: image is no image that can be read"):
-        load_data(str(tmp_path / "d.csv"), TASK, facts)
+        load_data(str(tmp_path / "d.csv"), TASK, metadata)
     with pytest.raises(ConfigError, match="--augment shif: there is no such change; did you mean 'shift'"):
         workflow_finetune.finetune(tiny("vit"), tmp_path / "d.csv", tmp_path / "out", augment=["shif"])
 
 
 def test_candidates_that_need_a_table_of_words_are_refused_with_the_reason(tiny):
-    facts = checkpoint.inspect(resolve(str(tiny("vit"))))
-    shape = static_shape(facts.pipeline, 1, None)
-    plan = make_plan(facts, load_target("x86-avx512-vnni"), effort="quick", shape=shape)
+    metadata = checkpoint.inspect(resolve(str(tiny("vit"))))
+    shape = static_shape(metadata.pipeline, 1, None)
+    plan = make_plan(metadata, load_target("x86-avx512-vnni"), effort="quick", shape=shape)
     assert {refused.recipe: refused.reason for refused in plan.refused if refused.recipe.endswith("embeddings")} == {
         f"onnxruntime-{kind}-int8-embeddings": "images are not looked up in a table" for kind in ("dynamic", "static")
     }

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import pytest
 
-from fmopt.edge.generation import Wish, continuations
+from fmopt.edge.generation import GenerationConfig, continuations
 from fmopt.edge.runners import open_runner
 from fmopt.exporters import onnx_graph, to_onnx
 from fmopt.exporters.onnx_graph import read_onnx
@@ -40,12 +40,12 @@ def test_weights_beside_the_graph_become_the_same_narrow_weights(
         made.append(graph)
     kinds = [[node.op_type for node in read_onnx(graph.path).graph.node].count("MatMulNBits") for graph in made]
     assert kinds[0] == kinds[1] == 2 * 4 + 1
-    told = []
+    reported = []
     for graph in made:
         one = opened(model, graph)
         prompts = [one.model.preprocessor.ids(text) for text in SENTENCES[:2]]
-        told.append(list(continuations(one.runner, prompts, one.pipeline, Wish(max_new_tokens=8))))
-    assert told[0] == told[1]
+        reported.append(list(continuations(one.runner, prompts, one.pipeline, GenerationConfig(max_new_tokens=8))))
+    assert reported[0] == reported[1]
 
 
 def test_narrow_weights_that_are_still_large_lie_beside_the_graph(
@@ -70,7 +70,7 @@ def test_random_weights_are_written_in_shards_and_read_again(tmp_path: Path, mon
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     assert len(set(index.values())) > 2
     model = model_of(folder)
-    assert model.facts.parameters == sum(parameter.numel() for parameter in model.net.parameters())
+    assert model.metadata.parameters == sum(parameter.numel() for parameter in model.net.parameters())
     again = random_decoders.write_decoder("llama-1.1b", tmp_path / "two")
     for name in set(index.values()):
         assert (folder / name).read_bytes() == (again / name).read_bytes()

@@ -50,13 +50,13 @@ def failed(name, error):
     return {**row(name, 0, error=error), "samples_ms": [], "scores": None, "others": {}}
 
 
-def written(folder: Path, rows, **facts) -> Path:
+def written(folder: Path, rows, **metadata) -> Path:
     document = {
         "subject": "banking77", "task": "text-classification", "model": {"title": "tiny", "parameters": 9},
         "date": "2026-01-02T00:00:00", "batch": 1, "length": 16, "threads": 1, "seed": 0,
         "items": {"scored": 100, "of": 3080}, "host": {"cpu": "a cpu", "isa": ["avx2"]},
         "versions": {"fmopt": "0"}, "command": "run.py", "warnings": ["busy"],
-        "reference": {"name": "PyTorch fp32", "scores": right(10), "others": {}}, "rows": rows, **facts,
+        "reference": {"name": "PyTorch fp32", "scores": right(10), "others": {}}, "rows": rows, **metadata,
     }  # fmt: skip
     path = folder / f"peers-{document['subject']}-{document['date'][:10]}.json"
     path.write_text(json.dumps(document))
@@ -203,8 +203,8 @@ def test_a_failing_variant_is_written_down_and_the_others_are_made(tmp_path):
 
 
 def test_calibration_says_what_a_tokenizer_is_given(scripts, tmp_path):
-    raws = ["a text", ("one", "two"), ["some", "words"]]
-    path = scripts("build").write_calibration(raws, tmp_path / "c.jsonl")
+    samples = ["a text", ("one", "two"), ["some", "words"]]
+    path = scripts("build").write_calibration(samples, tmp_path / "c.jsonl")
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"text": "a text"},
         {"text": "one", "text_pair": "two"},
@@ -240,12 +240,12 @@ def test_every_peer_has_pinned_requirements_and_a_script(scripts):
 # ------------------------------------------------------------------------------------------------ a whole run
 
 
-def meta_of(folder: Path, peer: str, variant: str, **facts) -> None:
+def meta_of(folder: Path, peer: str, variant: str, **metadata) -> None:
     place = folder / peer / variant
     place.mkdir(parents=True)
     meta = {"peer": peer, "variant": variant, "runtime": "torch", "file": "", "options": {}, "full_precision": True,
             "minutes": 0.1, "lines": 2, "versions": {}, "error": None}  # fmt: skip
-    (place / "meta.json").write_text(json.dumps(meta | facts))
+    (place / "meta.json").write_text(json.dumps(meta | metadata))
 
 
 def test_a_trained_model_is_timed_scored_and_compared_by_its_task(

@@ -16,7 +16,7 @@ from fmopt.core.errors import CheckpointError, DataError
 from fmopt.data.datasets import load_data
 from fmopt.data.interactions import leave_one_out
 from fmopt.data.readers import Table
-from fmopt.edge.recommendation import Catalogue, read_raw
+from fmopt.edge.recommendation import Catalogue, read_sample
 from fmopt.edge.text import open_preprocessor
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.predictions import predict
@@ -103,16 +103,16 @@ def test_pieces_hold_what_follows_every_item():
 
 
 def test_ranks_are_over_the_whole_catalogue_without_what_was_taken(trained):
-    facts = checkpoint.inspect(resolve(str(trained)))
+    metadata = checkpoint.inspect(resolve(str(trained)))
     scores = np.arange(ITEMS, dtype=np.float32)  # the last item of the catalogue is the best
     items = [Item(0, ["129", "128"], 20), Item(1, ["100"], 20), Item(2, ["100"], ITEMS), Item(3, ["129"], ITEMS)]
-    found = {one.name: one.array()[:, 0].tolist() for one in TASK.scores([scores] * 4, items, None, facts)}
+    found = {one.name: one.array()[:, 0].tolist() for one in TASK.scores([scores] * 4, items, None, metadata)}
     # item 20 has 10 above it, 8 when two of them were taken; what was taken itself is never recommended
     assert found["HR@10"] == [1, 0, 1, 0]
     assert found["NDCG@10"] == pytest.approx([1 / np.log2(10), 0, 1, 0])
     assert place_of(1, np.array([1.0, 1.0, 0.0])) == 2  # a tie is no hit by luck
     assert (gain(1), gain(11)) == (1.0, 0.0)
-    (shared,) = [one for one in TASK.scores([scores], items[:1], [scores], facts) if one.against_baseline]
+    (shared,) = [one for one in TASK.scores([scores], items[:1], [scores], metadata) if one.against_baseline]
     assert shared.array()[0, 0] == 1
 
 
@@ -133,12 +133,12 @@ def test_padding_changes_nothing_and_the_newest_item_has_the_last_position(train
 
 
 def test_the_bundle_says_what_comes_next_without_torch(trained, data, tmp_path):
-    facts = checkpoint.inspect(resolve(str(trained)))
-    assert (facts.task, facts.modality, facts.model_type) == ("sequential-recommendation", "item", "sasrec")
+    metadata = checkpoint.inspect(resolve(str(trained)))
+    assert (metadata.task, metadata.modality, metadata.model_type) == ("sequential-recommendation", "item", "sasrec")
     history = ["110", "Title 11", "112"]
-    preprocessor = open_preprocessor(facts.folder, dict(facts.pipeline))
+    preprocessor = open_preprocessor(metadata.folder, dict(metadata.pipeline))
     inputs = dict(preprocessor.encode([history]).inputs)
-    logits = parity.torch_outputs(checkpoint.load(facts).net, inputs, ["logits"])["logits"][0, 1:]
+    logits = parity.torch_outputs(checkpoint.load(metadata).net, inputs, ["logits"])["logits"][0, 1:]
     made = {p: export.export(trained, tmp_path / p, precision=p, data=data) for p in ("fp32", "int8")}
     assert (made["int8"] / "model.onnx").stat().st_size < (made["fp32"] / "model.onnx").stat().st_size
     for precision, allowed in (("fp32", 1e-3), ("int8", 1.5)):
@@ -164,41 +164,43 @@ def test_the_bundle_says_what_comes_next_without_torch(trained, data, tmp_path):
 
 
 def test_quantized_candidates_are_judged_by_each_history(trained, data):
-    facts = checkpoint.inspect(resolve(str(trained)))
-    rows = load_data(str(data), TASK, facts)
+    metadata = checkpoint.inspect(resolve(str(trained)))
+    rows = load_data(str(data), TASK, metadata)
     assert [len(rows.split(name)) for name in ("train", "validation", "test")] == [USERS] * 3
     assert len(rows.split("test")[0]["items"]) == len(rows.split("train")[0]["items"]) + 1
-    items = TASK.items(rows.split("test"), facts)
-    artifact = plugins.find("runtimes", "torch").build(facts, {"dtype": "fp32"}, facts.folder)
+    items = TASK.items(rows.split("test"), metadata)
+    artifact = plugins.find("runtimes", "torch").build(metadata, {"dtype": "fp32"}, metadata.folder)
     runner = plugins.find("runtimes", "torch").open(artifact, 1)
-    got = predict(runner, open_preprocessor(facts.folder, dict(facts.pipeline)), dict(facts.pipeline), items, batch=4)
-    first = TASK.scores(got, items, got, facts)[0]
+    got = predict(
+        runner, open_preprocessor(metadata.folder, dict(metadata.pipeline)), dict(metadata.pipeline), items, batch=4
+    )
+    first = TASK.scores(got, items, got, metadata)[0]
     assert first.array().shape == (USERS, 1)
     assert METRICS[first.metric].of(first.array()) > 0.9
-    assert TASK.changes(got, items, got, facts) == []
+    assert TASK.changes(got, items, got, metadata) == []
     worse = [-one for one in got]
-    changes = TASK.changes(worse, items, got, facts)
+    changes = TASK.changes(worse, items, got, metadata)
     assert len(changes) > USERS / 2
     assert changes[0].label.startswith("Title ")
     assert max(change.harm for change in changes) > 0.5
 
 
 def test_bad_histories_are_one_line_each(trained, tmp_path):
-    facts = checkpoint.inspect(resolve(str(trained)))
+    metadata = checkpoint.inspect(resolve(str(trained)))
     with pytest.raises(DataError, match=r"row 2: '999' is not one of the 30 items"):
-        TASK.items([{"items": ["100"]}, {"items": ["101", "999"]}], facts)
+        TASK.items([{"items": ["100"]}, {"items": ["101", "999"]}], metadata)
     catalogue = Catalogue([("1", "Hamlet"), ("2", "hamlet"), ("3", "Solaris")])
-    for told, message in (
+    for reported, message in (
         ([], "the history is empty"),
         ("1", "is no history; give a list of items"),
         (["Hamlet"], "the title of 2 items; say which by its id: 1, 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            catalogue.numbers_of(told)
+            catalogue.numbers_of(reported)
     assert catalogue.numbers_of([1, " solaris "]) == [1, 3]
-    assert read_raw("1; 2;") == ["1", "2"]
+    assert read_sample("1; 2;") == ["1", "2"]
     with pytest.raises(ValueError, match="begins like a JSON list and is none"):
-        read_raw("[1, 2")
+        read_sample("[1, 2")
     lost = tmp_path / "lost"
     lost.mkdir()
     for path in trained.iterdir():

@@ -87,7 +87,7 @@ def test_variants_are_timed_there_and_judged_here(device: openssh.Device, tmp_pa
     said: list[str] = []
     noticed = threading.Event()
 
-    class Told(Silent):
+    class Reported(Silent):
         def say(self, text: str) -> None:
             said.append(text)
             if "was cut" in text:
@@ -101,7 +101,7 @@ def test_variants_are_timed_there_and_judged_here(device: openssh.Device, tmp_pa
             model=str(tiny_checkpoint("bert", "text-classification")), data=str(data), length=16, out=out, recipe=recipe,
             on=device.url, clean=True,
         ),
-        Told(),
+        Reported(),
     )  # fmt: skip
     cutter.join()
     assert record == Record.load(out)
@@ -128,8 +128,8 @@ def test_variants_are_timed_there_and_judged_here(device: openssh.Device, tmp_pa
 def test_what_does_not_run_there_is_a_failed_trial_and_no_more(
     device: openssh.Device, tmp_path: Path, tiny_checkpoint: Any
 ) -> None:
-    facts = facts_of(tiny_checkpoint("bert", "text-classification"))
-    _, clock = backend.board_target(device.url, "x86-avx2", facts)
+    metadata = facts_of(tiny_checkpoint("bert", "text-classification"))
+    _, clock = backend.board_target(device.url, "x86-avx2", metadata)
     good = Artifact("onnxruntime", write_graph(tmp_path / "good" / "model.onnx"), {})
     broken = Artifact("onnxruntime", write_graph(tmp_path / "broken" / "model.onnx", 2.0), {})
     broken.path.write_bytes(broken.path.read_bytes().replace(b"ReduceSum", b"ReduceSam"))

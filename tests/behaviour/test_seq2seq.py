@@ -29,7 +29,7 @@ from fmopt.exporters import bundle
 from fmopt.exporters import parity as exporters_parity
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
-from fmopt.models.wrappers.seq2seq import Halves, InHalves, with_answer
+from fmopt.models.wrappers.seq2seq import AsEncoderDecoder, EncoderDecoder, with_answer
 from fmopt.training.examples import training_examples
 from fmopt.workflow import export, finetune
 from tests.conftest import ENCODER_DECODERS, SENTENCES, TinyCheckpoint
@@ -75,8 +75,10 @@ def generated(exported: Any, texts: Any, **options: Any) -> list[list[int]]:
 def test_the_halves_agree_with_torch(exported: Any) -> None:
     encoded = dict(exported.model.preprocessor.encode([SENTENCES[2]]).inputs)
     batch = with_answer(encoded, exported.pipeline["start"], exported.torch.net.config.vocab_size)
-    for runner in (exported.runner, Halves(exported.torch.net)):
-        parity = exporters_parity.check_parity(InHalves(runner), exported.torch.net, [batch], 1e-3, outputs=["logits"])
+    for runner in (exported.runner, EncoderDecoder(exported.torch.net)):
+        parity = exporters_parity.check_parity(
+            AsEncoderDecoder(runner), exported.torch.net, [batch], 1e-3, outputs=["logits"]
+        )
         assert parity.passed, parity
 
 
@@ -107,7 +109,7 @@ def marian(bundled: Callable[[str], Path]) -> Path:
 
 def test_a_bundle_answers_without_torch_as_pytorch_does(marian: Path, tiny_checkpoint: TinyCheckpoint) -> None:
     model = model_of(tiny_checkpoint("marian", "translation"))
-    assert model.facts.task == "translation"  # Marian's class does nothing else
+    assert model.metadata.task == "translation"  # Marian's class does nothing else
     code = (
         "import sys, json, runpy; sys.modules['torch'] = sys.modules['onnx'] = sys.modules['fmopt'] = None;"
         f"sys.argv = ['run.py', 'predict', '--json', '--max-new-tokens', '8', {SENTENCES[0]!r}];"
@@ -119,7 +121,7 @@ def test_a_bundle_answers_without_torch_as_pytorch_does(marian: Path, tiny_check
     opened = bundle.load(marian)
     assert shown == opened(SENTENCES[0], max_new_tokens=8)
     own = plugins.find("runtimes", "torch").open(
-        Artifact("torch", model.facts.folder, {"auto_class": TASK.auto_class}), 1
+        Artifact("torch", model.metadata.folder, {"auto_class": TASK.auto_class}), 1
     )
     inputs = dict(opened.preprocessor.encode([SENTENCES[0]]).inputs)
     ids = answers(opened.pipeline, own, inputs, usual(opened.pipeline, max_new_tokens=8))[0]
@@ -150,8 +152,8 @@ def test_predictions_are_kept_and_judged(exported: Any, tmp_path: Path) -> None:
     made = postprocess(exported.pipeline, outputs, batch, texts)
     save_predictions(tmp_path / "made", made)
     assert [one.tolist() for one in load_predictions(tmp_path / "made")] == [one.tolist() for one in made]
-    items = TASK.items([{"text": text, "target": text} for text in texts], exported.torch.facts)
-    names = {score.name: score for score in TASK.scores(made, items, made, exported.torch.facts)}
+    items = TASK.items([{"text": text, "target": text} for text in texts], exported.torch.metadata)
+    names = {score.name: score for score in TASK.scores(made, items, made, exported.torch.metadata)}
     assert names["BLEU"].primary
     assert names["same text as baseline"].array().min() == 1
 
@@ -166,33 +168,33 @@ def test_corpus_scores_are_those_of_sacrebleu_for_any_resample() -> None:
         "she reads",
         "no match at all here",
     ]
-    told = ["a man sits on the bench in a park", "two dogs are running over grass", "she reads", "qqq"]
+    reported = ["a man sits on the bench in a park", "two dogs are running over grass", "she reads", "qqq"]
     draw = np.random.default_rng(0).multinomial(6, [0.25] * 4, size=5)
     for name, kind in (("bleu", sacrebleu.BLEU), ("chrf", sacrebleu.CHRF)):
-        values = _scores(name, name, told, wanted).array()
+        values = _scores(name, name, reported, wanted).array()
         rows = METRICS[name].of(values, draw)
         for counts, got in zip(draw, rows, strict=True):
-            hypotheses, references = (np.repeat(texts, counts).tolist() for texts in (told, wanted))
+            hypotheses, references = (np.repeat(texts, counts).tolist() for texts in (reported, wanted))
             assert got * 100 == pytest.approx(kind().corpus_score(hypotheses, [references]).score, abs=1e-9)
     nothing = _scores("bleu", "bleu", ["qqq"], ["she reads"]).array()
     assert METRICS["bleu"].of(nothing) == 0
 
 
 def test_labels_are_the_answer_with_its_end(tiny_checkpoint: TinyCheckpoint) -> None:
-    facts = checkpoint.inspect(resolve(str(tiny_checkpoint("marian", "translation"))))
-    preprocessor = open_preprocessor(facts.folder, dict(facts.pipeline))
+    metadata = checkpoint.inspect(resolve(str(tiny_checkpoint("marian", "translation"))))
+    preprocessor = open_preprocessor(metadata.folder, dict(metadata.pipeline))
     rows = [{"text": "the cat", "target": "a dog"}]
-    (example,) = training_examples(preprocessor, facts, TASK.items(rows, facts), rows)
+    (example,) = training_examples(preprocessor, metadata, TASK.items(rows, metadata), rows)
     assert example["labels"].tolist() == preprocessor.ids("a dog")
-    assert example["labels"][-1] == facts.pipeline["stop_ids"][0]
+    assert example["labels"][-1] == metadata.pipeline["stop_ids"][0]
     with pytest.raises(DataError, match="train row 1 has no label"):
-        training_examples(preprocessor, facts, TASK.items([{"text": "the cat"}], facts), [{"text": "the cat"}])
+        training_examples(preprocessor, metadata, TASK.items([{"text": "the cat"}], metadata), [{"text": "the cat"}])
 
 
 def test_a_network_that_answers_says_what_for(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
     folder = tmp_path / "t5"
     shutil.copytree(tiny_checkpoint("t5", "translation"), folder)
-    assert model_of(folder, "translation").facts.pipeline["start"] == [1]
+    assert model_of(folder, "translation").metadata.pipeline["start"] == [1]
     config = json.loads((folder / "config.json").read_text())
     del config["decoder_start_token_id"]
     (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": None}))
@@ -212,22 +214,22 @@ def test_rouge_is_that_of_rouge_score() -> None:
         ("", "a"),
         ("a b a b", "a b"),
     ):
-        told = scorer.score(wanted, text)
+        reported = scorer.score(wanted, text)
         got = [measure(text, wanted) for measure in (rouge_1, rouge_2, rouge_l)]
-        assert got == pytest.approx([told[name].fmeasure for name in ("rouge1", "rouge2", "rougeL")])
+        assert got == pytest.approx([reported[name].fmeasure for name in ("rouge1", "rouge2", "rougeL")])
 
 
 def test_a_summary_is_judged_against_the_one_that_fits_best(tiny_checkpoint: TinyCheckpoint) -> None:
     model = model_of(tiny_checkpoint("t5", "translation"), "summarization")
     task = plugins.find("tasks", "summarization")
-    preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
-    items = task.items([{"text": "a long text", "target": ["a dog ran", "the cat sat"]}], model.facts)
+    preprocessor = open_preprocessor(model.metadata.folder, dict(model.metadata.pipeline))
+    items = task.items([{"text": "a long text", "target": ["a dog ran", "the cat sat"]}], model.metadata)
     made = [np.array(preprocessor.ids("the cat sat", special=False))]
-    scores = {score.name: score for score in task.scores(made, items, None, model.facts)}
+    scores = {score.name: score for score in task.scores(made, items, None, model.metadata)}
     assert scores["ROUGE-L"].primary
     assert scores["ROUGE-L"].array().tolist() == [[1.0]]
     with pytest.raises(DataError, match="row 1 has the summary 3, which is no text and no list of texts"):
-        task.items([{"text": "a", "target": 3}], model.facts)
+        task.items([{"text": "a", "target": 3}], model.metadata)
 
 
 def test_what_a_network_answers_is_said_by_its_configuration(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:

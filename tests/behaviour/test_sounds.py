@@ -20,7 +20,7 @@ from fmopt.models.source import resolve
 from fmopt.training.examples import training_examples
 from fmopt.training.finetune import finetune
 from fmopt.workflow import export
-from tests.audio_models import CLASSIFICATION, LETTERS, NAMES, RECOGNITION, sound, sound_rows, write_audio
+from tests.audio_models import CLASSIFICATION, LETTERS, NAMES, RECOGNITION, audio, sound_rows, write_audio
 from tests.torch_models import model_of
 from tests.without_torch import run_bundle
 
@@ -47,17 +47,17 @@ def tiny(tmp_path_factory):
     return make
 
 
-def encoded(facts, raws):
-    return open_preprocessor(facts.folder, dict(facts.pipeline)).encode(raws)
+def encoded(metadata, samples):
+    return open_preprocessor(metadata.folder, dict(metadata.pipeline)).encode(samples)
 
 
-def said(facts, net, raws):
+def said(metadata, net, samples):
     """What people read of what the torch network says, a sound at a time."""
     found = []
-    for raw in raws:
-        batch = encoded(facts, [raw])
+    for sample in samples:
+        batch = encoded(metadata, [sample])
         outputs = parity.torch_outputs(net, batch.inputs, ["logits"])
-        found += postprocess(dict(facts.pipeline), outputs, batch, [raw])
+        found += postprocess(dict(metadata.pipeline), outputs, batch, [sample])
     return found
 
 
@@ -77,12 +77,12 @@ def write_table(folder, transcripts=False):
 def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family, task):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what the network says."""
     folder = tiny(family, task)
-    facts = checkpoint.inspect(resolve(str(folder)))
-    assert (facts.task, facts.modality) == (task, "audio")
+    metadata = checkpoint.inspect(resolve(str(folder)))
+    assert (metadata.task, metadata.modality) == (task, "audio")
     data = write_table(tmp_path / "data", transcripts=task == RECOGNITION)
-    heard = sound(7, 0.3)
+    heard = audio(7, 0.3)
     (tmp_path / "heard.wav").write_bytes(heard)
-    (wanted,) = said(facts, checkpoint.load(facts).net, [heard])
+    (wanted,) = said(metadata, checkpoint.load(metadata).net, [heard])
     precisions = [("fp32", 1e-4), *([("int8", 0.1)] if family in INT8 else [])]
     for precision, tolerance in precisions:
         made = export.export(folder, tmp_path / precision, precision=precision, data=data)
@@ -103,12 +103,12 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family, task):
 
 def test_a_mask_keeps_padding_out_of_what_is_said(tiny):
     """Beside a longer sound, a network with a mask says of a sound what it says of it alone."""
-    facts = checkpoint.inspect(resolve(str(tiny("wav2vec2", RECOGNITION))))
-    net = checkpoint.load(facts).net
-    raws = [sound(1, 0.2), sound(2, 0.5)]
-    batch = encoded(facts, raws)
-    together = postprocess(dict(facts.pipeline), parity.torch_outputs(net, batch.inputs, ["logits"]), batch, raws)
-    for one, other in zip(together, said(facts, net, raws), strict=True):
+    metadata = checkpoint.inspect(resolve(str(tiny("wav2vec2", RECOGNITION))))
+    net = checkpoint.load(metadata).net
+    samples = [audio(1, 0.2), audio(2, 0.5)]
+    batch = encoded(metadata, samples)
+    together = postprocess(dict(metadata.pipeline), parity.torch_outputs(net, batch.inputs, ["logits"]), batch, samples)
+    for one, other in zip(together, said(metadata, net, samples), strict=True):
         assert one["text"] == other["text"]
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
     assert batch.frames[0] < batch.frames[1]
@@ -124,11 +124,11 @@ def test_layers_are_known(tiny, family, task):
 
 
 def test_heads_and_neurons_can_be_cut(tiny):
-    from fmopt.models.surgery.pruned_modules import cut_layer
+    from fmopt.models.surgery.pruned_modules import prune_layer
 
-    facts = checkpoint.inspect(resolve(str(tiny("wav2vec2", RECOGNITION))))
-    model = checkpoint.load(facts)
-    whole = encoded(facts, [sound(3)])
+    metadata = checkpoint.inspect(resolve(str(tiny("wav2vec2", RECOGNITION))))
+    model = checkpoint.load(metadata)
+    whole = encoded(metadata, [audio(3)])
     for layer in model.family.layers(model.net):
         # What is cut is made to say nothing first, so that cutting changes nothing.
         with torch.no_grad():
@@ -136,7 +136,7 @@ def test_heads_and_neurons_can_be_cut(tiny):
             model.net.get_submodule(layer.ffn.narrow).weight[:, 40:] = 0
     before = parity.torch_outputs(model.net, whole.inputs, ["logits"])["logits"]
     for layer in model.family.layers(model.net):
-        cut_layer(model.net, layer, [0, 2, 3], range(40))
+        prune_layer(model.net, layer, [0, 2, 3], range(40))
     after = parity.torch_outputs(model.net, whole.inputs, ["logits"])["logits"]
     np.testing.assert_allclose(after, before, atol=1e-5)
     assert [(layer.attention.heads, layer.ffn.width) for layer in model.family.layers(model.net)] == [(3, 40)] * 2
@@ -150,10 +150,16 @@ def dataset(rows):
 
 def test_finetuning_learns_pitches(tmp_path, tiny):
     source = resolve(str(tiny("audio-spectrogram-transformer", CLASSIFICATION)))
-    facts = checkpoint.inspect(source, CLASSIFICATION, fresh_head=True)
+    metadata = checkpoint.inspect(source, CLASSIFICATION, fresh_head=True)
     data = dataset((sound_rows(48, 1), sound_rows(18, 2)))
     out = finetune(
-        facts, data, plugins.find("tasks", CLASSIFICATION), tmp_path / "out", epochs=4, batch_size=8, learning_rate=3e-3
+        metadata,
+        data,
+        plugins.find("tasks", CLASSIFICATION),
+        tmp_path / "out",
+        epochs=4,
+        batch_size=8,
+        learning_rate=3e-3,
     )
     record = json.loads((out / "finetune.json").read_text())
     assert record["metric"] == "accuracy"
@@ -163,10 +169,10 @@ def test_finetuning_learns_pitches(tmp_path, tiny):
 
 def test_finetuning_by_ctc_lowers_the_loss_and_keeps_the_vocabulary(tmp_path, tiny):
     source = resolve(str(tiny("wav2vec2", RECOGNITION)))
-    facts = checkpoint.inspect(source, RECOGNITION, fresh_head=True)
+    metadata = checkpoint.inspect(source, RECOGNITION, fresh_head=True)
     rows = [{"audio": row["audio"], "transcript": SAID[row["label"]]} for row in sound_rows(24, 1)]
     out = finetune(
-        facts, dataset((rows, rows[:6])), plugins.find("tasks", RECOGNITION), tmp_path / "out", epochs=3, batch_size=8,
+        metadata, dataset((rows, rows[:6])), plugins.find("tasks", RECOGNITION), tmp_path / "out", epochs=3, batch_size=8,
         learning_rate=3e-3,
     )  # fmt: skip
     record = json.loads((out / "finetune.json").read_text())
@@ -174,18 +180,18 @@ def test_finetuning_by_ctc_lowers_the_loss_and_keeps_the_vocabulary(tmp_path, ti
     assert record["metric"] == "WER"
     assert losses[-1] < losses[0]
     again = checkpoint.inspect(resolve(str(out)))
-    assert (again.task, again.pipeline["ctc"]) == (RECOGNITION, facts.pipeline["ctc"])
+    assert (again.task, again.pipeline["ctc"]) == (RECOGNITION, metadata.pipeline["ctc"])
 
 
 def test_letters_are_those_of_the_vocabulary(tiny):
-    facts = checkpoint.inspect(resolve(str(tiny("wav2vec2", RECOGNITION))))
-    task, preprocessor = plugins.find("tasks", RECOGNITION), open_preprocessor(facts.folder, dict(facts.pipeline))
-    rows = [{"audio": sound(), "transcript": "A low!"}]
-    (example,) = training_examples(preprocessor, facts, task.items(rows, facts), rows)
+    metadata = checkpoint.inspect(resolve(str(tiny("wav2vec2", RECOGNITION))))
+    task, preprocessor = plugins.find("tasks", RECOGNITION), open_preprocessor(metadata.folder, dict(metadata.pipeline))
+    rows = [{"audio": audio(), "transcript": "A low!"}]
+    (example,) = training_examples(preprocessor, metadata, task.items(rows, metadata), rows)
     assert "".join(LETTERS[number] for number in example["labels"]) == "a|low"
-    rows = [{"audio": sound(), "transcript": "zoo"}]
+    rows = [{"audio": audio(), "transcript": "zoo"}]
     with pytest.raises(DataError, match="row 1 has the transcript 'zoo', and the model's vocabulary has no z"):
-        training_examples(preprocessor, facts, task.items(rows, facts), rows)
+        training_examples(preprocessor, metadata, task.items(rows, metadata), rows)
 
 
 def test_arrays_side_by_side_are_sounds_and_classes_are_what_is_said(tmp_path, tiny):
@@ -198,10 +204,10 @@ def test_arrays_side_by_side_are_sounds_and_classes_are_what_is_said(tmp_path, t
         )  # fmt: skip
     (tmp_path / "labels.json").write_text(json.dumps(NAMES))
     for task, role in ((CLASSIFICATION, "label"), (RECOGNITION, "transcript")):
-        facts = checkpoint.inspect(resolve(str(tiny("hubert", task))))
-        data = load_data(str(tmp_path), plugins.find("tasks", task), facts)
+        metadata = checkpoint.inspect(resolve(str(tiny("hubert", task))))
+        data = load_data(str(tmp_path), plugins.find("tasks", task), metadata)
         rows = data.split("train")
-        assert [encoded(facts, [row["audio"]]).mask.sum() for row in rows] == lengths
+        assert [encoded(metadata, [row["audio"]]).mask.sum() for row in rows] == lengths
         assert [row[role] for row in rows] == ([0, 1, 2, 0, 1, 2] if role == "label" else NAMES * 2)
 
 
@@ -221,8 +227,8 @@ def test_bad_checkpoints_and_data_are_told_in_one_line(tmp_path, tiny):
         checkpoint.inspect(resolve(str(folder)))
     with pytest.raises(CheckpointError, match="--task text-classification does not fit"):
         checkpoint.inspect(resolve(str(tiny("hubert", CLASSIFICATION))), "text-classification")
-    facts = checkpoint.inspect(resolve(str(tiny("hubert", CLASSIFICATION))))
+    metadata = checkpoint.inspect(resolve(str(tiny("hubert", CLASSIFICATION))))
     data = write_table(tmp_path / "data")
-    (data / "train-3.wav").write_bytes(sound(seconds=0))
+    (data / "train-3.wav").write_bytes(audio(seconds=0))
     with pytest.raises(DataError, match="row 4: audio cannot be used: the sound is empty"):
-        load_data(str(data), plugins.find("tasks", CLASSIFICATION), facts)
+        load_data(str(data), plugins.find("tasks", CLASSIFICATION), metadata)

@@ -40,13 +40,13 @@ def voice(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def facts(voice):
+def metadata(voice):
     return checkpoint.inspect(resolve(str(voice)))
 
 
 @pytest.fixture(scope="module")
-def model(facts):
-    return checkpoint.load(facts)
+def model(metadata):
+    return checkpoint.load(metadata)
 
 
 @pytest.fixture(scope="module")
@@ -61,27 +61,27 @@ def graph(bundle):
     return bundle / "model.onnx"
 
 
-def encoded(facts, texts, **told):
-    return open_preprocessor(facts.folder, dict(facts.pipeline)).own.encode(texts, **told)
+def encoded(metadata, texts, **reported):
+    return open_preprocessor(metadata.folder, dict(metadata.pipeline)).own.encode(texts, **reported)
 
 
 def opened(graph, runtime):
     return plugins.find("runtimes", runtime).open(Artifact(runtime, graph), 1)
 
 
-def test_what_the_files_say(facts):
-    assert (facts.task, facts.modality) == (TASK, "text")
-    assert facts.pipeline["speech"]["rate"] == 8000
-    assert facts.pipeline["axes"]["noise"] == ["batch", 16, "drawn"]
+def test_what_the_files_say(metadata):
+    assert (metadata.task, metadata.modality) == (TASK, "text")
+    assert metadata.pipeline["speech"]["rate"] == 8000
+    assert metadata.pipeline["axes"]["noise"] == ["batch", 16, "drawn"]
 
 
 @pytest.mark.parametrize("stochastic", [True, False])
 def test_noise_as_an_input_changes_nothing(tmp_path, stochastic):
     """transformers' own network, given the same numbers when it draws some, says the same."""
     voice = write_voice(tmp_path / "voice", use_stochastic_duration_prediction=stochastic)
-    facts = checkpoint.inspect(resolve(str(voice)))
-    model = checkpoint.load(facts)
-    batch = encoded(facts, ["three one", "two"])
+    metadata = checkpoint.inspect(resolve(str(voice)))
+    model = checkpoint.load(metadata)
+    batch = encoded(metadata, ["three one", "two"])
     tensors = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
     theirs = VitsModel.from_pretrained(voice).eval()
     theirs.noise_scale = theirs.noise_scale_duration = 1.0
@@ -97,21 +97,21 @@ def test_noise_as_an_input_changes_nothing(tmp_path, stochastic):
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_the_graph_says_what_the_network_says(graph, facts, model, runtime):
+def test_the_graph_says_what_the_network_says(graph, metadata, model, runtime):
     """Each half by its own result, of texts shorter and longer than what was traced, alone and padded."""
     runner = opened(graph, runtime)
     for texts in (["a"], ["seven"], ["nine eight seven six five four three two one zero"], ["one", "two two", "i"]):
-        inputs = dict(encoded(facts, texts, seed=len(texts[0])).inputs)
+        inputs = dict(encoded(metadata, texts, seed=len(texts[0])).inputs)
         inputs["noise"] = inputs["noise"][:, :, :40]  # begins anew for the longer ones
-        wanted = parity.torch_outputs(model.net, inputs, facts.pipeline["outputs"])
+        wanted = parity.torch_outputs(model.net, inputs, metadata.pipeline["outputs"])
         got = runner.run(inputs)
-        for name in facts.pipeline["outputs"]:
+        for name in metadata.pipeline["outputs"]:
             np.testing.assert_allclose(got[name], wanted[name], atol=1e-4, err_msg=f"{name} of {texts}")
     runner.close()
 
 
-def test_durations_are_whole_and_make_the_length(model, facts):
-    got = parity.torch_outputs(model.net, encoded(facts, ["seven", "a"]).inputs, facts.pipeline["outputs"])
+def test_durations_are_whole_and_make_the_length(model, metadata):
+    got = parity.torch_outputs(model.net, encoded(metadata, ["seven", "a"]).inputs, metadata.pipeline["outputs"])
     durations = got["durations"]
     assert (durations == np.round(durations)).all()
     assert len(np.unique(durations)) > 2
@@ -139,8 +139,8 @@ def test_splines_are_those_of_transformers():
         (AS_MMS, {"pad_token": "k", "unk_token": "<unk>"}),
     ],
 )  # fmt: skip
-def test_letters_become_ids_as_in_transformers(tmp_path, letters, told):
-    folder = write_tokenizer(tmp_path, letters, **told)
+def test_letters_become_ids_as_in_transformers(tmp_path, letters, reported):
+    folder = write_tokenizer(tmp_path, letters, **reported)
     theirs = VitsTokenizer.from_pretrained(folder)
     config = SimpleNamespace(
         model_type="vits", vocab_size=40, flow_size=4, sampling_rate=8000, noise_scale=0.5, noise_scale_duration=0.5,
@@ -154,25 +154,25 @@ def test_letters_become_ids_as_in_transformers(tmp_path, letters, told):
         assert ours.ids(text) == theirs(text)["input_ids"], text
 
 
-def test_noise_is_drawn_by_the_seed_and_its_beginning_stays(facts):
+def test_noise_is_drawn_by_the_seed_and_its_beginning_stays(metadata):
     np.testing.assert_array_equal(drawn(2, 50, 3, 0)[:, :20], drawn(2, 20, 3, 0))
     assert abs(drawn(16, 1024, 0, 1).std() - 1) < 0.02
-    one, same, other = (encoded(facts, ["seven"], seed=seed).inputs for seed in (1, 1, 2))
+    one, same, other = (encoded(metadata, ["seven"], seed=seed).inputs for seed in (1, 1, 2))
     for name in NOISE:
         np.testing.assert_array_equal(one[name], same[name])
         assert np.abs(one[name] - other[name]).max() > 1
-    quiet = encoded(facts, ["seven"], noise_scale=0.0).inputs
+    quiet = encoded(metadata, ["seven"], noise_scale=0.0).inputs
     assert not quiet["noise"].any()
     assert quiet["duration_noise"].any()
 
 
-def test_a_sound_is_the_same_beside_others(graph, facts):
-    runner, pipeline = opened(graph, "onnxruntime"), dict(facts.pipeline)
+def test_a_sound_is_the_same_beside_others(graph, metadata):
+    runner, pipeline = opened(graph, "onnxruntime"), dict(metadata.pipeline)
     texts = ["one", "three three three", "a"]
-    together = run_batch(pipeline, runner, encoded(facts, texts), 3)["waveform"]
-    for text, sound in zip(texts, together, strict=True):
-        (alone,) = run_batch(pipeline, runner, encoded(facts, [text]), 1)["waveform"]
-        np.testing.assert_allclose(sound, alone, atol=1e-6)
+    together = run_batch(pipeline, runner, encoded(metadata, texts), 3)["waveform"]
+    for text, audio in zip(texts, together, strict=True):
+        (alone,) = run_batch(pipeline, runner, encoded(metadata, [text]), 1)["waveform"]
+        np.testing.assert_allclose(audio, alone, atol=1e-6)
 
 
 def write_texts(folder, count=12):
@@ -183,17 +183,17 @@ def write_texts(folder, count=12):
     return folder
 
 
-def test_a_bundle_speaks_without_torch(bundle, facts, model, tmp_path):
+def test_a_bundle_speaks_without_torch(bundle, metadata, model, tmp_path):
     """What run.py writes is what the torch network says."""
     out = tmp_path / "said" / "seven.wav"
 
-    def told(*arguments):
+    def reported(*arguments):
         return run_bundle(bundle, *arguments, HOME=str(tmp_path))
 
-    got = told("predict", "--json", "Seven!", "-o", str(out), "--seed", "5")
+    got = reported("predict", "--json", "Seven!", "-o", str(out), "--seed", "5")
     assert got.returncode == 0, got.stderr
     (shown,) = json.loads(got.stdout)
-    inputs = encoded(facts, ["seven"], seed=5).inputs
+    inputs = encoded(metadata, ["seven"], seed=5).inputs
     outputs = parity.torch_outputs(model.net, inputs, ["waveform"])
     wanted = outputs["waveform"][0]
     assert shown == {"file": str(out), "seconds": round(len(wanted) / 8000, 3), "sampling_rate": 8000}
@@ -201,9 +201,9 @@ def test_a_bundle_speaks_without_torch(bundle, facts, model, tmp_path):
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8000, 1, 2)
         heard = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32767
     np.testing.assert_allclose(heard, wanted, atol=1e-4)
-    again = told("predict", "seven", "-o", str(out))
+    again = reported("predict", "seven", "-o", str(out))
     assert (again.returncode, "is there already" in again.stderr) == (2, True)
-    assert told("verify").returncode == 0
+    assert reported("verify").returncode == 0
     spoken = fmopt.load(bundle)("seven", seed=5)
     assert spoken["sampling_rate"] == 8000
     np.testing.assert_allclose(spoken["audio"], wanted, atol=1e-4)
@@ -213,9 +213,9 @@ def test_a_bundle_speaks_without_torch(bundle, facts, model, tmp_path):
 
 def test_two_sounds_are_compared_in_bels():
     draw = np.random.default_rng(0)
-    sound = 0.1 * draw.standard_normal(8000)
-    assert mel_distance(sound, sound, 8000) == 0
-    assert mel_distance(sound, 10**0.5 * sound, 8000) == pytest.approx(1, abs=1e-6)  # ten times the power
+    audio = 0.1 * draw.standard_normal(8000)
+    assert mel_distance(audio, audio, 8000) == 0
+    assert mel_distance(audio, 10**0.5 * audio, 8000) == pytest.approx(1, abs=1e-6)  # ten times the power
     sine = np.sin(2 * np.pi * 1000 * np.arange(8000) / 8000)
     assert mel_frames(sine, 8000)[4:-4].max() == pytest.approx(0, abs=0.15)
 
@@ -243,17 +243,17 @@ def test_least_path_is_that_of_the_recursion():
     assert _least_path(costs) == pytest.approx(sums[7, 11])
 
 
-def test_scores_measure_what_changed(facts):
+def test_scores_measure_what_changed(metadata):
     task, draw = plugins.find("tasks", TASK), np.random.default_rng(0)
     before = [0.1 * draw.standard_normal(4000) for _ in range(3)]
     after = [before[0], 10**0.049 * before[1], before[2][:3000]]
     items = [Item(number, word) for number, word in enumerate(WORDS[:3])]
-    distance, length = task.scores(after, items, before, facts)
+    distance, length = task.scores(after, items, before, metadata)
     assert (distance.name, distance.primary, distance.metric) == ("mel distance", True, "lower_mean")
     assert distance.array()[:2, 0] == pytest.approx([0, 0.098])
     assert length.array()[:, 0] == pytest.approx([0, 0, 0.25])
-    assert [change.item for change in task.changes(after, items, before, facts)] == [2]  # a decibel is not heard yet
-    assert task.scores(after, items, None, facts) == []
+    assert [change.item for change in task.changes(after, items, before, metadata)] == [2]  # a decibel is not heard yet
+    assert task.scores(after, items, None, metadata) == []
 
 
 def test_what_cannot_be_spoken_is_told_in_one_line(tmp_path, voice):

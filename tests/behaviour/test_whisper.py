@@ -19,7 +19,7 @@ from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError, DataError, PassError
 from fmopt.core.progress import Silent
 from fmopt.core.store import Store
-from fmopt.edge.runners import HALVES, open_runner
+from fmopt.edge.runners import ENCODER_DECODER, open_runner
 from fmopt.edge.seq2seq import answers, usual
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import bundle, to_onnx
@@ -28,15 +28,15 @@ from fmopt.models import checkpoint
 from fmopt.models.initialization import write_untrained
 from fmopt.models.source import resolve
 from fmopt.models.structure import load_network, save_checkpoint
-from fmopt.models.surgery.pruned_modules import cut_layer
-from fmopt.models.wrappers.seq2seq import InHalves, with_answer
+from fmopt.models.surgery.pruned_modules import prune_layer
+from fmopt.models.wrappers.seq2seq import AsEncoderDecoder, with_answer
 from fmopt.passes.calibration.generated_answers import answering
 from fmopt.passes.calibration.output_distance import distance_from_now
 from fmopt.passes.distill import Distill
 from fmopt.training.examples import training_examples
 from fmopt.workflow import export
-from fmopt.workflow.search.builder import Workshop
-from tests.audio_models import RECOGNITION, SIZES, sound
+from fmopt.workflow.search.builder import Builder
+from tests.audio_models import RECOGNITION, SIZES, audio
 from tests.torch_models import model_of, target
 
 WORDS = ["low", "middle", "high low"]
@@ -69,31 +69,31 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     data = tmp_path_factory.mktemp("sounds")
     rows = []
     for number, word in enumerate(WORDS * 4):
-        (data / f"{number}.wav").write_bytes(sound(number, 0.4, 300.0 * (1 + number % 3)))
+        (data / f"{number}.wav").write_bytes(audio(number, 0.4, 300.0 * (1 + number % 3)))
         rows.append({"file": f"{number}.wav", "text": word})
     (data / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path_factory.mktemp("bundle") / "whisper"
     export.export(folder, out, data=data / "rows.jsonl")
-    return SimpleNamespace(out=out, data=data, facts=checkpoint.inspect(resolve(str(folder))))
+    return SimpleNamespace(out=out, data=data, metadata=checkpoint.inspect(resolve(str(folder))))
 
 
 def test_what_is_heard_is_what_generate_says(folder: Path, made: Any) -> None:
-    opened, facts = bundle.load(made.out), made.facts
-    assert (facts.task, facts.pipeline["part"]) == (RECOGNITION, "edge_whisper")
-    net: Any = load_network(facts.folder, plugins.find("tasks", RECOGNITION).auto_class)
-    raws = [(made.data / f"{number}.wav").read_bytes() for number in range(3)]
-    inputs = opened.preprocessor.encode(raws).inputs
+    opened, metadata = bundle.load(made.out), made.metadata
+    assert (metadata.task, metadata.pipeline["part"]) == (RECOGNITION, "edge_whisper")
+    net: Any = load_network(metadata.folder, plugins.find("tasks", RECOGNITION).auto_class)
+    samples = [(made.data / f"{number}.wav").read_bytes() for number in range(3)]
+    inputs = opened.preprocessor.encode(samples).inputs
     with torch.inference_mode():
-        told = net.generate(
+        reported = net.generate(
             torch.from_numpy(inputs["input_features"]), max_new_tokens=NEW, do_sample=False, num_beams=1
         )
-    stop, start = facts.pipeline["stop_ids"][0], facts.pipeline["start"]
-    wanted = [row[1:] if row[0] == start[0] else row for row in told.tolist()]
+    stop, start = metadata.pipeline["stop_ids"][0], metadata.pipeline["start"]
+    wanted = [row[1:] if row[0] == start[0] else row for row in reported.tolist()]
     wanted = [row[: row.index(stop)] if stop in row else row for row in wanted]
     got = answers(opened.pipeline, opened.runner, inputs, usual(opened.pipeline, max_new_tokens=NEW, beams=1))
     assert got == wanted
     assert len({token for row in got for token in row}) > 3
-    assert opened(raws, max_new_tokens=NEW, beams=1) == [
+    assert opened(samples, max_new_tokens=NEW, beams=1) == [
         {"text": opened.preprocessor.own.tokenizer.decode(ids).strip(), "tokens": len(ids)} for ids in got
     ]
 
@@ -118,46 +118,46 @@ def test_a_broken_sound_is_one_line(made: Any) -> None:
 
 
 def test_labels_are_the_words_with_their_end(made: Any) -> None:
-    preprocessor: Any = open_preprocessor(made.facts.folder, dict(made.facts.pipeline))
+    preprocessor: Any = open_preprocessor(made.metadata.folder, dict(made.metadata.pipeline))
     task = plugins.find("tasks", RECOGNITION)
-    rows = [{"audio": sound(0), "transcript": "high low"}]
-    (example,) = training_examples(preprocessor, made.facts, task.items(rows, made.facts), rows)
+    rows = [{"audio": audio(0), "transcript": "high low"}]
+    (example,) = training_examples(preprocessor, made.metadata, task.items(rows, made.metadata), rows)
     assert example["labels"].tolist() == preprocessor.own.ids("high low")
     assert example["input_features"].shape == (32, 100)
 
 
 def test_both_of_its_stacks_are_cut_and_taught_again(folder: Path, made: Any, tmp_path: Path) -> None:
-    raws = [(made.data / f"{number}.wav").read_bytes() for number in range(12)]
+    samples = [(made.data / f"{number}.wav").read_bytes() for number in range(12)]
     model = model_of(folder)
-    preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
-    items = [dict(preprocessor.encode([raw]).inputs) for raw in raws]
-    rows = [{"audio": raw, "transcript": WORDS[number % 3]} for number, raw in enumerate(raws)]
-    shop = Workshop(
-        facts=model.facts, target=target(), store=Store(tmp_path / "store"), preprocessor=preprocessor, calibration=[],
+    preprocessor = open_preprocessor(model.metadata.folder, dict(model.metadata.pipeline))
+    items = [dict(preprocessor.encode([sample]).inputs) for sample in samples]
+    rows = [{"audio": sample, "transcript": WORDS[number % 3]} for number, sample in enumerate(samples)]
+    builder = Builder(
+        metadata=model.metadata, target=target(), store=Store(tmp_path / "store"), preprocessor=preprocessor, calibration=[],
         calibration_digest="", seed=0, memory_cap_bytes=1 << 30, progress=Silent(), train=rows,
     )  # fmt: skip
-    ctx = replace(shop.context(), calibration=lambda: iter(items))
+    ctx = replace(builder.context(), calibration=lambda: iter(items))
     heard = answering(model, ctx, 8)
     distance = distance_from_now(model, ctx, 8)
     layers = model.family.layers(model.net)
     assert [layer.stack for layer in layers] == ["encoder", *["decoder"] * (len(layers) - 1)]
     for layer in layers:
-        cut_layer(model.net, layer, (1,), range(8), (0,))
+        prune_layer(model.net, layer, (1,), range(8), (0,))
     before = distance()
     again = checkpoint.load(checkpoint.inspect(resolve(str(save_checkpoint(model, tmp_path / "cut")))))
     item = next(heard.calibration())
     wanted = exporters_parity.torch_outputs(model.net, item, ["logits"])["logits"]
     np.testing.assert_array_equal(exporters_parity.torch_outputs(again.net, item, ["logits"])["logits"], wanted)
     graph = to_onnx.export_onnx(again, items[0], tmp_path / "graph")
-    runner = InHalves(open_runner("onnxruntime", graph.path, {HALVES: True}, 1))
+    runner = AsEncoderDecoder(open_runner("onnxruntime", graph.path, {ENCODER_DECODER: True}, 1))
     assert exporters_parity.check_parity(runner, again.net, [item], 1e-3, outputs=["logits"]).passed
     Distill(epochs=20.0, batch_size=4, learning_rate=5e-3, bf16=False).apply(model, ctx)
     assert distance() < 0.7 * before
 
-    told = [row if number == 3 else {"audio": row["audio"]} for number, row in enumerate(rows)]
-    made = Distill(epochs=1.0, batch_size=4, bf16=False).apply(model, replace(shop, train=told).context())
+    reported = [row if number == 3 else {"audio": row["audio"]} for number, row in enumerate(rows)]
+    made = Distill(epochs=1.0, batch_size=4, bf16=False).apply(model, replace(builder, train=reported).context())
     assert all(bool(value.isfinite().all()) for value in made.net.parameters())  # two batches ask for no word
-    silent = replace(shop, train=[{"audio": row["audio"]} for row in rows])
+    silent = replace(builder, train=[{"audio": row["audio"]} for row in rows])
     with pytest.raises(PassError, match="no sound of the train split has a transcript"):
         Distill(epochs=1.0, bf16=False).apply(model, silent.context())
 
@@ -173,15 +173,15 @@ def test_a_whisper_of_many_languages_is_asked_in_one(folder: Path, tmp_path: Pat
     with pytest.raises(CheckpointError, match="names no language, and fmopt does not guess it"):
         checkpoint.inspect(resolve(str(copy)))
     (copy / "generation_config.json").write_text(json.dumps({**config, "language": "german"}))
-    facts = checkpoint.inspect(resolve(str(copy)))
-    assert facts.pipeline["start"][1:] == [8, 9, 10]
+    metadata = checkpoint.inspect(resolve(str(copy)))
+    assert metadata.pipeline["start"][1:] == [8, 9, 10]
 
 
 def test_the_graph_agrees_with_torch(folder: Path, made: Any) -> None:
-    runner = open_runner("onnxruntime", made.out / "model.onnx", {HALVES: True}, 1)
+    runner = open_runner("onnxruntime", made.out / "model.onnx", {ENCODER_DECODER: True}, 1)
     net: Any = load_network(folder, "AutoModelForSpeechSeq2Seq")
     assert isinstance(net, transformers.WhisperForConditionalGeneration)
     features = np.random.default_rng(0).standard_normal((2, 32, 100)).astype(np.float32)
-    batch = with_answer({"input_features": features}, made.facts.pipeline["start"], net.config.vocab_size)
-    parity = exporters_parity.check_parity(InHalves(runner), net, [batch], 1e-3, outputs=["logits"])
+    batch = with_answer({"input_features": features}, made.metadata.pipeline["start"], net.config.vocab_size)
+    parity = exporters_parity.check_parity(AsEncoderDecoder(runner), net, [batch], 1e-3, outputs=["logits"])
     assert parity.passed, parity

@@ -102,14 +102,14 @@ def test_dry_run_prints_the_plan_as_json_and_writes_nothing(capsys, tmp_path, mo
 
 def test_inspect_says_what_a_checkpoint_is(capsys):
     assert main(["inspect", "minilm", "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert (facts["model_type"], facts["task"], facts["layers"], facts["hidden_size"]) == (
+    metadata = json.loads(capsys.readouterr().out)
+    assert (metadata["model_type"], metadata["task"], metadata["layers"], metadata["hidden_size"]) == (
         "bert",
         "sentence-embedding",
         6,
         384,
     )
-    assert 22_000_000 < facts["parameters"] < 23_000_000
+    assert 22_000_000 < metadata["parameters"] < 23_000_000
 
 
 def test_doctor_names_the_runtimes(capsys):

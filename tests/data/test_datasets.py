@@ -15,15 +15,15 @@ from pyarrow import parquet
 from fmopt.core import plugins
 from fmopt.core.errors import DataError
 from fmopt.data.datasets import load_data
-from tests.tasks.cases import facts
-from tests.vision_models import picture
+from tests.tasks.cases import metadata
+from tests.vision_models import image
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SENTIMENT = ("negative", "positive")
 
 
 def load(spec, task="text-classification", labels=SENTIMENT, **options):
-    return load_data(str(spec), plugins.find("tasks", task), facts(task, labels), **options)
+    return load_data(str(spec), plugins.find("tasks", task), metadata(task, labels), **options)
 
 
 def lines(path, rows):
@@ -171,8 +171,8 @@ def test_label_ids_go_by_the_names_that_the_data_gives_them(tmp_path):
     data = load(tmp_path)
     task = plugins.find("tasks", "text-classification")
     wanted = {f"text {n}": 1 - n % 2 for n in range(8)}
-    for item in task.items(data.split("test"), facts("text-classification", SENTIMENT)):
-        assert item.label == wanted[item.raw]
+    for item in task.items(data.split("test"), metadata("text-classification", SENTIMENT)):
+        assert item.label == wanted[item.sample]
     assert data.label_names == ("positive", "Negative")
 
 
@@ -204,16 +204,16 @@ def test_lists_written_into_csv(tmp_path):
     path.write_text("tokens,tags\n" + "\n".join(cells * 2) + "\nBob ran,1 0\nEve ran,1 0\nMax ran,1 0\n")
     data = load(path, "token-classification", ("O", "B-per"))
     task = plugins.find("tasks", "token-classification")
-    items = task.items(data.split("test"), facts("token-classification", ("O", "B-per")))
+    items = task.items(data.split("test"), metadata("token-classification", ("O", "B-per")))
     assert {tuple(item.label) for item in items} == {(1, 0)}
-    assert all(item.raw[1] == "ran" for item in items)
+    assert all(item.sample[1] == "ran" for item in items)
 
 
 def test_questions_without_an_answer(tmp_path):
     rows = [{"question": f"q {n}", "context": "c", "answers": ["c"] if n % 2 else None} for n in range(16)]
     data = load(lines(tmp_path / "a.jsonl", rows), "question-answering", ())
     task = plugins.find("tasks", "question-answering")
-    items = task.items(data.split("test"), facts("question-answering"))
+    items = task.items(data.split("test"), metadata("question-answering"))
     assert {tuple(item.label) for item in items} == {(), ("c",)}
 
 
@@ -348,26 +348,30 @@ def test_docstrings_for_retrieval_and_as_texts():
 def test_real_data_loads_with_the_leakage_that_its_readme_counts(name, task, sizes, leaked):
     labels = []
     if task.endswith("classification"):
-        told = json.loads((SHARED / name / "labels.json").read_text())
-        told = told["tags" if task == "token-classification" else "intents"] if isinstance(told, dict) else told
-        labels = [label.upper() for label in reversed(told)]  # another order and case than the data's
+        reported = json.loads((SHARED / name / "labels.json").read_text())
+        reported = (
+            reported["tags" if task == "token-classification" else "intents"]
+            if isinstance(reported, dict)
+            else reported
+        )
+        labels = [label.upper() for label in reversed(reported)]  # another order and case than the data's
     data = load(SHARED / name, task, labels)
     assert tuple(len(data.split(split)) for split in ("train", "validation", "test")) == sizes
     assert len(data.split("calibration")) == 1000
     assert data.notes == ((f"{leaked} of {sizes[2]} test rows also occur in train",) if leaked else ())
-    items = plugins.find("tasks", task).items(data.split("test"), facts(task, labels))
+    items = plugins.find("tasks", task).items(data.split("test"), metadata(task, labels))
     assert all(item.label is not None for item in items)
     if data.label_names:
-        first, told = data.split("test")[0].get("label", data.split("test")[0].get("tags")), items[0].label
+        first, reported = data.split("test")[0].get("label", data.split("test")[0].get("tags")), items[0].label
         assert (first.upper() if isinstance(first, str) else [tag.upper() for tag in first]) == (
-            labels[told] if isinstance(told, int) else [labels[tag] for tag in told]
+            labels[reported] if isinstance(reported, int) else [labels[tag] for tag in reported]
         )
 
 
 def test_pictures_come_as_bytes_arrays_paths_and_as_datasets_writes_them(tmp_path):
     task = plugins.find("tasks", "image-classification")
-    told = facts("image-classification", ["a", "b"], modality="image")
-    files = [picture(seed) for seed in range(4)]
+    reported = metadata("image-classification", ["a", "b"], modality="image")
+    files = [image(seed) for seed in range(4)]
     tables = {
         "bytes.parquet": [{"image_jpeg": file, "label": 0} for file in files],
         "hub.parquet": [{"image": {"bytes": file, "path": None}, "label": 0} for file in files],
@@ -378,13 +382,13 @@ def test_pictures_come_as_bytes_arrays_paths_and_as_datasets_writes_them(tmp_pat
         (tmp_path / f"{number}.png").write_bytes(file)
     (tmp_path / "paths.csv").write_text("image,label\n" + "".join(f"{number}.png,a\n" for number in range(4)))
     for name in (*tables, "paths.csv"):
-        splits = load_data(str(tmp_path / name), task, told).splits
+        splits = load_data(str(tmp_path / name), task, reported).splits
         assert sorted(
             row["image"] for split in ("calibration", "validation", "test") for row in splits[split]
         ) == sorted(files)
     grey = np.random.default_rng(0).integers(0, 256, (4, 6, 5)).astype(np.uint8)
     np.savez(tmp_path / "grey.npz", images=grey, labels=np.zeros(4, dtype=np.uint8))
-    made = load_data(str(tmp_path / "grey.npz"), task, told)
+    made = load_data(str(tmp_path / "grey.npz"), task, reported)
     row = next(row for split in ("calibration", "validation", "test") for row in made.splits[split])
     assert any(np.array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))), each) for each in grey)
-    assert load_data(str(tmp_path / "grey.npz"), task, told).digest == made.digest
+    assert load_data(str(tmp_path / "grey.npz"), task, reported).digest == made.digest

@@ -65,8 +65,8 @@ def test_squads_own_form(tmp_path):
         {"question": "who?", "id": "1", "answers": [{"text": "Ann", "answer_start": 3}]},
         {"question": "when?", "id": "2", "answers": []},
     ]
-    told = {"version": "v2", "data": [{"title": "t", "paragraphs": [{"context": "by Ann", "qas": asked}]}]}
-    assert read_file(write(tmp_path / "dev.json", json.dumps(told))).rows == [
+    reported = {"version": "v2", "data": [{"title": "t", "paragraphs": [{"context": "by Ann", "qas": asked}]}]}
+    assert read_file(write(tmp_path / "dev.json", json.dumps(reported))).rows == [
         {"question": "who?", "context": "by Ann", "answers": ["Ann"], "answer_starts": [3]},
         {"question": "when?", "context": "by Ann", "answers": [], "answer_starts": []},
     ]

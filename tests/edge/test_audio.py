@@ -14,7 +14,7 @@ import pytest
 from scipy.signal import resample_poly
 from transformers import ASTFeatureExtractor, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
-from fmopt.core.sounds import plain_sound, problem, wav_file
+from fmopt.core.audio import plain_sound, problem, wav_file
 from fmopt.edge import audio as edge_audio
 
 KERNELS = [[10, 5], [8, 4], [4, 2]]
@@ -62,20 +62,20 @@ def preprocessor(tmp_path, **audio):
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
 def test_pcm_of_every_width_is_read(width):
-    samples, rate = edge_audio.read_sound(wav(tone(), 8000, width))
+    samples, rate = edge_audio.read_audio(wav(tone(), 8000, width))
     assert rate == 8000
     np.testing.assert_allclose(samples, tone(), atol=2.0 ** -(8 * width - 2) + 1e-7)
 
 
 @pytest.mark.parametrize("kind", ["<f4", "<f8"])
 def test_floats_are_read_past_chunks_of_odd_length(kind):
-    samples, _ = edge_audio.read_sound(float_wav(tone(), kind))
+    samples, _ = edge_audio.read_audio(float_wav(tone(), kind))
     np.testing.assert_array_equal(samples, tone())
 
 
 def test_channels_are_mixed():
     both = np.stack([tone(seed=1), tone(seed=2)], axis=1)
-    samples, _ = edge_audio.read_sound(wav(both, channels=2))
+    samples, _ = edge_audio.read_audio(wav(both, channels=2))
     np.testing.assert_allclose(samples, both.mean(axis=1), atol=1e-4)
 
 
@@ -90,9 +90,9 @@ def test_channels_are_mixed():
         (float_wav(np.array([0.0, np.nan]), "<f4"), "NaN"),
     ],
 )
-def test_what_is_no_sound_is_refused_in_one_line(raw, said, tmp_path):
+def test_what_is_no_sound_is_refused_in_one_line(sample, said, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
-        preprocessor(tmp_path).encode([wav(tone()), raw])
+        preprocessor(tmp_path).encode([wav(tone()), sample])
     assert str(error.value).startswith("item 2: ")
     assert "\n" not in str(error.value)
 
@@ -107,21 +107,21 @@ def test_resampling_is_scipys(rate, wanted):
 def test_the_user_is_told_of_another_rate_once(tmp_path):
     made = preprocessor(tmp_path)
     slow = wav(tone(rate=8000), 8000)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as reported:
         warnings.simplefilter("always")
         made.encode([slow, slow])
         made.encode([slow])
-    assert [str(one.message) for one in told] == [
+    assert [str(one.message) for one in reported] == [
         "a sound has 8000 samples a second and the model reads 16000: resampled"
     ]
 
 
 def test_waveforms_are_as_wav2vec2_reads_them(tmp_path):
-    sounds = [tone(0.3), tone(0.5, seed=1)]
+    waveforms = [tone(0.3), tone(0.5, seed=1)]
     theirs = Wav2Vec2FeatureExtractor(return_attention_mask=True)(
-        sounds, sampling_rate=16000, padding=True, return_tensors="np"
+        waveforms, sampling_rate=16000, padding=True, return_tensors="np"
     )
-    ours = preprocessor(tmp_path).encode([float_wav(sound, "<f4") for sound in sounds])
+    ours = preprocessor(tmp_path).encode([float_wav(audio, "<f4") for audio in waveforms])
     np.testing.assert_allclose(ours.inputs["input_values"], theirs["input_values"], atol=1e-5)
     np.testing.assert_array_equal(ours.inputs["attention_mask"], theirs["attention_mask"])
 
@@ -182,7 +182,7 @@ def test_another_text_is_as_far_as_it_gets():
 
 
 def test_arrays_become_files_only_with_a_rate():
-    samples, rate = edge_audio.read_sound(wav_file(tone(), {"sample_rate": 8000}))
+    samples, rate = edge_audio.read_audio(wav_file(tone(), {"sample_rate": 8000}))
     assert rate == 8000
     np.testing.assert_allclose(samples, tone(), atol=1e-4)
     with pytest.raises(ValueError, match="sample_rate"):

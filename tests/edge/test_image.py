@@ -1,4 +1,4 @@
-"""Pictures become what the checkpoint's own image processor makes of them; what is no picture is said in one line."""
+"""Pictures become what the checkpoint's own image processor makes of them; what is no image is said in one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 from fmopt.edge import image as edge_image
 from fmopt.edge import parts, text
 from fmopt.models.preprocessors.image import read_image_processor
-from tests.vision_models import PROCESSORS, picture
+from tests.vision_models import PROCESSORS, image
 
 
 class Config:
@@ -22,9 +22,9 @@ class Config:
     model_type, num_channels = "swin", 3
 
 
-def steps_of(folder, told):
+def steps_of(folder, reported):
     folder.mkdir(exist_ok=True)
-    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    (folder / "preprocessor_config.json").write_text(json.dumps(reported))
     return read_image_processor(folder, Config)["image"]
 
 
@@ -43,10 +43,10 @@ MORE = {
 @pytest.mark.parametrize("size", [(48, 36), (31, 77), (32, 32)])
 def test_pixels_are_those_of_transformers(tmp_path, name, size):
     steps = steps_of(tmp_path, {**PROCESSORS, **MORE}[name])
-    raw = picture(size=size)
+    sample = image(size=size)
     theirs = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    wanted = theirs(Image.open(io.BytesIO(raw)), return_tensors="np")["pixel_values"][0]
-    got = edge_image.pixel_values(edge_image.open_image(raw), steps)
+    wanted = theirs(Image.open(io.BytesIO(sample)), return_tensors="np")["pixel_values"][0]
+    got = edge_image.pixel_values(edge_image.open_image(sample), steps)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
 
@@ -54,8 +54,8 @@ def test_pixels_are_those_of_transformers(tmp_path, name, size):
 @pytest.mark.parametrize(("mode", "kind"), [("L", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("CMYK", "JPEG"), ("1", "PNG"),
                                             ("L", "JPEG"), ("RGB", "BMP"), ("RGB", "GIF"), ("RGB", "WEBP")])  # fmt: skip
 def test_every_kind_of_file_becomes_red_green_and_blue(mode, kind):
-    image = edge_image.open_image(picture(mode=mode, kind=kind))
-    assert (image.mode, image.size) == ("RGB", (48, 36))
+    opened = edge_image.open_image(image(mode=mode, kind=kind))
+    assert (opened.mode, opened.size) == ("RGB", (48, 36))
 
 
 def test_what_is_transparent_is_white_and_what_lies_on_its_side_is_turned():
@@ -75,26 +75,26 @@ def test_what_is_transparent_is_white_and_what_lies_on_its_side_is_turned():
     [
         (b"no picture", "10 bytes that begin with b'no pictu' are no image"),
         (b"", "0 bytes"),
-        (picture()[:200], "are no image that can be read"),  # cut off on the way
+        (image()[:200], "are no image that can be read"),  # cut off on the way
         ("a text", "'a text' is not an image; give the bytes of an image file"),
     ],
 )
-def test_what_is_no_image_is_said_in_one_line_that_names_the_item(tmp_path, raw, told):
+def test_what_is_no_image_is_said_in_one_line_that_names_the_item(tmp_path, sample, reported):
     pipeline = {"task": "image-classification", "image": steps_of(tmp_path, PROCESSORS["vit"])}
     ours = text.open_preprocessor(tmp_path, pipeline)
     with pytest.raises(parts.EdgeError) as error:
-        ours.encode([raw])
-    assert told in str(error.value)
+        ours.encode([sample])
+    assert reported in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(parts.EdgeError, match=r"^item 2: "):
-        ours.encode([picture(), raw])
+        ours.encode([image(), sample])
 
 
 def test_a_file_is_read_by_its_name_and_its_answer_has_all_labels(tmp_path):
-    (tmp_path / "a.png").write_bytes(picture())
-    assert text.read_raw("image-classification", str(tmp_path / "a.png")) == picture()
+    (tmp_path / "a.png").write_bytes(image())
+    assert text.read_sample("image-classification", str(tmp_path / "a.png")) == image()
     with pytest.raises(parts.EdgeError, match=r"b\.png cannot be read: No such file"):
-        text.read_raw("image-classification", str(tmp_path / "b.png"))
+        text.read_sample("image-classification", str(tmp_path / "b.png"))
     shown = text.present({"task": "image-classification", "labels": ["a", "b"]}, np.array([0.0, np.log(3.0)]), b"")
     assert shown == {
         "label": "b",

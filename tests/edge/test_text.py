@@ -167,12 +167,12 @@ def test_long_taggings_are_read_in_windows_that_cover_every_word(minilm: Path) -
         ("text-classification", "\ud800", "item 2: "),
     ],
 )
-def test_a_raw_that_the_task_cannot_read_is_named(minilm: Path, task: str, raw: Any, told: str) -> None:
+def test_a_raw_that_the_task_cannot_read_is_named(minilm: Path, task: str, sample: Any, reported: str) -> None:
     ours, _ = of(minilm, task)
     good = {"question-answering": ("q", "c"), "token-classification": ["w"]}.get(task, "t")
     with pytest.raises(parts.EdgeError) as caught:
-        ours.encode([good, raw])
-    assert str(caught.value).startswith(told)
+        ours.encode([good, sample])
+    assert str(caught.value).startswith(reported)
 
 
 def test_tokenizer_missing_or_broken(tmp_path: Path) -> None:
@@ -309,20 +309,20 @@ def test_masks_are_filled_as_by_transformers(tiny_checkpoint: Any, family: str) 
     token = theirs.tokenizer.mask_token
     asked = {"mask": {"id": theirs.tokenizer.mask_token_id, "token": token}, "max_length": 64}
     ours, _ = of(folder, "fill-mask", **asked)
-    raws = [f"the cat {token} on the mat.", f"{token} is a large city, and {token} is a larger one", token]
-    batch = ours.encode(raws)
+    samples = [f"the cat {token} on the mat.", f"{token} is a large city, and {token} is a larger one", token]
+    batch = ours.encode(samples)
     with torch.inference_mode():
         tensors = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
         logits = theirs.model(**tensors).logits.numpy()
-    got = edge_text.postprocess(ours.pipeline, {"logits": logits}, batch, raws)
+    got = edge_text.postprocess(ours.pipeline, {"logits": logits}, batch, samples)
     assert [(one.shape, one.dtype) for one in got] == [((n, logits.shape[-1]), np.float32) for n in (1, 2, 1)]
     np.testing.assert_allclose(np.exp(np.concatenate(got)).sum(axis=1), 1, atol=1e-5)
-    for raw, prediction in zip(raws, got, strict=True):
-        shown, wanted = edge_text.present(ours.pipeline, prediction, raw, ours), theirs(raw)
+    for sample, prediction in zip(samples, got, strict=True):
+        shown, wanted = edge_text.present(ours.pipeline, prediction, sample, ours), theirs(sample)
         for mine, other in zip(np.ravel(shown), np.ravel(wanted), strict=True):
             assert {**mine, "score": 0} == {**other, "score": 0}
             assert mine["score"] == pytest.approx(other["score"], rel=1e-4)
-        assert isinstance(shown[0], list) == (raw.count(token) > 1)
+        assert isinstance(shown[0], list) == (sample.count(token) > 1)
 
 
 def test_a_text_without_a_mask_is_refused_in_one_line(tiny_checkpoint: Any) -> None:
@@ -400,14 +400,14 @@ def test_no_answer_only_where_the_model_knows_it(minilm: Path) -> None:
 def test_an_answer_by_a_byte_level_tokenizer_carries_no_space(tiny_checkpoint: Any) -> None:
     folder = tiny_checkpoint("roberta", "question-answering")
     ours, _ = of(folder, "question-answering", max_length=64)
-    raw = ("who wrote it?", "the captain wrote the book")
-    batch = ours.encode([raw])
+    sample = ("who wrote it?", "the captain wrote the book")
+    batch = ours.encode([sample])
     outputs = {name: np.zeros(batch.mask.shape, dtype=np.float32) for name in ("start_logits", "end_logits")}
     token = next(i for i, (_, end) in enumerate(batch.offsets[0]) if end >= 5 and batch.sequence_ids[0][i] == 1)
     outputs["start_logits"][0, token] = outputs["end_logits"][0, token] = 9
-    (got,) = edge_text.postprocess(ours.pipeline, outputs, batch, [raw])
+    (got,) = edge_text.postprocess(ours.pipeline, outputs, batch, [sample])
     assert got["text"] == got["text"].strip() != ""
-    assert raw[1][got["start"] : got["end"]] == got["text"]
+    assert sample[1][got["start"] : got["end"]] == got["text"]
 
 
 # ---- graphs
@@ -493,8 +493,8 @@ def test_this_machine() -> None:
 
 
 def test_raws_survive_json() -> None:
-    for raw in ("text", ("a", "b"), ["a", "b"], b"\x89PNG\xff\x00"):
-        assert loading.raw_from_json(json.loads(json.dumps(loading.raw_to_json(raw)))) == raw
+    for sample in ("text", ("a", "b"), ["a", "b"], b"\x89PNG\xff\x00"):
+        assert loading.sample_from_json(json.loads(json.dumps(loading.sample_to_json(sample)))) == sample
 
 
 def test_difference_of_predictions() -> None:
@@ -518,7 +518,7 @@ def test_difference_of_predictions() -> None:
         (["avx512_vnni"], [], ["does not say"]),
     ],
 )
-def test_a_missing_cpu_feature_is_told_with_its_risk(needs: list[str], isa: list[str], told: list[str]) -> None:
+def test_a_missing_cpu_feature_is_told_with_its_risk(needs: list[str], isa: list[str], reported: list[str]) -> None:
     got = loading.isa_warnings({"needs_isa": needs}, isa)
-    assert len(got) == len(told)
-    assert all(part in line for part, line in zip(told, got, strict=True))
+    assert len(got) == len(reported)
+    assert all(part in line for part, line in zip(reported, got, strict=True))

@@ -191,7 +191,7 @@ def exported(tmp_path: Path) -> Path:
     (checkpoint / "config.json").write_text("{}")
     return write_bundle(
         tmp_path / "made",
-        facts=facts_of(checkpoint),
+        metadata=facts_of(checkpoint),
         artifact=Artifact("onnxruntime", write_graph(tmp_path / "graph" / "model.onnx"), {}),
         recipe={"name": "onnx-fp16", "precision": "fp16"},
         verdict="UNMEASURED",

@@ -348,12 +348,12 @@ def within(low: float, point: float, high: float) -> Estimate:
 
 
 def judged(budget: Budget, **found: Any) -> Verdict:
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "drop": within(-0.001, 0.001, 0.004), "baseline_metric": 0.9, "speedup": within(2.4, 2.5, 2.6),
         "latency_ms": within(7.0, 7.1, 7.2), "size_mb": 23.0, "memory_mb": 120.0, "device_present": True,
         "items_changed": 11, "n": 900, "samples": 200,
     }  # fmt: skip
-    return judge(budget, **{**facts, **found})
+    return judge(budget, **{**metadata, **found})
 
 
 def test_every_limit_of_the_budget_gets_its_check() -> None:

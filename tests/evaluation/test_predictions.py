@@ -45,10 +45,10 @@ class Counting:
 def opened(tiny_checkpoint):
     def make(task):
         folder = tiny_checkpoint(task=task)
-        facts = checkpoint.inspect(ModelSource(str(folder), folder, "tiny"), task)
+        metadata = checkpoint.inspect(ModelSource(str(folder), folder, "tiny"), task)
         runtime = plugins.find("runtimes", "torch")
-        runner = Counting(runtime.open(runtime.build(facts, {"dtype": "fp32"}, folder), threads=1))
-        return facts, Preprocessor(checkpoint.tokenizer_file(facts), facts.pipeline), runner
+        runner = Counting(runtime.open(runtime.build(metadata, {"dtype": "fp32"}, folder), threads=1))
+        return metadata, Preprocessor(checkpoint.tokenizer_file(metadata), metadata.pipeline), runner
 
     return make
 
@@ -61,12 +61,12 @@ def numbers(predictions):
 
 @pytest.mark.parametrize("task", RAWS)
 def test_batches_predict_what_single_items_do(task, opened, tmp_path):
-    facts, preprocessor, runner = opened(task)
-    items = [Item(row, raw) for row, raw in enumerate(RAWS[task])]
+    metadata, preprocessor, runner = opened(task)
+    items = [Item(row, sample) for row, sample in enumerate(RAWS[task])]
     done: list[int] = []
-    one = predict(runner, preprocessor, facts.pipeline, items, progress=done.append)
+    one = predict(runner, preprocessor, metadata.pipeline, items, progress=done.append)
     assert sum(done) == len(items) == len(one)
-    four = predict(runner, preprocessor, facts.pipeline, items, batch=4, progress=done.append)
+    four = predict(runner, preprocessor, metadata.pipeline, items, batch=4, progress=done.append)
     assert sum(done) == 2 * len(items)
     for single, batched in zip(numbers(one), numbers(four), strict=True):
         np.testing.assert_allclose(batched, single, atol=1e-5)
@@ -84,12 +84,12 @@ def test_batches_predict_what_single_items_do(task, opened, tmp_path):
 
 
 def test_a_repeated_text_is_run_once_and_batches_hold_like_lengths(opened):
-    facts, preprocessor, runner = opened("sentence-embedding")
+    metadata, preprocessor, runner = opened("sentence-embedding")
     items = [
         Item(row, text)
         for row, text in enumerate(["a long text of many words " * 3, "b", "c", "a long text " * 5, "b"])
     ]
-    got = predict(runner, preprocessor, facts.pipeline, items, batch=2)
+    got = predict(runner, preprocessor, metadata.pipeline, items, batch=2)
     assert [rows for rows, _ in runner.shapes] == [2, 2]
     assert runner.shapes[0][1] < runner.shapes[1][1]
     np.testing.assert_array_equal(got[1], got[4])
@@ -97,30 +97,30 @@ def test_a_repeated_text_is_run_once_and_batches_hold_like_lengths(opened):
 
 
 def test_rows_over_a_vocabulary_are_kept_in_half_the_bytes(tmp_path):
-    told = [np.log(np.random.default_rng(n).dirichlet(np.full(5000, 0.5), n)).astype(np.float32) for n in (1, 2)]
-    told = [np.maximum(array, -60) for array in told]
-    save_predictions(tmp_path / "p", told)
+    reported = [np.log(np.random.default_rng(n).dirichlet(np.full(5000, 0.5), n)).astype(np.float32) for n in (1, 2)]
+    reported = [np.maximum(array, -60) for array in reported]
+    save_predictions(tmp_path / "p", reported)
     assert (tmp_path / "p.npz").stat().st_size < 3 * 5000 * 2 + 1000
-    for array, read in zip(told, load_predictions(tmp_path / "p"), strict=True):
+    for array, read in zip(reported, load_predictions(tmp_path / "p"), strict=True):
         assert (read.dtype, read.shape) == (np.float32, array.shape)
         np.testing.assert_allclose(read, array, rtol=2**-11)
 
 
 def test_texts_without_words_keep_their_shape(tmp_path):
-    told = [np.zeros((0, 3), dtype=np.float32), np.ones((2, 3), dtype=np.float32)]
-    save_predictions(tmp_path / "p", told)
+    reported = [np.zeros((0, 3), dtype=np.float32), np.ones((2, 3), dtype=np.float32)]
+    save_predictions(tmp_path / "p", reported)
     assert [array.shape for array in load_predictions(tmp_path / "p")] == [(0, 3), (2, 3)]
     save_predictions(tmp_path / "none", [])
     assert load_predictions(tmp_path / "none") == []
 
 
 def test_changed_items_the_most_harmed_first(opened):
-    facts, _, _ = opened("text-classification")
-    task = plugins.find("tasks", facts.task)
-    items = task.items([{"text": "x" * 1000 if n == 2 else f"t{n}", "label": 1} for n in range(4)], facts)
+    metadata, _, _ = opened("text-classification")
+    task = plugins.find("tasks", metadata.task)
+    items = task.items([{"text": "x" * 1000 if n == 2 else f"t{n}", "label": 1} for n in range(4)], metadata)
     one = np.eye(3, dtype=np.float32)
     before, after = [one[0], one[1], one[1], one[1]], [one[1], one[1], one[0], one[2]]
-    got = changed_items(task, items, before, after, facts)
+    got = changed_items(task, items, before, after, metadata)
     assert [(entry["row"], entry["label"], entry["baseline"], entry["candidate"]) for entry in got] == [
         (2, "neutral", "neutral", "negative"),
         (3, "neutral", "neutral", "positive"),
@@ -128,27 +128,27 @@ def test_changed_items_the_most_harmed_first(opened):
     ]
     assert got[0]["text"] == "x" * 399 + "…"
     assert json.dumps(got)
-    assert changed_items(task, items, before, after, facts, limit=1) == got[:1]
-    assert changed_items(task, items, before, before, facts) == []
-    assert changed_items(task, [], [], [], facts) == []
+    assert changed_items(task, items, before, after, metadata, limit=1) == got[:1]
+    assert changed_items(task, items, before, before, metadata) == []
+    assert changed_items(task, [], [], [], metadata) == []
     with pytest.raises(DataError, match="4 and 3 predictions cannot be compared on 4 items"):
-        changed_items(task, items, before, after[:3], facts)
+        changed_items(task, items, before, after[:3], metadata)
 
 
 def test_a_changed_pair_shows_both_texts(opened):
-    facts, _, _ = opened("text-classification")
-    task = plugins.find("tasks", facts.task)
-    items = task.items([{"text": "a", "text_pair": "b"}], facts)
+    metadata, _, _ = opened("text-classification")
+    task = plugins.find("tasks", metadata.task)
+    items = task.items([{"text": "a", "text_pair": "b"}], metadata)
     one = np.eye(3, dtype=np.float32)
-    assert changed_items(task, items, [one[0]], [one[1]], facts) == [
+    assert changed_items(task, items, [one[0]], [one[1]], metadata) == [
         {"row": 0, "text": "a | b", "label": None, "baseline": "negative", "candidate": "neutral"}
     ]
 
 
 def test_predictions_equal_those_of_the_torch_model(opened):
-    facts, preprocessor, runner = opened("text-classification")
-    got = predict(runner, preprocessor, facts.pipeline, [Item(0, SENTENCES[0])])
-    net = checkpoint.load(facts).net
+    metadata, preprocessor, runner = opened("text-classification")
+    got = predict(runner, preprocessor, metadata.pipeline, [Item(0, SENTENCES[0])])
+    net = checkpoint.load(metadata).net
     inputs = {name: torch.from_numpy(array) for name, array in preprocessor.encode([SENTENCES[0]]).inputs.items()}
     with torch.inference_mode():
         np.testing.assert_allclose(got[0], net(**inputs).logits[0].numpy(), atol=1e-6)

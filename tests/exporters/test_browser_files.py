@@ -113,7 +113,7 @@ def test_golden_predictions_are_met_with_one_thread_and_with_four(
         got = browser.value("model.verify()")
         outside = [
             event["request"]["url"]
-            for event in browser.told("Network.requestWillBeSent")
+            for event in browser.reported("Network.requestWillBeSent")
             if not event["request"]["url"].startswith((address, "blob:", "data:"))
         ]
     assert got["threads"] == threads
@@ -151,11 +151,11 @@ def test_tokens_cut_as_run_py_cuts_and_each_task_answers(
     native = bundle.load(out)
     with serve_page.served(out) as address:
         loaded(browser, address)
-        for raw in texts:
-            written = json.dumps(raw)
-            ids = native.preprocessor.encode([raw]).inputs["input_ids"][0].tolist()
+        for sample in texts:
+            written = json.dumps(sample)
+            ids = native.preprocessor.encode([sample]).inputs["input_ids"][0].tolist()
             assert browser.value(f"model.tokens({written}).ids") == ids
-            (wanted,) = native.predict([raw])
+            (wanted,) = native.predict([sample])
             got = browser.value(f"model.predict({written}).then(one => [one].flat().map(row => Array.from(row)))")
             assert loading.difference(wanted.reshape(-1).tolist(), [value for row in got for value in row]) < 1e-4
         if task == "text-classification":
@@ -171,10 +171,10 @@ def test_the_page_answers_a_person(browser: chromium.Browser, export: Export) ->
         browser.open(address)
         assert "text-classification, fp32, 1 thread" in once(browser, "!verify.disabled && facts.textContent")
         browser.value("run.click()")
-        told = once(browser, "answer.textContent")
-        assert json.loads(told.partition("\n")[2])["label"] in ("negative", "neutral", "positive")
-        errors = [entry["entry"] for entry in browser.told("Log.entryAdded") if entry["entry"]["level"] == "error"]
-    assert browser.told("Runtime.exceptionThrown") + errors == []
+        reported = once(browser, "answer.textContent")
+        assert json.loads(reported.partition("\n")[2])["label"] in ("negative", "neutral", "positive")
+        errors = [entry["entry"] for entry in browser.reported("Log.entryAdded") if entry["entry"]["level"] == "error"]
+    assert browser.reported("Runtime.exceptionThrown") + errors == []
 
 
 @needs_files

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fmopt.core.errors import BundleError, DataError, StoreError
-from fmopt.core.model import Artifact, CheckpointFacts, ModelSource
+from fmopt.core.model import Artifact, CheckpointMetadata, ModelSource
 from fmopt.edge import command as edge_command
 from fmopt.edge import host, loading, parts, runners
 from fmopt.edge import text as edge_text
@@ -46,13 +46,13 @@ def write_graph(path: Path, scale: float = 1.0) -> Path:
     return path
 
 
-def facts_of(folder: Path) -> CheckpointFacts:
+def facts_of(folder: Path) -> CheckpointMetadata:
     pipeline = {
         "task": "text-classification", "max_length": 32, "inputs": ["input_ids"], "padding": PADDING,
         "outputs": ["logits"], "labels": ["negative", "neutral", "positive"], "multi_label": False,
     }  # fmt: skip
     source = ModelSource("tiny", folder, "tiny-bert", licence="Apache-2.0")
-    return CheckpointFacts(
+    return CheckpointMetadata(
         source, "bert", "BertForSequenceClassification", "text-classification", pipeline, hidden_size=32, layers=2,
         parameters=1200, weight_bytes=4800, digest="0" * 64,
     )  # fmt: skip
@@ -69,15 +69,15 @@ def write(tiny_checkpoint: Any, tmp_path: Path) -> Write:
     checkpoint = tiny_checkpoint("bert", "text-classification")
 
     def make(out: Path, *, runtime: str = "onnxruntime", model: Path | None = None, **more: Any) -> Path:
-        facts = facts_of(checkpoint)
+        metadata = facts_of(checkpoint)
         path = model or write_graph(tmp_path / "made" / "model.onnx")
         artifact = Artifact(runtime, path, {"providers": ["CPUExecutionProvider"]} if runtime == "onnxruntime" else {})
-        preprocessor = edge_text.Preprocessor(checkpoint / "tokenizer.json", facts.pipeline)
+        preprocessor = edge_text.Preprocessor(checkpoint / "tokenizer.json", metadata.pipeline)
         runner = runners.open_runner(runtime, path, artifact.options, 1)
-        predicted = loading.Model({"pipeline": facts.pipeline}, preprocessor, runner).predict(GOLDEN)
+        predicted = loading.Model({"pipeline": metadata.pipeline}, preprocessor, runner).predict(GOLDEN)
         options = {"golden": list(zip(GOLDEN, predicted, strict=True)), "tolerance": 1e-3, "needs_isa": [], **more}
         return bundle.write_bundle(
-            out, facts=facts, artifact=artifact, recipe={"name": "onnx-fp32"}, verdict="PASS", **options
+            out, metadata=metadata, artifact=artifact, recipe={"name": "onnx-fp32"}, verdict="PASS", **options
         )
 
     return make
@@ -86,17 +86,17 @@ def write(tiny_checkpoint: Any, tmp_path: Path) -> Write:
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change a manifest and seal it again, as another host's bundle would be sealed."""
     path = folder / "fmopt.json"
-    facts = json.loads(path.read_text())
-    change(facts)
-    facts["digest"] = ""
-    for name, written in facts["files"].items():
+    metadata = json.loads(path.read_text())
+    change(metadata)
+    metadata["digest"] = ""
+    for name, written in metadata["files"].items():
         written.update(bytes=(folder / name).stat().st_size, sha256=loading.sha256_file(folder / name))
-    text = json.dumps(facts, indent=1)
+    text = json.dumps(metadata, indent=1)
     path.write_text(text.replace('"digest": ""', f'"digest": "{loading.manifest_digest(text, "")}"', 1))
 
 
 def from_elsewhere(folder: Path) -> None:
-    edit_manifest(folder, lambda facts: facts["host"].update(cpu="another CPU"))
+    edit_manifest(folder, lambda metadata: metadata["host"].update(cpu="another CPU"))
 
 
 def tamper_golden(folder: Path) -> None:
@@ -129,15 +129,15 @@ def test_a_bundle_answers_as_the_model_it_came_from(write: Write, tmp_path: Path
 
 def test_the_manifest_says_what_from_what_and_how(write: Write, tmp_path: Path) -> None:
     out = write(tmp_path / "out", needs_isa=["avx2"])
-    facts = json.loads((out / "fmopt.json").read_text())
-    assert (facts["title"], facts["verdict"], facts["runtime"]) == ("tiny-bert", "PASS", "onnxruntime")
-    assert facts["recipe"] == {"name": "onnx-fp32"}
-    assert facts["needs_isa"] == ["avx2"]
-    assert facts["host"] == host.host_fingerprint()
-    assert facts["versions"]["onnxruntime"] == host.package_version("onnxruntime")
-    assert set(facts["files"]) == {path.name for path in out.iterdir()} - {"fmopt.json"}
-    assert facts["files"]["model.onnx"]["sha256"] == loading.sha256_file(out / "model.onnx")
-    again = bundle.bundle_facts(out)
+    metadata = json.loads((out / "fmopt.json").read_text())
+    assert (metadata["title"], metadata["verdict"], metadata["runtime"]) == ("tiny-bert", "PASS", "onnxruntime")
+    assert metadata["recipe"] == {"name": "onnx-fp32"}
+    assert metadata["needs_isa"] == ["avx2"]
+    assert metadata["host"] == host.host_fingerprint()
+    assert metadata["versions"]["onnxruntime"] == host.package_version("onnxruntime")
+    assert set(metadata["files"]) == {path.name for path in out.iterdir()} - {"fmopt.json"}
+    assert metadata["files"]["model.onnx"]["sha256"] == loading.sha256_file(out / "model.onnx")
+    again = bundle.bundle_metadata(out)
     assert (again.source.title, again.folder, again.layers, again.config["model_type"]) == ("tiny-bert", out, 2, "bert")
     assert again.pipeline["labels"] == ["negative", "neutral", "positive"]
     assert bundle.bundle_artifact(out).path == out / "model.onnx"
@@ -202,7 +202,7 @@ def test_external_weights_are_merged_below_the_limit_and_split_above(
 def test_a_torch_winner_brings_its_weights_and_says_what_it_needs(tiny_checkpoint: Any, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint("bert", "text-classification")
     out = bundle.write_bundle(
-        tmp_path / "out", facts=facts_of(checkpoint), artifact=Artifact("torch", checkpoint, {"dtype": "fp32"}),
+        tmp_path / "out", metadata=facts_of(checkpoint), artifact=Artifact("torch", checkpoint, {"dtype": "fp32"}),
         recipe={}, verdict="PASS", golden=[], tolerance=1e-3, needs_isa=[],
     )  # fmt: skip
     assert (out / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
@@ -260,7 +260,7 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
         bundle.load(tmp_path)
     (tmp_path / "fmopt.json").write_text('{"format": "fmopt-bundle-9"}')
     with pytest.raises(BundleError, match=r"is of format 'fmopt-bundle-9'.*use the run\.py beside it"):
-        bundle.bundle_facts(tmp_path)
+        bundle.bundle_metadata(tmp_path)
     (tmp_path / "fmopt.json").write_text("[1")
     with pytest.raises(BundleError, match=r"fmopt\.json is damaged"):
         bundle.load(tmp_path)
@@ -376,15 +376,15 @@ def test_the_parts_that_a_bundle_cannot_do_without(write: Write, tmp_path: Path,
     (tmp_path / "empty").mkdir()
     base = facts_of(tiny_checkpoint("bert", "text-classification"))
     options = {"recipe": {}, "verdict": "PASS", "golden": [], "tolerance": 1.0, "needs_isa": []}
-    for artifact, told in (
+    for artifact, reported in (
         (Artifact("torch", tmp_path / "empty"), "holds no safetensors"),
         (Artifact("onnxruntime", tmp_path / "model.gguf"), "is neither model.onnx nor model.xml"),
     ):
-        with pytest.raises(BundleError, match=told):
-            bundle.write_bundle(tmp_path / "new", facts=base, artifact=artifact, **options)
+        with pytest.raises(BundleError, match=reported):
+            bundle.write_bundle(tmp_path / "new", metadata=base, artifact=artifact, **options)
     artifact = Artifact("onnxruntime", write_graph(tmp_path / "model.onnx"))
     with pytest.raises(BundleError, match=r"tokenizer\.json is missing; a bundle carries"):
-        bundle.write_bundle(tmp_path / "new", facts=facts_of(tmp_path / "empty"), artifact=artifact, **options)
+        bundle.write_bundle(tmp_path / "new", metadata=facts_of(tmp_path / "empty"), artifact=artifact, **options)
     assert not (tmp_path / "new").exists()
 
 
@@ -442,7 +442,7 @@ def test_bad_input_to_run_py_is_one_line_and_exit_2(
     out = write(tmp_path / "out")
     (tmp_path / "latin.txt").write_bytes(b"ok\ncaf\xe9\n")
     (tmp_path / "untabbed.txt").write_text("one\n")
-    for arguments, told in (
+    for arguments, reported in (
         (["predict"], "nothing to predict; give them as arguments, or --file"),
         (["predict", "--file", str(tmp_path / "latin.txt")], "latin.txt is not UTF-8: byte 6"),
         (["predict", "--file", str(tmp_path / "gone.txt")], "gone.txt cannot be read: No such file"),
@@ -456,7 +456,7 @@ def test_bad_input_to_run_py_is_one_line_and_exit_2(
         shown = capsys.readouterr()
         assert shown.out == ""
         assert shown.err.startswith("error: ")
-        assert told in shown.err
+        assert reported in shown.err
         assert len(shown.err.splitlines()) == 1
 
 
@@ -485,7 +485,7 @@ def test_run_py_verify_names_the_damage(write: Write, tmp_path: Path, capsys: py
     assert "is damaged: model.onnx" in capsys.readouterr().err
     again = write(tmp_path / "again")
     tamper_golden(again)
-    edit_manifest(again, lambda facts: None)
+    edit_manifest(again, lambda metadata: None)
     assert edge_command.main(["verify"], again) == 2
     assert "differ by up to 0.5" in capsys.readouterr().err
 

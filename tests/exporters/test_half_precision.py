@@ -146,9 +146,9 @@ def test_refusals_and_wrong_options(tiny_checkpoint: TinyCheckpoint, tmp_path: P
 
     model = model_of(tiny_checkpoint("bert"))
     turing = target(kind="gpu", arch="sm_75", precisions=("fp32", "fp16", "int8"))
-    assert Cast(to="bf16").refusal(model.facts, turing) == "target test does not compute in bf16"
-    assert Cast(to="fp16").refusal(model.facts, turing) is None
-    assert QuantizeFp8().refusal(model.facts, turing) == "test (sm_75) does not compute in fp8"
+    assert Cast(to="bf16").refusal(model.metadata, turing) == "target test does not compute in bf16"
+    assert Cast(to="fp16").refusal(model.metadata, turing) is None
+    assert QuantizeFp8().refusal(model.metadata, turing) == "test (sm_75) does not compute in fp8"
     with pytest.raises(ConfigError, match=r"cast\.to is 'int4'"):
         Cast(to="int4")  # type: ignore[arg-type]
     old = build_graph()

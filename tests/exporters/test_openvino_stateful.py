@@ -14,7 +14,7 @@ from fmopt.core.model import Artifact
 from fmopt.core.recipe import Recipe
 from fmopt.edge import generation, loading, runners
 from fmopt.edge import text as edge_text
-from fmopt.edge.generation import Wish, continuations, in_two_steps, likeliest, past_of, shorten, timed
+from fmopt.edge.generation import GenerationConfig, cache_of, continuations, in_two_steps, likeliest, shorten, timed
 from fmopt.exporters.openvino_graph import read_ir
 from fmopt.exporters.openvino_stateful import make_stateful
 from fmopt.measurement.roofline.openvino_work import ir_work
@@ -36,9 +36,9 @@ def built(tiny_decoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def make(family: str, **options: Any) -> tuple[Any, Artifact]:
         model, graph = tiny_decoder(family)
-        wishes = {"precision": "f32", "stateful": True, **options}
-        made = RUNTIME.build(graph, wishes, tmp_path_factory.mktemp(f"{family}-ir"))
-        return model, Artifact("openvino", made.path, {**made.options, **wishes})
+        building = {"precision": "f32", "stateful": True, **options}
+        made = RUNTIME.build(graph, building, tmp_path_factory.mktemp(f"{family}-ir"))
+        return model, Artifact("openvino", made.path, {**made.options, **building})
 
     return make
 
@@ -62,13 +62,15 @@ def test_it_goes_on_with_texts_as_the_other_runtime_does(built: Any, tiny_decode
     model, artifact = built(family)
     other = runners.open_runner("onnxruntime", tiny_decoder(family)[1].path, {}, 1)
     runner = RUNTIME.open(artifact, 1)
-    pipeline = model.facts.pipeline
-    preprocessor = edge_text.open_preprocessor(model.facts.folder, dict(pipeline))
+    pipeline = model.metadata.pipeline
+    preprocessor = edge_text.open_preprocessor(model.metadata.folder, dict(pipeline))
     prompts = [preprocessor.ids(text)[:length] for text, length in zip(SENTENCES, (3, 5, 9), strict=False)]
-    wish = Wish(max_new_tokens=NEW)
+    wish = GenerationConfig(max_new_tokens=NEW)
     both = [list(continuations(one, prompts, pipeline, wish)) for one in (runner, other)]
     assert both[0] == both[1]
-    beams = [likeliest(one, prompts[1], pipeline, Wish(max_new_tokens=NEW, beams=3)) for one in (runner, other)]
+    beams = [
+        likeliest(one, prompts[1], pipeline, GenerationConfig(max_new_tokens=NEW, beams=3)) for one in (runner, other)
+    ]
     assert beams[0] == beams[1]
 
 
@@ -80,12 +82,12 @@ def test_an_earlier_past_goes_on_until_rows_went_on_from_others(built: Any, cach
     inputs["attention_mask"] = np.ones_like(inputs["attention_mask"])
     first = {name: value[:, :5] for name, value in inputs.items()}
     rest = {name: value if name == "attention_mask" else value[:, 5:] for name, value in inputs.items()}
-    past = past_of(runner.run(first))
-    wanted = runner.run({**rest, **past})["logits"]
+    kv_cache = cache_of(runner.run(first))
+    wanted = runner.run({**rest, **kv_cache})["logits"]
     # 8 bits are rounded anew when they are put back
-    np.testing.assert_allclose(runner.run({**rest, **past})["logits"], wanted, atol=1e-5 if cache == "f32" else 0.1)
+    np.testing.assert_allclose(runner.run({**rest, **kv_cache})["logits"], wanted, atol=1e-5 if cache == "f32" else 0.1)
     two = {name: np.repeat(value, 2, axis=0) for name, value in first.items()}
-    after = past_of(runner.run(two))
+    after = cache_of(runner.run(two))
     swapped = {name: value[::-1] for name, value in after.items()}
     runner.run({**{name: np.repeat(value, 2, axis=0) for name, value in rest.items()}, **swapped})
     with pytest.raises(ValueError, match="begin the text again"):
@@ -132,7 +134,7 @@ def test_its_cache_has_8_bits_where_asked(built: Any) -> None:
     for kind in ("f32", "u8"):
         runner = RUNTIME.open(Artifact("openvino", artifact.path, {**artifact.options, "kv_cache": kind}), 1)
         batch = edge_text.Batch(inputs, inputs["attention_mask"], list(range(len(inputs["input_ids"]))))
-        said[kind] = loading.run_batch(model.facts.pipeline, runner, batch, 2)["logits"][seen]  # as it is judged
+        said[kind] = loading.run_batch(model.metadata.pipeline, runner, batch, 2)["logits"][seen]  # as it is judged
     assert 1e-4 < np.abs(said["u8"] - said["f32"]).mean() < 0.05
 
 
@@ -160,9 +162,9 @@ def test_only_a_past_that_grows_can_be_kept(tiny_checkpoint: TinyCheckpoint, tmp
         ({"stateful": "yes"}, "it is true or false"),
     ):  # fmt: skip
         assert said in str(RUNTIME.refusal(target, options))
-    facts = checkpoint.inspect(resolve(str(tiny_checkpoint("bert", "text-classification"))))
+    metadata = checkpoint.inspect(resolve(str(tiny_checkpoint("bert", "text-classification"))))
     recipe = Recipe(name="mine", runtime="openvino", options={"stateful": True})
-    assert "text-classification by bert does not" in str(refusal(recipe, facts, target))
+    assert "text-classification by bert does not" in str(refusal(recipe, metadata, target))
 
 
 def test_the_bundle_of_its_int8(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:

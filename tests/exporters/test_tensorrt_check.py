@@ -50,7 +50,7 @@ def product(**changes: Any) -> onnx.ModelProto:
     return graph_of(nodes, tensors, {"y": TensorProto.FLOAT})
 
 
-def told(model: onnx.ModelProto, level: str = "fault") -> list[tuple[str, str]]:
+def reported(model: onnx.ModelProto, level: str = "fault") -> list[tuple[str, str]]:
     return [(found.node, found.text) for found in check(model).findings if found.level == level]
 
 
@@ -73,13 +73,13 @@ def test_unknown_operators_are_named_by_their_nodes():
         helper.make_node("MatMulInteger", ["q", "w", "z"], ["y"], "integers"),
     ]
     model = graph_of(nodes, {"w": np.ones((4, 3), np.int8)}, {"y": TensorProto.INT32})
-    assert [node for node, _ in told(model)] == ["round", "integers"]
+    assert [node for node, _ in reported(model)] == ["round", "integers"]
     fused = graph_of(
         [helper.make_node("SkipLayerNormalization", ["x"], ["y"], "skip", domain="com.microsoft")],
         {},
         {"y": TensorProto.FLOAT},
     )
-    assert told(fused) == [("skip", "an operator of com.microsoft, which only a plugin of that name could run")]
+    assert reported(fused) == [("skip", "an operator of com.microsoft, which only a plugin of that name could run")]
 
 
 def test_types_are_those_of_the_data_and_not_of_indices():
@@ -88,18 +88,18 @@ def test_types_are_those_of_the_data_and_not_of_indices():
     good = graph_of(
         [helper.make_node("Gather", ["w", "ids"], ["y"], "rows")], table, {"y": TensorProto.FLOAT}, inputs=rows
     )
-    assert told(good) == []
+    assert reported(good) == []
     bad = graph_of(
         [helper.make_node("Gather", ["w8", "ids"], ["y"], "rows")], table, {"y": TensorProto.INT8}, inputs=rows
     )
-    assert told(bad) == [("rows", "w8 is INT8; it takes BF16, BOOL, FP16, FP32, INT32, INT64")]
+    assert reported(bad) == [("rows", "w8 is INT8; it takes BF16, BOOL, FP16, FP32, INT32, INT64")]
     wide = graph_of(
         [helper.make_node("Sqrt", ["x"], ["y"], "root")],
         {},
         {"y": TensorProto.DOUBLE},
         inputs={"x": TensorProto.DOUBLE},
     )
-    assert told(wide, "note") == [("root", "DOUBLE is cast down to FP32")]
+    assert reported(wide, "note") == [("root", "DOUBLE is cast down to FP32")]
 
 
 def test_opsets_are_those_of_the_version():
@@ -107,30 +107,30 @@ def test_opsets_are_those_of_the_version():
     newest = graph_of(nodes, {}, {"y": TensorProto.FLOAT}, opset=25)
     assert check(newest, tensorrt=11).faults == ()
     assert "opset 25; TensorRT 10 takes 9 to 24" in check(newest, tensorrt=10).faults[0].text
-    assert "opset 8" in told(graph_of(nodes, {}, {"y": TensorProto.FLOAT}, opset=8))[0][1]
+    assert "opset 8" in reported(graph_of(nodes, {}, {"y": TensorProto.FLOAT}, opset=8))[0][1]
     with pytest.raises(ConfigError, match="TensorRT 9 is not known; there are: 10, 11"):
         check(newest, tensorrt=9)
 
 
 def test_restrictions_of_single_operators():
     top = helper.make_node("TopK", ["x", "k"], ["y", "i"], "top", sorted=0)
-    assert ("top", "sorted is 0; it takes 1") in told(
+    assert ("top", "sorted is 0; it takes 1") in reported(
         graph_of([top], {"k": np.array([2])}, {"y": TensorProto.FLOAT, "i": TensorProto.INT64})
     )
     inputs = {"x": TensorProto.FLOAT, "axes": TensorProto.INT64}
     computed = helper.make_node("ReduceMean", ["x", "axes"], ["y"], "mean")
-    assert told(graph_of([computed], {}, {"y": TensorProto.FLOAT}, inputs=inputs)) == [
+    assert reported(graph_of([computed], {}, {"y": TensorProto.FLOAT}, inputs=inputs)) == [
         ("mean", "input 1 (axes) must be known when the engine is built")
     ]
     stored = helper.make_node("ReduceMean", ["x", "axes"], ["y"], "mean")
-    assert told(graph_of([stored], {"axes": np.array([1])}, {"y": TensorProto.FLOAT})) == []
+    assert reported(graph_of([stored], {"axes": np.array([1])}, {"y": TensorProto.FLOAT})) == []
     norm = helper.make_node("LayerNormalization", ["x", "g"], ["y", "mean"], "norm")
     both = {"y": TensorProto.FLOAT, "mean": TensorProto.FLOAT}
-    assert told(graph_of([norm], {"g": np.ones(4, np.float32)}, both)) == [
+    assert reported(graph_of([norm], {"g": np.ones(4, np.float32)}, both)) == [
         ("norm", "only its first output may be read, not mean")
     ]
     pooled = helper.make_node("AveragePool", ["x"], ["y"], "pool", kernel_shape=[2])
-    assert told(graph_of([pooled], {}, {"y": TensorProto.FLOAT}, rank=3)) == [
+    assert reported(graph_of([pooled], {}, {"y": TensorProto.FLOAT}, rank=3)) == [
         ("pool", "x has 3 dimensions; it takes 4 or 5")
     ]
 
@@ -146,7 +146,7 @@ def test_nodes_in_branches_are_seen():
     )  # fmt: skip
     node = helper.make_node("If", ["c"], ["y"], "branch", then_branch=body, else_branch=other)
     inputs = {"x": TensorProto.FLOAT, "c": TensorProto.BOOL}
-    assert [name for name, _ in told(graph_of([node], {}, {"y": TensorProto.FLOAT}, inputs=inputs))] == ["inner"]
+    assert [name for name, _ in reported(graph_of([node], {}, {"y": TensorProto.FLOAT}, inputs=inputs))] == ["inner"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_nodes_in_branches_are_seen():
     ],
 )
 def test_quantization_that_is_not_symmetric_or_not_per_channel_is_a_fault(changes, node, text):
-    found = told(product(**changes))
+    found = reported(product(**changes))
     assert any(at == node and text in said for at, said in found), found
 
 
@@ -172,25 +172,25 @@ def test_quantization_that_blocks_fusion_is_slow_and_no_fault():
     model = product()
     model.graph.node[3].input[1] = "plain"
     model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 3), np.float32), "plain"))
-    assert told(model) == []
-    assert told(model, "slow") == [
+    assert reported(model) == []
+    assert reported(model, "slow") == [
         ("product", "only one operand is quantized, so that it runs in floating point; plain is not")
     ]
     residual = product()
     residual.graph.node[3].output[0] = "p"
     residual.graph.node.append(helper.make_node("Add", ["p", "d"], ["y"], "residual"))
-    assert [node for node, _ in told(residual, "slow")] == ["residual"]
+    assert [node for node, _ in reported(residual, "slow")] == ["residual"]
 
 
 def test_computed_scales_and_readers_between_a_pair_are_faults():
     model = product()
     del model.graph.initializer[0]  # s
     model.graph.node.insert(0, helper.make_node("ReduceMax", ["x"], ["s"], "range", keepdims=0))
-    assert ("quantize", "its scale is computed; it must be an initializer") in told(model)
+    assert ("quantize", "its scale is computed; it must be an initializer") in reported(model)
     between = product()
     between.graph.node.insert(1, helper.make_node("Transpose", ["q"], ["t"], "turn", perm=[1, 0]))
     between.graph.node[2].input[0] = "t"
-    assert any(node == "quantize" and "turn reads the quantized values" in text for node, text in told(between))
+    assert any(node == "quantize" and "turn reads the quantized values" in text for node, text in reported(between))
 
 
 def test_fp8_needs_its_opset():
@@ -200,9 +200,9 @@ def test_fp8_needs_its_opset():
     ]
     model = graph_of(nodes, {"s": np.float32(0.1)}, {"y": TensorProto.FLOAT}, opset=19)
     model.graph.initializer.append(helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], [0.0]))
-    assert told(model) == []
+    assert reported(model) == []
     model.opset_import[0].version = 18
-    assert {text for _, text in told(model)} >= {"FP8 needs opset 19 or higher, this is 18"}
+    assert {text for _, text in reported(model)} >= {"FP8 needs opset 19 or higher, this is 18"}
 
 
 def test_the_command_names_nodes_and_exits_1(tmp_path: Path, capsys):

@@ -30,18 +30,18 @@ ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("executorch", "torchao", "ruamel.yaml")  # beside what fmopt itself needs
 MADE = """
 import sys, fmopt
-text, picture, data, out = sys.argv[1:]
+text, image, data, out = sys.argv[1:]
 fmopt.export(text, out + "/fp32", format="executorch")
 fmopt.export(text, out + "/int8", format="executorch", precision="int8", data=data)
-fmopt.export(picture, out + "/picture", format="executorch")
+fmopt.export(image, out + "/image", format="executorch")
 """
 SAID = """
 import json, sys
 sys.modules["fmopt"] = None
 import run_executorch
 bundle = run_executorch.load(".", 1)
-raws = [open(path, "rb").read() for path in sys.argv[2:]] if sys.argv[1] == "pictures" else sys.argv[2:]
-print(json.dumps([one.tolist() for one in bundle.predict(raws, len(raws))]))
+samples = [open(path, "rb").read() for path in sys.argv[2:]] if sys.argv[1] == "images" else sys.argv[2:]
+print(json.dumps([one.tolist() for one in bundle.predict(samples, len(samples))]))
 """
 TEXTS = [*SENTENCES[:10], " ".join(SENTENCES * 4)]  # more than a program's rows, and more tokens than it takes
 
@@ -64,7 +64,7 @@ def packages() -> str:
 
 @pytest.fixture(scope="session")
 def bundles(packages: str, tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders fp32 and int8 of a network that reads texts, and picture of one that sees, with its checkpoint in seeing."""
+    """Folders fp32 and int8 of a network that reads texts, and image of one that sees, with its checkpoint in seeing."""
     folder = tmp_path_factory.mktemp("executorch")
     write_vision(folder / "seeing", "vit")
     rows = [{"query": text, "positive": text} for text in SENTENCES]
@@ -89,13 +89,13 @@ def said(packages: str, bundle: Path, *arguments: str) -> list[Any]:
     return list(json.loads(got.stdout))
 
 
-def by_torch(folder: Path, raws: list[Any]) -> np.ndarray:
+def by_torch(folder: Path, samples: list[Any]) -> np.ndarray:
     """What the checkpoint itself says, in PyTorch."""
-    facts = checkpoint.inspect(resolve(str(folder)))
-    runner = plugins.find("runtimes", "torch").build(facts, {}, facts.folder)
+    metadata = checkpoint.inspect(resolve(str(folder)))
+    runner = plugins.find("runtimes", "torch").build(metadata, {}, metadata.folder)
     opened = plugins.find("runtimes", "torch").open(Artifact("torch", runner.path, runner.options), 1)
-    preprocessor = edge_text.open_preprocessor(facts.folder, dict(facts.pipeline))
-    return np.stack(loading.Model({"pipeline": dict(facts.pipeline)}, preprocessor, opened).predict(raws))
+    preprocessor = edge_text.open_preprocessor(metadata.folder, dict(metadata.pipeline))
+    return np.stack(loading.Model({"pipeline": dict(metadata.pipeline)}, preprocessor, opened).predict(samples))
 
 
 def test_texts_in_batches_larger_than_the_programs(
@@ -112,9 +112,9 @@ def test_texts_in_batches_larger_than_the_programs(
 
 
 def test_pictures(packages: str, bundles: Path, tmp_path: Path) -> None:
-    pictures = [str(path) for path in sorted(write_pictures(tmp_path, test=9).rglob("*.png"))]
-    wanted = by_torch(bundles / "seeing", [Path(path).read_bytes() for path in pictures])
-    np.testing.assert_allclose(np.array(said(packages, bundles / "picture", "pictures", *pictures)), wanted, atol=1e-5)
+    images = [str(path) for path in sorted(write_pictures(tmp_path, test=9).rglob("*.png"))]
+    wanted = by_torch(bundles / "seeing", [Path(path).read_bytes() for path in images])
+    np.testing.assert_allclose(np.array(said(packages, bundles / "picture", "pictures", *images)), wanted, atol=1e-5)
 
 
 def test_its_own_script_verifies_and_run_py_names_it(packages: str, bundles: Path) -> None:
@@ -146,11 +146,11 @@ def test_its_own_script_verifies_and_run_py_names_it(packages: str, bundles: Pat
     ],
 )
 def test_what_cannot_be_a_program_is_refused(
-    family: str, task: str, words: dict[str, Any], told: str, tiny_checkpoint: TinyCheckpoint, tmp_path: Path,
+    family: str, task: str, words: dict[str, Any], reported: str, tiny_checkpoint: TinyCheckpoint, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(type(plugins.find("runtimes", "executorch")), "missing", lambda self: None)
-    wishes: dict[str, Any] = {"target": "raspberry-pi-5", **words}
-    with pytest.raises(ConfigError, match=told):
-        fmopt.export(tiny_checkpoint(family, task), tmp_path / "out", format="executorch", **wishes)
+    options: dict[str, Any] = {"target": "raspberry-pi-5", **words}
+    with pytest.raises(ConfigError, match=reported):
+        fmopt.export(tiny_checkpoint(family, task), tmp_path / "out", format="executorch", **options)
     assert not (tmp_path / "out").exists()

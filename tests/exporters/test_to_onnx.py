@@ -46,7 +46,7 @@ def test_heads_export_their_own_outputs(
     family: str, task: str, outputs: tuple[str, ...], tiny_checkpoint: TinyCheckpoint, tmp_path: Path
 ):
     model = model_of(tiny_checkpoint(family, task))
-    inputs = {name: np.full((2, 9), 7, np.int64) for name in model.facts.pipeline["inputs"]}
+    inputs = {name: np.full((2, 9), 7, np.int64) for name in model.metadata.pipeline["inputs"]}
     inputs |= {"attention_mask": np.ones((2, 9), np.int64), "token_type_ids": np.zeros((2, 9), np.int64)}
     graph = to_onnx.export_onnx(model, inputs, tmp_path)
     assert graph.outputs == outputs
@@ -143,11 +143,11 @@ def test_the_first_diverging_layer_is_named(
 
 def test_an_output_the_network_lacks_is_refused(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
     model = model_of(tiny_checkpoint("bert"))
-    facts = model.facts.__class__(
-        **{**model.facts.__dict__, "pipeline": {**model.facts.pipeline, "outputs": ["logits"]}}
+    metadata = model.metadata.__class__(
+        **{**model.metadata.__dict__, "pipeline": {**model.metadata.pipeline, "outputs": ["logits"]}}
     )
     with pytest.raises(ParityError, match=r"has no output 'logits'; it has last_hidden_state"):
-        to_onnx.export_onnx(TorchModel(model.net, facts, model.family), padded(model, 2), tmp_path)
+        to_onnx.export_onnx(TorchModel(model.net, metadata, model.family), padded(model, 2), tmp_path)
 
 
 def test_values_that_are_no_numbers_never_pass():

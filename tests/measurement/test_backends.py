@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, save
 
 from fmopt.core.model import Artifact
 from fmopt.core.progress import Silent
-from fmopt.measurement.backends import HostClock, Work
+from fmopt.measurement.backends import HostBackend, Work
 
 INPUTS: list[Mapping[str, np.ndarray]] = [{"input_ids": np.ones((1, n), np.int64)} for n in (4, 6)]
 PIPELINE = {"task": "text-classification", "inputs": ["input_ids"], "outputs": ["logits"]}
@@ -36,10 +36,10 @@ def test_a_variant_that_fails_on_an_input_is_told_and_the_others_are_timed(tmp_p
     """It took the first input; the second would have ended the run in the middle of timing."""
     artifacts = {"any": graph(tmp_path, "tokens"), "four": graph(tmp_path, 4)}
     work = Work(artifacts, PIPELINE, 1, 0, INPUTS, full_precision=["any"])
-    timed = HostClock().in_turn(work, Silent())
+    timed = HostBackend().in_turn(work, Silent())
     assert set(timed.samples) == {"any"}
     assert len(timed.samples["any"]) >= 10
     assert set(timed.failed) == {"four"}
     assert timed.failed["four"].startswith("it cannot compute what is timed: ")
     with pytest.raises(Exception, match="dimension"):
-        HostClock().in_turn(replace(work, artifacts={"four": artifacts["four"]}), Silent())
+        HostBackend().in_turn(replace(work, artifacts={"four": artifacts["four"]}), Silent())

@@ -23,7 +23,7 @@ PIPELINE = {"task": "sentence-embedding", "max_length": 64, "inputs": ["input_id
             "pooling": "mean", "normalize": True}  # fmt: skip
 
 
-def preprocessor(folder: Path, **facts: object) -> Preprocessor:
+def preprocessor(folder: Path, **metadata: object) -> Preprocessor:
     """One token a word, [CLS] before and [SEP] after."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(50))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
@@ -32,7 +32,7 @@ def preprocessor(folder: Path, **facts: object) -> Preprocessor:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    return Preprocessor(folder / "tokenizer.json", {**PIPELINE, **facts})
+    return Preprocessor(folder / "tokenizer.json", {**PIPELINE, **metadata})
 
 
 def embedding_graph(folder: Path, rows: int = 1000) -> Path:
@@ -123,7 +123,7 @@ def test_a_hopeless_variant_stops_early_and_keeps_what_it_has() -> None:
     dropped: list[str] = []
     samples = interleaved.time_in_turn(
         variants, min_samples=60, on_drop=dropped.append,
-        hopeless=lambda so_far: interleaved.certainly_slower(so_far, keep=["base"]),
+        dominated=lambda so_far: interleaved.certainly_slower(so_far, keep=["base"]),
     )  # fmt: skip
     assert dropped == ["slow"]
     assert len(samples["slow"]) < 60

@@ -68,8 +68,8 @@ def test_merged_is_base_and_adapter_together(tiny_checkpoint: TinyCheckpoint, tm
     net = adapted(base, tmp_path / "adapter", family, task, **options)
     plain = model_of(base)
     merged = model_of(merge(tmp_path / "adapter", tmp_path / "merged"))
-    assert merged.facts.task == task
-    assert len(merged.facts.pipeline["labels"]) == len(LABELS.get(task, ()))
+    assert merged.metadata.task == task
+    assert len(merged.metadata.pipeline["labels"]) == len(LABELS.get(task, ()))
     for inputs in items_of(merged):
         ours = outputs_of(merged, inputs)
         np.testing.assert_allclose(ours, first_output(net, inputs), atol=1e-5)
@@ -86,7 +86,7 @@ def test_the_command_and_a_base_that_moved(tiny_checkpoint: TinyCheckpoint, tmp_
     capsys.readouterr()
     assert main(["merge", str(tmp_path / "adapter"), "--base", str(base), "-o", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"checkpoint": str(out)}
-    assert list(model_of(out).facts.pipeline["labels"]) == LABELS["text-classification"]
+    assert list(model_of(out).metadata.pipeline["labels"]) == LABELS["text-classification"]
     with pytest.raises(StoreError, match="not empty"):
         merge(tmp_path / "adapter", out, base=str(base))
 

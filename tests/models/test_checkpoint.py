@@ -34,8 +34,8 @@ def copy_of(tiny_checkpoint, tmp_path):
 
 def edit(path: Path, **changes) -> None:
     """Set keys of a JSON file; None removes the key."""
-    told = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+    reported = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in reported.items() if value is not None}))
 
 
 # ------------------------------------------------------------------------------------------------ what it is
@@ -44,34 +44,39 @@ def edit(path: Path, **changes) -> None:
 def test_minilm_is_known_by_its_name(minilm):
     source = resolve("minilm")
     assert (source.folder, source.task, source.default_data) == (minilm, "sentence-embedding", "builtin:pydoc")
-    facts = checkpoint.inspect(source)
-    assert dict(facts.pipeline) == {
+    metadata = checkpoint.inspect(source)
+    assert dict(metadata.pipeline) == {
         "task": "sentence-embedding", "max_length": 256, "inputs": ["input_ids", "attention_mask", "token_type_ids"],
         "padding": {"id": 0, "type_id": 0, "token": "[PAD]", "side": "right"}, "outputs": ["last_hidden_state"],
         "labels": [], "multi_label": False, "add_prefix_space": False, "pooling": "mean", "normalize": True,
     }  # fmt: skip
-    assert (facts.model_type, facts.layers, facts.hidden_size, facts.parameters) == ("bert", 6, 384, 22_713_216)
-    model = checkpoint.load(facts)
+    assert (metadata.model_type, metadata.layers, metadata.hidden_size, metadata.parameters) == (
+        "bert",
+        6,
+        384,
+        22_713_216,
+    )
+    model = checkpoint.load(metadata)
     with torch.no_grad():
         assert list(model.net(torch.tensor([[101, 102]]))) == ["last_hidden_state"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_loads_and_takes_the_inputs_named(tiny_checkpoint, family):
-    facts = facts_of(tiny_checkpoint(family, "sentence-embedding"))
-    assert facts.model_type == family
-    model = checkpoint.load(facts)
+    metadata = facts_of(tiny_checkpoint(family, "sentence-embedding"))
+    assert metadata.model_type == family
+    model = checkpoint.load(metadata)
     assert model.family is not None
     takes = python_inspect.signature(model.net.forward).parameters
-    assert set(facts.pipeline["inputs"]) <= set(takes)
-    length = facts.pipeline["max_length"]
+    assert set(metadata.pipeline["inputs"]) <= set(takes)
+    length = metadata.pipeline["max_length"]
     assert length == 64  # 66 positions in RoBERTa and MPNet, of which two serve no token
     ids = torch.full((1, length), 5)
-    inputs = {name: torch.zeros_like(ids) for name in facts.pipeline["inputs"]}
+    inputs = {name: torch.zeros_like(ids) for name in metadata.pipeline["inputs"]}
     with torch.no_grad():
         out = model.net(**inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     assert out.last_hidden_state.shape == (1, length, 32)
-    assert facts.parameters == sum(p.numel() for p in model.net.parameters()) + pooler_size(family, facts.folder)
+    assert metadata.parameters == sum(p.numel() for p in model.net.parameters()) + pooler_size(family, metadata.folder)
 
 
 def pooler_size(family: str, folder: Path) -> int:
@@ -91,28 +96,38 @@ def test_type_ids_are_an_input_where_they_matter(tiny_checkpoint, family):
 )
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_task_and_labels_are_found(tiny_checkpoint, family, task):
-    facts = facts_of(tiny_checkpoint(family, task))
-    assert facts.task == facts.pipeline["task"] == task
-    assert facts.pipeline["labels"] == (LABELS[task] if task.endswith("classification") else [])
-    assert facts.pipeline["outputs"] == (["start_logits", "end_logits"] if task == "question-answering" else ["logits"])
-    assert facts.pipeline["add_prefix_space"] is (family == "roberta" and task == "token-classification")
-    checkpoint.load(facts)
+    metadata = facts_of(tiny_checkpoint(family, task))
+    assert metadata.task == metadata.pipeline["task"] == task
+    assert metadata.pipeline["labels"] == (LABELS[task] if task.endswith("classification") else [])
+    assert metadata.pipeline["outputs"] == (
+        ["start_logits", "end_logits"] if task == "question-answering" else ["logits"]
+    )
+    assert metadata.pipeline["add_prefix_space"] is (family == "roberta" and task == "token-classification")
+    checkpoint.load(metadata)
 
 
 def test_masked_lm_becomes_an_embedding_without_pooler(tiny_checkpoint):
-    facts = facts_of(tiny_checkpoint("roberta", "masked-lm"))
-    assert (facts.task, facts.pipeline["pooling"], facts.pipeline["normalize"]) == ("sentence-embedding", "mean", False)
-    assert checkpoint.load(facts).net.pooler is None
+    metadata = facts_of(tiny_checkpoint("roberta", "masked-lm"))
+    assert (metadata.task, metadata.pipeline["pooling"], metadata.pipeline["normalize"]) == (
+        "sentence-embedding",
+        "mean",
+        False,
+    )
+    assert checkpoint.load(metadata).net.pooler is None
 
 
 @pytest.mark.parametrize(("family", "mask"), [("bert", "[MASK]"), ("roberta", "<mask>"), ("distilbert", "[MASK]")])
 def test_masked_lm_fills_masks_when_asked(tiny_checkpoint, copy_of, family, mask):
-    facts = facts_of(tiny_checkpoint(family, "masked-lm"), "fill-mask")
-    assert (facts.task, facts.pipeline["outputs"], facts.pipeline["mask"]["token"]) == ("fill-mask", ["logits"], mask)
-    assert checkpoint.load(facts).net.config.architectures[0].endswith("ForMaskedLM")
+    metadata = facts_of(tiny_checkpoint(family, "masked-lm"), "fill-mask")
+    assert (metadata.task, metadata.pipeline["outputs"], metadata.pipeline["mask"]["token"]) == (
+        "fill-mask",
+        ["logits"],
+        mask,
+    )
+    assert checkpoint.load(metadata).net.config.architectures[0].endswith("ForMaskedLM")
     untold = copy_of(family, "masked-lm")  # as older checkpoints, whose class knows what its mask is called
     edit(untold / "tokenizer_config.json", mask_token=None)
-    assert facts_of(untold, "fill-mask").pipeline["mask"] == facts.pipeline["mask"]
+    assert facts_of(untold, "fill-mask").pipeline["mask"] == metadata.pipeline["mask"]
 
 
 def test_what_cannot_fill_masks_is_told_the_way(tiny_checkpoint, copy_of):
@@ -166,9 +181,9 @@ def test_older_sentence_transformers_keep_the_network_in_a_sub_folder(copy_of, t
     modules = [{"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"},
                {"type": "sentence_transformers.models.Normalize", "path": "1_Normalize"}]  # fmt: skip
     (home / "modules.json").write_text(json.dumps(modules))
-    facts = facts_of(home)
-    assert facts.folder == home / "0_Transformer"
-    assert facts.pipeline["normalize"] is True
+    metadata = facts_of(home)
+    assert metadata.folder == home / "0_Transformer"
+    assert metadata.pipeline["normalize"] is True
 
 
 def test_length_can_be_told_up_to_the_position_table(tiny_checkpoint):
@@ -294,14 +309,14 @@ def test_pickles_are_refused_and_converted_when_allowed(copy_of, tmp_path, monke
     pickle_only(folder)
     with pytest.raises(CheckpointError, match=r"only pickled weights \(pytorch_model\.bin\).*--allow-pickle"):
         facts_of(folder)
-    facts = facts_of(folder, allow_pickle=True)
-    assert facts.folder.is_relative_to(tmp_path / "cache")
+    metadata = facts_of(folder, allow_pickle=True)
+    assert metadata.folder.is_relative_to(tmp_path / "cache")
     assert "pickled weights converted" in caplog.text
-    got = load_file(facts.folder / "model.safetensors")
+    got = load_file(metadata.folder / "model.safetensors")
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
-    checkpoint.load(facts)
-    assert facts_of(folder, allow_pickle=True).folder == facts.folder
+    checkpoint.load(metadata)
+    assert facts_of(folder, allow_pickle=True).folder == metadata.folder
     assert not (folder / "model.safetensors").exists()
 
 
@@ -339,9 +354,9 @@ def test_tasks_that_do_not_fit_the_head(tiny_checkpoint):
 def test_a_head_without_weights_is_not_made_up(copy_of):
     folder = copy_of()
     edit(folder / "config.json", architectures=["BertForSequenceClassification"])
-    facts = facts_of(folder)
+    metadata = facts_of(folder)
     with pytest.raises(CheckpointError, match=r"no fitting weights for 2 tensors .*classifier\.bias.*fmopt finetune"):
-        checkpoint.load(facts)
+        checkpoint.load(metadata)
 
 
 def test_without_architecture_the_head_must_be_told(copy_of):
@@ -375,10 +390,10 @@ def test_a_slow_tokenizer_is_converted_into_the_cache(copy_of, tmp_path, monkeyp
     vocabulary = sorted(fast.get_vocab().items(), key=lambda pair: pair[1])
     (folder / "vocab.txt").write_text("\n".join(token for token, _ in vocabulary) + "\n")
     (folder / "tokenizer.json").unlink()
-    facts = facts_of(folder)
+    metadata = facts_of(folder)
     assert "tokenizer converted" in caplog.text
-    made = Tokenizer.from_file(str(checkpoint.tokenizer_file(facts)))
+    made = Tokenizer.from_file(str(checkpoint.tokenizer_file(metadata)))
     text = "The small dog, Zebra & rain in LONDON"
     assert made.encode(text, "morning").ids == fast.encode(text, "morning").ids
-    assert facts.pipeline["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
-    checkpoint.load(facts)
+    assert metadata.pipeline["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
+    checkpoint.load(metadata)

@@ -32,11 +32,11 @@ def test_the_same_entry_texts_and_seed_give_the_same_files(tmp_path: Path) -> No
         assert file_digest(folders[0] / name) == file_digest(folders[1] / name)
     other = initialization.write_untrained(ENTRY, TEXTS, tmp_path / "a", "tiny", seed=2)
     assert file_digest(other / "model.safetensors") != file_digest(folders[0] / "model.safetensors")
-    facts = checkpoint.inspect(resolve(str(other)))
-    assert facts.task == "text-generation"
-    assert facts.pipeline["max_length"] == 64
-    assert facts.pipeline["stop_ids"] == [0]
-    assert facts.config["vocab_size"] == 340
+    metadata = checkpoint.inspect(resolve(str(other)))
+    assert metadata.task == "text-generation"
+    assert metadata.pipeline["max_length"] == 64
+    assert metadata.pipeline["stop_ids"] == [0]
+    assert metadata.config["vocab_size"] == 340
 
 
 def test_an_entry_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fmopt.exporters import to_onnx
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.models.structure import STRUCTURE, LayerWidths, Structure, save_checkpoint, structure_of
-from fmopt.models.surgery.pruned_modules import cut_layer, drop_layers, require_cuttable
+from fmopt.models.surgery.pruned_modules import drop_layers, prune_layer, require_cuttable
 from fmopt.passes.quantize_static import QuantizeStatic
 from tests.conftest import FAMILIES
 from tests.torch_models import context_of, items_of, model_of, outputs_of, padded
@@ -64,7 +64,7 @@ def lively(model):
 
 def cut(model, shape):
     for layer, (heads, neurons) in zip(model.family.layers(model.net), shape, strict=True):
-        cut_layer(model.net, layer, heads, neurons)
+        prune_layer(model.net, layer, heads, neurons)
     return model
 
 
@@ -103,7 +103,7 @@ def test_reloading_and_exporting_keep_the_numbers(tiny_checkpoint, family, tmp_p
     again = checkpoint.load(checkpoint.inspect(resolve(str(folder))))
     assert np.array_equal(outputs_of(again, inputs), wanted)
     assert type(again.net) is type(model.net)
-    assert again.facts.pipeline == model.facts.pipeline
+    assert again.metadata.pipeline == model.metadata.pipeline
     assert structure_of(again.net, again.family) == structure_of(model.net, model.family)
 
     net = fmopt.load_model(folder)
@@ -120,7 +120,7 @@ def test_a_pruned_embedding_model_keeps_its_pooling_and_quantizes(tiny_checkpoin
     model = cut(model_of(tiny_checkpoint(family)), SHAPES["hollow"])
     folder = save_checkpoint(model, tmp_path / "pruned")
     again = checkpoint.load(checkpoint.inspect(resolve(str(folder))))
-    assert again.facts.pipeline == model.facts.pipeline
+    assert again.metadata.pipeline == model.metadata.pipeline
     wanted = outputs_of(again, padded(again))
     quantized = QuantizeStatic().apply(again, context_of(again))
     got = outputs_of(quantized, padded(again))
@@ -139,7 +139,7 @@ def test_dropping_a_layer_equals_skipping_it(tiny_checkpoint, family, tmp_path):
     np.testing.assert_allclose(outputs_of(model, inputs), wanted, atol=1e-6)
     folder = save_checkpoint(model, tmp_path / "pruned")
     again = checkpoint.load(checkpoint.inspect(resolve(str(folder))))
-    assert again.facts.layers == 1
+    assert again.metadata.layers == 1
     np.testing.assert_allclose(outputs_of(again, inputs), wanted, atol=1e-6)
     with pytest.raises(PassError, match="at least one must stay"):
         drop_layers(model, [0])

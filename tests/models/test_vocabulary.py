@@ -126,6 +126,6 @@ def test_the_real_minilm(minilm, tmp_path):
     assert got.tokens < 3000
     assert got.bytes < 0.55 * got.bytes_before
     old, new = model_of(minilm), model_of(got.folder)
-    assert new.facts.pipeline["max_length"] == old.facts.pipeline["max_length"]
+    assert new.metadata.pipeline["max_length"] == old.metadata.pipeline["max_length"]
     for one, two in zip(items_of(old)[:3], items_of(new)[:3], strict=True):
         np.testing.assert_array_equal(outputs_of(old, one), outputs_of(new, two))

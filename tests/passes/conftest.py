@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fmopt.core.model import CheckpointFacts, Graph, Inputs, ModelSource
+from fmopt.core.model import CheckpointMetadata, Graph, Inputs, ModelSource
 from fmopt.core.target import Target
 from fmopt.passes.base import Context
 
@@ -53,11 +53,11 @@ def build_graph() -> onnx.ModelProto:
 
 def target(*isa: str, **changes: Any) -> Target:
     """A CPU with the given features."""
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "name": "test-cpu", "title": "a CPU", "kind": "cpu", "arch": "x86_64", "isa": isa, "cores": 2, "memory_gb": 8,
         "precisions": ("fp32", "int8"), "runtimes": ("torch", "onnxruntime", "openvino"),
     }  # fmt: skip
-    return Target(**{**facts, **changes})
+    return Target(**{**metadata, **changes})
 
 
 def items(count: int, seed: int = 1) -> list[Inputs]:
@@ -67,8 +67,8 @@ def items(count: int, seed: int = 1) -> list[Inputs]:
 
 
 @pytest.fixture
-def facts(tmp_path: Path) -> CheckpointFacts:
-    return CheckpointFacts(
+def metadata(tmp_path: Path) -> CheckpointMetadata:
+    return CheckpointMetadata(
         source=ModelSource("tiny", tmp_path, "tiny"), model_type="bert", architecture="BertModel",
         task="sentence-embedding", pipeline={"inputs": ["input_ids"], "outputs": ["last_hidden_state"]},
         hidden_size=WIDTH, layers=2, parameters=10_000, weight_bytes=40_000, digest="0",
@@ -84,13 +84,13 @@ def graph(tmp_path: Path) -> Graph:
 
 
 @pytest.fixture
-def make_context(facts: CheckpointFacts):
+def make_context(metadata: CheckpointMetadata):
     """`make_context("avx2", count=16)`: a context for a CPU with these features and so many calibration items."""
 
     def make(*isa: str, count: int = 16) -> Context:
         def stream() -> Iterator[Inputs]:
             yield from items(count)
 
-        return Context(facts=facts, target=target(*isa), calibration=stream)
+        return Context(metadata=metadata, target=target(*isa), calibration=stream)
 
     return make

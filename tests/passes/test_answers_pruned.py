@@ -17,14 +17,14 @@ import torch
 
 from fmopt.core.errors import PassError
 from fmopt.core.recipe import Recipe, Step
-from fmopt.edge.runners import HALVES, open_runner
+from fmopt.edge.runners import ENCODER_DECODER, open_runner
 from fmopt.edge.seq2seq import NEW
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters.to_onnx import export_onnx
 from fmopt.models.loading import TorchModel
 from fmopt.models.structure import structure_of
-from fmopt.models.surgery.pruned_modules import cut_layer, drop_layers, least_heads
-from fmopt.models.wrappers.seq2seq import InHalves
+from fmopt.models.surgery.pruned_modules import drop_layers, least_heads, prune_layer
+from fmopt.models.wrappers.seq2seq import AsEncoderDecoder
 from fmopt.passes.base import Context
 from fmopt.passes.calibration import generated_answers
 from fmopt.passes.calibration.generated_answers import answered_by, answering
@@ -42,9 +42,9 @@ from fmopt.passes.quantize_dynamic import QuantizeDynamic
 from fmopt.training.examples import IGNORED
 from fmopt.workflow.request import Training
 from fmopt.workflow.search import network_timer
-from fmopt.workflow.search.builder import Workshop
+from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.candidates import trained_rounding
-from fmopt.workflow.search.network_timer import RecipeClock
+from fmopt.workflow.search.network_timer import RecipeTimer
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.models.surgery.test_answers_pruned import FAMILIES, asked, said, two_and_two
 from tests.passes.test_decoders_pruned import TEXTS, Counted, shop_of, time_of, watch_calls
@@ -59,7 +59,7 @@ def model(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint) -> To
 def given(model: TorchModel, scratch: Path | None = None) -> Context:
     items = items_of(model, TEXTS)
     return replace(context_of(model, scratch), calibration=lambda: iter(items), target=target(width_multiple=4),
-                   clock=Counted())  # fmt: skip
+                   timer=Counted())  # fmt: skip
 
 
 def copied(model: TorchModel) -> TorchModel:
@@ -79,7 +79,7 @@ def test_each_stack_has_prices_of_its_own(model: TorchModel) -> None:
     for kind in ("attention", "cross"):
         assert table.curve(kind, "decoder").least == (1, 0)
         assert table.curve(kind, "decoder").at(3) == pytest.approx(3 * 4 * 32 * 8 / 1000)
-    first = int(model.facts.model_type == "t5")
+    first = int(model.metadata.model_type == "t5")
     assert table.curve("attention", "encoder").least == (first, 0)
     # what stays whatever is cut: a head is 4 projections of 32 x 8 weights; T5 counts its table of biases too, once a stack
     assert table.floor_ms == pytest.approx(table.base_ms + (2 + first) * 4 * 32 * 8 / 1000)
@@ -112,7 +112,7 @@ def test_second_order_beats_plain_removal_of_the_same_units(model: TorchModel, t
     made_up, numbers = distance(), structure_of(pruned.net, pruned.family).layers
     removals = Scores(next(tmp_path.glob("scores-*")), sublayers(plain.net, plain.family)).removals
     for layer, left in zip(plain.family.layers(plain.net), numbers, strict=True):
-        cut_layer(plain.net, layer, left.heads, removals[layer.ffn.narrow].kept(left.ffn), left.cross)
+        prune_layer(plain.net, layer, left.heads, removals[layer.ffn.narrow].kept(left.ffn), left.cross)
     model.net = plain.net
     assert made_up < distance()
 
@@ -131,7 +131,7 @@ def test_fisher_masks_ask_for_every_word_of_the_answer(model: TorchModel) -> Non
 def test_an_answer_that_is_looked_at_is_the_networks_own(model: TorchModel) -> None:
     item = next(answering(model, given(model), 2).calibration())
     ids = item[NEW][0].tolist()
-    pipeline = model.facts.pipeline
+    pipeline = model.metadata.pipeline
     logits = said(model, item)[0]
     logits[:, pipeline["suppress"]] = -np.inf
     follow = logits.argmax(-1).tolist()
@@ -165,12 +165,12 @@ def test_an_answer_is_what_is_timed(tiny_checkpoint: TinyCheckpoint, tmp_path: P
     def narrowed() -> TorchModel:
         made = copied(model)
         for layer, heads in zip(made.family.layers(made.net), ((1,), (), (0, 2), ()), strict=True):
-            cut_layer(made.net, layer, heads, range(8), heads)
+            prune_layer(made.net, layer, heads, range(8), heads)
         return made
 
     seen: list[Any] = []
     watch_calls(monkeypatch, seen)
-    ms = RecipeClock(shop_of(model, tmp_path), recipe)({"whole": lambda: model, "narrow": narrowed})
+    ms = RecipeTimer(shop_of(model, tmp_path), recipe)({"whole": lambda: model, "narrow": narrowed})
     assert min(ms.values()) > 0
     read = [one for one in seen if NEW not in one]
     assert {one["input_ids"] for one in read} == {(1, 16)}
@@ -183,7 +183,7 @@ def test_an_answer_is_what_is_timed(tiny_checkpoint: TinyCheckpoint, tmp_path: P
     assert len(caches) == 2  # of both networks: one has lost its last attentions
 
 
-def shop_with_answers(model: TorchModel, scratch: Path, *, answered: bool = True) -> Workshop:
+def shop_with_answers(model: TorchModel, scratch: Path, *, answered: bool = True) -> Builder:
     rows: list[dict[str, Any]] = [{"source": text, "target": text[::-1], "text": text} for text in TEXTS]
     if not answered:
         rows = [{"source": row["source"], "text": row["text"]} for row in rows]
@@ -193,11 +193,11 @@ def shop_with_answers(model: TorchModel, scratch: Path, *, answered: bool = True
 def test_a_cut_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_path: Path) -> None:
     """By the words of answers in the data, and by the teacher's own answers to texts without any."""
     whole, items = copied(model), items_of(model, TEXTS)
-    shop = shop_with_answers(model, tmp_path)
-    ctx = replace(shop.context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
+    builder = shop_with_answers(model, tmp_path)
+    ctx = replace(builder.context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
     distance = distance_from_now(model, ctx, 16)
     for layer in model.family.layers(model.net):
-        cut_layer(model.net, layer, (0, 1), range(24), (1, 2))
+        prune_layer(model.net, layer, (0, 1), range(24), (1, 2))
     before = distance()
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(SENTENCES))
@@ -205,7 +205,7 @@ def test_a_cut_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_
     trained = Distill(weights={"task": 0.0}, bf16=False, **options).apply(model, ctx)
     assert distance() < 0.7 * before
     assert trained.history[-1] == "distill(baseline)"
-    answered = [path.read_text().splitlines() for path in shop.store.root.glob("answers-*.jsonl")]
+    answered = [path.read_text().splitlines() for path in builder.store.root.glob("answers-*.jsonl")]
     assert sorted(map(len, answered)) == [len(SENTENCES), 16]  # the texts by the teacher, the items that are judged by
 
 
@@ -222,7 +222,7 @@ def test_a_teacher_answers_texts_without_answers_once(
     labels = next(
         one["labels"].tolist() for one, text in zip(found, dict.fromkeys(TEXTS), strict=True) if text == TEXTS[0]
     )
-    made = heard[len(model.facts.pipeline["start"]) :]
+    made = heard[len(model.metadata.pipeline["start"]) :]
     assert labels[: len(made)] == made
     assert IGNORED not in labels
     kept = max(ctx.scratch.glob("answers-*.jsonl"), key=lambda path: path.stat().st_size)
@@ -251,9 +251,9 @@ def test_rounding_is_trained_and_the_head_is_rounded_as_before(tiny_checkpoint: 
 
     model = two_and_two(tiny_checkpoint, "marian")
     items = items_of(model, TEXTS)
-    shop = shop_with_answers(model, tmp_path)
+    builder = shop_with_answers(model, tmp_path)
     whole = copied(model)
-    ctx = replace(shop.context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
+    ctx = replace(builder.context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
     made = Qat(epochs=1.0, bf16=False).apply(model, ctx)
     item = next(answering(made, ctx, 1).calibration())
     wanted = said(made, item)
@@ -264,7 +264,7 @@ def test_rounding_is_trained_and_the_head_is_rounded_as_before(tiny_checkpoint: 
     assert kinds["QuantizeLinear"] > 10  # of the layers
     assert kinds["MatMulInteger"] == 1  # the head
     for path, bound in ((graph.path, 1e-3), (narrow.path, 2e-2)):
-        runner = InHalves(open_runner("onnxruntime", path, {HALVES: True}, 1))
+        runner = AsEncoderDecoder(open_runner("onnxruntime", path, {ENCODER_DECODER: True}, 1))
         np.testing.assert_allclose(runner.run(item)["logits"], wanted, atol=bound * np.abs(wanted).max())
 
 
@@ -281,9 +281,9 @@ def test_a_killed_training_of_tied_weights_goes_on_where_it_was(
     def trained(scratch: Path, said: list[str], **options: Any) -> dict[str, torch.Tensor]:
         student = copied(whole)
         for layer in student.family.layers(student.net):
-            cut_layer(student.net, layer, (0, 1), range(24), (1, 2))
-        shop = shop_with_answers(student, scratch) if answers else shop_of(student, scratch)
-        ctx = replace(shop.context(), teacher=lambda asked: copied(whole), progress=said.append)
+            prune_layer(student.net, layer, (0, 1), range(24), (1, 2))
+        builder = shop_with_answers(student, scratch) if answers else shop_of(student, scratch)
+        ctx = replace(builder.context(), teacher=lambda asked: copied(whole), progress=said.append)
         done = Distill(epochs=2.0, batch_size=8, bf16=False, **options).apply(student, ctx)
         return {name: value.clone() for name, value in done.net.state_dict().items()}
 
@@ -343,10 +343,10 @@ def test_a_network_that_answers_is_quantized_by_what_each_group_costs(model: Tor
 def test_what_stays_of_caches_stays_when_the_first_layer_is_gone(tiny_checkpoint: TinyCheckpoint) -> None:
     model = two_and_two(tiny_checkpoint, "bart")
     last = model.family.layers(model.net)[3]
-    cut_layer(model.net, last, range(4), range(64), ())
+    prune_layer(model.net, last, range(4), range(64), ())
     assert least_heads(model.net, model.family) == ((0,), (0,), (1, 1), (0, 0))
     model = two_and_two(tiny_checkpoint, "bart")
-    cut_layer(model.net, model.family.layers(model.net)[2], (), range(64), range(4))
+    prune_layer(model.net, model.family.layers(model.net)[2], (), range(64), range(4))
     assert least_heads(model.net, model.family) == ((0,), (0,), (0, 1), (1, 0))
 
 
@@ -356,19 +356,19 @@ def test_a_teacher_that_answers_otherwise_is_refused(
 ) -> None:
     model = two_and_two(tiny_checkpoint, "marian")
     other = copied(model)
-    facts = replace(other.facts, digest="another", pipeline={**other.facts.pipeline, name: value})
+    metadata = replace(other.metadata, digest="another", pipeline={**other.metadata.pipeline, name: value})
     ctx = replace(
-        shop_with_answers(model, tmp_path).context(), teacher=lambda asked: replace(other, facts=facts)
+        shop_with_answers(model, tmp_path).context(), teacher=lambda asked: replace(other, metadata=metadata)
     )  # fmt: skip
     with pytest.raises(PassError, match=f"has another {name} than the student"):
         Distill(epochs=1.0, bf16=False).apply(model, ctx)
 
 
 def test_a_decoder_reads_the_answer_one_word_behind_as_in_the_networks_own_training(model: TorchModel) -> None:
-    preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
+    preprocessor = open_preprocessor(model.metadata.folder, dict(model.metadata.pipeline))
     texts = {name: torch.from_numpy(value) for name, value in preprocessor.encode(list(SENTENCES[:2])).inputs.items()}
     labels = torch.tensor([[5, 6, 7, 8], [9, 10, IGNORED, IGNORED]])
-    inputs, asked_for = inputs_and_labels({**texts, "labels": labels}, model.facts.pipeline)
+    inputs, asked_for = inputs_and_labels({**texts, "labels": labels}, model.metadata.pipeline)
     assert set(inputs) == {*texts, NEW}
     assert set(asked_for) == {"labels"}
     with torch.no_grad():

@@ -73,7 +73,7 @@ def test_what_cannot_be_done(ir: tuple[Any, Graph], make_context: Any, tmp_path:
             CompressWeights(**options)
     with pytest.raises(PassError, match="no calibration items"):
         CompressWeights(bits=4, block=32, method="awq").apply(ir[1], make_context("avx2", count=0), tmp_path)
-    facts = ir[0].facts
-    assert CompressWeights().refusal(facts, target("avx2")) is None
+    metadata = ir[0].metadata
+    assert CompressWeights().refusal(metadata, target("avx2")) is None
     without = target("avx2").model_copy(update={"runtimes": ("onnxruntime",)})
-    assert "has no openvino" in str(CompressWeights().refusal(facts, without))
+    assert "has no openvino" in str(CompressWeights().refusal(metadata, without))

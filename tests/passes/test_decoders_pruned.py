@@ -25,7 +25,7 @@ from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve
 from fmopt.models.structure import save_checkpoint, structure_of
 from fmopt.models.surgery.projections import projection, weight_of
-from fmopt.models.surgery.pruned_modules import cut_layer
+from fmopt.models.surgery.pruned_modules import prune_layer
 from fmopt.passes.base import Context
 from fmopt.passes.calibration import output_distance
 from fmopt.passes.calibration.output_distance import distance_from_now
@@ -35,8 +35,8 @@ from fmopt.passes.pruning.fisher_scores import mask_fisher
 from fmopt.passes.pruning.latency_table import latency_table
 from fmopt.passes.pruning.obs_scores import by_importance, sublayers
 from fmopt.workflow.search import network_timer
-from fmopt.workflow.search.builder import Workshop
-from fmopt.workflow.search.network_timer import RecipeClock
+from fmopt.workflow.search.builder import Builder
+from fmopt.workflow.search.network_timer import RecipeTimer
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.torch_models import context_of, items_of, model_of, outputs_of, padded, target
 
@@ -62,7 +62,7 @@ def given(folder: Path, scratch: Path | None = None) -> tuple[TorchModel, Contex
     model = model_of(folder)
     items = items_of(model, TEXTS)
     ctx = replace(context_of(model, scratch), calibration=lambda: iter(items), target=target(width_multiple=4),
-                  clock=Counted())  # fmt: skip
+                  timer=Counted())  # fmt: skip
     return model, ctx
 
 
@@ -105,7 +105,7 @@ def test_second_order_beats_plain_removal_of_the_same_units(tiny_checkpoint: Tin
 
     removals = Scores(scores, sublayers(plain.net, plain.family)).removals
     for layer, left in zip(plain.family.layers(plain.net), numbers, strict=True):
-        cut_layer(plain.net, layer, left.heads, removals[layer.ffn.narrow].kept(left.ffn))
+        prune_layer(plain.net, layer, left.heads, removals[layer.ffn.narrow].kept(left.ffn))
     model.net = plain.net
     assert made_up < distance()
 
@@ -133,10 +133,10 @@ def test_fisher_masks_ask_what_comes_next(tiny_checkpoint: TinyCheckpoint):
     assert all(removal.order[0] == 2 and removal.errors[1] == 0 for removal in found)
 
 
-def shop_of(model: TorchModel, scratch: Path, texts: tuple[str, ...] = TEXTS) -> Workshop:
-    preprocessor = Preprocessor(checkpoint.tokenizer_file(model.facts), dict(model.facts.pipeline))
-    return Workshop(
-        facts=model.facts, target=target(), store=Store(scratch), preprocessor=preprocessor, calibration=list(TEXTS),
+def shop_of(model: TorchModel, scratch: Path, texts: tuple[str, ...] = TEXTS) -> Builder:
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(model.metadata), dict(model.metadata.pipeline))
+    return Builder(
+        metadata=model.metadata, target=target(), store=Store(scratch), preprocessor=preprocessor, calibration=list(TEXTS),
         calibration_digest="", seed=0, memory_cap_bytes=1 << 30, progress=Silent(), length=16,
         train=[{"text": text} for text in texts],
     )  # fmt: skip
@@ -175,13 +175,13 @@ def test_one_more_token_after_a_past_is_what_is_timed(
     monkeypatch.setattr(network_timer, "SECONDS", 1.0)
 
     def narrowed() -> TorchModel:
-        made = model_of(model.facts.folder)
+        made = model_of(model.metadata.folder)
         for layer, heads in zip(made.family.layers(made.net), ((1,), ()), strict=True):
-            cut_layer(made.net, layer, heads, range(8))
+            prune_layer(made.net, layer, heads, range(8))
         return made
 
-    ms = RecipeClock(shop_of(model, tmp_path), recipe)(
-        {"whole": lambda: model_of(model.facts.folder), "narrow": narrowed}
+    ms = RecipeTimer(shop_of(model, tmp_path), recipe)(
+        {"whole": lambda: model_of(model.metadata.folder), "narrow": narrowed}
     )
     assert min(ms.values()) > 0
     steps = [one for one in seen if one["input_ids"] == (1, 1)]  # the others read what was before
@@ -206,7 +206,7 @@ def test_one_in_full_precision_runs_between_two_that_are_timed(
         Step(use="prune_structured", options={"speedup": 2.0}),
         Step(use="quantize_weights", options={"bits": 8, "block": 32}),
     )
-    price = RecipeClock(
+    price = RecipeTimer(
         shop_of(model, tmp_path), Recipe(name="r", runtime="onnxruntime", precision="int8", steps=steps)
     )
     export, exported = network_timer.exporting.export_onnx, []
@@ -218,7 +218,7 @@ def test_one_in_full_precision_runs_between_two_that_are_timed(
         assert len(exported) == count
     assert price(dict.fromkeys("abc", lambda: model)) == {"a": 0.0, "b": 1.0, "c": 2.0}
     assert timed == [["whole", network_timer.COMPANY, "pruned"]] * 2 + [["a", "b", "c"]]
-    (kept,) = price.shop.store.root.glob("timed-*")
+    (kept,) = price.builder.store.root.glob("timed-*")
     narrow, full = (
         {node.op_type for node in onnx.load(next((kept / part).rglob("*.onnx"))).graph.node}
         for part in ("narrow", "full")
@@ -233,7 +233,7 @@ def test_a_pruned_network_learns_what_comes_next_from_the_whole_one(tiny_checkpo
     ctx = replace(shop_of(student, tmp_path).context(), calibration=lambda: iter(items))
     distance = distance_from_now(student, ctx, 48)
     for layer in student.family.layers(student.net):
-        cut_layer(student.net, layer, (0, 1), range(24))
+        prune_layer(student.net, layer, (0, 1), range(24))
     before = distance()
     options = {"epochs": 12.0, "batch_size": 8, "learning_rate": 3e-3, "bf16": False}
     Distill(weights={"task": 0.0}, **options).apply(student, ctx)  # type: ignore[arg-type]

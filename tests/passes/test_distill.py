@@ -27,7 +27,7 @@ from fmopt.passes.distillation import teacher_cache, trainer
 from fmopt.passes.distillation.objective import inputs_and_labels
 from fmopt.training.collation import Collator
 from fmopt.training.examples import IGNORED
-from fmopt.workflow.search.builder import Workshop
+from fmopt.workflow.search.builder import Builder
 from tests.conftest import tiny_config
 from tests.torch_models import model_of, outputs_of, target
 from tests.training.test_finetune import ROWS, texts
@@ -46,23 +46,23 @@ def free_disk(monkeypatch: pytest.MonkeyPatch):
 
 def rows_of(model: TorchModel, count: int = 48, seed: int = 0) -> list[dict[str, Any]]:
     """Train rows with labels that the tiny checkpoint knows."""
-    if model.facts.task == "sentence-embedding":
+    if model.metadata.task == "sentence-embedding":
         return PAIRS[:12] if seed else PAIRS[12:]
-    rows = ROWS[model.facts.task](count, seed)
-    if model.facts.task == "text-classification":
+    rows = ROWS[model.metadata.task](count, seed)
+    if model.metadata.task == "text-classification":
         return [{**row, "label": "positive" if row["label"] == "good" else "negative"} for row in rows]
     return rows
 
 
 def context(model: TorchModel, scratch: Path, rows: list[dict[str, Any]] | None = None, **changes: Any) -> Context:
-    """What a recipe's passes are given, by the workshop itself."""
-    preprocessor = Preprocessor(checkpoint.tokenizer_file(model.facts), dict(model.facts.pipeline))
-    shop = Workshop(
-        facts=model.facts, target=target(), store=Store(scratch), preprocessor=preprocessor, calibration=[],
+    """What a recipe's passes are given, by the builder itself."""
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(model.metadata), dict(model.metadata.pipeline))
+    builder = Builder(
+        metadata=model.metadata, target=target(), store=Store(scratch), preprocessor=preprocessor, calibration=[],
         calibration_digest="", seed=0, memory_cap_bytes=1 << 30, progress=Silent(),
         train=rows_of(model) if rows is None else rows,
     )  # fmt: skip
-    return replace(shop.context(), **changes)
+    return replace(builder.context(), **changes)
 
 
 def teacher_of(make: Any, family: str, task: str, tmp_path: Path) -> Path:
@@ -95,18 +95,18 @@ def distance(model: TorchModel, teacher: TorchModel, tmp_path: Path) -> float:
     """
     rows = rows_of(model, 16, seed=7)
     examples = context(model, tmp_path, rows).examples()
-    batch = Collator(dict(model.facts.pipeline["padding"]))(examples)
-    inputs = {name: value.numpy() for name, value in batch.items() if name in model.facts.pipeline["inputs"]}
+    batch = Collator(dict(model.metadata.pipeline["padding"]))(examples)
+    inputs = {name: value.numpy() for name, value in batch.items() if name in model.metadata.pipeline["inputs"]}
     mask = inputs["attention_mask"].astype(bool)
     got, wanted = (outputs_of(part, inputs) for part in (model, teacher))
-    if model.facts.task == "sentence-embedding":
+    if model.metadata.task == "sentence-embedding":
         got, wanted = (pool(x, inputs["attention_mask"], "mean", True) for x in (got, wanted))
         return float((1 - (got * wanted).sum(axis=1)).mean())
-    if model.facts.task == "text-regression":
+    if model.metadata.task == "text-regression":
         return float(np.abs(got - wanted).mean() / wanted.std())
-    if model.facts.task == "fill-mask":  # where a token is to be found
+    if model.metadata.task == "fill-mask":  # where a token is to be found
         mask = batch["labels"].numpy() != IGNORED
-    if model.facts.task == "question-answering":
+    if model.metadata.task == "question-answering":
         got, wanted = (np.where(mask, logits, -1e4) for logits in (got, wanted))
     shares = [softmax(logits, axis=-1) for logits in (got, wanted)]
     apart = np.abs(shares[0] - shares[1]).sum(axis=-1) / 2
@@ -269,9 +269,9 @@ def test_values_are_left_out_as_asked_and_for_vectors_none(
     step = trainer._Trainer.training_step
 
     def watched(self, model, inputs, *args, **kwargs):
-        seen.update(shares(self.lesson.student.net))
+        seen.update(shares(self.objective.student.net))
         assert not torch.backends.cuda.cudnn_sdp_enabled()
-        learner, _ = inputs_and_labels(dict(inputs), self.lesson.pipeline)
+        learner, _ = inputs_and_labels(dict(inputs), self.objective.pipeline)
         learner.pop(trainer.KEPT, None)
         first, second = (model.train()(learner)["outputs"][0] for _ in range(2))
         assert torch.equal(first, second) == (trained_with == {0.0})
@@ -286,9 +286,9 @@ def test_values_are_left_out_as_asked_and_for_vectors_none(
 
 def test_multi_label_examples_are_yes_or_no_for_every_class(tiny_checkpoint, tmp_path):
     model = model_of(tiny_checkpoint("bert", "text-classification"))
-    facts = replace(model.facts, pipeline={**model.facts.pipeline, "multi_label": True})
+    metadata = replace(model.metadata, pipeline={**model.metadata.pipeline, "multi_label": True})
     rows = [{"text": "a", "label": ["negative", "positive"]}, {"text": "b", "label": None}]
-    found = context(replace(model, facts=facts), tmp_path, rows=rows).examples()
+    found = context(replace(model, metadata=metadata), tmp_path, rows=rows).examples()
     assert found[0]["labels"].tolist() == [1.0, 0.0, 1.0]
     assert np.isnan(found[1]["labels"]).all()
 

@@ -86,7 +86,7 @@ def test_a_first_layer_of_its_own_kind_stays(deep):
 
 
 def test_refusals(tiny_checkpoint):
-    albert, bert = (model_of(tiny_checkpoint(name)).facts for name in ("albert", "bert"))
+    albert, bert = (model_of(tiny_checkpoint(name)).metadata for name in ("albert", "bert"))
     assert "share one set of weights" in DropLayers().refusal(albert, target())
     assert DropLayers(count=1).refusal(bert, target()) is None
     assert "at least one stays, so 2 cannot be dropped" in DropLayers(count=2).refusal(bert, target())

@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from fmopt.core.model import Graph
-from fmopt.edge.generation import Wish, continuations, likeliest, past_of, timed
+from fmopt.edge.generation import GenerationConfig, cache_of, continuations, likeliest, timed
 from fmopt.edge.loading import Model
 from fmopt.edge.runners import open_runner
 from fmopt.edge.text import open_preprocessor
@@ -42,10 +42,10 @@ def test_tokens_are_those_of_generate_and_the_past_stays_where_it_lies(decoder: 
     texts = SENTENCES[:3]
     prompts = [decoder.model.preprocessor.ids(text) for text in texts]
     assert decoder.runner.appends
-    steps = list(continuations(decoder.runner, prompts, decoder.pipeline, Wish(max_new_tokens=NEW)))
+    steps = list(continuations(decoder.runner, prompts, decoder.pipeline, GenerationConfig(max_new_tokens=NEW)))
     together = [[step[row] for step in steps if step[row] is not None] for row in range(len(texts))]
     assert together == [generated(decoder, text) for text in texts]  # prompts of different lengths, in one batch
-    beams = likeliest(decoder.runner, prompts[0], decoder.pipeline, Wish(max_new_tokens=NEW, beams=3))
+    beams = likeliest(decoder.runner, prompts[0], decoder.pipeline, GenerationConfig(max_new_tokens=NEW, beams=3))
     assert beams == generated(decoder, texts[0], num_beams=3)
 
 
@@ -63,7 +63,7 @@ def test_a_step_appends_to_the_very_buffers_and_gives_only_the_logits_asked_for(
     call = timed(decoder.runner, inputs)
     buffers = {name: value for name, value in call.items() if name.startswith("past_")}
     out = decoder.runner.run(call)
-    assert all(past_of(out)[name] is value for name, value in buffers.items())
+    assert all(cache_of(out)[name] is value for name, value in buffers.items())
     assert np.abs(out["logits"][:, -1] - whole[:, -1]).max() < 1e-3
     last = decoder.runner.run({**inputs, "first_logits": np.array([-1])})["logits"]
     assert last.shape == (1, 1, whole.shape[2])
@@ -83,7 +83,7 @@ def test_products_of_narrow_weights_are_merged_without_changing_them(
     assert "Softmax" not in kinds
     before, after = (opened(model, one) for one in (narrow, made))
     prompts = [before.model.preprocessor.ids(text) for text in SENTENCES[:2]]
-    wish = Wish(max_new_tokens=NEW)
+    wish = GenerationConfig(max_new_tokens=NEW)
     assert list(continuations(before.runner, prompts, before.pipeline, wish)) == list(
         continuations(after.runner, prompts, after.pipeline, wish)
     )
@@ -105,7 +105,7 @@ def test_heads_of_sixteen_are_turned_by_the_operator_itself(tiny_checkpoint: Tin
     assert all(any(one.name == "do_rotary" and one.i for one in node.attribute) for node in nodes)
     exported = opened(model, made)
     prompts = [exported.model.preprocessor.ids(text) for text in SENTENCES[:2]]
-    steps = list(continuations(exported.runner, prompts, exported.pipeline, Wish(max_new_tokens=NEW)))
+    steps = list(continuations(exported.runner, prompts, exported.pipeline, GenerationConfig(max_new_tokens=NEW)))
     assert [[step[row] for step in steps] for row in range(2)] == [generated(exported, text) for text in SENTENCES[:2]]
 
 
@@ -119,7 +119,7 @@ def test_attention_of_another_kind_is_left_alone(tiny_decoder: Any, tmp_path: Pa
     before, after = opened(model, strange), opened(model, fused(strange, model, tmp_path / "fused"))
     assert not after.runner.appends
     prompts = [before.model.preprocessor.ids(text) for text in SENTENCES[:2]]
-    wish = Wish(max_new_tokens=NEW)
+    wish = GenerationConfig(max_new_tokens=NEW)
     assert list(continuations(before.runner, prompts, before.pipeline, wish)) == list(
         continuations(after.runner, prompts, after.pipeline, wish)
     )
@@ -128,5 +128,5 @@ def test_attention_of_another_kind_is_left_alone(tiny_decoder: Any, tmp_path: Pa
 def test_a_bundle_s_own_file_opens_it_too(decoder: Any) -> None:
     runner = open_runner("onnxruntime", decoder.graph.path, {}, 1)
     pipeline = decoder.pipeline
-    model = Model({"pipeline": pipeline}, open_preprocessor(decoder.torch.facts.folder, pipeline), runner)
+    model = Model({"pipeline": pipeline}, open_preprocessor(decoder.torch.metadata.folder, pipeline), runner)
     assert model(SENTENCES[0], max_new_tokens=3) == decoder.model(SENTENCES[0], max_new_tokens=3)

@@ -47,7 +47,7 @@ def given(folder: Path, scratch: Path | None = None, items: int = 48) -> tuple[T
     model = model_of(folder)
     encoded = items_of(model, tuple(f"{SENTENCES[n % len(SENTENCES)]} {n % 7}" for n in range(items)))
     ctx = replace(context_of(model, scratch), calibration=lambda: iter(encoded), target=target(width_multiple=4),
-                  clock=Counted())  # fmt: skip
+                  timer=Counted())  # fmt: skip
     return model, ctx
 
 
@@ -178,7 +178,7 @@ def test_a_network_that_was_timed_is_not_timed_again(
     monkeypatch.setattr(prune_structured, "ROUNDS", 6)  # enough for some to lead to the same network
     model, ctx = given(tiny_checkpoint("bert"), tmp_path)
     clock = Late(0.75)
-    PruneStructured(speedup=3.0).apply(model, replace(ctx, clock=clock))
+    PruneStructured(speedup=3.0).apply(model, replace(ctx, timer=clock))
     assert 1 < len(clock.pruned) < 6
     assert len(set(clock.pruned)) == len(clock.pruned)
 
@@ -189,19 +189,19 @@ def test_a_little_too_fast_is_near_enough_and_half_as_much_too_slow(
 ):
     model, ctx = given(tiny_checkpoint("bert"), tmp_path)
     clock = Late(taken / 2)
-    PruneStructured(speedup=2.0).apply(model, replace(ctx, clock=clock))
+    PruneStructured(speedup=2.0).apply(model, replace(ctx, timer=clock))
     assert (len(clock.pruned) > 1) is anew
 
 
 def test_second_order_choices_beat_cutting_all_layers_alike(tiny_checkpoint: TinyCheckpoint):
-    from fmopt.models.surgery.pruned_modules import cut_layer
+    from fmopt.models.surgery.pruned_modules import prune_layer
 
     folder = tiny_checkpoint("roberta")
     whole = model_of(folder)
     wanted = outputs_of(whole, padded(whole))
     uniform = model_of(folder)
     for layer in uniform.family.layers(uniform.net):
-        cut_layer(uniform.net, layer, range(2), range(32))
+        prune_layer(uniform.net, layer, range(2), range(32))
     model, ctx = given(folder)
     pruned = PruneStructured(latency_ms=time_of(uniform)).apply(model, ctx)
     assert time_of(pruned) <= 1.05 * time_of(uniform)
@@ -219,10 +219,10 @@ def test_what_cannot_be_is_refused_with_its_reason(tiny_checkpoint: TinyCheckpoi
     with pytest.raises(PassError, match="at least 32 items of real data and has 10"):
         PruneStructured(speedup=2.0).apply(model, ctx)
     with pytest.raises(PassError, match="no runtime to time sublayers on"):
-        PruneStructured(speedup=2.0).apply(model, replace(ctx, clock=None))
+        PruneStructured(speedup=2.0).apply(model, replace(ctx, timer=None))
     here, away = target(present=True), target()
-    assert "layers" in str(PruneStructured(speedup=2.0).refusal(model_of(tiny_checkpoint("albert")).facts, here))
-    assert PruneStructured(speedup=2.0).refusal(model.facts, here) is None
-    assert "cannot be timed here" in str(PruneStructured(speedup=2.0).refusal(model.facts, away))
+    assert "layers" in str(PruneStructured(speedup=2.0).refusal(model_of(tiny_checkpoint("albert")).metadata, here))
+    assert PruneStructured(speedup=2.0).refusal(model.metadata, here) is None
+    assert "cannot be timed here" in str(PruneStructured(speedup=2.0).refusal(model.metadata, away))
     with pytest.raises(ConfigError, match="either a speedup or a latency_ms"):
         PruneStructured()

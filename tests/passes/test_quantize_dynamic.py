@@ -61,8 +61,8 @@ def test_a_graph_without_products_is_an_error(graph, make_context, tmp_path):
         PASS().apply(Graph("onnx", path, ("input_ids",), ("last_hidden_state",)), make_context("avx2"), tmp_path / "o")
 
 
-def test_refusals(facts):
-    assert PASS().refusal(facts, target("avx2")) is None
-    assert PASS().refusal(facts, target(precisions=("fp32",))) == "test-cpu does not compute in int8"
+def test_refusals(metadata):
+    assert PASS().refusal(metadata, target("avx2")) is None
+    assert PASS().refusal(metadata, target(precisions=("fp32",))) == "test-cpu does not compute in int8"
     with pytest.raises(ConfigError, match="'int4'; it is one of auto"):
         QuantizeDynamic(weights="int4")

@@ -39,11 +39,11 @@ def test_nothing_to_calibrate_on(ir, make_context, tmp_path):
         PASS().apply(ir, make_context("avx2", count=0), tmp_path / "out")
 
 
-def test_refused_on_x86_without_dot_products(facts):
-    assert "has no VNNI or AMX; without them OpenVINO's INT8 is slower" in PASS().refusal(facts, target("avx2"))
-    assert PASS().refusal(facts, target("avx2", "avx512_vnni")) is None
-    assert PASS().refusal(facts, target(arch="aarch64")) is None
-    assert PASS().refusal(facts, target(precisions=("fp32",))) == "test-cpu does not compute in int8"
+def test_refused_on_x86_without_dot_products(metadata):
+    assert "has no VNNI or AMX; without them OpenVINO's INT8 is slower" in PASS().refusal(metadata, target("avx2"))
+    assert PASS().refusal(metadata, target("avx2", "avx512_vnni")) is None
+    assert PASS().refusal(metadata, target(arch="aarch64")) is None
+    assert PASS().refusal(metadata, target(precisions=("fp32",))) == "test-cpu does not compute in int8"
 
 
 @pytest.mark.parametrize(("options", "said"), [({"preset": "fast"}, "it is mixed or performance"),

@@ -234,6 +234,6 @@ def test_wrong_options_are_refused(options: dict, message: str):
 
 
 def test_a_target_without_int8_is_refused(tiny_checkpoint: TinyCheckpoint):
-    facts = model_of(tiny_checkpoint("bert")).facts
-    assert QuantizeStatic().refusal(facts, target()) is None
-    assert QuantizeStatic().refusal(facts, target(precisions=("fp32",))) == "target test does not compute in int8"
+    metadata = model_of(tiny_checkpoint("bert")).metadata
+    assert QuantizeStatic().refusal(metadata, target()) is None
+    assert QuantizeStatic().refusal(metadata, target(precisions=("fp32",))) == "target test does not compute in int8"

@@ -36,8 +36,8 @@ def test_nothing_to_calibrate_on(graph, make_context, tmp_path):
         PASS().apply(graph, make_context("avx2", count=0), tmp_path / "out")
 
 
-def test_refusals(facts):
-    assert PASS().refusal(facts, target()) is None
-    assert PASS().refusal(facts, target(precisions=("fp32",))) == "test-cpu does not compute in int8"
+def test_refusals(metadata):
+    assert PASS().refusal(metadata, target()) is None
+    assert PASS().refusal(metadata, target(precisions=("fp32",))) == "test-cpu does not compute in int8"
     with pytest.raises(ConfigError, match="items is 0"):
         QuantizeStaticOrt(items=0)

@@ -102,5 +102,5 @@ def test_the_tool_that_rounds_sets_up_no_log_of_the_process() -> None:
         "import logging; from fmopt.passes.quantize_weights import _tool; assert _tool().MatMulNBitsQuantizer; "
         "logging.getLogger('another').info('heard'); print(logging.getLogger().handlers)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (told.stdout.strip(), "heard" in told.stderr) == ("[]", False)
+    reported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (reported.stdout.strip(), "heard" in reported.stderr) == ("[]", False)

@@ -96,11 +96,11 @@ def test_simplify_twice_is_an_error(graph, make_context, tmp_path):
         Simplify().apply(first, make_context(), tmp_path / "b")
 
 
-def test_refusals(facts):
-    assert Cast().refusal(facts, target()) is None
-    assert QuantizeEmbeddings().refusal(facts, target()) is None
-    assert Simplify().refusal(facts, target()) is None
-    assert "has no onnxruntime" in Simplify().refusal(facts, target(runtimes=("openvino",)))
+def test_refusals(metadata):
+    assert Cast().refusal(metadata, target()) is None
+    assert QuantizeEmbeddings().refusal(metadata, target()) is None
+    assert Simplify().refusal(metadata, target()) is None
+    assert "has no onnxruntime" in Simplify().refusal(metadata, target(runtimes=("openvino",)))
 
 
 def optimized(path, to) -> set[str]:

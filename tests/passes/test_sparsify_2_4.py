@@ -33,5 +33,5 @@ def test_an_input_that_is_large_saves_its_weight():
     ("target", "fits"), [("nvidia-a100", True), ("nvidia-h100", True), ("nvidia-t4", False), ("x86-amx", False)]
 )
 def test_only_where_zeros_are_skipped(target: str, fits: bool, tiny_checkpoint: TinyCheckpoint):
-    facts = model_of(tiny_checkpoint("bert")).facts
-    assert (Sparsify24().refusal(facts, load_target(target)) is None) == fits
+    metadata = model_of(tiny_checkpoint("bert")).metadata
+    assert (Sparsify24().refusal(metadata, load_target(target)) is None) == fits

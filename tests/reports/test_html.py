@@ -9,7 +9,7 @@ import pytest
 from fmopt.core.results import Circumstances, Estimate, Latency, OpTime, Outcome
 from fmopt.evaluation.record import Changed, RecipeLine, Record, Trial
 from fmopt.models.families.base import Stack
-from fmopt.models.structure import LayerFacts, LayerWidths, Structure
+from fmopt.models.structure import LayerMetadata, LayerWidths, Structure
 from fmopt.reports.axes import Scale, nice_step
 from fmopt.reports.html import budget_words, write_markdown, write_report
 from fmopt.reports.layer_table import layer_table, left_by_layer
@@ -174,11 +174,11 @@ def test_only_the_one_script_may_run(tmp_path: Path) -> None:
 
 def test_a_hundred_candidates_with_all_their_samples_stay_a_small_page(tmp_path: Path) -> None:
     record = records.many(100)
-    raw = Latency(samples_ms=records.samples(20.0, n=2000, seed=9), batch=1, length=128, threads=1)
+    sample = Latency(samples_ms=records.samples(20.0, n=2000, seed=9), batch=1, length=128, threads=1)
     changed = [Changed(row=i, text="ä" * 5000, label="l" * 500, baseline="b", candidate="c") for i in range(40)]
     record = record.model_copy(
         update={
-            "trials": [t.model_copy(update={"latency": t.latency and raw}) for t in record.trials],
+            "trials": [t.model_copy(update={"latency": t.latency and sample}) for t in record.trials],
             "changed": changed,
         }
     )
@@ -321,10 +321,10 @@ def test_layers_of_a_decoder_are_counted_by_themselves() -> None:
     """Of an encoder and a decoder, whose heads are those of both attentions; and of OPT, whose layers are called so too."""
     record = records.realistic()
 
-    def left(stack: Stack, cross: tuple[int, ...], less: int) -> LayerFacts:
+    def left(stack: Stack, cross: tuple[int, ...], less: int) -> LayerMetadata:
         one = LayerWidths(heads=tuple(range(12 - less)), ffn=1536 - less, cross=cross, stack=stack)
         layers = (LayerWidths(heads=(0,), ffn=8, stack="encoder"),) if stack else ()
-        return LayerFacts(structure=Structure(layers=(*layers, one)))
+        return LayerMetadata(structure=Structure(layers=(*layers, one)))
 
     def widths(stack: Stack, cross: tuple[int, ...]) -> dict[str, object]:
         trials = [

@@ -28,9 +28,9 @@ def browser(tmp_path: Path) -> Iterator[chromium.Browser]:
 
 def test_it_is_whole_without_a_network_and_as_wide_as_a_phone(browser: chromium.Browser, page: Path) -> None:
     browser.open(page, width=390, height=800, phone=True)
-    assert [event["request"]["url"] for event in browser.told("Network.requestWillBeSent")] == [page.as_uri()]
-    assert browser.told("Runtime.exceptionThrown") + browser.told("Log.entryAdded") == []
-    assert browser.told("Runtime.consoleAPICalled") == []
+    assert [event["request"]["url"] for event in browser.reported("Network.requestWillBeSent")] == [page.as_uri()]
+    assert browser.reported("Runtime.exceptionThrown") + browser.reported("Log.entryAdded") == []
+    assert browser.reported("Runtime.consoleAPICalled") == []
     assert browser.value("document.documentElement.scrollWidth") == 390
     beyond = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > 391).map(e => e.outerHTML)"
     assert browser.value(beyond) == []
@@ -40,9 +40,9 @@ def test_a_recipe_is_told_to_the_keyboard_and_put_away_again(browser: chromium.B
     browser.open(page)
     browser.value("document.querySelector('#plot svg.wide a:last-of-type').previousElementSibling.focus()")
     browser.press("Tab")
-    told = browser.value("document.activeElement.dataset.tip")
-    assert browser.value("[tip.hidden, tip.textContent]") == [False, told]
-    assert "INT8 on OpenVINO" in told
+    reported = browser.value("document.activeElement.dataset.tip")
+    assert browser.value("[tip.hidden, tip.textContent]") == [False, reported]
+    assert "INT8 on OpenVINO" in reported
     browser.press("Escape")
     assert browser.value("tip.hidden") is True
 

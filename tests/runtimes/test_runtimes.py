@@ -7,7 +7,7 @@ import pytest
 
 from fmopt.core import plugins
 from fmopt.core.errors import PassError
-from fmopt.core.model import CheckpointFacts, Graph, ModelSource
+from fmopt.core.model import CheckpointMetadata, Graph, ModelSource
 from fmopt.measurement.roofline.findings import group_of
 from fmopt.passes.quantize_dynamic import QuantizeDynamic
 from tests.passes.conftest import build_graph, items, target
@@ -25,7 +25,7 @@ def graph(tmp_path):
 @pytest.fixture
 def checkpoint(tiny_checkpoint):
     folder = tiny_checkpoint("bert", "text-classification")
-    return CheckpointFacts(
+    return CheckpointMetadata(
         source=ModelSource("tiny", folder, "tiny"), model_type="bert", architecture="BertForSequenceClassification",
         task="text-classification", pipeline={}, hidden_size=32, layers=2, parameters=1, weight_bytes=1, digest="0",
     )  # fmt: skip
@@ -96,7 +96,7 @@ def test_a_profile_tells_int8(graph, tmp_path):
     ctx_target = target("avx2")
     from fmopt.passes.base import Context
 
-    ctx = Context(facts=None, target=ctx_target, calibration=lambda: iter(()))  # dynamic INT8 needs neither
+    ctx = Context(metadata=None, target=ctx_target, calibration=lambda: iter(()))  # dynamic INT8 needs neither
     made = QuantizeDynamic().apply(graph, ctx, tmp_path / "int8")
     runtime = plugins.find("runtimes", "onnxruntime")
     profile = runtime.profile(runtime.build(made, {}, tmp_path / "out"), items(1)[0], threads=1)

@@ -19,7 +19,7 @@ import pytest
 
 from fmopt.edge import tensorrt
 
-# What variables of edge_tensorrt.py hold, by function where the name alone does not say.
+# What variables of edge/tensorrt.py hold, by function where the name alone does not say.
 HOLDS = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
     "shapes": "IOptimizationProfile", "runtime": "Runtime", "refitter": "Refitter", "engine": "ICudaEngine",
@@ -117,7 +117,7 @@ def stubs(folder: Path, major: int) -> Path:
 
 
 def used() -> dict[str, list]:
-    """What edge_tensorrt.py uses of `trt`: dotted names, members of its objects with how they are called, classes made."""
+    """What edge/tensorrt.py uses of `trt`: dotted names, members of its objects with how they are called, classes made."""
     tree = ast.parse(Path(tensorrt.__file__).read_text("utf8"))
     names: set[str] = set()
     members: set[tuple] = set()

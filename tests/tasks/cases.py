@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fmopt.core.model import CheckpointFacts, ModelSource
+from fmopt.core.model import CheckpointMetadata, ModelSource
 from fmopt.core.results import Scores
 
 
-def facts(task: str, labels: Sequence[str] = (), **pipeline: Any) -> CheckpointFacts:
-    told = {"task": task, "labels": list(labels), **pipeline}
+def metadata(task: str, labels: Sequence[str] = (), **pipeline: Any) -> CheckpointMetadata:
+    reported = {"task": task, "labels": list(labels), **pipeline}
     source = ModelSource("tiny", Path("."), "tiny")
-    return CheckpointFacts(source, "bert", "", task, told, 8, 1, 100, 400, "digest")
+    return CheckpointMetadata(source, "bert", "", task, reported, 8, 1, 100, 400, "digest")
 
 
 def by_name(scores: Sequence[Scores]) -> dict[str, Scores]:

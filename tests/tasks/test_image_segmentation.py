@@ -1,4 +1,4 @@
-"""Maps of classes: read, judged pixel by pixel, told in words, and brought to the size of the picture as torch does."""
+"""Maps of classes: read, judged pixel by pixel, told in words, and brought to the size of the image as torch does."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fmopt.core.errors import DataError
 from fmopt.core.images import png_file
 from fmopt.edge import image, text
 from fmopt.evaluation.metrics import METRICS
-from tests.tasks.cases import by_name, facts
+from tests.tasks.cases import by_name, metadata
 
 TASK = plugins.find("tasks", "image-segmentation")
-FACTS = facts("image-segmentation", ["background", "cell"], modality="image")
+FACTS = metadata("image-segmentation", ["background", "cell"], modality="image")
 
 
 def items_of(*masks):

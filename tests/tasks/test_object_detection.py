@@ -11,10 +11,10 @@ from fmopt.core.images import png_file
 from fmopt.edge import image
 from fmopt.evaluation.bootstrap import paired_drop
 from fmopt.evaluation.metrics import METRICS
-from tests.tasks.cases import by_name, facts
+from tests.tasks.cases import by_name, metadata
 
 TASK = plugins.find("tasks", "object-detection")
-FACTS = facts("object-detection", ["cell", "platelet"], modality="image", threshold=0.5)
+FACTS = metadata("object-detection", ["cell", "platelet"], modality="image", threshold=0.5)
 PICTURE = png_file(np.zeros((50, 100, 3), dtype=np.uint8))  # 100 wide
 
 
@@ -61,8 +61,8 @@ def test_boxes_are_shares_or_pixels_and_become_pixels():
         ([[1, 2, 3, 4]], ["wheel"], "row 1 has the label 'wheel', which the model does not know"),
     ],
 )
-def test_boxes_that_are_none_are_refused(boxes, classes, told):
-    with pytest.raises(DataError, match=told):
+def test_boxes_that_are_none_are_refused(boxes, classes, reported):
+    with pytest.raises(DataError, match=reported):
         TASK.items([{"image": PICTURE, "boxes": boxes, "classes": classes}], FACTS)
 
 

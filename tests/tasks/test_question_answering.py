@@ -4,13 +4,13 @@ import pytest
 
 from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.question_answering import TASK, normalized, word_f1
-from tests.tasks.cases import by_name, facts
+from tests.tasks.cases import by_name, metadata
 
-FACTS = facts("question-answering")
+FACTS = metadata("question-answering")
 
 
-def items(*told):
-    return TASK.items([{"question": "who?", "context": "c", "answers": answers} for answers in told], FACTS)
+def items(*reported):
+    return TASK.items([{"question": "who?", "context": "c", "answers": answers} for answers in reported], FACTS)
 
 
 def said(*texts):

@@ -8,9 +8,9 @@ from fmopt.core.errors import DataError
 from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks import sentence_embedding
 from fmopt.tasks.sentence_embedding import TASK
-from tests.tasks.cases import by_name, facts
+from tests.tasks.cases import by_name, metadata
 
-FACTS = facts("sentence-embedding")
+FACTS = metadata("sentence-embedding")
 
 
 def retrieval(pairs):

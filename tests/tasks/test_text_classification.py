@@ -8,10 +8,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from fmopt.core.errors import DataError
 from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.text_classification import TASK
-from tests.tasks.cases import by_name, facts
+from tests.tasks.cases import by_name, metadata
 
-NLI = facts("text-classification", ["entailment", "neutral", "contradiction"])
-TOPICS = facts("text-classification", ["Card arrival", "lost_card", "cash"], multi_label=True)
+NLI = metadata("text-classification", ["entailment", "neutral", "contradiction"])
+TOPICS = metadata("text-classification", ["Card arrival", "lost_card", "cash"], multi_label=True)
 
 
 def rows(labels):
@@ -25,12 +25,12 @@ def value(score):
 def test_labels_are_found_by_name_number_and_numbers_as_text():
     items = TASK.items(rows([0, "NEUTRAL", " contradiction", "2", 1.0, np.int8(1)]), NLI)
     assert [item.label for item in items] == [0, 1, 2, 2, 1, 1]
-    spelled = facts("text-classification", ["Card arrival", "lost_card"])
+    spelled = metadata("text-classification", ["Card arrival", "lost_card"])
     assert [i.label for i in TASK.items(rows(["card_arrival", "LOST-CARD"]), spelled)] == [0, 1]
 
 
 def test_a_name_that_looks_like_a_number_comes_first():
-    stars = facts("text-classification", ["1", "2", "3"])
+    stars = metadata("text-classification", ["1", "2", "3"])
     assert [item.label for item in TASK.items(rows(["1", "3", 0]), stars)] == [0, 2, 0]
 
 
@@ -42,7 +42,7 @@ def test_an_unknown_label_names_its_row_and_what_there_is(label):
 
 def test_a_pair_of_texts_is_one_item():
     items = TASK.items([{"text": "a", "text_pair": "b", "label": 1}, {"text": "a", "text_pair": "", "label": 1}], NLI)
-    assert [item.raw for item in items] == [("a", "b"), ("a", "")]
+    assert [item.sample for item in items] == [("a", "b"), ("a", "")]
 
 
 def test_scores_equal_scikit_learns():

@@ -7,9 +7,9 @@ from scipy.stats import spearmanr
 from fmopt.core.errors import DataError
 from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.text_regression import TASK
-from tests.tasks.cases import by_name, facts
+from tests.tasks.cases import by_name, metadata
 
-FACTS = facts("text-regression")
+FACTS = metadata("text-regression")
 
 
 def test_spearman_with_the_labels_and_with_the_baseline():

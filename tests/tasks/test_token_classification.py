@@ -12,10 +12,10 @@ from seqeval.metrics.sequence_labeling import get_entities
 from fmopt.core.errors import DataError
 from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.token_classification import TASK, spans
-from tests.tasks.cases import by_name, facts
+from tests.tasks.cases import by_name, metadata
 
 NAMES = ["O", "B-per", "I-per", "B-creative-work", "I-creative-work"]
-NER = facts("token-classification", NAMES)
+NER = metadata("token-classification", NAMES)
 BIOES = ["O", *(f"{prefix}-{kind}" for prefix in "BIES" for kind in ("a", "b"))]
 
 
@@ -34,8 +34,8 @@ sentences = st.lists(st.lists(st.tuples(*[st.integers(0, 4)] * 2), min_size=1, m
 
 @settings(max_examples=60, deadline=None)
 @given(sentences)
-def test_span_f1_is_seqevals(told):
-    true, guess = ([[pair[i] for pair in words] for words in told] for i in (0, 1))
+def test_span_f1_is_seqevals(reported):
+    true, guess = ([[pair[i] for pair in words] for words in reported] for i in (0, 1))
     items = TASK.items([{"tokens": ["w"] * len(tags), "tags": tags} for tags in true], NER)
     got = by_name(TASK.scores([logits(tags) for tags in guess], items, None, NER))["span F1"]
     named = [[[NAMES[tag] for tag in tags] for tags in part] for part in (true, guess)]
@@ -47,7 +47,7 @@ def test_span_f1_is_seqevals(told):
 
 def test_tags_by_name_or_number_one_for_every_word():
     items = TASK.items([{"tokens": ["Ann", "Lee", "ran"], "tags": ["b-PER", 2, "O"]}], NER)
-    assert (items[0].raw, items[0].label) == (["Ann", "Lee", "ran"], [1, 2, 0])
+    assert (items[0].sample, items[0].label) == (["Ann", "Lee", "ran"], [1, 2, 0])
     with pytest.raises(DataError, match="row 1 has 2 words and 1 tags"):
         TASK.items([{"tokens": ["a", "b"], "tags": [0]}], NER)
     with pytest.raises(DataError, match="row 2 has the label 'B-place'"):
@@ -62,14 +62,14 @@ def test_without_labels_the_baselines_entities_judge():
 
 
 def test_parts_of_speech_are_judged_word_by_word():
-    tagger = facts("token-classification", ["NOUN", "VERB"])
+    tagger = metadata("token-classification", ["NOUN", "VERB"])
     items = TASK.items([{"tokens": ["cats", "cats", "run"], "tags": ["NOUN", "NOUN", "VERB"]}], tagger)
     got = by_name(TASK.scores([logits([0, 1, 1], 2)], items, None, tagger))["word accuracy"]
     assert METRICS["micro_f1"].of(got.array()) == pytest.approx(2 / 3)
 
 
 def test_labels_without_names_take_the_first_for_no_entity():
-    bare = facts("token-classification", ["LABEL_0", "LABEL_1"])
+    bare = metadata("token-classification", ["LABEL_0", "LABEL_1"])
     items = TASK.items([{"tokens": ["a", "b", "c"], "tags": [0, 1, 1]}], bare)
     assert by_name(TASK.scores([logits([0, 1, 1], 2)], items, None, bare))["span F1"].values == [[1, 0, 0]]
 

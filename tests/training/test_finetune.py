@@ -22,7 +22,7 @@ from fmopt.evaluation.predictions import predict
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.models.structure import save_checkpoint, structure_of
-from fmopt.models.surgery.pruned_modules import cut_layer
+from fmopt.models.surgery.pruned_modules import prune_layer
 from fmopt.training.collation import Collator, only_to_find
 from fmopt.training.examples import IGNORED, Masking, label_names, training_examples, unlabelled_examples
 from fmopt.training.finetune import finetune
@@ -94,8 +94,8 @@ def dataset(task: str, train: int = 48) -> Dataset:
 
 def train(base: Path, task: str, out: Path, data: Dataset | None = None, **options) -> dict:
     """Fine-tune and read the record."""
-    facts = checkpoint.inspect(resolve(str(base)), task, fresh_head=True)
-    finetune(facts, data or dataset(task), plugins.find("tasks", task), out, **FAST | options)
+    metadata = checkpoint.inspect(resolve(str(base)), task, fresh_head=True)
+    finetune(metadata, data or dataset(task), plugins.find("tasks", task), out, **FAST | options)
     return json.loads((out / "finetune.json").read_text())
 
 
@@ -110,11 +110,11 @@ def test_every_task_learns(tiny_checkpoint, tmp_path, family, task):
     assert record["value"] == max(epoch["value"] for epoch in record["epochs"]) > 0.9
     assert record["epochs"][-1]["loss"] < record["epochs"][0]["loss"]
     assert (record["settings"]["data_digest"], record["settings"]["seed"]) == (dataset(task).digest, 0)
-    facts = checkpoint.inspect(resolve(str(out)))
-    assert facts.task == task
+    metadata = checkpoint.inspect(resolve(str(out)))
+    assert metadata.task == task
     wanted = {"text-classification": ["bad", "good"], "token-classification": ["O", "B-place"]}
-    assert facts.pipeline["labels"] == wanted.get(task, [])
-    checkpoint.load(facts)
+    assert metadata.pipeline["labels"] == wanted.get(task, [])
+    checkpoint.load(metadata)
     assert not (out / ".training").exists()
 
 
@@ -125,16 +125,16 @@ def test_masked_words_are_learned_and_a_lower_perplexity_is_the_better(tiny_chec
     values = [epoch["value"] for epoch in record["epochs"]]
     assert record["metric"] == "pseudo-perplexity"
     assert record["value"] == min(values) < 8 < 0.5 * values[0] + 8  # one of four, and what is not learned yet
-    facts = checkpoint.inspect(resolve(str(tmp_path / "ckpt")), "fill-mask")
-    assert facts.architecture.endswith("ForMaskedLM")
+    metadata = checkpoint.inspect(resolve(str(tmp_path / "ckpt")), "fill-mask")
+    assert metadata.architecture.endswith("ForMaskedLM")
     task = plugins.find("tasks", "fill-mask")
-    items = task.items(passage_rows(16, 1), facts)
+    items = task.items(passage_rows(16, 1), metadata)
     runner = plugins.find("runtimes", "torch").open(
-        Artifact("torch", facts.folder, {"auto_class": task.auto_class}), threads=1
+        Artifact("torch", metadata.folder, {"auto_class": task.auto_class}), threads=1
     )
-    preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
-    got = predict(runner, preprocessor, facts.pipeline, items)
-    score = task.scores(got, items, None, facts)[0]
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(metadata), dict(metadata.pipeline))
+    got = predict(runner, preprocessor, metadata.pipeline, items)
+    score = task.scores(got, items, None, metadata)[0]
     assert float(METRICS[score.metric].of(score.array())) == pytest.approx(record["value"], rel=1e-3)
 
 
@@ -148,8 +148,8 @@ def test_a_rising_perplexity_ends_it_and_the_lowest_is_kept(tiny_checkpoint, tmp
 
 
 def test_tokens_are_masked_as_in_bert(tiny_checkpoint):
-    facts = checkpoint.inspect(resolve(str(tiny_checkpoint("bert", "masked-lm"))), "fill-mask")
-    preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
+    metadata = checkpoint.inspect(resolve(str(tiny_checkpoint("bert", "masked-lm"))), "fill-mask")
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(metadata), dict(metadata.pipeline))
     masking, draw = Masking.of(preprocessor), np.random.default_rng(0)
     ids = preprocessor.encode([" ".join(SENTENCES)]).inputs["input_ids"][0]
     made = [masking.masked({"input_ids": ids}, draw) for _ in range(2000)]
@@ -161,7 +161,7 @@ def test_tokens_are_masked_as_in_bert(tiny_checkpoint):
     assert special.sum() == 2
     assert not chosen[:, special].any()
     assert chosen[:, ~special].mean() == pytest.approx(0.15, abs=0.005)
-    assert (hidden[chosen] == facts.pipeline["mask"]["id"]).mean() == pytest.approx(0.8, abs=0.01)
+    assert (hidden[chosen] == metadata.pipeline["mask"]["id"]).mean() == pytest.approx(0.8, abs=0.01)
     assert (hidden[chosen] == labels[chosen]).mean() == pytest.approx(0.1, abs=0.01)  # and 1 of 200 by chance
     one = masking.masked({"input_ids": ids[[0, 1, -1]]}, draw)
     assert (one["labels"] != IGNORED).tolist() == [False, True, False]  # never nothing to find
@@ -170,8 +170,8 @@ def test_tokens_are_masked_as_in_bert(tiny_checkpoint):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_of_the_tokens_to_be_found_is_that_of_all(tiny_checkpoint, family):
     model = model_of(tiny_checkpoint(family, "masked-lm"), "fill-mask")
-    preprocessor = Preprocessor(checkpoint.tokenizer_file(model.facts), dict(model.facts.pipeline))
-    batch = Collator(preprocessor.pipeline["padding"])(unlabelled_examples(preprocessor, model.facts, SENTENCES))
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(model.metadata), dict(model.metadata.pipeline))
+    batch = Collator(preprocessor.pipeline["padding"])(unlabelled_examples(preprocessor, model.metadata, SENTENCES))
     with torch.inference_mode():
         whole = model.net(**batch)
         with only_to_find(model.net, batch) as fewer:
@@ -261,10 +261,12 @@ def test_label_names():
 
 
 def examples_of(base: Path, task: str, rows: list[dict], **pipeline) -> tuple[Preprocessor, list[dict]]:
-    facts = checkpoint.inspect(resolve(str(base)), task, fresh_head=True)
-    facts.pipeline.update(pipeline)
-    preprocessor = Preprocessor(checkpoint.tokenizer_file(facts), dict(facts.pipeline))
-    return preprocessor, training_examples(preprocessor, facts, plugins.find("tasks", task).items(rows, facts), rows)
+    metadata = checkpoint.inspect(resolve(str(base)), task, fresh_head=True)
+    metadata.pipeline.update(pipeline)
+    preprocessor = Preprocessor(checkpoint.tokenizer_file(metadata), dict(metadata.pipeline))
+    return preprocessor, training_examples(
+        preprocessor, metadata, plugins.find("tasks", task).items(rows, metadata), rows
+    )
 
 
 def test_a_word_is_tagged_on_its_first_sub_token(tiny_checkpoint):
@@ -317,8 +319,8 @@ def test_embeddings_are_not_trained_here_and_foreign_folders_not_touched(tiny_ch
 def test_a_pruned_checkpoint_is_trained_further_in_its_shape(tiny_checkpoint, tmp_path):
     pruned = model_of(tiny_checkpoint("bert", "sentence-embedding"))
     layers = pruned.family.layers(pruned.net)
-    cut_layer(pruned.net, layers[0], (1, 3), range(20))
-    cut_layer(pruned.net, layers[1], (), range(7))
+    prune_layer(pruned.net, layers[0], (1, 3), range(20))
+    prune_layer(pruned.net, layers[1], (), range(7))
     folder = save_checkpoint(pruned, tmp_path / "pruned")
     train(folder, "text-classification", tmp_path / "out", **(FAST | {"epochs": 1, "learning_rate": 1e-9}))
     made = model_of(tmp_path / "out")

@@ -146,9 +146,9 @@ def start(request: dict[str, Any], stream: Any) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if not os.path.isdir(folder):
         os.makedirs(folder)
-        told = json.dumps([command(request["argv"]), folder, inside(request["cwd"])])
+        launch = json.dumps([command(request["argv"]), folder, inside(request["cwd"])])
         keeper = subprocess.Popen(
-            [sys.executable, "-c", KEEPER, told],
+            [sys.executable, "-c", KEEPER, launch],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -211,7 +211,7 @@ def run(request: dict[str, Any], stream: Any) -> None:
         answer(code=127, out="", err=str(error))
 
 
-def facts(request: dict[str, Any], stream: Any) -> None:
+def metadata(request: dict[str, Any], stream: Any) -> None:
     """The CPU as the system describes it; understood by the one who asked."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     places = set()
@@ -293,7 +293,7 @@ def sha256(path: str) -> str:
     return total.hexdigest()
 
 
-VERBS = {f.__name__: f for f in (hello, have, take, unpack, start, poll, forget, remove, clean, run, facts)}
+VERBS = {f.__name__: f for f in (hello, have, take, unpack, start, poll, forget, remove, clean, run, metadata)}
 
 
 def main(stream: IO[bytes]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 MIN_SAMPLES = 200
 MIN_SECONDS = 10.0  # a variant so slow that it runs this long before MIN_SAMPLES has enough…
 FEWEST = 20  # …from this many samples on
-STOP_CHECK = 20  # rounds between two looks at which variants are hopeless
+STOP_CHECK = 20  # rounds between two looks at which variants are dominated
 WARM_WINDOW = 5  # rounds whose medians are compared
 WARM_AGREE = 0.03  # two windows agree within this share: warm
 WARM_SECONDS = 5.0  # at most, for each variant
@@ -32,7 +32,7 @@ def time_in_turn(
     min_seconds: float = MIN_SECONDS,
     max_seconds: float | None = None,
     warm_seconds: float | None = None,
-    hopeless: Callable[[Mapping[str, list[float]]], set[str]] | None = None,
+    dominated: Callable[[Mapping[str, list[float]]], set[str]] | None = None,
     on_drop: Callable[[str], object] = lambda name: None,
     progress: Callable[[], object] = lambda: None,
     seed: int = 0,
@@ -43,13 +43,13 @@ def time_in_turn(
     All variants warm up together, round by round, until the median of each is stable or each ran for `warm_seconds`
     (None: WARM_SECONDS; 0 for what was warmed up before). Then every round calls each
     once, until each has `min_samples`, or `min_seconds` of its own time when it is slow, or until `max_seconds` of all.
-    `hopeless` (see `certainly_slower`) is asked now and then which names need no further samples: those keep what they
+    `dominated` (see `certainly_slower`) is asked now and then which names need no further samples: those keep what they
     have and are told to `on_drop`. The garbage collector is off meanwhile. `progress` is called once a round. `clock` calls
     a variant and says its milliseconds: `call_ms` by default, `settled_ms` for a model alone, or one of another process where
     this one's would see more than the call (a browser's).
     """
     clock = clock or call_ms
-    order = random.Random(seed)  # its own, so that it does not hang on how long warming up took
+    order = random.Random(seed)  # its own, so that it does not depend on how long warming up took
     samples: dict[str, list[float]] = {name: [] for name in variants}
     active = list(variants)
     with without_collector():
@@ -63,8 +63,8 @@ def time_in_turn(
                 samples[name].append(clock(variants[name]))
             rounds += 1
             progress()
-            if hopeless is not None and rounds % STOP_CHECK == 0:
-                for name in hopeless({name: samples[name] for name in active}) & set(active):
+            if dominated is not None and rounds % STOP_CHECK == 0:
+                for name in dominated({name: samples[name] for name in active}) & set(active):
                     active.remove(name)
                     on_drop(name)
     return samples

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..loading import Model, raw_from_json, timed_call
+from ..loading import Model, sample_from_json, timed_call
 from ..runners import open_runner
 from ..text import open_preprocessor
 from . import interleaved
@@ -45,7 +45,7 @@ def alone(request: dict[str, Any], inputs: list[dict[str, Any]], runners: dict[s
 def whole(request: dict[str, Any], runners: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A call of each from raw to answer."""
     preprocessor = open_preprocessor(Path(request["reader"]), request["pipeline"])
-    batches = [[raw_from_json(raw) for raw in batch] for batch in request["batches"]]
+    batches = [[sample_from_json(sample) for sample in batch] for batch in request["batches"]]
     for name, runner in runners.items():
         model, turn = Model({"pipeline": request["pipeline"]}, preprocessor, runner), itertools.cycle(batches)
         yield name, (lambda model=model, turn=turn: model.soonest(next(turn)))
@@ -68,7 +68,7 @@ def main(path: str) -> None:
             calls,
             min_samples=request["min_samples"],
             max_seconds=request["max_seconds"],
-            hopeless=lambda so_far: interleaved.certainly_slower(so_far, keep=keep(so_far, request["full_precision"])),
+            dominated=lambda so_far: interleaved.certainly_slower(so_far, keep=keep(so_far, request["full_precision"])),
             seed=request["seed"],
             clock=None if request["batches"] else interleaved.settled_ms,
         )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import BoardError, ConfigError, FmoptError, UnmeasuredError
-from fmopt.core.model import Artifact, CheckpointFacts, model_files
+from fmopt.core.model import Artifact, CheckpointMetadata, model_files
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.results import Footprint
 from fmopt.core.target import Target, read_target
@@ -35,14 +35,14 @@ TRIED_SAMPLES, TRIED_SECONDS = 40, 5.0  # of the first try of a variant, while t
 
 
 @dataclass
-class BoardClock:
+class BoardBackend:
     """Times on one board. Its files are in the board's own folder, each artifact once, by its content."""
 
     board: Board
     python: str  # a Python there that imports the runtimes
     host: dict[str, Any]
     versions: dict[str, str]
-    facts: CheckpointFacts
+    metadata: CheckpointMetadata
     clean: bool = False
     tries: dict[str, Future[Timed]] = field(default_factory=dict)
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
@@ -81,7 +81,7 @@ class BoardClock:
         )
 
     def end_to_end(self, work: Work, preprocessor: Any, progress: Progress) -> dict[str, list[float]]:
-        """From raw to answer, by the files that the checkpoint's raws are encoded by."""
+        """From raw to answer, by the files that the checkpoint's samples are encoded by."""
         self.board.send({f"{FOLDER}/{path.name}": path for path in self._encoders()})
         progress.start(f"timing end to end on {self.board.address.host}", 1)
         got = self._timed(replace(self.board, progress=progress), work, interleaved.MIN_SAMPLES, None)
@@ -121,7 +121,7 @@ class BoardClock:
                 "variants": {name: opened_by(artifact) for name, artifact in work.artifacts.items()},
                 "pipeline": dict(work.pipeline),
                 "inputs": inputs,
-                "batches": [[loading.raw_to_json(raw) for raw in batch] for batch in work.batches],
+                "batches": [[loading.sample_to_json(sample) for sample in batch] for batch in work.batches],
                 "reader": ".",
                 "threads": work.threads,
                 "seed": work.seed,
@@ -135,18 +135,18 @@ class BoardClock:
             board.send({**files, f"{FOLDER}/{asked.name}": asked})
         out, _ = board.job(name, [self.python, "-m", "edge.board.timer", f"{name}.json"], cwd=FOLDER)
         board.ask("remove", name=f"{FOLDER}/{name}.json")
-        told = json.loads(out.strip().splitlines()[-1])
-        return Timed(samples=told["samples"], warnings=told["warnings"], failed=told["failed"])
+        answer = json.loads(out.strip().splitlines()[-1])
+        return Timed(samples=answer["samples"], warnings=answer["warnings"], failed=answer["failed"])
 
     def _programs(self) -> dict[str, Path]:
         """What runs there: a copy of fmopt/edge, without what this task does not need."""
         package = Path(edge_parts.__file__).parent
         board = [package / "board" / f"{name}.py" for name in ("__init__", "interleaved", "timer", "footprint")]
-        files = [*edge_parts.module_files(self.facts.pipeline, "onnxruntime"), *board]
+        files = [*edge_parts.module_files(self.metadata.pipeline, "onnxruntime"), *board]
         return {f"{FOLDER}/edge/{path.relative_to(package).as_posix()}": path for path in files}
 
     def _encoders(self) -> list[Path]:
-        return [path for name in ENCODERS if (path := self.facts.folder / name).is_file()]
+        return [path for name in ENCODERS if (path := self.metadata.folder / name).is_file()]
 
 
 def tried_words(name: str, tried: Timed) -> str:
@@ -183,14 +183,14 @@ def input_files(inputs: Sequence[Mapping[str, np.ndarray]], scratch: Path) -> di
 
 
 def board_target(
-    url: str, name: str, facts: CheckpointFacts, *, clean: bool = False, progress: Progress | None = None
-) -> tuple[Target, BoardClock]:
+    url: str, name: str, metadata: CheckpointMetadata, *, clean: bool = False, progress: Progress | None = None
+) -> tuple[Target, BoardBackend]:
     """The board as a target, probed where `name` is "host", and its clock.
 
     ConfigError for a target whose instruction set the board lacks; BoardError for a board that cannot be used.
     """
     board, place = open_board(url, progress)
-    wanted = dict.fromkeys(("numpy", *RUNTIMES, *readers(facts)))
+    wanted = dict.fromkeys(("numpy", *RUNTIMES, *readers(metadata)))
     try:
         python = ensure_python(board, place, wanted)
     except FmoptError:  # ONNX Runtime alone, where there are no wheels of both
@@ -204,7 +204,7 @@ def board_target(
         target = target.model_copy(update={"present": True, "over_ssh": True})
     known = [runtime for runtime in target.runtimes if runtime in RUNTIMES and imports(board, python, {runtime: None})]
     target = target.model_copy(update={"runtimes": tuple(known)})
-    return target, BoardClock(board, python, host, versions(board, python, known), facts, clean)
+    return target, BoardBackend(board, python, host, versions(board, python, known), metadata, clean)
 
 
 def refuse_target(target: Target, board: Board, host: Mapping[str, Any]) -> None:

@@ -18,28 +18,30 @@ RUNTIMES = ("onnxruntime", "openvino")  # what a board is given; PyTorch is not 
 PROBE_SECONDS = 0.4  # of each kernel
 
 
-def fingerprint(facts: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What `host_probe.host_fingerprint` says of this machine, of a board by the facts that it gave (see edge/board/agent.py)."""
-    fields = host_probe.cpuinfo_fields(facts["cpuinfo"])
+    fields = host_probe.cpuinfo_fields(metadata["cpuinfo"])
     return {
-        "cpu": fields.get("model name") or facts["board"] or fields.get("Model") or facts["machine"],
-        "arch": host_probe.arch_of(facts["machine"]),
+        "cpu": fields.get("model name") or metadata["board"] or fields.get("Model") or metadata["machine"],
+        "arch": host_probe.arch_of(metadata["machine"]),
         "isa": list(host_probe.isa_of(fields)),
-        "cores": facts["cores"],
-        "memory_gb": round(facts["memory_kb"] * 1024 / 1e9, 1),
-        "os": facts["system"],
-        "kernel": facts["release"],
-        "python": facts["python"],
+        "cores": metadata["cores"],
+        "memory_gb": round(metadata["memory_kb"] * 1024 / 1e9, 1),
+        "os": metadata["system"],
+        "kernel": metadata["release"],
+        "python": metadata["python"],
     }
 
 
 def probe_board(board: Board, place: Mapping[str, Any]) -> Target:
     """The board as a target, its ceilings measured there by kernels of under a second each, as those of the host are."""
     python = ensure_python(board, place, {"numpy": None, "onnxruntime": None})
-    facts = board.ask("facts")
-    known = fingerprint(facts)
+    metadata = board.ask("facts")
+    known = fingerprint(metadata)
     measured = run_kernels(board, python, known)
-    cache = host_probe.cache_of({level: host_probe.kilobytes(size) for level, size in facts["caches"].items() if size})
+    cache = host_probe.cache_of(
+        {level: host_probe.kilobytes(size) for level, size in metadata["caches"].items() if size}
+    )
     return Target(
         name=board.address.host,
         title=known["cpu"],

@@ -118,11 +118,11 @@ class Board:
 
     def greet(self) -> dict[str, Any]:
         """What it is; BoardError when it cannot be reached, has no Python, or one too old for a bundle's run.py."""
-        told = self.ask("hello")
-        if tuple(told["python"]) < LEAST_PYTHON:
-            found, least = (".".join(map(str, one)) for one in (told["python"], LEAST_PYTHON))
+        answer = self.ask("hello")
+        if tuple(answer["python"]) < LEAST_PYTHON:
+            found, least = (".".join(map(str, one)) for one in (answer["python"], LEAST_PYTHON))
             raise BoardError(f"python3 on {self.address} is {found}; a bundle needs {least} or newer there")
-        return told
+        return answer
 
     def ask(self, verb: str, **request: Any) -> dict[str, Any]:
         """One request and its answer; asked again while the line is down. BoardError for what the board refuses."""
@@ -147,13 +147,13 @@ class Board:
                     return
                 if least is None or bytes_left < least:
                     least, until, number = bytes_left, time.monotonic() + self.patience_s, 0
-                told = self._once(
+                answer = self._once(
                     "take",
                     {"files": [(name, *wanted[name], offset) for name, offset in left.items()]},
                     [(files[name], offset) for name, offset in left.items()],
                 )
-                if told.get("error") == "damaged":
-                    raise LineLostError(f"{told['name']} arrived damaged")
+                if answer.get("error") == "damaged":
+                    raise LineLostError(f"{answer['name']} arrived damaged")
             except LineLostError as lost:
                 self._wait(lost, number, until)
                 number += 1
@@ -167,18 +167,18 @@ class Board:
         request = {"job": name, "argv": list(argv), "cwd": cwd}
         self.ask("start", **request)
         while True:
-            told = self.ask("poll", job=name, wait=WAIT_S)
-            if told["state"] in ("lost", "absent"):
+            answer = self.ask("poll", job=name, wait=WAIT_S)
+            if answer["state"] in ("lost", "absent"):
                 self.progress.say(f"{self.address} was restarted; starting again there")
                 self.ask("start", **request)
-            if told["state"] == "ended":
+            if answer["state"] == "ended":
                 break
         self.ask("forget", job=name)
-        if told["code"] != 0:
-            words = [line for line in told["err"].splitlines() if line.strip()]
-            said = words[-1].removeprefix("error: ") if words else f"it ended with code {told['code']}"
+        if answer["code"] != 0:
+            words = [line for line in answer["err"].splitlines() if line.strip()]
+            said = words[-1].removeprefix("error: ") if words else f"it ended with code {answer['code']}"
             raise BoardError(f"on {self.address}: {said}")
-        return told["out"], told["err"]
+        return answer["out"], answer["err"]
 
     def clean(self) -> None:
         """Remove the board's own folder, and end what runs there."""
@@ -187,13 +187,15 @@ class Board:
 
     def _missing(self, wanted: Mapping[str, tuple[int, str]]) -> dict[str, int]:
         """Of each file that is not whole there, the offset to go on at."""
-        told = self._once("have", {"files": wanted}, [])
-        left = {name: max(0, told["have"][name]) for name, (size, _) in wanted.items() if told["have"][name] != size}
+        answer = self._once("have", {"files": wanted}, [])
+        left = {
+            name: max(0, answer["have"][name]) for name, (size, _) in wanted.items() if answer["have"][name] != size
+        }
         need = sum(wanted[name][0] - offset for name, offset in left.items())
-        if left and need + SPARE_BYTES > told["free"]:
+        if left and need + SPARE_BYTES > answer["free"]:
             raise BoardError(
                 f"the disk of {self.address} is full: {need / 1e6:.0f} MB are to be copied and "
-                f"{told['free'] / 1e6:.0f} MB are free; make room there, or remove what earlier runs left with --clean"
+                f"{answer['free'] / 1e6:.0f} MB are free; make room there, or remove what earlier runs left with --clean"
             )
         if need > 1e6:
             self.progress.start(f"copying {need / 1e6:.0f} MB to {self.address.host}", need // BLOCK + 1)
@@ -250,12 +252,12 @@ class Board:
         answers = [line for line in out.splitlines() if line.startswith(agent.MARK)]
         if answers:
             self.reached = True
-            told: dict[str, Any] = json.loads(answers[-1].removeprefix(agent.MARK))
-            if told.get("error") == "full":
-                raise BoardError(f"the disk of {self.address} is full ({told['text']}); make room there, or --clean")
-            if told.get("error") == "system":
-                raise BoardError(f"on {self.address}: {told['text']}")
-            return told
+            answer: dict[str, Any] = json.loads(answers[-1].removeprefix(agent.MARK))
+            if answer.get("error") == "full":
+                raise BoardError(f"the disk of {self.address} is full ({answer['text']}); make room there, or --clean")
+            if answer.get("error") == "system":
+                raise BoardError(f"on {self.address}: {answer['text']}")
+            return answer
         if code == 127 or re.search(r"python3.*not found", err):
             raise BoardError(
                 f"there is no python3 on {self.address}; install Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} there"

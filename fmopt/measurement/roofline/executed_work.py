@@ -58,11 +58,11 @@ def openvino_work(executed: Any, source: Any) -> dict[str, tuple[float, float]]:
     }
     found = {}
     for op in executed.get_ordered_ops():
-        facts = op.get_rt_info()
-        kind = facts["layerType"].astype(str)
+        metadata = op.get_rt_info()
+        kind = metadata["layerType"].astype(str)
         if kind in ("Const", "Input", "Output") or op.get_output_size() == 0:
             continue
-        names = facts["originalLayersNames"].astype(str).split(",")
+        names = metadata["originalLayersNames"].astype(str).split(",")
         found[op.get_friendly_name()] = _executed(op, kind, [parts[name] for name in names if name in parts])
     return found
 

@@ -160,13 +160,13 @@ def _left_in_float(profile: Sequence[OpTime], total: float) -> list[Finding]:
         return [Finding(kind="nothing-in-int8", text=text, share=share, remedy=QUANTIZE)] if share > NOTABLE else []
     floats = [op for op in profile if op.precision in ("fp32", "bf16", "fp16")]
     products = [op for op in floats if group_of(op.kind) == "matrix products"]
-    islands = [op for op in floats if group_of(op.kind) not in ("matrix products", "quantization and casts")]
+    float_groups = [op for op in floats if group_of(op.kind) not in ("matrix products", "quantization and casts")]
     found = []
     if (share := _share(products, total)) > NOTABLE:
         text = f"{len(products)} matrix products are left in float, {share:.0%} of the time"
         found.append(Finding(kind="left-in-float", text=text, share=share, remedy=QUANTIZE_REST))
-    if (share := _share(islands, total)) > NOTABLE:
-        worst = ", ".join(f"{group} {ms / total:.0%}" for group, ms in _largest(_by_group(islands), 3))
+    if (share := _share(float_groups, total)) > NOTABLE:
+        worst = ", ".join(f"{group} {ms / total:.0%}" for group, ms in _largest(_by_group(float_groups), 3))
         text = f"operations between the products stay in float, {share:.0%} of the time ({worst})"
         found.append(
             Finding(kind="float-islands", text=text, share=share, remedy=f"{SHRINK}; 8 bits do not help these")

@@ -19,7 +19,7 @@ from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 from fmopt.core.errors import ConfigError
 from fmopt.core.target import Precision, Target
-from fmopt.edge.runners import PAST
+from fmopt.edge.runners import CACHE_PREFIX
 
 # Share of a ceiling that good kernels reach on Transformer shapes; between 0.5 and 0.8 in published GEMM studies.
 COMPUTE_EFFICIENCY = 0.6
@@ -150,7 +150,7 @@ def bind_dimensions(model: onnx.ModelProto, batch: int, length: int) -> None:
 
     A graph with a past is bound to one step of decoding: a token after `length` - 1.
     """
-    decodes = any(value.name.startswith(PAST) for value in model.graph.input)
+    decodes = any(value.name.startswith(CACHE_PREFIX) for value in model.graph.input)
     names = {"batch": batch, "tokens": 1, "past": length - 1, "total": length} if decodes else {}
     for value in model.graph.input:
         for place, dim in enumerate(value.type.tensor_type.shape.dim):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openvino
 
-from fmopt.edge.runners import PAST
+from fmopt.edge.runners import CACHE_PREFIX
 from fmopt.exporters.openvino_stateful import read_stateless
 from fmopt.measurement.roofline.model import Work
 
@@ -24,7 +24,7 @@ def ir_work(path: Path, batch: int, length: int) -> Iterator[Work]:
     A product between values that a FakeQuantize or quantized weights give is integer.
     """
     model = read_stateless(path)
-    decodes = any(port.any_name.startswith(PAST) for port in model.inputs)
+    decodes = any(port.any_name.startswith(CACHE_PREFIX) for port in model.inputs)
     model.reshape({port.any_name: _bound(port, batch, length, decodes) for port in model.inputs})
     from_weights: set[str] = set()
     quantized: set[str] = set()
@@ -44,7 +44,7 @@ def _bound(port: openvino.Output, batch: int, length: int, decodes: bool) -> lis
     """Sizes of an input; a graph with a past is bound to one step of decoding: a token after `length` - 1."""
     tokens = length
     if decodes and port.any_name != "attention_mask":
-        tokens = length - 1 if port.any_name.startswith(PAST) else 1
+        tokens = length - 1 if port.any_name.startswith(CACHE_PREFIX) else 1
     free = [batch if place == 0 else tokens for place in range(len(port.partial_shape))]
     return [dim.get_length() if dim.is_static else size for dim, size in zip(port.partial_shape, free, strict=True)]
 

@@ -16,7 +16,7 @@ class Albert:
 
     name = "albert"
     model_types: tuple[str, ...] = ("albert",)
-    uncuttable: str | None = "its layers share one set of weights: what one loses, all lose"
+    pruning_refusal: str | None = "its layers share one set of weights: what one loses, all lose"
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""

@@ -24,7 +24,7 @@ class Bart:
 
     name = "bart"
     model_types: tuple[str, ...] = ("bart", "m2m_100", "marian", "mbart", "pegasus", "whisper")
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The encoder's layers, then the decoder's."""

@@ -92,7 +92,7 @@ class Family(Protocol):
 
     name: str
     model_types: tuple[str, ...]
-    uncuttable: str | None  # why its layers cannot be cut one by one; None when they can
+    pruning_refusal: str | None  # why its layers cannot be cut one by one; None when they can
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order, an encoder's before its decoder's. A module shared by all layers (ALBERT) is listed once."""

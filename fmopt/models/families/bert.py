@@ -16,7 +16,7 @@ class Bert:
 
     name = "bert"
     model_types: tuple[str, ...] = ("bert", "roberta", "xlm-roberta", "electra", "camembert")
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""

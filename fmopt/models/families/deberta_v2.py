@@ -16,7 +16,7 @@ class DebertaV2:
 
     name = "deberta-v2"
     model_types: tuple[str, ...] = ("deberta-v2",)
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""

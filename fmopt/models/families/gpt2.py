@@ -16,7 +16,7 @@ class Gpt2:
 
     name = "gpt2"
     model_types: tuple[str, ...] = ("gpt2",)
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""

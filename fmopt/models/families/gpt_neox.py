@@ -16,7 +16,7 @@ class GptNeoX:
 
     name = "gpt_neox"
     model_types: tuple[str, ...] = ("gpt_neox",)
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""

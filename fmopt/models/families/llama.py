@@ -22,7 +22,7 @@ class Llama:
     after: str = "o_proj"
     widen: tuple[str, ...] = ("gate_proj", "up_proj")
     narrow: str = "down_proj"
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""

@@ -16,7 +16,7 @@ class ModernBert:
 
     name = "modernbert"
     model_types: tuple[str, ...] = ("modernbert",)
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""

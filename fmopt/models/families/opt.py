@@ -16,7 +16,7 @@ class Opt:
 
     name = "opt"
     model_types: tuple[str, ...] = ("opt",)
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""

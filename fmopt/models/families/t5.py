@@ -25,7 +25,7 @@ class T5:
 
     name = "t5"
     model_types: tuple[str, ...] = ("t5", "mt5")
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The encoder's layers, then the decoder's."""

@@ -16,7 +16,7 @@ class Vit:
 
     name = "vit"
     model_types: tuple[str, ...] = ("vit", "deit", "dinov2", "audio-spectrogram-transformer")
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""

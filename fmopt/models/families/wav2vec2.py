@@ -19,7 +19,7 @@ class Wav2Vec2:
 
     name = "wav2vec2"
     model_types: tuple[str, ...] = ("wav2vec2", "hubert")
-    uncuttable: str | None = None
+    pruning_refusal: str | None = None
 
     def layers(self, net: torch.nn.Module) -> Sequence[Layer]:
         """The layers in order."""

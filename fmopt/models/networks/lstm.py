@@ -127,10 +127,10 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  
             wanted = labels[:, 1:] != IGNORED
             logits = self.projection(states[:, :-1][wanted])
             loss = nn.functional.cross_entropy(logits, labels[:, 1:][wanted])
-        told = CausalLMOutputWithPast(
+        settings = CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=cache if use_cache is not False else None
         )
-        return told if return_dict else told.to_tuple()
+        return settings if return_dict else settings.to_tuple()
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # the rest of transformers' arguments are in `others`
         self, input_ids: torch.Tensor, past_key_values: DynamicCache | None = None,

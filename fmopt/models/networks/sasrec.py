@@ -100,12 +100,12 @@ class SasRecForSequentialRecommendation(PreTrainedModel):
         states = self._states(input_ids, attention_mask)
         last = (attention_mask.sum(dim=1) - 1)[:, None, None].expand(-1, 1, states.shape[-1])
         logits = self.scores(states.gather(1, last).squeeze(1))
-        told = CausalLMOutput(logits=logits)
+        settings = CausalLMOutput(logits=logits)
         if labels is not None:
             wanted = labels[:, 1:] != IGNORED
             loss = nn.functional.cross_entropy(self.scores(states[:, :-1][wanted]), labels[:, 1:][wanted])
-            told = CausalLMOutput(loss=loss, logits=logits)
-        return told if return_dict else told.to_tuple()
+            settings = CausalLMOutput(loss=loss, logits=logits)
+        return settings if return_dict else settings.to_tuple()
 
     def _states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         # Nothing needs the padding hidden: it comes after a row's items, and no item looks at what comes after it.

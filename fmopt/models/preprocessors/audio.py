@@ -1,4 +1,4 @@
-"""A checkpoint's feature extractor and vocabulary: what it does to a sound, in the words that edge_audio.py works by."""
+"""A checkpoint's feature extractor and vocabulary: what it does to a sound, in the words that edge/audio.py works by."""
 
 from __future__ import annotations
 
@@ -17,30 +17,34 @@ EXTRACTORS = ("Wav2Vec2FeatureExtractor", "ASTFeatureExtractor", "WhisperFeature
 def read_audio_processor(folder: Path, config: Any) -> dict[str, Any]:
     """The part of a pipeline that says what a network of `config` takes: inputs, their axes, and how a sound becomes one.
 
-    See edge_audio.py for "audio". CheckpointError when there is no feature extractor, or none that fmopt knows.
+    See edge/audio.py for "audio". CheckpointError when there is no feature extractor, or none that fmopt knows.
     """
     path = folder / PROCESSOR
     if not path.is_file():
         raise CheckpointError(f"{folder} has no feature extractor (no {PROCESSOR}); copy the file there")
-    told = _extractor(path)
-    kind = type(told).__name__
+    settings = _extractor(path)
+    kind = type(settings).__name__
     if kind == "Wav2Vec2FeatureExtractor":
-        return _waveform(told, config, path)
+        return _waveform(settings, config, path)
     if kind == "ASTFeatureExtractor":
-        mels, frames = int(told.num_mel_bins), int(told.max_length)
+        mels, frames = int(settings.num_mel_bins), int(settings.max_length)
         _same_size(path, {"mels": mels, "frames": frames},
                    {"mels": getattr(config, "num_mel_bins", mels), "frames": getattr(config, "max_length", frames)})  # fmt: skip
-        scale = {"mean": float(told.mean), "std": float(told.std)} if told.do_normalize else {"mean": None, "std": None}
-        steps = {"rate": int(told.sampling_rate), "features": "fbank", "mels": mels, "frames": frames, **scale}
+        scale = (
+            {"mean": float(settings.mean), "std": float(settings.std)}
+            if settings.do_normalize
+            else {"mean": None, "std": None}
+        )
+        steps = {"rate": int(settings.sampling_rate), "features": "fbank", "mels": mels, "frames": frames, **scale}
         return {"inputs": ["input_values"], "axes": {"input_values": ["batch", frames, mels]}, "audio": steps}
     if kind == "WhisperFeatureExtractor":
-        mels, frames = int(told.feature_size), int(told.nb_max_frames)
+        mels, frames = int(settings.feature_size), int(settings.nb_max_frames)
         # One of its two convolutions halves the frames.
         taken = 2 * config.max_source_positions if hasattr(config, "max_source_positions") else frames
         _same_size(path, {"mels": mels, "frames": frames},
                    {"mels": getattr(config, "num_mel_bins", mels), "frames": taken})  # fmt: skip
-        steps = {"rate": int(told.sampling_rate), "features": "log-mel", "mels": mels, "frames": frames,
-                 "window": int(told.n_fft), "hop": int(told.hop_length)}  # fmt: skip
+        steps = {"rate": int(settings.sampling_rate), "features": "log-mel", "mels": mels, "frames": frames,
+                 "window": int(settings.n_fft), "hop": int(settings.hop_length)}  # fmt: skip
         return {"inputs": ["input_features"], "axes": {"input_features": ["batch", mels, frames]}, "audio": steps}
     raise CheckpointError(f"{path}: fmopt does not make what a {kind} makes; it knows {', '.join(EXTRACTORS)}")
 
@@ -75,14 +79,14 @@ def _extractor(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be used: {first[:200]}") from error
 
 
-def _waveform(told: Any, config: Any, path: Path) -> dict[str, Any]:
+def _waveform(settings: Any, config: Any, path: Path) -> dict[str, Any]:
     kernels = list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=True))
     if not kernels:
         raise CheckpointError(
             f"{path} reads samples and {config.model_type} has no convolutions for them (conv_kernel)"
         )
-    inputs = ["input_values", *(["attention_mask"] if told.return_attention_mask else [])]
-    steps = {"rate": int(told.sampling_rate), "features": "waveform", "normalize": bool(told.do_normalize),
+    inputs = ["input_values", *(["attention_mask"] if settings.return_attention_mask else [])]
+    steps = {"rate": int(settings.sampling_rate), "features": "waveform", "normalize": bool(settings.do_normalize),
              "kernels": [[int(size), int(stride)] for size, stride in kernels]}  # fmt: skip
     return {"inputs": inputs, "axes": {name: ["batch", "samples"] for name in inputs}, "audio": steps}
 

@@ -1,4 +1,4 @@
-"""A checkpoint's image processor: what it does to a picture, in the words that edge_image.py works by."""
+"""A checkpoint's image processor: what it does to a image, in the words that edge/image.py works by."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ FIXED_SIZE = ("vit", "deit", "clip_vision_model", "siglip_vision_model")
 
 
 def read_image_processor(folder: Path, config: Any) -> dict[str, Any]:
-    """The part of a pipeline that says what a network of `config` takes: inputs, their axes, and how a picture becomes one.
+    """The part of a pipeline that says what a network of `config` takes: inputs, their axes, and how a image becomes one.
 
     "image" holds, each None where that step is left out: resize {"height", "width"} or {"shortest_edge"}, resample
     (Pillow's number), crop [height, width], rescale (a factor), mean and std. CheckpointError when there is no processor,
-    or when it makes pictures of another size than the network takes.
+    or when it makes images of another size than the network takes.
     """
     path = folder / PROCESSOR
     if not path.is_file():
         raise CheckpointError(f"{folder} has no image processor (no {PROCESSOR}); copy the file there")
-    told = _processor(path)
-    steps = _steps(told)
+    settings = _processor(path)
+    steps = _steps(settings)
     channels = int(getattr(config, "num_channels", 3))
     height, width = _made_size(steps) or (None, None)
     wanted = _network_size(config)
@@ -54,34 +54,34 @@ def _processor(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be used: {first[:200]}") from error
 
 
-def _steps(told: Any) -> dict[str, Any]:
+def _steps(settings: Any) -> dict[str, Any]:
     """What the processor does, in order."""
-    size = _sizes(getattr(told, "size", None)) if told.do_resize else None
-    crop = _sizes(getattr(told, "crop_size", None)) if getattr(told, "do_center_crop", False) else None
+    size = _sizes(getattr(settings, "size", None)) if settings.do_resize else None
+    crop = _sizes(getattr(settings, "crop_size", None)) if getattr(settings, "do_center_crop", False) else None
     cropped = [crop["height"], crop["width"]] if crop else None
-    share = getattr(told, "crop_pct", None)
+    share = getattr(settings, "crop_pct", None)
     if size and share and "shortest_edge" in size:  # ConvNeXT: enlarged and cut back below 384, squeezed from there on
         edge = size["shortest_edge"]
         size = {"shortest_edge": int(edge / share)} if edge < 384 else {"height": edge, "width": edge}
         cropped = [edge, edge] if edge < 384 else None
     return {
         "resize": size,
-        "resample": None if size is None else int(getattr(told, "resample", 2)),
+        "resample": None if size is None else int(getattr(settings, "resample", 2)),
         "crop": cropped,
-        "rescale": float(told.rescale_factor) if told.do_rescale else None,
-        "mean": [float(value) for value in told.image_mean] if told.do_normalize else None,
-        "std": [float(value) for value in told.image_std] if told.do_normalize else None,
+        "rescale": float(settings.rescale_factor) if settings.do_rescale else None,
+        "mean": [float(value) for value in settings.image_mean] if settings.do_normalize else None,
+        "std": [float(value) for value in settings.image_std] if settings.do_normalize else None,
     }
 
 
-def _sizes(told: Any) -> dict[str, int] | None:
+def _sizes(settings: Any) -> dict[str, int] | None:
     """A size as the keys it has; transformers keeps all of them, most of them None."""
-    items = dict(told or {})
+    items = dict(settings or {})
     return {key: int(value) for key, value in items.items() if value} or None
 
 
 def _made_size(steps: dict[str, Any]) -> tuple[int, int] | None:
-    """(height, width) of what every picture becomes; None where that depends on the picture."""
+    """(height, width) of what every image becomes; None where that depends on the image."""
     if steps["crop"]:
         return steps["crop"][0], steps["crop"][1]
     size = steps["resize"] or {}

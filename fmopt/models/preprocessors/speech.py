@@ -1,4 +1,4 @@
-"""What a checkpoint that speaks takes: its letters and its noise, in the words that edge_speech.py works by."""
+"""What a checkpoint that speaks takes: its letters and its noise, in the words that edge/speech.py works by."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULTS = {"add_blank": True, "normalize": True, "phonemize": True, "is_uroman"
 
 
 def speech_pipeline(folder: Path, config: Any) -> dict[str, Any]:
-    """The part of a pipeline that says what a network of `config` takes: see edge_speech.py for "speech".
+    """The part of a pipeline that says what a network of `config` takes: see edge/speech.py for "speech".
 
     CheckpointError for another network than VITS, or one whose tokenizer spells in phonemes.
     """
@@ -24,8 +24,8 @@ def speech_pipeline(folder: Path, config: Any) -> dict[str, Any]:
             f"{folder} is a {config.model_type}; of the networks that speak fmopt takes apart {KNOWN} alone, such as "
             "facebook/mms-tts-eng"
         )
-    told = {**DEFAULTS, **_settings(folder)}
-    if told["phonemize"]:
+    settings = {**DEFAULTS, **_settings(folder)}
+    if settings["phonemize"]:
         raise CheckpointError(
             f"{folder}: its tokenizer turns texts into phonemes by another program (espeak), which a bundle cannot bring; "
             "give a checkpoint that reads letters (phonemize false), such as facebook/mms-tts-eng"
@@ -46,12 +46,12 @@ def speech_pipeline(folder: Path, config: Any) -> dict[str, Any]:
             "channels": channels,
             "noise_scale": float(config.noise_scale),
             "noise_scale_duration": float(config.noise_scale_duration),
-            "add_blank": bool(told["add_blank"]),
-            "normalize": bool(told["normalize"]),
-            "romanize": bool(told["is_uroman"]),
+            "add_blank": bool(settings["add_blank"]),
+            "normalize": bool(settings["normalize"]),
+            "romanize": bool(settings["is_uroman"]),
             "pad": int(config.pad_token_id or 0),
-            "unknown": letters.get(str(told["unk_token"]), 0),
-            "special": [str(told["pad_token"]), str(told["unk_token"])],
+            "unknown": letters.get(str(settings["unk_token"]), 0),
+            "special": [str(settings["pad_token"]), str(settings["unk_token"])],
             # Where the table of relative positions is padded: shorter texts would slice it, another graph.
             "least": int(config.window_size or 0) + 2,
         },
@@ -75,10 +75,10 @@ def _letters(folder: Path, rows: int) -> dict[str, int]:
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     try:
-        told = json.loads(path.read_text("utf8")) if path.is_file() else {}
+        settings = json.loads(path.read_text("utf8")) if path.is_file() else {}
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
     return {
         name: value["content"] if isinstance(value, dict) and "content" in value else value
-        for name, value in told.items()
+        for name, value in settings.items()
     }

@@ -66,21 +66,21 @@ def read_tokenizer(folder: Path, config: Any) -> TokenizerFacts:
             f"{path} makes ids up to {highest}, but the network's embedding has {rows} rows; copy the tokenizer that "
             "this checkpoint was trained with"
         )
-    told = _settings(folder)
-    token = _content(told.get("pad_token"))
+    settings = _settings(folder)
+    token = _content(settings.get("pad_token"))
     pad_id = tokenizer.token_to_id(token) if token else None
     if pad_id is None:
         pad_id = config.pad_token_id if config.pad_token_id is not None else 0
         token = tokenizer.id_to_token(pad_id) or ""
-    limit = told.get("model_max_length")
+    limit = settings.get("model_max_length")
     return TokenizerFacts(
-        pad_id=pad_id, pad_token=token or "", side=told.get("padding_side", "right"),
+        pad_id=pad_id, pad_token=token or "", side=settings.get("padding_side", "right"),
         model_max_length=int(limit) if limit and limit < NO_LIMIT else None,
         # Networks with one row of token types, or none, get the same with and without them.
         type_ids=getattr(config, "type_vocab_size", 0) > 1 and max(tokenizer.encode("a", "b").type_ids, default=0) > 0,
         byte_level="ByteLevel" in str(json.loads(tokenizer.to_str()).get("pre_tokenizer")),
-        add_prefix_space=bool(told.get("add_prefix_space")),
-        mask=_mask(tokenizer, _content(told.get("mask_token"))),
+        add_prefix_space=bool(settings.get("add_prefix_space")),
+        mask=_mask(tokenizer, _content(settings.get("mask_token"))),
     )  # fmt: skip
 
 
@@ -112,9 +112,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _mask(tokenizer: Any, told: str | None) -> tuple[int, str] | None:
+def _mask(tokenizer: Any, settings: str | None) -> tuple[int, str] | None:
     """The mask token that the configuration names, else one of the usual names that is in the vocabulary."""
-    for token in [told] if told else MASKS:
+    for token in [settings] if settings else MASKS:
         number = tokenizer.token_to_id(token)
         if number is not None:
             return number, token
@@ -128,7 +128,7 @@ def _content(token: Any) -> str | None:
 
 
 def copy_encoders(folder: Path, out: Path) -> None:
-    """The files of what encodes raws, those that one checkpoint folder has, into another."""
+    """The files of what encodes samples, those that one checkpoint folder has, into another."""
     for name in (*FILES, *PROCESSORS, CATALOGUE):
         if (folder / name).is_file():
             shutil.copy(folder / name, out / name)

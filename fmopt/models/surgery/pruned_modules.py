@@ -22,7 +22,7 @@ from fmopt.models.surgery.projections import keep_columns, keep_rows, projection
 def remove_norm(net: nn.Module, block: AttentionBlock | FeedForward) -> None:
     """Of an emptied sublayer, in place: its input passes as it is."""
     replace_module(net, block.norm, MergedNorm())
-    cast(OnlyBias, net.get_submodule(_last(block))).bias = None
+    cast(BiasOnly, net.get_submodule(_last(block))).bias = None
 
 
 def is_merged(net: nn.Module, block: AttentionBlock | FeedForward) -> bool:
@@ -34,7 +34,7 @@ def _last(block: AttentionBlock | FeedForward) -> str:
     return block.output if isinstance(block, AttentionBlock) else block.narrow
 
 
-class OnlyBias(nn.Module):
+class BiasOnly(nn.Module):
     """What is left of an output projection that no feature reaches: its bias [out], the same for every token."""
 
     in_features = 0
@@ -83,9 +83,9 @@ class OwnBias:
         """As T5's; one that looks at another stack's tokens has no bias, and would take the zeros of another's heads."""
         whole, this = position_bias, cast(Any, self)
         if this.has_relative_attention_bias:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length(this.layer_idx)
+            kv_cache = 0 if past_key_values is None else past_key_values.get_seq_length(this.layer_idx)
             new = hidden_states.shape[1]
-            whole = this.compute_bias(new, new + past, device=hidden_states.device, past_seen_tokens=past)
+            whole = this.compute_bias(new, new + kv_cache, device=hidden_states.device, past_seen_tokens=kv_cache)
         own = None if whole is None or key_value_states is not None else whole[:, list(this.kept_heads)]
         made, _, weights = cast(Any, super()).forward(
             hidden_states, mask=mask, key_value_states=key_value_states, position_bias=own,
@@ -97,24 +97,24 @@ class OwnBias:
 def require_cuttable(model: TorchModel) -> Family:
     """The family of `model`; PassError when its layers are not known or not its own."""
     if model.family is None:
-        raise PassError(f"{model.facts.model_type} has no known layers to cut; fmopt/families lists those that have")
-    if model.family.uncuttable:
-        raise PassError(f"{model.facts.model_type} cannot be cut: {model.family.uncuttable}")
+        raise PassError(f"{model.metadata.model_type} has no known layers to cut; fmopt/families lists those that have")
+    if model.family.pruning_refusal:
+        raise PassError(f"{model.metadata.model_type} cannot be cut: {model.family.pruning_refusal}")
     return model.family
 
 
-def cut_layer(
+def prune_layer(
     net: nn.Module, layer: Layer, heads: Sequence[int], neurons: Sequence[int], cross: Sequence[int] = ()
 ) -> None:
     """Keep of `layer`, in place, only these heads, FFN neurons and, where it has such, heads of the attention to another stack,
     numbered as they are now; none: no such sublayer."""
-    cut_heads(net, layer.attention, heads)
+    prune_heads(net, layer.attention, heads)
     if layer.cross is not None:
-        cut_heads(net, layer.cross, cross)
-    cut_neurons(net, layer.ffn, neurons)
+        prune_heads(net, layer.cross, cross)
+    prune_neurons(net, layer.ffn, neurons)
 
 
-def cut_heads(net: nn.Module, block: AttentionBlock, kept: Sequence[int]) -> None:
+def prune_heads(net: nn.Module, block: AttentionBlock, kept: Sequence[int]) -> None:
     """Rows of query, key and value and columns of the output projection; nothing kept leaves the output's bias."""
     if len(kept) == block.heads:
         return
@@ -142,14 +142,14 @@ def cut_heads(net: nn.Module, block: AttentionBlock, kept: Sequence[int]) -> Non
     _tell_heads(attention, block, kept)
 
 
-def cut_neurons(net: nn.Module, ffn: FeedForward, kept: Sequence[int]) -> None:
+def prune_neurons(net: nn.Module, ffn: FeedForward, kept: Sequence[int]) -> None:
     """Rows of what widens, in both halves of a gated FFN, and columns of what narrows."""
     if len(kept) == ffn.width:
         return
     if not kept:
         for name in ffn.widen:
             replace_module(net, name, nn.Identity())
-        replace_module(net, ffn.narrow, OnlyBias(projection(net, ffn.narrow)))
+        replace_module(net, ffn.narrow, BiasOnly(projection(net, ffn.narrow)))
         # ModernBERT's FFN would be given random weights on reloading, and has none any more to give them to.
         net.get_submodule(ffn.narrow.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
         return
@@ -168,7 +168,7 @@ def drop_layers(model: TorchModel, numbers: Sequence[int]) -> None:
     """
     family, net = require_cuttable(model), model.net
     if getattr(net.config, "use_weighted_layer_sum", False):
-        raise PassError(f"{model.facts.source.title} weighs the states of each layer, so none can be dropped")
+        raise PassError(f"{model.metadata.source.title} weighs the states of each layer, so none can be dropped")
     layers = family.layers(net)
     dropped = set(numbers)
     stacks: dict[str, list[int]] = {}  # by the module that holds them
@@ -179,7 +179,7 @@ def drop_layers(model: TorchModel, numbers: Sequence[int]) -> None:
         raise PassError(f"layers {sorted(dropped)} cannot be dropped from {len(layers)}; at least one must stay{where}")
     if getattr(net.config, "scale_attn_by_inverse_layer_idx", False):
         raise PassError(
-            f"each layer of {model.facts.source.title} scales its attention by its number, so none can be dropped"
+            f"each layer of {model.metadata.source.title} scales its attention by its number, so none can be dropped"
         )
     if caches(net):
         left = [layer for n, layer in enumerate(layers) if n not in dropped and layer.stack != "encoder"]
@@ -189,7 +189,7 @@ def drop_layers(model: TorchModel, numbers: Sequence[int]) -> None:
     for home, own in stacks.items():
         if own[0] in dropped and _first_differs(net, home):
             raise PassError(
-                f"layer {own[0]} of {model.facts.model_type} is built unlike the others and cannot be dropped; keep it"
+                f"layer {own[0]} of {model.metadata.model_type} is built unlike the others and cannot be dropped; keep it"
             )
     for home, own in stacks.items():
         kept = [place for place, number in enumerate(own) if number not in dropped]
@@ -215,8 +215,8 @@ def _keep_layers(net: nn.Module, home: str, stack: str, kept: Sequence[int]) -> 
 
 def kept_heads(net: nn.Module, block: AttentionBlock) -> tuple[int, ...]:
     """Numbers, in the network as it was trained, of the heads that are left."""
-    told = getattr(net.get_submodule(block.module), "kept_heads", None)
-    return tuple(range(block.heads)) if told is None else tuple(told)
+    settings = getattr(net.get_submodule(block.module), "kept_heads", None)
+    return tuple(range(block.heads)) if settings is None else tuple(settings)
 
 
 def caches(net: Any) -> bool:
@@ -258,7 +258,7 @@ def number_caches(net: Any) -> None:
 
 
 def _remove_attention(net: nn.Module, block: AttentionBlock) -> None:
-    only = OnlyBias(projection(net, block.output))
+    only = BiasOnly(projection(net, block.output))
     inside = block.output.startswith(block.module + ".")
     inner = block.output.removeprefix(block.module + ".") if inside else ""
     if not inside:

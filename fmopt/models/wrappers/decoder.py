@@ -1,6 +1,6 @@
 """Networks that generate, on the PyTorch side: what their pipeline says, and how they are traced with a cache.
 
-The graph is described in edge_generation.py. Its ports have the names that optimum gives them, so that a bundle opens in
+The graph is described in edge/generation.py. Its ports have the names that optimum gives them, so that a bundle opens in
 `optimum.onnxruntime.ORTModelForCausalLM` too.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import Runner
-from fmopt.edge.generation import PAST, PRESENT, in_two_steps
+from fmopt.edge.generation import CACHE_PREFIX, PRESENT, in_two_steps
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -55,10 +55,10 @@ def _stop_ids(folder: Path, config: Any) -> list[int]:
     """Ids that end a text, as `generate` reads them: of generation_config.json, else of the configuration."""
     path = folder / "generation_config.json"
     try:
-        told = json.loads(path.read_text("utf8")).get("eos_token_id") if path.is_file() else config.eos_token_id
+        settings = json.loads(path.read_text("utf8")).get("eos_token_id") if path.is_file() else config.eos_token_id
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
-    return [int(one) for one in (told if isinstance(told, list) else [] if told is None else [told])]
+    return [int(one) for one in (settings if isinstance(settings, list) else [] if settings is None else [settings])]
 
 
 def tracing_inputs(net: Any, names: list[str]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def name_ports(graph: ir.Graph) -> None:
         found = PORT.fullmatch(str(value.name))
         if found:
             side, layer, kind = found.groups()
-            value.name = f"{PAST if side == 'input' else PRESENT}{layer}.{kind}"
+            value.name = f"{CACHE_PREFIX if side == 'input' else PRESENT}{layer}.{kind}"
 
 
 def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
@@ -96,9 +96,9 @@ def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
     axes: dict[str, tuple[str | int, ...]] = {}
     for value in graph.inputs:
         name = str(value.name)
-        if name.startswith(PAST):
-            _, heads, past, size = (str(axis) for axis in value.shape or ())
-            axes[name] = ("batch", int(heads), int(past) if past.isdecimal() else "past", int(size))
+        if name.startswith(CACHE_PREFIX):
+            _, heads, kv_cache, size = (str(axis) for axis in value.shape or ())
+            axes[name] = ("batch", int(heads), int(kv_cache) if kv_cache.isdecimal() else "past", int(size))
         else:
             axes[name] = ("batch", "total" if name == "attention_mask" else "tokens")
     return axes
@@ -136,11 +136,11 @@ def cache_of(inputs: Mapping[str, Any], dtype: Any) -> Any:
     import torch
     from transformers import DynamicCache
 
-    layers = sum(name.startswith(PAST) for name in inputs) // 2
+    layers = sum(name.startswith(CACHE_PREFIX) for name in inputs) // 2
     if not layers:
         return None
     cache = DynamicCache()
     for number in range(layers):
-        key, value = (torch.as_tensor(inputs[f"{PAST}{number}.{kind}"]).to(dtype) for kind in ("key", "value"))
+        key, value = (torch.as_tensor(inputs[f"{CACHE_PREFIX}{number}.{kind}"]).to(dtype) for kind in ("key", "value"))
         cache.update(key, value, number)
     return cache

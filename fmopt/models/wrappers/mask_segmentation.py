@@ -38,7 +38,7 @@ class _Maps:
 
 
 def _segments(labels: Any) -> dict[str, Any]:
-    """The classes that are in each picture, and where each is: of maps int64 [batch, H, W]."""
+    """The classes that are in each image, and where each is: of maps int64 [batch, H, W]."""
     classes = [row.unique() for row in labels]
     classes = [found[found != UNKNOWN] for found in classes]
     masks = [(row[None] == found[:, None, None]).float() for row, found in zip(labels, classes, strict=True)]

@@ -2,7 +2,7 @@
 
 One graph has both, in two halves that share nothing but weights (an embedding is stored once). The first takes a whole text and
 gives the keys and values that the decoder's cross-attention reads, made once; the second takes new tokens with the past of its
-own attention and those. Which ports are which is told in edge_seq2seq.py; names are optimum's.
+own attention and those. Which ports are which is told in edge/seq2seq.py; names are optimum's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import Runner
-from fmopt.edge.generation import PAST, PRESENT, past_of
+from fmopt.edge.generation import CACHE_PREFIX, PRESENT, cache_of
 from fmopt.edge.seq2seq import NEW, SOURCE_MASK
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def generates(pipeline: Mapping[str, Any]) -> bool:
     return pipeline["task"] == "text-generation" or makes_answers(pipeline)
 
 
-def has_halves(net: Any) -> bool:
+def is_encoder_decoder(net: Any) -> bool:
     """Whether a network is one of an encoder and a decoder that gives words."""
     return bool(getattr(net.config, "is_encoder_decoder", False)) and net.get_output_embeddings() is not None
 
@@ -50,68 +50,68 @@ def has_halves(net: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ its pipeline
 
 
-def answer_pipeline(folder: Path, config: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+def answer_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
     """What a pipeline says of how answers are made, as `generate` reads it: of generation_config.json, else of the
     configuration (`raw`: its file, which older checkpoints keep this in). CheckpointError when an answer has no beginning."""
-    own = {name: value for name, value in {**config.to_dict(), **raw}.items() if value is not None}
-    told = _generation_config(folder) or own
-    start = told.get("decoder_start_token_id", own.get("decoder_start_token_id", own.get("bos_token_id")))
+    own = {name: value for name, value in {**config.to_dict(), **sample}.items() if value is not None}
+    settings = _generation_config(folder) or own
+    start = settings.get("decoder_start_token_id", own.get("decoder_start_token_id", own.get("bos_token_id")))
     if start is None:
         raise CheckpointError(
             f"{folder}: its configuration names no decoder_start_token_id; add the one it was trained with"
         )
-    stops = told.get("eos_token_id")
+    stops = settings.get("eos_token_id")
     positions = (getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions"))
-    longest = min((n for n in (told.get("max_length"), *positions) if n), default=LONGEST)
-    forced, last = told.get("forced_bos_token_id"), told.get("forced_eos_token_id")
+    longest = min((n for n in (settings.get("max_length"), *positions) if n), default=LONGEST)
+    forced, last = settings.get("forced_bos_token_id"), settings.get("forced_eos_token_id")
     found: dict[str, Any] = {
-        "start": [int(start), *_prompt(folder, told)],
+        "start": [int(start), *_prompt(folder, settings)],
         "stop_ids": [int(one) for one in (stops if isinstance(stops, list) else [] if stops is None else [stops])],
-        "max_new_tokens": int(told.get("max_new_tokens") or longest - 1),
-        "beams": int(told.get("num_beams") or 1),
-        "length_penalty": float(told.get("length_penalty") or 1.0),
-        "suppress": _suppressed(told),
-        "suppress_first": list(told.get("begin_suppress_tokens") or ()),
+        "max_new_tokens": int(settings.get("max_new_tokens") or longest - 1),
+        "beams": int(settings.get("num_beams") or 1),
+        "length_penalty": float(settings.get("length_penalty") or 1.0),
+        "suppress": _suppressed(settings),
+        "suppress_first": list(settings.get("begin_suppress_tokens") or ()),
         "prefix": str(own.get("prefix") or ""),
     }
     counts = {
-        "no_repeat": told.get("no_repeat_ngram_size"),
-        "fewest": _fewest(told),
-        "early": told.get("early_stopping") is True,  # not "never"
+        "no_repeat": settings.get("no_repeat_ngram_size"),
+        "fewest": _fewest(settings),
+        "early": settings.get("early_stopping") is True,  # not "never"
     }
     found |= {name: int(value) for name, value in counts.items() if value}
     return found | {name: int(np.ravel(ids)[0]) for name, ids in (("first", forced), ("last", last)) if ids is not None}
 
 
-def _fewest(told: Mapping[str, Any]) -> int:
+def _fewest(settings: Mapping[str, Any]) -> int:
     """Tokens that an answer has at least, without the one it begins with."""
-    return max(int(told.get("min_new_tokens") or 0), int(told.get("min_length") or 0) - 1)
+    return max(int(settings.get("min_new_tokens") or 0), int(settings.get("min_length") or 0) - 1)
 
 
-def _prompt(folder: Path, told: Mapping[str, Any]) -> list[int]:
+def _prompt(folder: Path, settings: Mapping[str, Any]) -> list[int]:
     """Ids that follow the first of every answer, as Whisper has them: language, task, no timestamps."""
-    found = [int(number) for _, number in told.get("forced_decoder_ids") or () if number is not None]
-    if told.get("lang_to_id"):
+    found = [int(number) for _, number in settings.get("forced_decoder_ids") or () if number is not None]
+    if settings.get("lang_to_id"):
         from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-        language = str(told.get("language") or "").lower()
-        languages = {name.strip("<|>"): int(number) for name, number in told["lang_to_id"].items()}
+        language = str(settings.get("language") or "").lower()
+        languages = {name.strip("<|>"): int(number) for name, number in settings["lang_to_id"].items()}
         language = TO_LANGUAGE_CODE.get(language, language.strip("<|>"))
         if language in languages:
-            found = [languages[language], int(told["task_to_id"][told.get("task") or "transcribe"])]
+            found = [languages[language], int(settings["task_to_id"][settings.get("task") or "transcribe"])]
         elif len(found) < 2:
             raise CheckpointError(
                 f"{folder / 'generation_config.json'} names no language, and fmopt does not guess it; add one to it, for "
                 'example "language": "en"'
             )
-    last = told.get("no_timestamps_token_id")
+    last = settings.get("no_timestamps_token_id")
     return found if last is None or last in found else [*found, int(last)]
 
 
-def _suppressed(told: Mapping[str, Any]) -> list[int]:
+def _suppressed(settings: Mapping[str, Any]) -> list[int]:
     """Ids that never come: `suppress_tokens`, and the single ones of `bad_words_ids` (Marian's padding)."""
-    single = [ids[0] for ids in told.get("bad_words_ids") or () if len(ids) == 1]
-    return sorted({*(told.get("suppress_tokens") or ()), *single})
+    single = [ids[0] for ids in settings.get("bad_words_ids") or () if len(ids) == 1]
+    return sorted({*(settings.get("suppress_tokens") or ()), *single})
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _generation_config(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Halves:
+class EncoderDecoder:
     """A network as the two halves of the graph, with the graph's own inputs and outputs as tensors."""
 
     net: Any
@@ -162,7 +162,7 @@ class Halves:
 
         caches = EncoderDecoderCache(_cache(inputs, "decoder"), _cache(inputs, "encoder"))
         caches.is_updated = dict.fromkeys(range(len(caches.cross_attention_cache.layers)), True)
-        keys = inputs[f"{PAST}0.encoder.key"]
+        keys = inputs[f"{CACHE_PREFIX}0.encoder.key"]
         # Only its shape is read, for its keys and values are there.
         hidden = keys.new_zeros(keys.shape[0], keys.shape[2], self.net.config.hidden_size)
         mask = {"attention_mask": inputs[SOURCE_MASK]} if SOURCE_MASK in inputs else {}
@@ -191,9 +191,9 @@ def _cache(inputs: Mapping[str, Any], side: str) -> Any:
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    layers = sum(name.startswith(PAST) and name.endswith(f"{side}.key") for name in inputs)
+    layers = sum(name.startswith(CACHE_PREFIX) and name.endswith(f"{side}.key") for name in inputs)
     for number in range(layers):
-        cache.update(*(inputs[f"{PAST}{number}.{side}.{kind}"] for kind in ("key", "value")), number)
+        cache.update(*(inputs[f"{CACHE_PREFIX}{number}.{side}.{kind}"] for kind in ("key", "value")), number)
     return cache
 
 
@@ -213,13 +213,13 @@ def both_halves(net: Any, names: Sequence[str]) -> Iterator[tuple[dict[str, Any]
     each that vary. Ports are called as Python allows: `named` finds their names."""
     import torch
 
-    halves, dynamic = Halves(net), torch.export.Dim.DYNAMIC
+    halves, dynamic = EncoderDecoder(net), torch.export.Dim.DYNAMIC
     inputs = _tracing_inputs(halves, names)
 
     def forward(**given: Any) -> dict[str, Any]:
-        told = {named(name): value for name, value in given.items()}
-        first = halves.encode(**{name: told[name] for name in names})
-        second = halves.decode(**{name: value for name, value in told.items() if name not in names})
+        settings = {named(name): value for name, value in given.items()}
+        first = halves.encode(**{name: settings[name] for name in names})
+        second = halves.decode(**{name: value for name, value in settings.items() if name not in names})
         return {_identifier(name): value for name, value in {**first, **second}.items()}
 
     vary = {4: (0, 2), 3: (0,), 2: (0, 1)}  # by how many axes a tensor has: sounds have all the same length
@@ -234,7 +234,7 @@ def both_halves(net: Any, names: Sequence[str]) -> Iterator[tuple[dict[str, Any]
         del net.forward
 
 
-def _tracing_inputs(halves: Halves, names: Sequence[str]) -> dict[str, Any]:
+def _tracing_inputs(halves: EncoderDecoder, names: Sequence[str]) -> dict[str, Any]:
     import torch
 
     ids = torch.arange(NEW_ROWS * max(TOKENS, NEW_TOKENS)).reshape(NEW_ROWS, -1) % 50
@@ -249,7 +249,7 @@ def _tracing_inputs(halves: Halves, names: Sequence[str]) -> dict[str, Any]:
     with torch.inference_mode():
         caches = halves.first_caches(**shorter)
     cross, own = (
-        {PAST + name.removeprefix(PRESENT): value for name, value in _tensors(cache, side).items()}
+        {CACHE_PREFIX + name.removeprefix(PRESENT): value for name, value in _tensors(cache, side).items()}
         for cache, side in ((caches.cross_attention_cache, "encoder"), (caches.self_attention_cache, "decoder"))
     )
     own = {name: value.new_zeros(NEW_ROWS, value.shape[1], PAST_TOKENS, value.shape[3]) for name, value in own.items()}
@@ -281,7 +281,7 @@ def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
     axes: dict[str, tuple[str | int, ...]] = {}
     for value in graph.inputs:
         name, sizes = str(value.name), [str(axis) for axis in value.shape or ()]
-        if name.startswith(PAST):
+        if name.startswith(CACHE_PREFIX):
             length = "source" if ".encoder." in name else "past"
             axes[name] = ("rows", int(sizes[1]), length, int(sizes[3]))
         elif name in (NEW, SOURCE_MASK):
@@ -295,7 +295,7 @@ def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
 
 
 @dataclass(frozen=True)
-class InHalves:
+class AsEncoderDecoder:
     """A runner of two halves that gives the logits of a whole answer, `decoder_input_ids` beside the text, as a network in
     PyTorch does: its second part by the past that the first left."""
 
@@ -304,12 +304,12 @@ class InHalves:
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Logits of whole answers."""
         source = {name: value for name, value in inputs.items() if name != NEW}
-        known = past_of(self.runner.run(source))
+        known = cache_of(self.runner.run(source))
         if "attention_mask" in source:
             known[SOURCE_MASK] = source["attention_mask"]
         half = inputs[NEW].shape[1] // 2
         first = self.runner.run({NEW: inputs[NEW][:, :half], **known})
-        second = self.runner.run({NEW: inputs[NEW][:, half:], **known, **past_of(first)})
+        second = self.runner.run({NEW: inputs[NEW][:, half:], **known, **cache_of(first)})
         return {"logits": np.concatenate([first["logits"], second["logits"]], axis=1)}
 
     def close(self) -> None:
@@ -328,4 +328,4 @@ def for_both_halves(net: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.
     """Inputs of whole texts with their answers, and what the graph's second half reads of its first: that of `net`."""
     source = {name: value for name, value in inputs.items() if name != NEW}
     masks = {SOURCE_MASK: source["attention_mask"]} if "attention_mask" in source else {}
-    return {**inputs, **masks, **past_of(Halves(net).run(source))}
+    return {**inputs, **masks, **cache_of(EncoderDecoder(net).run(source))}

@@ -7,7 +7,7 @@ half: neither can be traced. So the network is taken apart where the one becomes
     Voice   those, a number for each frame, and noise -> the sound (length regulation, flow backwards, HiFi-GAN)
 
 Each half is exported on its own. What lies between them, the numbers 0 … frames - 1, is a node of ONNX, so that one graph
-does it all on every runtime. Noise comes from outside, drawn by a seed (see edge_speech.py): the torch network and the
+does it all on every runtime. Noise comes from outside, drawn by a seed (see edge/speech.py): the torch network and the
 graph say the same, sample by sample.
 """
 
@@ -117,9 +117,9 @@ def trace(net: Any, example: Mapping[str, Any], opset: int) -> ir.Model:
     timing, voice = Timing(net).eval(), Voice(net).eval()
     voice.flow = plain_weights(net.flow)
     with traceable(), torch.no_grad():
-        told = timing(**first)
-        frames = torch.arange(int(told["durations"].sum(1).max()), dtype=torch.float32)
-        second = {**told, "noise": example["noise"], "frames": frames}
+        settings = timing(**first)
+        frames = torch.arange(int(settings["durations"].sum(1).max()), dtype=torch.float32)
+        second = {**settings, "noise": example["noise"], "frames": frames}
         halves = (_exported(timing, first, BETWEEN, opset), _exported(voice, second, OUTPUTS[:2], opset))
     return joined(*halves)
 
@@ -235,9 +235,9 @@ def spline(
     return torch.where(inputs.abs() <= tail_bound, root * width + left, inputs), None
 
 
-def _corners(raw: Any, bound: float, least: float) -> Any:
+def _corners(sample: Any, bound: float, least: float) -> Any:
     """Where bins begin and end, from -bound to bound, none narrower than a share of `least`."""
-    shares = least + (1 - least * raw.shape[-1]) * torch.softmax(raw, dim=-1)
+    shares = least + (1 - least * sample.shape[-1]) * torch.softmax(sample, dim=-1)
     ends = 2 * bound * torch.cumsum(shares, dim=-1)[..., :-1] - bound
-    edge = torch.full_like(raw[..., :1], bound)
+    edge = torch.full_like(sample[..., :1], bound)
     return torch.cat([-edge, ends, edge], dim=-1)

@@ -1,7 +1,7 @@
-"""Networks of pictures and texts (CLIP, SigLIP) as classifiers of pictures whose labels are told in words.
+"""Networks of images and texts (CLIP, SigLIP) as classifiers of images whose labels are told in words.
 
-What the labels say is encoded once, by the text tower; a picture is compared with those vectors alone. So the deployed network
-is the picture's tower with one linear layer whose weights the text tower gave (Radford et al., Learning Transferable Visual
+What the labels say is encoded once, by the text tower; a image is compared with those vectors alone. So the deployed network
+is the image's tower with one linear layer whose weights the text tower gave (Radford et al., Learning Transferable Visual
 Models From Natural Language Supervision, 2021, section 3.1.2). Other labels make another bundle.
 """
 
@@ -39,7 +39,7 @@ def classifier(net: Any, folder: Path, labels: Sequence[str], *, frozen: bool = 
 
 
 class _Labelled:
-    """The forward of a network of pictures and texts whose texts are known."""
+    """The forward of a network of images and texts whose texts are known."""
 
     def forward(self: Any, pixel_values: Any, labels: Any = None, **options: Any) -> Any:
         """Logits of every label, as `logits_per_image` of the network with all prompts. `options` are transformers' own, of
@@ -60,8 +60,8 @@ class _Labelled:
         """[labels, features]: the direction of what each label says, times the temperature."""
         buffers = dict(self.named_buffers(recurse=False))
         texts = {name.removeprefix(TEXTS): value for name, value in buffers.items() if name.startswith(TEXTS)}
-        told = _pooled(self.get_text_features(**texts))
-        return told / told.norm(p=2, dim=-1, keepdim=True) * self.logit_scale.exp()
+        settings = _pooled(self.get_text_features(**texts))
+        return settings / settings.norm(p=2, dim=-1, keepdim=True) * self.logit_scale.exp()
 
 
 def _pooled(output: Any) -> Any:

@@ -17,12 +17,12 @@ from fmopt.core.errors import PassError
 from fmopt.core.model import Inputs
 from fmopt.edge.seq2seq import NEW, answers, usual
 from fmopt.models.loading import TorchModel
-from fmopt.models.wrappers.seq2seq import Halves, makes_answers
+from fmopt.models.wrappers.seq2seq import EncoderDecoder, makes_answers
 from fmopt.passes.base import Context
 from fmopt.training.examples import Example
 
 SEEN_TOKENS = 64  # of an answer, at most, when a network is looked at
-TOLD_S = 20.0  # seconds between two lines of progress
+REPORT_SECONDS = 20.0  # seconds between two lines of progress
 TOGETHER = 32  # texts that are answered at once
 _VERSION = 1  # of what is kept
 
@@ -34,11 +34,11 @@ def answering(model: TorchModel, ctx: Context, count: int | None = None) -> Cont
     at most `SEEN_TOKENS`), as the `decoder_input_ids` that make it again; the context as it is for networks that give none."""
     from fmopt.training.environment import weights_digest
 
-    pipeline: dict[str, Any] = dict(model.facts.pipeline)
+    pipeline: dict[str, Any] = dict(model.metadata.pipeline)
     if not makes_answers(pipeline):
         return ctx
     wish = usual(pipeline, beams=1, max_new_tokens=min(pipeline["max_new_tokens"], SEEN_TOKENS))
-    halves = Halves(model.net.eval())
+    halves = EncoderDecoder(model.net.eval())
 
     def made(missing: Sequence[int]) -> Iterator[tuple[int, Ids]]:
         wanted = set(missing)
@@ -63,9 +63,9 @@ def answered_by(teacher: TorchModel, examples: Sequence[Example], ctx: Context) 
 
     lacking = [number for number, example in enumerate(examples) if "labels" not in example]
     asked = [examples[number] for number in lacking]
-    pipeline: dict[str, Any] = dict(teacher.facts.pipeline)
+    pipeline: dict[str, Any] = dict(teacher.metadata.pipeline)
     collate, wish = Collator(pipeline["padding"]), usual(pipeline, beams=1)
-    halves = Halves(teacher.net.eval())
+    halves = EncoderDecoder(teacher.net.eval())
 
     def made(missing: Sequence[int]) -> Iterator[tuple[int, Ids]]:
         order = sorted(missing, key=lambda number: len(asked[number]["input_ids"]))
@@ -75,7 +75,7 @@ def answered_by(teacher: TorchModel, examples: Sequence[Example], ctx: Context) 
                 ended = pipeline["stop_ids"][:1] if len(ids) < wish.max_new_tokens else []
                 yield number, [*pipeline["start"][1:], *ids, *ended]  # as those of an answer in the data
 
-    key, count = _key(teacher.facts.digest, pipeline, asked)
+    key, count = _key(teacher.metadata.digest, pipeline, asked)
     given = _Kept(ctx, key, "the teacher's answers to texts without any").all(count, made)
     found = list(examples)
     for number, ids in zip(lacking, given, strict=True):
@@ -104,7 +104,7 @@ class _Kept:
         """Those numbered 0 to `count` - 1, in order; `made` gives those that are asked of it, in any order."""
         found = self._read(self.path) if self.path is not None else {}
         missing = [number for number in range(count) if number not in found]
-        told = time.monotonic()
+        given = time.monotonic()
         for number, ids in made(missing):
             found[number] = ids
             if self.path is not None:
@@ -114,8 +114,8 @@ class _Kept:
             if self.ctx.deadline is not None and now > self.ctx.deadline:
                 done = f"{len(found)} of {count} of {self.title}"
                 raise PassError(f"the time limit was reached after {done}; the same command goes on from there")
-            if now - told > TOLD_S:
-                told = now
+            if now - given > REPORT_SECONDS:
+                given = now
                 self.ctx.progress(f"taking down {self.title}: {len(found)} of {count}")
         return [found[number] for number in range(count)]
 

@@ -24,7 +24,7 @@ def distance_from_now(model: TorchModel, ctx: Context, count: int) -> Callable[[
     divergence of the next token's distribution, the mean over tokens, at most `TOKENS` of an item, for one that answers of the
     answers that it gives now."""
     items = list(islice(answering(model, ctx, count).calibration(), count))
-    if generates(model.facts.pipeline):
+    if generates(model.metadata.pipeline):
         return _divergence_from_now(model, items)
     wanted = _outputs(model, items)
 
@@ -54,7 +54,7 @@ def _next_tokens(model: TorchModel, item: Inputs) -> Any:
     vocabulary times all tokens would not fit in memory."""
     from fmopt.exporters.parity import torch_outputs
 
-    logits = torch_outputs(model.net, item, model.facts.pipeline["outputs"])["logits"][0]
+    logits = torch_outputs(model.net, item, model.metadata.pipeline["outputs"])["logits"][0]
     places = np.unique(np.linspace(0, len(logits) - 1, min(TOKENS, len(logits))).astype(int))
     return log_softmax(logits[places]).astype(np.float16)
 
@@ -62,7 +62,7 @@ def _next_tokens(model: TorchModel, item: Inputs) -> Any:
 def _outputs(model: TorchModel, items: Sequence[Inputs]) -> list[Any]:
     from fmopt.exporters.parity import torch_outputs
 
-    names = model.facts.pipeline["outputs"]
+    names = model.metadata.pipeline["outputs"]
     return [value for item in items for value in torch_outputs(model.net, item, names).values()]
 
 

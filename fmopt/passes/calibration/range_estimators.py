@@ -101,15 +101,15 @@ def _divergence(magnitudes: np.ndarray, size: int, kept: int) -> float:
     p, q = wanted / max(wanted.sum(), 1.0), got / max(got.sum(), 1.0)
     # A value clipped into a bin that was empty counts as lost, not as infinitely surprising.
     q = np.maximum(q, 1e-9)
-    told = p > 0
-    return float(np.sum(p[told] * np.log(p[told] / q[told])))
+    given = p > 0
+    return float(np.sum(p[given] * np.log(p[given] / q[given])))
 
 
 def _mse(spread: Spread, symmetric: bool, levels: int) -> tuple[float, float]:
     """The range with the least squared error, clipping and rounding together; each side is shrunk in turn."""
     used = spread.histogram.counts > 0
     weights, values = spread.histogram.counts[used], spread.histogram.centres[used]
-    shrink = np.linspace(1.0, 0.1, 46)
+    prune_to_budget = np.linspace(1.0, 0.1, 46)
 
     def error(low: float, high: float) -> float:
         step = max(high - low, 1e-12) / (levels - 1)
@@ -120,12 +120,12 @@ def _mse(spread: Spread, symmetric: bool, levels: int) -> tuple[float, float]:
     low, high = min(spread.low, 0.0), max(spread.high, 0.0)
     if symmetric:
         reach = max(-low, high)
-        best = min(shrink, key=lambda s: error(-s * reach, s * reach))
+        best = min(prune_to_budget, key=lambda s: error(-s * reach, s * reach))
         return -best * reach, best * reach
     at_low = at_high = 1.0
     for _ in range(3):
-        at_high = min(shrink, key=lambda s: error(at_low * low, s * high))
-        at_low = min(shrink, key=lambda s: error(s * low, at_high * high))
+        at_high = min(prune_to_budget, key=lambda s: error(at_low * low, s * high))
+        at_low = min(prune_to_budget, key=lambda s: error(s * low, at_high * high))
     return at_low * low, at_high * high
 
 

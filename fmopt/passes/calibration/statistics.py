@@ -93,7 +93,7 @@ def statistics(model: TorchModel, ctx: Context) -> Statistics:
     """Statistics of `model` on the calibration items, taken once and shared by candidates through `ctx.scratch`; of one that
     answers, while it gives the answers that it gives by itself."""
     ctx = answering(model, ctx)
-    known = (_VERSION, model.facts.digest, model.history, ctx.seed, ctx.memory_cap_bytes)
+    known = (_VERSION, model.metadata.digest, model.history, ctx.seed, ctx.memory_cap_bytes)
     digest = hashlib.sha256(repr(known).encode())
     count = 0
     for item in ctx.calibration():
@@ -140,14 +140,14 @@ def collect(net: nn.Module, stream: Iterable[Inputs], *, memory_cap_bytes: int =
 def save(found: Statistics, path: Path) -> None:
     """Write to a safetensors file, whole or not at all."""
     tensors: dict[str, np.ndarray] = {}
-    facts = []
+    metadata = []
     for index, observer in enumerate(found.observers):
         tensors |= {f"{index}.low": observer.low, f"{index}.high": observer.high, f"{index}.rows": observer.rows,
                     f"{index}.counts": observer.histogram.counts}  # fmt: skip
-        facts.append({"names": observer.names, "mean_low": observer.mean_low, "mean_high": observer.mean_high,
+        metadata.append({"names": observer.names, "mean_low": observer.mean_low, "mean_high": observer.mean_high,
                       "limit": observer.histogram.limit, "items": observer.items})  # fmt: skip
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file(tensors, part, metadata={"facts": json.dumps(facts), "items": str(found.items)})
+    save_file(tensors, part, metadata={"facts": json.dumps(metadata), "items": str(found.items)})
     os.replace(part, path)
 
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.edge.seq2seq import NEW
 from fmopt.models.families.base import Family
 from fmopt.models.loading import TorchModel
 from fmopt.models.surgery.pruned_modules import is_merged
 from fmopt.models.wrappers.seq2seq import generates, makes_answers
 from fmopt.passes.distillation import losses
-from fmopt.passes.distillation.teacher_cache import Told
+from fmopt.passes.distillation.settings import DistillationSettings
+from fmopt.passes.distillation.teacher_cache import TeacherTargets
 from fmopt.training.examples import IGNORED
-
-if TYPE_CHECKING:
-    from fmopt.passes.distill import Distill
 
 LABELS = ("labels", "start_positions", "end_positions")
 LABELLED = {"task": 0.2, "logits": 1.0, "hidden": 1.0, "relations": 0.0}
@@ -72,16 +70,21 @@ class View(nn.Module):
         }
 
 
-class Lesson:
+class DistillationObjective:
     """Student, teacher, and how much each loss between them counts."""
 
     def __init__(
-        self, student: View, teacher: View, facts: CheckpointFacts, weights: Mapping[str, float], temperature: float
+        self,
+        student: View,
+        teacher: View,
+        metadata: CheckpointMetadata,
+        weights: Mapping[str, float],
+        temperature: float,
     ) -> None:
         self.student, self.teacher, self.weights = student, teacher, weights
-        self.pipeline, self.temperature, self.heads = facts.pipeline, temperature, 1
-        several = bool(facts.pipeline.get("multi_label"))
-        self.kind = "several" if several else "number" if facts.task == "text-regression" else "classes"
+        self.pipeline, self.temperature, self.heads = metadata.pipeline, temperature, 1
+        several = bool(metadata.pipeline.get("multi_label"))
+        self.kind = "several" if several else "number" if metadata.task == "text-regression" else "classes"
 
     @property
     def layers(self) -> list[list[int]]:
@@ -93,7 +96,7 @@ class Lesson:
         """What the losses need of the teacher; nothing where labels alone teach."""
         return tuple(sorted({TELLS[name] for name, weight in self.weights.items() if weight and name in TELLS}))
 
-    def told(self, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> Told:
+    def targets(self, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> TeacherTargets:
         """What the teacher says of a batch, by kind."""
         if not self.kinds:
             return {}
@@ -103,14 +106,16 @@ class Lesson:
         return {kind: seen[kind] for kind in self.kinds}
 
     def loss(
-        self, got: Any, wanted: Told, mask: torch.Tensor | None, labels: Mapping[str, torch.Tensor]
+        self, got: Any, wanted: TeacherTargets, mask: torch.Tensor | None, labels: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """The weighted sum for one batch; `mask` is bool [B, n], or of the samples that states are made of."""
         mask = _of_states(self.student.net, mask, got["hidden"][0])
         terms = {name: weight for name, weight in self.weights.items() if weight}
         return torch.stack([w * self._term(name, got, wanted, mask, labels) for name, w in terms.items()]).sum()
 
-    def _term(self, name: str, got: Any, wanted: Told, mask: torch.Tensor | None, labels: Any) -> torch.Tensor:
+    def _term(
+        self, name: str, got: Any, wanted: TeacherTargets, mask: torch.Tensor | None, labels: Any
+    ) -> torch.Tensor:
         if name == "hidden":
             masks = self._masks(len(got["hidden"]), mask, labels)
             return losses.hidden_loss(got["hidden"], wanted["hidden"], masks)
@@ -175,10 +180,12 @@ class Lesson:
         return [logits.masked_fill(~mask, losses.FAR_BELOW) for logits in outputs]
 
 
-def make_lesson(model: TorchModel, teacher: TorchModel, options: Distill, batch: dict[str, torch.Tensor]) -> Lesson:
+def make_objective(
+    model: TorchModel, teacher: TorchModel, options: DistillationSettings, batch: dict[str, torch.Tensor]
+) -> DistillationObjective:
     """Which layers learn from which, through what, and how much each loss counts; `batch` is one of real items."""
-    inputs, labels = inputs_and_labels(batch, model.facts.pipeline)
-    outputs = list(model.facts.pipeline["outputs"])
+    inputs, labels = inputs_and_labels(batch, model.metadata.pipeline)
+    outputs = list(model.metadata.pipeline["outputs"])
     (states, ends), (taught_states, taught_ends) = (_all_layers(part.net, inputs) for part in (model, teacher))
     widths = [states[0].shape[-1], taught_states[0].shape[-1]]
     projection = nn.Identity() if widths[0] == widths[1] else nn.Linear(widths[0], widths[1])
@@ -186,17 +193,17 @@ def make_lesson(model: TorchModel, teacher: TorchModel, options: Distill, batch:
     states = [states[n] for n in compared]
     student = View(model.net, outputs, compared, projection, ends)
     mask = _of_states(model.net, mask_of(inputs), states[0])
-    answer = labels["labels"] != IGNORED if makes_answers(model.facts.pipeline) else mask
+    answer = labels["labels"] != IGNORED if makes_answers(model.metadata.pipeline) else mask
     matched = losses.matched_layers(states[:ends], taught_states[:taught_ends], mask) if ends else []
     matched += [taught_ends + n for n in losses.matched_layers(states[ends:], taught_states[taught_ends:], answer)]
     taught = View(teacher.net.requires_grad_(False), outputs, matched, nn.Identity(), taught_ends)
     names = [_last_projections(part.net, part.family) for part in (model, teacher)]
-    weights = _weights(options, model.facts, widths[0] == widths[1], related=all(names))
-    lesson = Lesson(student, taught, model.facts, weights, options.softened(model.facts))
+    weights = _weights(options, model.metadata, widths[0] == widths[1], related=all(names))
+    objective = DistillationObjective(student, taught, model.metadata, weights, options.softened(model.metadata))
     if weights["relations"]:
         student.related, taught.related = names
-        lesson.heads = _relation_heads(student, taught, inputs)
-    return lesson
+        objective.heads = _relation_heads(student, taught, inputs)
+    return objective
 
 
 def _compared(model: TorchModel, count: int) -> list[int]:
@@ -223,22 +230,24 @@ def _last_projections(net: nn.Module, family: Family | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys((blocks[-1].query, blocks[-1].key, blocks[-1].value))) if blocks else ()
 
 
-def _weights(options: Distill, facts: CheckpointFacts, same_width: bool, related: bool) -> dict[str, float]:
+def _weights(
+    options: DistillationSettings, metadata: CheckpointMetadata, same_width: bool, related: bool
+) -> dict[str, float]:
     """How much each loss counts: the task's defaults, then what the options say. PassError for what cannot be compared.
 
     Where widths differ, relations say more than states seen through a random projection, if there are layers to relate.
     """
-    defaults = GENERATION if generates(facts.pipeline) else LABELLED
-    found = dict(EMBEDDING if facts.task == "sentence-embedding" else defaults)
+    defaults = GENERATION if generates(metadata.pipeline) else LABELLED
+    found = dict(EMBEDDING if metadata.task == "sentence-embedding" else defaults)
     if related and not same_width:
         found |= {"hidden": 0.0, "relations": 1.0}
     unknown = [name for name in options.weights if name not in found]
     if unknown:
-        raise PassError(f"distill: {facts.task} has no loss {unknown[0]!r}; it has {', '.join(found)}")
+        raise PassError(f"distill: {metadata.task} has no loss {unknown[0]!r}; it has {', '.join(found)}")
     found |= options.weights
     if found["relations"] and not related:
         raise PassError(
-            f"distill: relations need known attention blocks in one stack, which {facts.model_type} has not; give hidden"
+            f"distill: relations need known attention blocks in one stack, which {metadata.model_type} has not; give hidden"
         )
     if not any(found.values()):
         raise PassError("distill: all weights are 0, so there is nothing to learn; leave one above 0")
@@ -272,9 +281,9 @@ def inputs_and_labels(
     labels = {name: value for name, value in batch.items() if name in LABELS}
     inputs = {name: value for name, value in batch.items() if name not in LABELS}
     if makes_answers(pipeline):
-        told = labels["labels"]
-        behind = told.masked_fill(told == IGNORED, pipeline["start"][0])[:, :-1]
-        inputs[NEW] = torch.cat([torch.full_like(told[:, :1], pipeline["start"][0]), behind], dim=1)
+        targets = labels["labels"]
+        behind = targets.masked_fill(targets == IGNORED, pipeline["start"][0])[:, :-1]
+        inputs[NEW] = torch.cat([torch.full_like(targets[:, :1], pipeline["start"][0]), behind], dim=1)
     return inputs, labels
 
 

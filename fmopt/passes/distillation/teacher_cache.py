@@ -30,7 +30,9 @@ from fmopt.training import distributed
 from fmopt.training.collation import Collator
 from fmopt.training.examples import Example
 
-Told = dict[str, list[torch.Tensor]]  # by kind, parts of one shape: [B, …], or [B, n, …] of kinds that are per token
+TeacherTargets = dict[
+    str, list[torch.Tensor]
+]  # by kind, parts of one shape: [B, …], or [B, n, …] of kinds that are per token
 
 HALF = frozenset({"hidden", "relations"})  # what is large; float16 is 8 times finer than the bfloat16 that trains
 SHARD_TOKENS = 8192  # about 40 MB of MiniLM's states; what a kill loses at most
@@ -40,7 +42,7 @@ DISK_BYTES_PER_S = 200e6
 LOOKUP_S = 50e-6  # to find and pad the rows of one example
 SHARE_OF_FREE = 0.25  # of the disk's free space that may be taken
 SHARE_OF_LIMIT = 0.2  # of a time limit that asking beforehand may take: how many epochs it leaves is not known
-TOLD_S = 20.0  # seconds between two lines of progress
+REPORT_SECONDS = 20.0  # seconds between two lines of progress
 COST = "cost.json"
 _VERSION = 1  # of what is kept
 
@@ -97,7 +99,7 @@ class TeacherOutputs:
     """
 
     def __init__(
-        self, folder: Path, examples: Sequence[Example], collate: Collator, ask: Callable[[dict[str, Any]], Told],
+        self, folder: Path, examples: Sequence[Example], collate: Collator, ask: Callable[[dict[str, Any]], TeacherTargets],
         per_token: frozenset[str],
     ) -> None:  # fmt: skip
         self.folder, self.examples, self.collate, self.ask, self.per_token = folder, examples, collate, ask, per_token
@@ -138,7 +140,7 @@ class TeacherOutputs:
             found[kind] = rows
         return found
 
-    def told(self, found: Mapping[str, torch.Tensor]) -> Told:
+    def targets(self, found: Mapping[str, torch.Tensor]) -> TeacherTargets:
         """What `look_up` found, as the teacher itself would say it, in float32."""
         return {k: list(rows.float().unbind(2 if k in self.per_token else 1)) for k, rows in found.items()}
 
@@ -205,7 +207,7 @@ class TeacherOutputs:
     def _fill(self, progress: Callable[[str], None], over: Callable[[], bool]) -> str | None:
         """Ask about what is not there yet, a shard in each process at a time; why that was given up, None when all is."""
         todo, world = distributed.shared(self._missing()), distributed.world()
-        begun = told = time.monotonic()
+        begun = targets = time.monotonic()
         for done in range(0, len(todo), world):
             if done and distributed.agreed(over()):
                 there = percent(1 - (len(todo) - done) / len(self.shards))
@@ -224,8 +226,8 @@ class TeacherOutputs:
                     self._forget()
                 return trouble or "another process could not keep them"
             now = time.monotonic()
-            if now - told >= TOLD_S and done + world < len(todo):
-                told = now
+            if now - targets >= REPORT_SECONDS and done + world < len(todo):
+                targets = now
                 left = (now - begun) / (done + world) * (len(todo) - done - world)
                 progress(f"asking the teacher: {percent(done / len(todo))} of the texts, {left / 60:.1f} min left")
         return None

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -28,24 +28,29 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import TOKENIZER, CheckpointFacts
-from fmopt.edge.parts import Raw
+from fmopt.core.model import TOKENIZER, CheckpointMetadata
+from fmopt.edge.parts import Sample
 from fmopt.edge.text import open_preprocessor
 from fmopt.models.loading import TorchModel, quiet
-from fmopt.models.structure import load_facts, save_checkpoint
+from fmopt.models.structure import load_layer_metadata, save_checkpoint
 from fmopt.models.wrappers.seq2seq import makes_answers
 from fmopt.passes.base import Context
 from fmopt.passes.calibration.generated_answers import answered_by
-from fmopt.passes.distillation.objective import LABELS, Lesson, inputs_and_labels, make_lesson, mask_of, of_a_vocabulary
-from fmopt.passes.distillation.teacher_cache import TeacherOutputs, Terms, Told, outputs_key, room_on_disk
+from fmopt.passes.distillation.objective import (
+    LABELS,
+    DistillationObjective,
+    inputs_and_labels,
+    make_objective,
+    mask_of,
+    of_a_vocabulary,
+)
+from fmopt.passes.distillation.settings import DistillationSettings
+from fmopt.passes.distillation.teacher_cache import TeacherOutputs, TeacherTargets, Terms, outputs_key, room_on_disk
 from fmopt.passes.quantization.fake_quantize import load_rounding, save_rounding
 from fmopt.training import distributed
 from fmopt.training.collation import Collator
 from fmopt.training.environment import WARMUP, WEIGHT_DECAY, has_bf16, last_checkpoint, tuned, weights_digest
 from fmopt.training.examples import Example, FileExamples, unlabelled_examples
-
-if TYPE_CHECKING:
-    from fmopt.passes.distill import Distill
 
 LAYERDROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # of modules and configurations
 PER_TOKEN = frozenset({"hidden", "relations"})  # and outputs, of some tasks
@@ -53,12 +58,12 @@ TOKEN_TASKS = ("token-classification", "question-answering")
 ITEM, KEPT = "item", "kept"  # in a batch: which examples it has, and what is kept of the teacher about them
 POOL = 50  # batches' worth of examples sorted by length at a time, as the Trainer's own grouping
 MATCHED_ITEMS = 16  # examples that student and teacher layers are matched on
-TOLD_S = 20.0  # seconds between two lines of progress
+REPORT_SECONDS = 20.0  # seconds between two lines of progress
 FINISHED, RECORD, ROUNDING = "student.safetensors", "distill.json", "rounding.safetensors"
 _VERSION = 1  # of what is trained how
 
 
-def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
+def distill(model: TorchModel, options: DistillationSettings, ctx: Context) -> TorchModel:
     """`model` trained in place; see `passes/distill.py` for the options. PassError for data or a teacher that do not fit.
 
     The losses per step are written to distill.json in the scratch folder, beside the trained weights.
@@ -66,11 +71,11 @@ def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
     if ctx.teacher is None:
         raise PassError("distill: there is no teacher here; run it from a recipe of `fmopt optimize`")
     teacher = ctx.teacher(options.teacher)
-    _require_fit(teacher.facts, model.facts)
-    examples = texts_to_learn(options, model.facts, ctx)
+    _require_fit(teacher.metadata, model.metadata)
+    examples = texts_to_learn(options, model.metadata, ctx)
     if len(examples) < 2:
         raise PassError("distill: there are no texts to train on; give data with a train split, or `unlabelled`")
-    answers = makes_answers(model.facts.pipeline)
+    answers = makes_answers(model.metadata.pipeline)
     if answers and isinstance(examples, FileExamples) and all(item.label is None for item in examples.items):
         raise PassError(
             "distill: no sound of the train split has a transcript to learn the words by; give some that have"
@@ -78,12 +83,12 @@ def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
     if answers and not isinstance(examples, FileExamples):
         examples = answered_by(teacher, examples, ctx)
     bf16 = has_bf16() if options.bf16 is None else options.bf16
-    with _work_folder(_key(model, teacher.facts, examples, options, bf16, ctx.seed), ctx.scratch) as work:
+    with _work_folder(_key(model, teacher.metadata, examples, options, bf16, ctx.seed), ctx.scratch) as work:
         if not (work / FINISHED).is_file():
             shared = (examples, options, bf16, work, ctx.seed)
             distributed.together(
                 lambda: _train(model, teacher, *shared, ctx.progress, ctx.deadline), _train_along, _handed_over(model, work),
-                model.facts, teacher.facts, *shared,
+                model.metadata, teacher.metadata, *shared,
             )  # fmt: skip
         load_model(model.net, work / FINISHED)
     model.net.eval()
@@ -93,15 +98,16 @@ def distill(model: TorchModel, options: Distill, ctx: Context) -> TorchModel:
 # ------------------------------------------------------------------------------------------------ what it starts from
 
 
-def _require_fit(teacher: CheckpointFacts, student: CheckpointFacts) -> None:
-    """PassError unless both make the same kind of outputs of the same token ids, or of the same pictures."""
+def _require_fit(teacher: CheckpointMetadata, student: CheckpointMetadata) -> None:
+    """PassError unless both make the same kind of outputs of the same token ids, or of the same images."""
     if teacher.digest == student.digest:
         return
     same = ("task", "labels", "multi_label", "pooling", "image", "audio", "start", "first", "stop_ids")
     wrong = [name for name in same if teacher.pipeline.get(name) != student.pipeline.get(name)]
-    if all(facts.modality == "text" or makes_answers(facts.pipeline) for facts in (student, teacher)):
+    if all(metadata.modality == "text" or makes_answers(metadata.pipeline) for metadata in (student, teacher)):
         ours, theirs = (
-            tokenizers.Tokenizer.from_file(str(facts.folder / TOKENIZER)).get_vocab() for facts in (student, teacher)
+            tokenizers.Tokenizer.from_file(str(metadata.folder / TOKENIZER)).get_vocab()
+            for metadata in (student, teacher)
         )
         wrong += ["vocabulary"] if ours != theirs else []
     if wrong:
@@ -111,28 +117,28 @@ def _require_fit(teacher: CheckpointFacts, student: CheckpointFacts) -> None:
         )
 
 
-def texts_to_learn(options: Distill, facts: CheckpointFacts, ctx: Context) -> Sequence[Example]:
+def texts_to_learn(options: DistillationSettings, metadata: CheckpointMetadata, ctx: Context) -> Sequence[Example]:
     """The train split, and after it the texts without labels; PassError for a file of them that is of no use."""
     if options.unlabelled is None:
         return ctx.examples()
-    return [*ctx.examples(), *_unlabelled(options.unlabelled, facts)]
+    return [*ctx.examples(), *_unlabelled(options.unlabelled, metadata)]
 
 
-def _unlabelled(path: str, facts: CheckpointFacts) -> list[Example]:
+def _unlabelled(path: str, metadata: CheckpointMetadata) -> list[Example]:
     """Examples of a text file, one text a line; a tab in a line parts the two texts of a pair."""
-    if facts.modality != "text":
+    if metadata.modality != "text":
         raise PassError(
-            f"distill: unlabelled texts are of no use to a model that reads {facts.modality}s; leave them out"
+            f"distill: unlabelled texts are of no use to a model that reads {metadata.modality}s; leave them out"
         )
     try:
         lines = [line.strip() for line in Path(path).read_text("utf8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise PassError(f"distill: the unlabelled texts {path} cannot be read ({error}); give UTF-8 text") from error
-    preprocessor = open_preprocessor(facts.folder, dict(facts.pipeline))
-    return unlabelled_examples(preprocessor, facts, [_raw(line, facts.task, path) for line in lines])
+    preprocessor = open_preprocessor(metadata.folder, dict(metadata.pipeline))
+    return unlabelled_examples(preprocessor, metadata, [_raw(line, metadata.task, path) for line in lines])
 
 
-def _raw(line: str, task: str, path: str) -> Raw:
+def _raw(line: str, task: str, path: str) -> Sample:
     if task == "token-classification":
         return line.split()
     first, tab, second = line.partition("\t")
@@ -144,15 +150,20 @@ def _raw(line: str, task: str, path: str) -> Raw:
 
 
 def _key(
-    model: TorchModel, teacher: CheckpointFacts, examples: Sequence[Example], options: Distill, bf16: bool, seed: int
+    model: TorchModel,
+    teacher: CheckpointMetadata,
+    examples: Sequence[Example],
+    options: DistillationSettings,
+    bf16: bool,
+    seed: int,
 ) -> str:
     """sha256 over all that the trained weights depend on."""
-    dropout = options.left_out(model.facts)
+    dropout = options.left_out(model.metadata)
     chosen = {**asdict(options), "save_minutes": None, "unlabelled": None, "bf16": bf16, "dropout": dropout}
     del chosen["cache_gb"]  # where the teacher's words are read from does not change them
     if dropout is None:
         del chosen["dropout"]  # so that what was trained before there was a choice is still found
-    total = hashlib.sha256(repr((_VERSION, chosen, teacher.digest, model.facts.digest, seed)).encode())
+    total = hashlib.sha256(repr((_VERSION, chosen, teacher.digest, model.metadata.digest, seed)).encode())
     total.update(weights_digest(model.net).encode())
     for example in examples:
         for name in sorted(example):
@@ -176,7 +187,7 @@ def _work_folder(key: str, scratch: Path | None) -> Iterator[Path]:
 
 
 def _train(
-    model: TorchModel, teacher: TorchModel, examples: Sequence[Example], options: Distill, bf16: bool, work: Path,
+    model: TorchModel, teacher: TorchModel, examples: Sequence[Example], options: DistillationSettings, bf16: bool, work: Path,
     seed: int, progress: Callable[[str], None], deadline: float | None = None,
 ) -> None:  # fmt: skip
     """Train and write the student's weights to `work`, whole or not at all; the first of several processes writes.
@@ -185,8 +196,8 @@ def _train(
     """
     transformers.set_seed(seed)  # before the projection gets its random weights
     cuda = torch.cuda.is_available()
-    collate = Collator(dict(model.facts.pipeline.get("padding", {})))
-    lesson = make_lesson(model, teacher, options, collate(examples[:MATCHED_ITEMS]))
+    collate = Collator(dict(model.metadata.pipeline.get("padding", {})))
+    objective = make_objective(model, teacher, options, collate(examples[:MATCHED_ITEMS]))
     schedule = _Schedule(examples, options.batch_size, options.epochs, seed)
     watch = _Watch(options, progress, deadline)
     arguments = transformers.TrainingArguments(
@@ -197,18 +208,18 @@ def _train(
         save_total_limit=1, logging_strategy="steps", logging_steps=max(1, schedule.steps(options.accumulation) // 50),
         disable_tqdm=True, report_to="none", average_tokens_across_devices=False,
     )  # fmt: skip
-    trainer = _Trainer(model=lesson.student, args=arguments, train_dataset=schedule, callbacks=[watch])
+    trainer = _Trainer(model=objective.student, args=arguments, train_dataset=schedule, callbacks=[watch])
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.lesson = lesson
-    lesson.teacher.to(arguments.device)
+    trainer.objective = objective
+    objective.teacher.to(arguments.device)
     last = last_checkpoint(work)
     with (
         quiet(transformers.utils.logging),
         tuned(),
         _every_layer(model.net, teacher.net),
-        _dropout_of(model.net, options.left_out(model.facts)),
+        _dropout_of(model.net, options.left_out(model.metadata)),
     ):
-        trainer.kept = _kept_outputs(trainer, teacher.facts, examples, options, collate, work, progress, deadline)
+        trainer.kept = _kept_outputs(trainer, teacher.metadata, examples, options, collate, work, progress, deadline)
         trainer.data_collator = _Taught(collate, trainer.kept)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watch.too_late:
@@ -223,7 +234,7 @@ def _train(
     record = {
         "losses": [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry],
         "steps": trainer.state.global_step, "stopped": "time limit" if watch.out_of_time else "",
-        "weights": dict(lesson.weights), "layers": lesson.layers,
+        "weights": dict(objective.weights), "layers": objective.layers,
     }  # fmt: skip
     (work / RECORD).write_text(json.dumps(record, indent=1))
     save_model(net, str(work / "part"))
@@ -233,30 +244,32 @@ def _train(
 
 
 def _kept_outputs(
-    trainer: _Trainer, teacher: CheckpointFacts, examples: Sequence[Example], options: Distill, collate: Collator,
+    trainer: _Trainer, teacher: CheckpointMetadata, examples: Sequence[Example], options: DistillationSettings, collate: Collator,
     work: Path, progress: Callable[[str], None], deadline: float | None,
 ) -> TeacherOutputs | None:  # fmt: skip
     """What the teacher says of every example, on disk beside `work`; None where it is asked in every epoch."""
-    lesson, device = trainer.lesson, trainer.args.device
-    if not lesson.kinds or of_a_vocabulary(teacher.pipeline):  # all words for every token are never cheaper to read
+    objective, device = trainer.objective, trainer.args.device
+    if not objective.kinds or of_a_vocabulary(teacher.pipeline):  # all words for every token are never cheaper to read
         return None
     if isinstance(examples, FileExamples):
         return None
     inputs = [name for name in examples[0] if name not in LABELS]
-    about = {"kinds": lesson.kinds, "layers": lesson.teacher.layers, "related": lesson.teacher.related,
+    about = {"kinds": objective.kinds, "layers": objective.teacher.layers, "related": objective.teacher.related,
              "pooling": teacher.pipeline.get("pooling"), "bf16": trainer.args.bf16, "device": device.type}  # fmt: skip
     folder = work.parent / f"teacher-{outputs_key(teacher.digest, examples, inputs, about)[:16]}"
 
-    def ask(batch: dict[str, torch.Tensor]) -> Told:
+    def ask(batch: dict[str, torch.Tensor]) -> TeacherTargets:
         with torch.no_grad(), trainer.accelerator.autocast():
-            return lesson.told({name: batch[name].to(device) for name in inputs}, batch["attention_mask"].to(device))
+            return objective.targets(
+                {name: batch[name].to(device) for name in inputs}, batch["attention_mask"].to(device)
+            )
 
     of_tokens = {"outputs"} if teacher.task in TOKEN_TASKS else set()
     outputs = TeacherOutputs(folder, examples, collate, ask, PER_TOKEN | of_tokens)
     terms = Terms(options.epochs, room_on_disk(folder, options.cache_gb * 1e9), options.time_limit_s)
     if not outputs.kept(terms, progress, lambda: deadline is not None and time.monotonic() > deadline):
         return None
-    lesson.teacher.to("cpu")  # its memory on the device is the student's now
+    objective.teacher.to("cpu")  # its memory on the device is the student's now
     return outputs
 
 
@@ -270,13 +283,14 @@ def _handed_over(model: TorchModel, work: Path) -> Path | None:
 
 
 def _train_along(
-    student: Path, facts: CheckpointFacts, teacher: CheckpointFacts, examples: Sequence[Example], options: Distill,
+    student: Path, metadata: CheckpointMetadata, teacher: CheckpointMetadata, examples: Sequence[Example],
+    options: DistillationSettings,
     bf16: bool, work: Path, seed: int,
 ) -> None:  # fmt: skip
     """`_train` in a process that follows; the folders must be in its reach."""
-    learner = load_facts(replace(facts, source=replace(facts.source, folder=student)))
+    learner = load_layer_metadata(replace(metadata, source=replace(metadata.source, folder=student)))
     load_rounding(learner.net, student / ROUNDING)
-    _train(learner, load_facts(teacher), examples, options, bf16, work, seed, lambda text: None)
+    _train(learner, load_layer_metadata(teacher), examples, options, bf16, work, seed, lambda text: None)
 
 
 @contextmanager
@@ -372,20 +386,20 @@ class _Taught:
 class _Trainer(transformers.Trainer):
     """A Trainer whose loss is the distance of student to teacher."""
 
-    lesson: Lesson
+    objective: DistillationObjective
     kept: TeacherOutputs | None
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """The weighted sum; the signature is the Trainer's."""
         kept = inputs.pop(KEPT, None)
-        inputs, labels = inputs_and_labels(inputs, self.lesson.pipeline)
+        inputs, labels = inputs_and_labels(inputs, self.objective.pipeline)
         mask = mask_of(inputs)
         if self.kept is not None:
-            wanted = self.kept.told(kept)
+            wanted = self.kept.targets(kept)
         else:
             with torch.no_grad(), self.accelerator.autocast():
-                wanted = self.lesson.told(inputs, mask)
-        return self.lesson.loss(model(inputs), wanted, mask, labels)
+                wanted = self.objective.targets(inputs, mask)
+        return self.objective.loss(model(inputs), wanted, mask, labels)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The Trainer's, of copies where two names share memory (a head that is the table of words): safetensors refuses that."""
@@ -398,10 +412,10 @@ class _Trainer(transformers.Trainer):
 class _Watch(transformers.TrainerCallback):
     """Saves every few minutes, tells how far training is, and ends it when its time is over."""
 
-    def __init__(self, options: Distill, progress: Callable[[str], None], deadline: float | None) -> None:
+    def __init__(self, options: DistillationSettings, progress: Callable[[str], None], deadline: float | None) -> None:
         self.options, self.progress = options, progress
         self.deadline = math.inf if deadline is None else deadline
-        self.begun = self.saved = self.told = time.monotonic()
+        self.begun = self.saved = self.targets = time.monotonic()
         self.trained_from = self.begun  # later than `begun`, where the teacher was asked about all texts first
         self.first, self.out_of_time, self.too_late = 0, False, False
 
@@ -414,8 +428,8 @@ class _Watch(transformers.TrainerCallback):
         now = time.monotonic()
         if distributed.agreed(now - self.saved >= 60 * self.options.save_minutes):
             self.saved, control.should_save = now, True
-        if now - self.told >= TOLD_S:
-            self.told = now
+        if now - self.targets >= REPORT_SECONDS:
+            self.targets = now
             left = (now - self.trained_from) / (state.global_step - self.first) * (state.max_steps - state.global_step)
             self.progress(f"distilling: step {state.global_step} of {state.max_steps}, {left / 60:.1f} min left")
         limit = self.options.time_limit_s

@@ -1,4 +1,4 @@
-"""How much a network's answers hang on each head and neuron: the diagonal of the Fisher information of masks over them
+"""How much a network's answers depend on each head and neuron: the diagonal of the Fisher information of masks over them
 (Kwon et al., 2022).
 
 A mask of ones multiplies what reaches an output projection, one per unit. Answers are drawn from what the network itself
@@ -31,13 +31,15 @@ def mask_fisher(
     """The entries [units] of every sublayer in `parts`, float64, the mean over the items of `stream`."""
     draw = torch.Generator().manual_seed(seed)
     totals = [torch.zeros(part.units, dtype=torch.float64) for part in parts]
-    names, count = list(model.facts.pipeline["outputs"]), 0
+    names, count = list(model.metadata.pipeline["outputs"]), 0
     with _masked(model.net, parts) as masks:
         for item in stream:
             inputs = {name: torch.from_numpy(np.asarray(value)) for name, value in item.items()}
             found = model.net(**inputs)
             outputs = [getattr(found, name).float() for name in names]
-            surprise = _surprise(outputs, _answered(inputs, model.facts.pipeline), dict(model.facts.pipeline), draw)
+            surprise = _surprise(
+                outputs, _answered(inputs, model.metadata.pipeline), dict(model.metadata.pipeline), draw
+            )
             for total, gradient in zip(totals, torch.autograd.grad(surprise, masks), strict=True):
                 total += gradient.double().square()
             count += 1

@@ -23,8 +23,8 @@ from fmopt.core.errors import PassError
 from fmopt.core.results import Frozen
 from fmopt.models.families.base import Family, Kind, Stack
 from fmopt.models.loading import TorchModel
-from fmopt.models.surgery.pruned_modules import cut_layer, least_heads
-from fmopt.passes.base import Clock
+from fmopt.models.surgery.pruned_modules import least_heads, prune_layer
+from fmopt.passes.base import NetworkTimer
 from fmopt.passes.pruning.norm_merging import merge_norms
 from fmopt.passes.pruning.obs_scores import Sublayer, sublayers
 
@@ -77,14 +77,16 @@ class LatencyTable(Frozen):
         return (self.base_ms + sum(one.ms[-1] * len(one.least) for one in self.curves)) / self.whole_ms - 1
 
 
-def latency_table(model: TorchModel, family: Family, clock: Clock, multiple: int, scratch: Path | None) -> LatencyTable:
+def latency_table(
+    model: TorchModel, family: Family, timer: NetworkTimer, multiple: int, scratch: Path | None
+) -> LatencyTable:
     """The table of networks shaped like `model` was before any cut, measured once and kept in `scratch`."""
     config = model.net.config.to_json_string()  # type: ignore[union-attr,operator]
-    known = repr((_VERSION, type(model.net).__name__, config, multiple, clock.key))
+    known = repr((_VERSION, type(model.net).__name__, config, multiple, timer.key))
     path = scratch / f"latency-table-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json" if scratch else None
     if path is not None and path.is_file():
         return LatencyTable.model_validate_json(path.read_text())
-    table = measure(model, family, clock, multiple)
+    table = measure(model, family, timer, multiple)
     if path is not None:
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         part.write_text(table.model_dump_json())
@@ -92,18 +94,18 @@ def latency_table(model: TorchModel, family: Family, clock: Clock, multiple: int
     return table
 
 
-def measure(model: TorchModel, family: Family, clock: Clock, multiple: int) -> LatencyTable:
+def measure(model: TorchModel, family: Family, timer: NetworkTimer, multiple: int) -> LatencyTable:
     """Time networks of random weights in the shapes of `model`; FFN widths are multiples of `multiple`."""
     groups = _groups(uncut(model), family, multiple)
     if not groups:
-        raise PassError(f"{model.facts.model_type} has no layers to time")
+        raise PassError(f"{model.metadata.model_type} has no layers to time")
     shapes: dict[str, dict[tuple[str, str], int]] = {
         "base": {},
         "whole": {key: one.levels[-1] for key, one in groups.items()},
     }
     for key, one in groups.items():
         shapes |= {_name(key, width): {key: width} for width in one.levels}
-    ms = clock({name: partial(_uniform, model, family, shape) for name, shape in shapes.items()})
+    ms = timer({name: partial(_uniform, model, family, shape) for name, shape in shapes.items()})
     base_ms, curves = ms["base"], []
     for key, one in groups.items():
         more = [max(ms[_name(key, width)] - ms["base"], 0.0) for width in one.levels]
@@ -185,6 +187,6 @@ def _uniform(model: TorchModel, family: Family, widths: Mapping[tuple[str, str],
             range(max(widths.get((layer.stack, kind), 0), stays))
             for kind, stays in zip(("attention", "cross"), least, strict=False)
         ]
-        cut_layer(net, layer, heads[0], range(widths.get((layer.stack, "ffn"), 0)), *heads[1:])
+        prune_layer(net, layer, heads[0], range(widths.get((layer.stack, "ffn"), 0)), *heads[1:])
     merge_norms(net, family, None)
-    return TorchModel(net, model.facts, family)
+    return TorchModel(net, model.metadata, family)

@@ -76,8 +76,8 @@ def save_rounding(net: nn.Module, path: Path) -> None:
     fakes = {name: part for name, part in net.named_modules() if isinstance(part, FakeQuantizedLinear)}
     if fakes:
         tensors = {f"{name}.{key}": tensor for name, fake in fakes.items() for key, tensor in fake.state_dict().items()}
-        facts = {name: json.dumps([fake.top, *astuple(fake.grid)]) for name, fake in fakes.items()}
-        save_file(tensors, path, metadata=facts)
+        metadata = {name: json.dumps([fake.top, *astuple(fake.grid)]) for name, fake in fakes.items()}
+        save_file(tensors, path, metadata=metadata)
 
 
 def load_rounding(net: nn.Module, path: Path) -> None:
@@ -86,8 +86,8 @@ def load_rounding(net: nn.Module, path: Path) -> None:
         return
     with safe_open(path, framework="pt") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        facts = {name: json.loads(text) for name, text in stored.metadata().items()}
-    for name, (top, *grid) in facts.items():
+        metadata = {name: json.loads(text) for name, text in stored.metadata().items()}
+    for name, (top, *grid) in metadata.items():
         state = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         integers = torch.zeros(state["weight"].shape, dtype=torch.int8)
         quantized = QuantizedLinear(integers, state["scales"], state.get("bias"), Grid(*grid), state.get("smoothing"))

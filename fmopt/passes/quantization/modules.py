@@ -40,9 +40,9 @@ class Grid:
 
     def round_trip(self, x: torch.Tensor) -> torch.Tensor:
         """Quantize and dequantize: one QuantizeLinear and one DequantizeLinear in the exported graph."""
-        facts = (self.scale, self.zero, 0 if self.low == 0 else -128, 255 if self.low == 0 else 127, self.dtype)
-        integers = torch.ops.quantized_decomposed.quantize_per_tensor(x, *facts)
-        return torch.ops.quantized_decomposed.dequantize_per_tensor(integers, *facts)
+        metadata = (self.scale, self.zero, 0 if self.low == 0 else -128, 255 if self.low == 0 else 127, self.dtype)
+        integers = torch.ops.quantized_decomposed.quantize_per_tensor(x, *metadata)
+        return torch.ops.quantized_decomposed.dequantize_per_tensor(integers, *metadata)
 
 
 def weight_integers(
@@ -57,8 +57,8 @@ def weight_integers(
     reach = weight.abs().amax(1).clamp_min(1e-8)
     best = torch.full_like(reach, float("inf"))
     scales = reach / top
-    for shrink in _SHRINK:
-        scale = reach * shrink / top
+    for prune_to_budget in _SHRINK:
+        scale = reach * prune_to_budget / top
         error = (weight - _rounded(weight, scale, top) * scale[:, None]) ** 2
         loss = (error if importance is None else error * importance).sum(1)
         scales, best = torch.where(loss < best, scale, scales), torch.minimum(loss, best)

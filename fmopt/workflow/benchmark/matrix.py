@@ -124,7 +124,7 @@ class Matrix:
         pipeline = one.preprocessor.pipeline
 
         def replay(size: int) -> interleaved.Replay:
-            rows = latency.latency_inputs(one.preprocessor, one.raws, batch=size, length=length, seed=self.seed)
+            rows = latency.latency_inputs(one.preprocessor, one.samples, batch=size, length=length, seed=self.seed)
             return interleaved.Replay([timed_call(pipeline, runner, row) for row in rows])
 
         return {size: replay(size) for size in sizes}

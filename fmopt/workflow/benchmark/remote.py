@@ -47,13 +47,13 @@ def benchmark_on(
     if any((out / name).exists() for name in ("record.json", "fmopt.json")):
         raise ConfigError(f"{out} holds what `fmopt optimize` or `export` made; choose another --output")
     manifest = runnable_alone(bundle)
-    facts = bundles.bundle_facts(bundle)
-    check_matrix([str(bundle)], {str(bundle): facts}, length)
-    asked = places(("single-stream",), batch, lengths([facts.pipeline], length), threads)
+    metadata = bundles.bundle_metadata(bundle)
+    check_matrix([str(bundle)], {str(bundle): metadata}, length)
+    asked = places(("single-stream",), batch, lengths([metadata.pipeline], length), threads)
     board, place = open_board(url, progress)
-    told = board.ask("facts")
-    refuse_isa(board, bundle, manifest, fingerprint(told)["isa"])
-    python = ensure_python(board, place, packages(manifest, bundles.readers(facts)))
+    given = board.ask("facts")
+    refuse_isa(board, bundle, manifest, fingerprint(given)["isa"])
+    python = ensure_python(board, place, packages(manifest, bundles.readers(metadata)))
     there = f"bundles/{manifest['digest'][:16]}"
     names = [*manifest["files"], loading.MANIFEST]
     board.send({f"{there}/{name}": bundle / name for name in names})
@@ -64,7 +64,7 @@ def benchmark_on(
     )  # fmt: skip
     found = Benchmark(
         fmopt=host_probe.versions()["fmopt"], command=command, variants=[variant], places=asked, cells=[],
-        host=fingerprint(told), versions={}, seed=0, date=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=fingerprint(given), versions={}, seed=0, date=datetime.now(UTC).isoformat(timespec="seconds"),
         stopped="it was interrupted",
     )  # fmt: skip
     rows: list[tuple[str, Latency]] = []
@@ -93,7 +93,7 @@ def runnable_alone(bundle: Path) -> dict[str, Any]:
             f"{bundle} is not a bundle: only what `fmopt optimize` or `export` wrote can run --on a board"
         )
     try:
-        manifest = loading.read_facts(bundle)
+        manifest = loading.read_manifest(bundle)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
     if manifest["runtime"] not in runners.RUNNERS:

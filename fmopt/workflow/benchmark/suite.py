@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fmopt.core import formatting
 from fmopt.core.errors import ConfigError
-from fmopt.core.model import CheckpointFacts, Runner, takes_length
+from fmopt.core.model import CheckpointMetadata, Runner, takes_length
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.results import Latency
 from fmopt.core.store import Store, disk_errors, own_folder
@@ -22,7 +22,7 @@ from fmopt.workflow.benchmark.matrix import Matrix, places
 from fmopt.workflow.benchmark.page import write_benchmark
 from fmopt.workflow.benchmark.record import Benchmark
 from fmopt.workflow.benchmark.scenarios import SCENARIOS, Scenario
-from fmopt.workflow.deployed import Contestant, bench_facts, contestants, open_artifact
+from fmopt.workflow.deployed import Contestant, bench_metadata, contestants, open_artifact
 
 
 def benchmark(
@@ -43,7 +43,7 @@ def benchmark(
         variants = [
             v
             for number, model in enumerate(models)
-            for v in contestants(str(model), bench_facts(str(model)), Store(Path(scratch) / str(number)))
+            for v in contestants(str(model), bench_metadata(str(model)), Store(Path(scratch) / str(number)))
         ]
         for count in threads:
             runners = [(one, open_artifact(one.artifact, count)) for one in variants]
@@ -66,7 +66,7 @@ def bench_once(
     progress.start(f"batch {batch} × {formatting.tokens(length)}", interleaved.MIN_SAMPLES)
     turns = {}
     for one, runner in runners:
-        inputs = latency.latency_inputs(one.preprocessor, one.raws, batch=batch, length=length, seed=seed)
+        inputs = latency.latency_inputs(one.preprocessor, one.samples, batch=batch, length=length, seed=seed)
         turns[one.name] = timed_call(one.preprocessor.pipeline, runner, inputs[0])
     return interleaved.time_in_turn(turns, seed=seed, progress=progress.step, clock=interleaved.settled_ms)
 
@@ -93,14 +93,14 @@ def benchmark_matrix(
     """
     begun, out, progress = time.monotonic(), Path(out), progress or Silent()
     names = [str(model) for model in models]
-    facts = {name: bench_facts(name) for name in names}
-    check_matrix(names, facts, length)
-    asked = places(scenarios, batch, lengths([one.pipeline for one in facts.values()], length), threads)
+    metadata = {name: bench_metadata(name) for name in names}
+    check_matrix(names, metadata, length)
+    asked = places(scenarios, batch, lengths([one.pipeline for one in metadata.values()], length), threads)
     if any((out / name).exists() for name in ("record.json", "fmopt.json")):
         raise ConfigError(f"{out} holds what `fmopt optimize` or `export` made; choose another --output")
     with own_folder(out), disk_errors(out / "stages"):
         store = Store(out / "stages")
-        variants = [one for name in names for one in contestants(name, facts[name], store)]
+        variants = [one for name in names for one in contestants(name, metadata[name], store)]
         matrix = Matrix(variants, store, seed, latency_limit_ms, progress)
         found = Benchmark(
             fmopt=host_probe.versions()["fmopt"],
@@ -132,15 +132,15 @@ def benchmark_matrix(
     return found
 
 
-def check_matrix(names: Sequence[str], facts: Mapping[str, CheckpointFacts], length: Sequence[int]) -> None:
+def check_matrix(names: Sequence[str], metadata: Mapping[str, CheckpointMetadata], length: Sequence[int]) -> None:
     """Refuse what cannot be a matrix, before any work."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ConfigError(f"{twice} is named twice; name every model once")
     for name in names:
-        if not takes_length(facts[name].pipeline):
+        if not takes_length(metadata[name].pipeline):
             continue
-        most = int(facts[name].pipeline["max_length"])
+        most = int(metadata[name].pipeline["max_length"])
         if max(length) > most:
             raise ConfigError(f"--length {max(length)} is more than the {most} tokens that {name} takes; leave it out")
 

@@ -14,12 +14,12 @@ import numpy as np
 from fmopt.core import formatting
 from fmopt.core.recipe import Recipe
 from fmopt.evaluation import bootstrap
-from fmopt.evaluation.record import Rung
+from fmopt.evaluation.record import AblationStep
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.run import Run, primary
 
 
-def waterfall(run: Run, winner: str, reference: str) -> list[Rung]:
+def waterfall(run: Run, winner: str, reference: str) -> list[AblationStep]:
     """From full precision on the winner's runtime to the winner, in the order of its passes; empty for a baseline.
 
     Scored on validation, and timed in turn where some are new. A network that cannot be built is left out.
@@ -56,7 +56,7 @@ def full_precision(run: Run, name: str) -> Recipe | None:
 def networks(side: Run, name: str) -> Iterator[Recipe]:
     """Recipes, built, of a variant's network after each of its passes that prunes or trains, in full precision."""
     last, start = side.recipes[name], full_precision(side, name)
-    for number, folder in side.shop.networks(last.steps).items():
+    for number, folder in side.builder.networks(last.steps).items():
         if start is None or number == len(last.steps):
             continue
         recipe = start.model_copy(update={"name": f"{name} after {number}", "steps": last.steps[:number]})
@@ -65,14 +65,14 @@ def networks(side: Run, name: str) -> Iterator[Recipe]:
             yield recipe
 
 
-def _rung(run: Run, recipe: Recipe, before: Recipe | None, reference: str) -> Rung:
+def _rung(run: Run, recipe: Recipe, before: Recipe | None, reference: str) -> AblationStep:
     job, items = run.job, run.items("validation")
     baseline, got = (trials.predictions(run, name, "validation") for name in (reference, recipe.name))
-    theirs, ours = (primary(job.task.scores(one, items, baseline, job.facts)) for one in (baseline, got))
+    theirs, ours = (primary(job.task.scores(one, items, baseline, job.metadata)) for one in (baseline, got))
     drop = bootstrap.paired_drop(theirs, ours, confidence=job.request.budget.confidence, seed=job.request.seed)
     latency = run.trials[recipe.name].latency
     assert latency is not None
-    return Rung(
+    return AblationStep(
         name=_name(recipe, before), p50=float(np.median(latency.samples_ms)),
         size_bytes=run.artifacts[recipe.name].size_bytes, drop=drop,
     )  # fmt: skip

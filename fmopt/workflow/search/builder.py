@@ -6,44 +6,34 @@ Two recipes that begin alike share their stages: one calibrated graph goes to ON
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fmopt.core import plugins
 from fmopt.core.errors import FmoptError, PassError
 from fmopt.core.model import (
     Artifact,
-    CheckpointFacts,
     Graph,
-    Inputs,
     Runner,
     file_digest,
     read_artifact,
     write_artifact,
 )
-from fmopt.core.progress import Progress
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Parity
-from fmopt.core.store import Store
-from fmopt.core.target import Target
-from fmopt.edge.parts import Raw
-from fmopt.edge.text import Preprocessor
 from fmopt.exporters import parity as exporters_parity
 from fmopt.exporters import to_onnx
 from fmopt.measurement.host_probe import versions
 from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve
-from fmopt.models.structure import LayerFacts, left_of, save_checkpoint
+from fmopt.models.structure import LayerMetadata, left_of, save_checkpoint
 from fmopt.models.wrappers import decoder, seq2seq
-from fmopt.passes.base import Context
 from fmopt.runtimes.base import opening_options
-from fmopt.training.examples import Example, known_examples
-from fmopt.workflow.search.network_timer import RecipeClock, priced
+from fmopt.workflow.search.build_context import BuildContext
+from fmopt.workflow.search.network_timer import RecipeTimer, priced
 
 # A graph is compared with its torch model on real items before anyone trusts it (rule 7). fp32 kernels differ in the
 # last bits only; a Q/DQ graph rounds, and one value falling into the neighbouring bin moves its whole row, so there
@@ -56,23 +46,9 @@ LAYERS = "layers.json"  # what is known of its layers
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """What all candidates of one run share."""
+class Builder(BuildContext):
+    """Makes the artifacts of recipes; recipes that begin alike share their stages."""
 
-    facts: CheckpointFacts
-    target: Target
-    store: Store
-    preprocessor: Preprocessor
-    calibration: Sequence[Raw]  # texts of the calibration split; they never judge
-    calibration_digest: str
-    seed: int
-    memory_cap_bytes: int
-    progress: Progress
-    train: Sequence[Mapping[str, Any]] = ()  # rows of the train split, for passes that train
-    batch: int = 1  # what latency is judged at, for passes that time networks
-    length: int | None = 128  # tokens; None: the data's own lengths
-    threads: int = 1
-    deadline: float | None = None  # time.monotonic() of the user's time limit
     # Where the network of some steps was exported last: a priced pass makes another one for every runtime.
     exports: dict[tuple[str, ...], Path] = field(default_factory=dict)
 
@@ -84,7 +60,7 @@ class Workshop:
                 raise PassError(
                     f"{recipe.name}: runtime {recipe.runtime!r} runs the checkpoint itself and takes no passes"
                 )
-            return runtime.build(self.facts, recipe.options, self.facts.folder)
+            return runtime.build(self.metadata, recipe.options, self.metadata.folder)
         graph = self._program(recipe) if runtime.format == "executorch" else self.graph(recipe.steps, recipe)
         building = {name: value for name, value in recipe.options.items() if name not in runtime.opening}
         key = {"graph": graph_key(graph), "runtime": recipe.runtime, "options": building, **tool_versions()}
@@ -108,54 +84,39 @@ class Workshop:
             graph = self._after(graph, step, made)
         return graph
 
-    def context(self) -> Context:
-        """What passes may know."""
-        return Context(
-            facts=self.facts,
-            target=self.target,
-            calibration=self.calibration_stream,
-            seed=self.seed,
-            memory_cap_bytes=self.memory_cap_bytes,
-            scratch=self.store.root,
-            progress=self.progress.say,
-            examples=self._examples,
-            teacher=self._teacher,
-            deadline=self.deadline,
-        )
-
     def parity(self, steps: Sequence[Step]) -> Parity:
         """How far the exported graph of the torch passes in `steps` is from its network."""
         torch_steps = [step for step in steps if step.build().stage == "torch"]
         folder = self.exports.get(tuple(map(str, torch_steps))) or self._export_folder(torch_steps)
         return Parity.model_validate_json((folder / "parity.json").read_text())
 
-    def layer_facts(self, steps: Sequence[Step]) -> LayerFacts:
+    def layer_metadata(self, steps: Sequence[Step]) -> LayerMetadata:
         """What is known of the layers of the network that the torch passes in `steps` made; empty where an older run made it."""
         torch_steps = [step for step in steps if step.build().stage == "torch"]
         path = (self.exports.get(tuple(map(str, torch_steps))) or self._export_folder(torch_steps)) / LAYERS
-        return LayerFacts.model_validate_json(path.read_text()) if path.is_file() else LayerFacts()
+        return LayerMetadata.model_validate_json(path.read_text()) if path.is_file() else LayerMetadata()
 
     def _export_folder(self, steps: Sequence[Step], recipe: Recipe | None = None) -> Path:
         key: dict[str, Any] = {
-            "model": self.facts.digest,
-            "task": self.facts.task,
-            "pipeline": dict(self.facts.pipeline),
+            "model": self.metadata.digest,
+            "task": self.metadata.task,
+            "pipeline": dict(self.metadata.pipeline),
             "steps": [step.model_dump() for step in steps],
             **tool_versions(),
         }
         if steps:
             key |= {"calibration": self.calibration_digest, "seed": self.seed, **self._int8()}
             key |= digests_named(steps)
-        context = self.context()
+        context = self.pass_context()
         if any(priced(step) for step in steps):
             if recipe is None:
                 raise PassError(f"{steps[0]} is timed on a runtime; build it as part of a recipe")
-            clock = RecipeClock(self, recipe)
-            context = replace(context, clock=clock)
-            key |= {"clock": clock.key}
+            timer = RecipeTimer(self, recipe)
+            context = replace(context, timer=timer)
+            key |= {"timer": timer.key}
 
         def make(folder: Path) -> None:
-            model = checkpoint.load(self.facts)
+            model = checkpoint.load(self.metadata)
             for number, step in enumerate(steps, 1):
                 model = guarded(step, lambda made, m=model: made.apply(m, context))
                 if keeps_plain(step):
@@ -165,7 +126,7 @@ class Workshop:
             write_graph(graph, folder)
             parity = self._check_parity(graph, model, COSINE_INT8 if steps else None)
             (folder / "parity.json").write_text(parity.model_dump_json())
-            known = LayerFacts(structure=left_of(model), sensitivity=model.sensitivity)
+            known = LayerMetadata(structure=left_of(model), sensitivity=model.sensitivity)
             (folder / LAYERS).write_text(known.model_dump_json())
 
         folder = self.store.folder("graph-" + (steps[-1].use if steps else "export"), key, make)
@@ -180,10 +141,10 @@ class Workshop:
         found = {} if folder is None else {n: folder / f"{CHECKPOINT}-{n}" for n in range(1, len(plain) + 1)}
         return {number: path for number, path in found.items() if path.is_dir()}
 
-    def of_network(self, folder: Path) -> Workshop:
-        """The same workshop for a network that was made of its own."""
-        facts = checkpoint.inspect(resolve(str(folder)), self.facts.task)
-        return replace(self, facts=facts, exports={})
+    def of_network(self, folder: Path) -> Builder:
+        """The same builder for a network that was made of its own."""
+        metadata = checkpoint.inspect(resolve(str(folder)), self.metadata.task)
+        return replace(self, metadata=metadata, exports={})
 
     def _program(self, recipe: Recipe) -> Graph:
         """The network of a recipe as an ExecuTorch program, compared with itself on real items."""
@@ -194,10 +155,15 @@ class Workshop:
                 f"{recipe.name}: an ExecuTorch program is made of the checkpoint itself, without passes; prune or train that"
             )
         int8 = recipe.options.get("quantize") == "int8"
-        key = {"model": self.facts.digest, "task": self.facts.task, "pipeline": dict(self.facts.pipeline), "int8": int8}
+        key = {
+            "model": self.metadata.digest,
+            "task": self.metadata.task,
+            "pipeline": dict(self.metadata.pipeline),
+            "int8": int8,
+        }
 
         def make(folder: Path) -> None:
-            model = checkpoint.load(self.facts)
+            model = checkpoint.load(self.metadata)
             self.progress.say("exporting to ExecuTorch")
             graph = export_executorch(model, self.example(), folder, int8=int8)
             write_graph(graph, folder)
@@ -211,17 +177,17 @@ class Workshop:
         names = {"inputs": graph.inputs, "outputs": graph.outputs}
         artifact = Artifact(by, graph.path, {**names, **opening_options(graph)})
         runner = plugins.find("runtimes", by).open(artifact, threads=self.target.cores)
-        batches = [dict(self.preprocessor.encode([raw]).inputs) for raw in self.calibration[:PARITY_ITEMS]]
-        outputs = self.facts.pipeline["outputs"]  # of a cache, what is kept is proved by what is made of it
-        judged: Runner = decoder.TwoSteps(runner) if self.facts.task == decoder.TASK else runner
-        if seq2seq.makes_answers(self.facts.pipeline):
+        batches = [dict(self.preprocessor.encode([sample]).inputs) for sample in self.calibration[:PARITY_ITEMS]]
+        outputs = self.metadata.pipeline["outputs"]  # of a cache, what is kept is proved by what is made of it
+        judged: Runner = decoder.TwoSteps(runner) if self.metadata.task == decoder.TASK else runner
+        if seq2seq.makes_answers(self.metadata.pipeline):
             config: Any = model.net.config
-            judged, words = seq2seq.InHalves(runner), int(config.vocab_size)
-            batches = [seq2seq.with_answer(batch, self.facts.pipeline["start"], words) for batch in batches]
+            judged, words = seq2seq.AsEncoderDecoder(runner), int(config.vocab_size)
+            batches = [seq2seq.with_answer(batch, self.metadata.pipeline["start"], words) for batch in batches]
         try:
             parity = exporters_parity.check_parity(
                 judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine,
-                any_order=self.facts.task == checkpoint.DETECTION,
+                any_order=self.metadata.task == checkpoint.DETECTION,
             )  # fmt: skip
         finally:
             runner.close()
@@ -246,28 +212,9 @@ class Workshop:
             source = graph
             if made.format == "openvino" and graph.format == "onnx":
                 source = to_onnx.convert_openvino(graph, folder / "source")
-            write_graph(guarded(step, lambda p: p.apply(source, self.context(), folder), made), folder)
+            write_graph(guarded(step, lambda p: p.apply(source, self.pass_context(), folder), made), folder)
 
         return read_graph(self.store.folder(f"graph-{step.use}", key, make))
-
-    def calibration_stream(self) -> Iterator[Inputs]:
-        """Encoded items of the calibration split, one a batch."""
-        for raw in self.calibration:
-            yield dict(self.preprocessor.encode([raw]).inputs)
-
-    def _examples(self) -> Sequence[Example]:
-        items = plugins.find("tasks", self.facts.task).items(self.train, self.facts)
-        return known_examples(self.preprocessor, self.facts, items, self.train)
-
-    def _teacher(self, asked: str | None) -> TorchModel:
-        """The baseline, or the checkpoint that `asked` names."""
-        facts = self.facts if asked is None else checkpoint.inspect(resolve(asked), self.facts.task)
-        return checkpoint.load(facts)
-
-    def example(self) -> dict[str, np.ndarray]:
-        """Two real items of different length: a padded batch, so that the mask is exported with its meaning."""
-        texts = sorted(self.calibration, key=lambda raw: len(raw if isinstance(raw, bytes) else str(raw)))
-        return dict(self.preprocessor.encode([texts[0], texts[len(texts) // 2]]).inputs)
 
 
 def guarded(step: Step, work: Any, made: Any = None) -> Any:
@@ -308,25 +255,25 @@ def graph_key(graph: Graph) -> str:
 
 def write_graph(graph: Graph, folder: Path) -> None:
     """Describe a graph beside it, so that a later run finds it."""
-    facts: Mapping[str, Any] = {
+    metadata: Mapping[str, Any] = {
         "format": graph.format,
         "file": str(graph.path.relative_to(folder)),
         "inputs": graph.inputs,
         "outputs": graph.outputs,
         "history": graph.history,
     }
-    (folder / "graph.json").write_text(json.dumps(facts))
+    (folder / "graph.json").write_text(json.dumps(metadata))
 
 
 def read_graph(folder: Path) -> Graph:
     """The graph that `write_graph` described."""
-    facts = json.loads((folder / "graph.json").read_text())
+    metadata = json.loads((folder / "graph.json").read_text())
     return Graph(
-        facts["format"],
-        folder / facts["file"],
-        tuple(facts["inputs"]),
-        tuple(facts["outputs"]),
-        tuple(facts["history"]),
+        metadata["format"],
+        folder / metadata["file"],
+        tuple(metadata["inputs"]),
+        tuple(metadata["outputs"]),
+        tuple(metadata["history"]),
     )
 
 

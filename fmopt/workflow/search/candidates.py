@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from fmopt.core import plugins
-from fmopt.core.model import CheckpointFacts
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Frozen
 from fmopt.core.target import Target
@@ -54,17 +54,17 @@ def quick_candidates(target: Target) -> tuple[Recipe, ...]:
 
     What OpenVINO leaves in float around INT8 products runs in bf16 where the target has it: a twentieth faster on MiniLM.
     """
-    islands = {"precision": "bf16"} if "bf16" in target.precisions else {}
+    float_groups = {"precision": "bf16"} if "bf16" in target.precisions else {}
     dynamic = Step(use="quantize_dynamic")
     tables, simplify = Step(use="quantize_embeddings"), Step(use="simplify")
     minmax = Step(use="quantize_static", options={"calibrator": "minmax", "smooth": "search"})
     return (
         _int8("onnxruntime-dynamic-int8", "onnxruntime", dynamic, simplify),
         _int8("onnxruntime-dynamic-int8-embeddings", "onnxruntime", dynamic, tables, simplify),
-        _int8("openvino-nncf-int8", "openvino", Step(use="quantize_nncf"), options=islands),
+        _int8("openvino-nncf-int8", "openvino", Step(use="quantize_nncf"), options=float_groups),
         _int8("onnxruntime-static-int8", "onnxruntime", minmax, simplify),
         _int8("onnxruntime-static-int8-embeddings", "onnxruntime", minmax, tables, simplify),
-        _int8("openvino-static-int8", "openvino", minmax, options=islands),
+        _int8("openvino-static-int8", "openvino", minmax, options=float_groups),
         _int8("onnxruntime-own-static-int8", "onnxruntime", Step(use="quantize_static_ort"), simplify),
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
@@ -170,19 +170,19 @@ def answer_candidates(*, words: bool) -> tuple[Recipe, ...]:
 def speech_candidates(target: Target) -> tuple[Recipe, ...]:
     """For networks that speak, nearly all of whose work are convolutions: dynamic INT8 reaches the products of the text
     encoder, NNCF and narrow floats reach convolutions too."""
-    islands = {"precision": "bf16"} if "bf16" in target.precisions else {}
+    float_groups = {"precision": "bf16"} if "bf16" in target.precisions else {}
     return (
         _int8("onnxruntime-dynamic-int8", "onnxruntime", Step(use="quantize_dynamic"), Step(use="simplify")),
-        _int8("openvino-nncf-int8", "openvino", Step(use="quantize_nncf"), options=islands),
+        _int8("openvino-nncf-int8", "openvino", Step(use="quantize_nncf"), options=float_groups),
         Recipe(name="torch-bf16", runtime="torch", precision="bf16", options={"dtype": "bf16"}),
         Recipe(name="openvino-bf16", runtime="openvino", precision="bf16", options={"precision": "bf16"}),
         Recipe(name="onnxruntime-fp16-weights", runtime="onnxruntime", precision="fp16", steps=(Step(use="cast"),)),
     )
 
 
-def keeps_past(facts: CheckpointFacts) -> bool:
+def keeps_kv_cache(metadata: CheckpointMetadata) -> bool:
     """Whether a network goes on with a text by keys and values that grow with it, in one graph."""
-    return facts.task == "text-generation" and facts.model_type not in RECURRENT
+    return metadata.task == "text-generation" and metadata.model_type not in RECURRENT
 
 
 def compiled_for(
@@ -252,29 +252,29 @@ def _strides(before: float, after: float) -> tuple[float, ...]:
     return tuple(before * factor ** (number / count) for number in range(1, count + 1))
 
 
-def refusal(recipe: Recipe, facts: CheckpointFacts, target: Target) -> str | None:
+def refusal(recipe: Recipe, metadata: CheckpointMetadata, target: Target) -> str | None:
     """The first reason why a recipe cannot be used; None when it can."""
     runtime = plugins.find("runtimes", recipe.runtime)
     reasons: list[str | None] = [runtime.missing(), runtime.refusal(target, recipe.options)]
-    if recipe.options.get("stateful") and not keeps_past(facts):
-        reasons.append(f"stateful = true is for networks that go on with a text by attention; {facts.task} by "
-                       f"{facts.model_type} does not")  # fmt: skip
+    if recipe.options.get("stateful") and not keeps_kv_cache(metadata):
+        reasons.append(f"stateful = true is for networks that go on with a text by attention; {metadata.task} by "
+                       f"{metadata.model_type} does not")  # fmt: skip
     computes_in_int8 = recipe.precision == "int8" and not any(step.use == "compress_weights" for step in recipe.steps)
     if recipe.runtime == "openvino" and computes_in_int8 and target.arch == "x86_64" and not target.int8_dot:
         reasons.append(
             f"{target.name} has no VNNI or AMX; without them OpenVINO's INT8 is slower than its fp32 "
             "(0.66x on MiniLM) and its products saturate"
         )
-    reasons += [step.build().refusal(facts, target) for step in recipe.steps]
+    reasons += [step.build().refusal(metadata, target) for step in recipe.steps]
     return next((reason for reason in reasons if reason), None)
 
 
 def _possible(
-    recipes: Sequence[Recipe], facts: CheckpointFacts, target: Target, refused: list[Refusal]
+    recipes: Sequence[Recipe], metadata: CheckpointMetadata, target: Target, refused: list[Refusal]
 ) -> tuple[Recipe, ...]:
     kept = []
     for recipe in recipes:
-        reason = refusal(recipe, facts, target)
+        reason = refusal(recipe, metadata, target)
         if reason is None:
             kept.append(recipe)
         else:

@@ -30,7 +30,7 @@ FASTER = (1.25, 1.6, 2.0, 2.5)  # than the unpruned network, without a wish
 BETWEEN = 2  # networks tried between one that keeps its accuracy and one that does not
 
 
-def rescue(run: Run, reference: str) -> None:
+def fallback_to_mixed_precision(run: Run, reference: str) -> None:
     """Where our INT8 is fastest but misses the gate, return its most sensitive layers to float, fewest first."""
     limit = drop_limit(run, reference)
     chosen = choose(run, reference)
@@ -39,28 +39,28 @@ def rescue(run: Run, reference: str) -> None:
     if limit is None or not names:
         return
     base = run.recipes[names[0]]
-    for islands in ISLANDS:
-        if not may_gain(run, base.name, chosen, reference, islands):
+    for float_groups in ISLANDS:
+        if not may_gain(run, base.name, chosen, reference, float_groups):
             return
         recipe = base.model_copy(
             update={
-                "name": f"{base.name}-{islands}-float",
+                "name": f"{base.name}-{float_groups}-float",
                 "steps": (
-                    Step(use="mixed_precision", options={**base.steps[0].options, "groups": islands}),
+                    Step(use="mixed_precision", options={**base.steps[0].options, "groups": float_groups}),
                     *base.steps[1:],
                 ),
             }
         )
         if run.out_of_time() or not trials.build(run, recipe):
             return
-        time_latecomer(run, recipe.name, chosen, reference)
+        time_followup(run, recipe.name, chosen, reference)
         score(run, recipe.name, reference)
         gained = by_speed(run).index(recipe.name) < by_speed(run).index(chosen)
         if not gained or keeps_accuracy(run, recipe.name, limit):
             return
 
 
-def may_gain(run: Run, name: str, chosen: str, reference: str, islands: int) -> bool:
+def may_gain(run: Run, name: str, chosen: str, reference: str, float_groups: int) -> bool:
     """Whether `name` with so many groups of layers in float can still be faster than what is chosen already.
 
     Priced from the two ends: all groups in float take the reference's time, none `name`'s own. True when not timed.
@@ -69,11 +69,11 @@ def may_gain(run: Run, name: str, chosen: str, reference: str, islands: int) -> 
     quantized, full, rival = (None if end is None else float(np.median(end.samples_ms)) for end in ends)
     if quantized is None or full is None or rival is None:
         return True
-    groups = GROUPS_PER_LAYER * run.job.facts.layers
-    return quantized + islands * (full - quantized) / groups < rival
+    groups = GROUPS_PER_LAYER * run.job.metadata.layers
+    return quantized + float_groups * (full - quantized) / groups < rival
 
 
-def shrink(run: Run, reference: str) -> None:
+def prune_to_budget(run: Run, reference: str) -> None:
     """Efforts beyond quick: the best quick recipe on networks of fewer heads and neurons, for the time that was asked for.
 
     Where that loses too much, further ones between it and the unpruned network, those on the way to it first; without a
@@ -85,7 +85,7 @@ def shrink(run: Run, reference: str) -> None:
     begun = time.monotonic()
     # As pruned networks will be judged, without the many others that share the rounds of all: what is asked of pruning hangs
     # on the ratio of these two.
-    time_latecomer(run, base.name, base.name, reference, SITTINGS)
+    time_followup(run, base.name, base.name, reference, SITTINGS)
     wish = wished_speedup(run, base.name, reference)
     slower = tuple(_ahead(run, base.name, median_ms(run, reference) / one) for one in run.job.request.slower)
     # Said once: both are timed again later, when the machine may have another clock.
@@ -173,7 +173,7 @@ class Pruning:
     def on_the_way(self, speedup: float) -> tuple[float, float]:
         """(speedup of the fastest network that keeps its accuracy, of the slowest that does not) among those that gradual
         pruning to `speedup` has made already: nothing is trained for them."""
-        made = self.run.shop.networks(self.recipe(speedup).steps)
+        made = self.run.builder.networks(self.recipe(speedup).steps)
         stops, lost = self.stops(speedup), speedup
         for number in range(len(stops) - 1, 0, -1):
             stop = stops[number - 1]
@@ -204,10 +204,10 @@ def rounding_costs(run: Run, name: str, reference: str) -> bool:
 
 def try_rounding(run: Run, name: str, reference: str) -> bool:
     """A variant's network with its rounding trained in place; whether it keeps its accuracy."""
-    made = run.shop.networks(run.recipes[name].steps)
-    facts = run.job.facts
+    made = run.builder.networks(run.recipes[name].steps)
+    metadata = run.job.metadata
     recipe = trained_rounding(
-        run.recipes[name], training_of(run), str(facts.folder), answers=makes_answers(facts.pipeline)
+        run.recipes[name], training_of(run), str(metadata.folder), answers=makes_answers(metadata.pipeline)
     )
     run.progress.start(f"building {recipe.name}", 1)
     built = trials.build(run, recipe, made[max(made)])
@@ -217,14 +217,14 @@ def try_rounding(run: Run, name: str, reference: str) -> bool:
 
 def judged_late(run: Run, name: str, reference: str) -> bool:
     """Time and score a pruned variant; whether it keeps its accuracy."""
-    time_latecomer(run, name, choose(run, reference), reference, SITTINGS)
+    time_followup(run, name, choose(run, reference), reference, SITTINGS)
     score(run, name, reference)
     return keeps_accuracy(run, name, drop_limit(run, reference))
 
 
-def time_latecomer(run: Run, name: str, chosen: str, reference: str, sittings: int = 1) -> None:
+def time_followup(run: Run, name: str, chosen: str, reference: str, timing_runs: int = 1) -> None:
     """Time a variant made after the others, beside what it is compared with."""
     if run.job.target.present:
-        trials.time_in_turn(run, [reference, chosen, name], sittings)
+        trials.time_in_turn(run, [reference, chosen, name], timing_runs)
         # both of a ratio come from the same rounds; the other variants keep the ratio of their own
         run.update(chosen, speedup=search_run.speedup(run, chosen, reference))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,7 @@ from fmopt.edge.loading import timed_call
 from fmopt.exporters import to_onnx
 from fmopt.measurement import host_probe, latency
 from fmopt.models.loading import TorchModel
-
-if TYPE_CHECKING:
-    from fmopt.workflow.search.builder import Workshop
+from fmopt.workflow.search.build_context import BuildContext
 
 # Passes on the network that decide which kernels run, and the cheapest one that leads to the same kernels. Others
 # (distillation) change weights only, which time does not depend on.
@@ -39,23 +37,24 @@ SECONDS, MANY = 60.0, 12  # at most, of so many networks together; of more, more
 
 
 @dataclass(frozen=True)
-class RecipeClock:
-    """A `latency_table.Clock`: the time of networks on the recipe's runtime, after the steps that follow its first
+class RecipeTimer:
+    """A `NetworkTimer`: the time of networks on the recipe's runtime, after the steps that follow its first
     priced one."""
 
-    shop: Workshop
+    context: BuildContext
     recipe: Recipe
 
     @property
     def key(self) -> str:
         """sha256 over everything but the networks that a time depends on."""
-        shop = self.shop
+        context = self.context
         known = {
             "method": METHOD, "host": host_probe.host_fingerprint(), "versions": host_probe.versions(),
             "runtime": self.recipe.runtime,
             "options": self.recipe.options, "steps": [step.model_dump() for step in self._later()],
-            "shape": (shop.batch, shop.length, shop.threads), "int8_dot": shop.target.int8_dot,
-            "inputs": shop.facts.pipeline["inputs"], "data": shop.calibration_digest if shop.length is None else "",
+            "shape": (context.batch, context.length, context.threads), "int8_dot": context.target.int8_dot,
+            "inputs": context.metadata.pipeline["inputs"],
+            "data": context.calibration_digest if context.length is None else "",
         }  # fmt: skip
         return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -66,27 +65,29 @@ class RecipeClock:
         are quantized it runs among them in full precision as well, as something will where they are judged: beside that a pruned
         network took 1 to 2 % less of the uncut one's time in INT8 than without.
         """
-        shop = self.shop
-        inputs = latency.latency_inputs(shop.preprocessor, shop.calibration, shop.batch, shop.length, shop.seed)
+        context = self.context
+        inputs = latency.latency_inputs(
+            context.preprocessor, context.calibration, context.batch, context.length, context.seed
+        )
         runtime = plugins.find("runtimes", self.recipe.runtime)
         runners: dict[str, Runner] = {}
-        with tempfile.TemporaryDirectory(dir=shop.store.root, prefix="unfinished-") as scratch:
+        with tempfile.TemporaryDirectory(dir=context.store.root, prefix="unfinished-") as scratch:
             calls: dict[str, Callable[[], object]] = {}
             try:
                 for number, (name, make) in enumerate(networks.items()):
-                    shop.progress.say(f"building networks to time, {number + 1} of {len(networks)}")
+                    context.progress.say(f"building networks to time, {number + 1} of {len(networks)}")
                     if number == 0 and len(networks) <= A_FEW:
                         built = dict(zip((name, COMPANY), self._kept(make()), strict=False))
                     else:
                         built = {name: self._built(make(), Path(scratch) / str(number))[1]}
                     for one, artifact in built.items():
-                        runners[one] = runtime.open(artifact, shop.threads)
-                pipeline = shop.facts.pipeline
+                        runners[one] = runtime.open(artifact, context.threads)
+                pipeline = context.metadata.pipeline
                 for name, runner in runners.items():
                     calls[name] = interleaved.Replay([timed_call(pipeline, runner, one) for one in inputs])
                 seconds = SECONDS * max(1.0, len(networks) / MANY)  # whole answers of many networks take long
                 samples = interleaved.time_in_turn(
-                    calls, min_samples=SAMPLES, max_seconds=seconds, seed=shop.seed, clock=interleaved.settled_ms
+                    calls, min_samples=SAMPLES, max_seconds=seconds, seed=context.seed, clock=interleaved.settled_ms
                 )
             finally:
                 for runner in runners.values():
@@ -124,25 +125,27 @@ class RecipeClock:
                 write_artifact(runtime.build(graph, where, folder / "full"), folder / "full")
             shutil.rmtree(folder / "made")
 
-        folder = self.shop.store.folder("timed", key, make)
+        folder = self.context.store.folder("timed", key, make)
         kept = [folder / part for part in ("narrow", "full") if (folder / part).is_dir()]
         return [read_artifact(self.recipe.runtime, one) for one in kept]
 
     def _built(self, model: TorchModel, out: Path) -> tuple[Graph, Artifact]:
         """The network as it was exported, and what the recipe makes of it."""
-        shop = self.shop
-        context = replace(
-            shop.context(), scratch=None, calibration=lambda: islice(shop.calibration_stream(), CALIBRATED_ON)
+        context = self.context
+        known = replace(
+            context.pass_context(),
+            scratch=None,
+            calibration=lambda: islice(context.calibration_stream(), CALIBRATED_ON),
         )
         passes = [step.build() for step in self._later()]
         for made in (made for made in passes if made.stage == "torch"):
-            model = _where_it_applies(model, partial(made.apply, model, context))
-        exported = graph = to_onnx.export_onnx(model, shop.example(), out / "exported")
+            model = _where_it_applies(model, partial(made.apply, model, known))
+        exported = graph = to_onnx.export_onnx(model, context.example(), out / "exported")
         for number, made in enumerate(made for made in passes if made.stage == "graph"):
             folder = out / f"graph-{number}"
             if made.format == "openvino" and graph.format == "onnx":
                 graph = to_onnx.convert_openvino(graph, folder / "source")
-            graph = _where_it_applies(graph, partial(made.apply, graph, context, folder))
+            graph = _where_it_applies(graph, partial(made.apply, graph, known, folder))
         artifact: Artifact = plugins.find("runtimes", self.recipe.runtime).build(
             graph, self.recipe.options, out / "built"
         )

@@ -17,19 +17,19 @@ RAW: dict[str, Any] = {"scores": [], "test_scores": [], "profile": [], "layer_by
 
 
 def known(run: Run) -> dict[str, Any]:
-    """Fields of the record that do not hang on how the variants came out; the date is now."""
-    request, facts, data = run.job.request, run.job.facts, run.job.data
+    """Fields of the record that do not depend on how the variants came out; the date is now."""
+    request, metadata, data = run.job.request, run.job.metadata, run.job.data
     return {
         "fmopt": version("fmopt"),
         "command": request.command,
         "model": {
-            "title": facts.source.title,
-            "model_type": facts.model_type,
-            "task": facts.task,
-            "parameters": facts.parameters,
-            "bytes": facts.weight_bytes,
-            "digest": facts.digest,
-            "licence": facts.source.licence,
+            "title": metadata.source.title,
+            "model_type": metadata.model_type,
+            "task": metadata.task,
+            "parameters": metadata.parameters,
+            "bytes": metadata.weight_bytes,
+            "digest": metadata.digest,
+            "licence": metadata.source.licence,
         },
         "data": {
             "name": data.name,

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from fmopt.core.errors import PlanError
-from fmopt.core.model import CheckpointFacts, takes_length
+from fmopt.core.model import CheckpointMetadata, takes_length
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Frozen
 from fmopt.core.target import Target
@@ -26,7 +26,7 @@ from fmopt.workflow.search.candidates import (
     answer_candidates,
     compiled_for,
     generation_candidates,
-    keeps_past,
+    keeps_kv_cache,
     not_for_gpus,
     quick_candidates,
     speech_candidates,
@@ -56,7 +56,7 @@ TOKENS = 128  # of a text; with fewer, what is kept of the teacher takes less di
 
 
 def make_plan(
-    facts: CheckpointFacts,
+    metadata: CheckpointMetadata,
     target: Target,
     *,
     effort: Effort,
@@ -74,16 +74,16 @@ def make_plan(
         raise PlanError(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
         )
-    on_tensorrt = "tensorrt" in target.runtimes and takes_length(facts.pipeline) and not generates(facts.pipeline)
+    on_tensorrt = "tensorrt" in target.runtimes and takes_length(metadata.pipeline) and not generates(metadata.pipeline)
     usual = (
         tensorrt_candidates()
         if on_tensorrt
-        else answer_candidates(words=facts.modality == "text")
-        if makes_answers(facts.pipeline)
+        else answer_candidates(words=metadata.modality == "text")
+        if makes_answers(metadata.pipeline)
         else generation_candidates(target)
-        if generates(facts.pipeline)
+        if generates(metadata.pipeline)
         else speech_candidates(target)
-        if facts.task == "text-to-audio"
+        if metadata.task == "text-to-audio"
         else quick_candidates(target)
     )
     asked = (recipe,) if recipe else usual
@@ -93,32 +93,32 @@ def make_plan(
         )
     refused: list[Refusal] = []
     full = (TENSORRT_BASELINE, *BASELINES) if on_tensorrt else BASELINES
-    most = int(facts.pipeline.get("max_length", 0))
-    stateful = keeps_past(facts)
-    baselines = _possible(compiled_for(shape, full, most, stateful=stateful), facts, target, refused)
+    most = int(metadata.pipeline.get("max_length", 0))
+    stateful = keeps_kv_cache(metadata)
+    baselines = _possible(compiled_for(shape, full, most, stateful=stateful), metadata, target, refused)
     if not baselines:
         raise PlanError(
-            f"no full-precision variant of {facts.source.title} can be built for {target.name}: "
+            f"no full-precision variant of {metadata.source.title} can be built for {target.name}: "
             + "; ".join(f"{r.recipe}: {r.reason}" for r in refused)
         )
-    candidates = _possible(compiled_for(shape, asked, most, stateful=stateful), facts, target, refused)
+    candidates = _possible(compiled_for(shape, asked, most, stateful=stateful), metadata, target, refused)
     if on_tensorrt and not recipe:
         refused += not_for_gpus(target)
     if recipe and not candidates:
         raise PlanError(f"recipe {recipe.name!r} cannot be used: {refused[-1].reason}")
-    later = () if effort == "quick" else _later(facts, target, effort, refused)
+    later = () if effort == "quick" else _later(metadata, target, effort, refused)
     return Plan(
         baselines=baselines,
         candidates=candidates,
         later=later,
         refused=tuple(refused),
-        estimates=estimate(facts, (*baselines, *candidates), effort, texts, training),
+        estimates=estimate(metadata, (*baselines, *candidates), effort, texts, training),
     )
 
 
-def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list[Refusal]) -> tuple[str, ...]:
+def _later(metadata: CheckpointMetadata, target: Target, effort: Effort, refused: list[Refusal]) -> tuple[str, ...]:
     """What pruning will try once the candidates are measured, in words; nothing, with the reason, where it cannot."""
-    reason = Step(use="prune_structured", options={"speedup": 2.0}).build().refusal(facts, target)
+    reason = Step(use="prune_structured", options={"speedup": 2.0}).build().refusal(metadata, target)
     if reason:
         refused.append(Refusal(recipe="pruned networks", reason=reason))
         return ()
@@ -133,14 +133,14 @@ def _later(facts: CheckpointFacts, target: Target, effort: Effort, refused: list
 
 
 def estimate(
-    facts: CheckpointFacts, recipes: Sequence[Recipe], effort: Effort = "quick", texts: int = 0,
+    metadata: CheckpointMetadata, recipes: Sequence[Recipe], effort: Effort = "quick", texts: int = 0,
     training: Training | None = None,
 ) -> Estimates:  # fmt: skip
     """Minutes, RAM and disk. Constants were read off runs of MiniLM (22M) and a BERT-base shape (110M) on two cores.
 
     Beyond quick for one pruned network, "max" with two rounds of training: what else is tried depends on how that came out.
     """
-    millions = facts.parameters / 1e6
+    millions = metadata.parameters / 1e6
     built = len(recipes)
     seconds = 40 + built * (6 + 0.25 * millions)
     if effort != "quick":
@@ -148,12 +148,13 @@ def estimate(
     if effort == "max":
         epochs = (training or Training()).over(texts).epochs or 0.0
         seconds += 2 * (epochs * texts / BATCH) * 0.01 * millions + 5 * millions
-    states_gb = texts * TOKENS * facts.layers * facts.hidden_size * 2 / 1e9 if effort == "max" else 0.0
+    states_gb = texts * TOKENS * metadata.layers * metadata.hidden_size * 2 / 1e9 if effort == "max" else 0.0
     return Estimates(
         minutes=round(seconds / 60, 1),
-        ram_gb=round(1.2 + 10 * facts.weight_bytes / 1e9, 1),
+        ram_gb=round(1.2 + 10 * metadata.weight_bytes / 1e9, 1),
         disk_gb=round(
-            sum(_shrink(r) for r in recipes) * facts.weight_bytes / 1e9 + 0.05 + min(states_gb, Distill().cache_gb), 2
+            sum(_shrink(r) for r in recipes) * metadata.weight_bytes / 1e9 + 0.05 + min(states_gb, Distill().cache_gb),
+            2,
         ),
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core import plugins
-from fmopt.core.model import Artifact, CheckpointFacts, Runner
+from fmopt.core.model import Artifact, CheckpointMetadata, Runner
 from fmopt.core.progress import Progress
 from fmopt.core.recipe import Recipe
 from fmopt.core.results import Estimate, Scores
@@ -19,10 +19,10 @@ from fmopt.core.target import Target
 from fmopt.data.datasets import Dataset
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.record import RecipeLine, Trial
-from fmopt.measurement.backends import Clock, HostClock
+from fmopt.measurement.backends import HostBackend, TimingBackend
 from fmopt.tasks.base import Item, Task
 from fmopt.workflow.request import Request
-from fmopt.workflow.search.builder import Workshop, tool_versions
+from fmopt.workflow.search.builder import Builder, tool_versions
 from fmopt.workflow.search.plan import Plan
 
 VALIDATION_ROWS = 600  # selection needs less certainty than judgement; the test split is used whole
@@ -33,12 +33,12 @@ class Job:
     """A request with everything looked up and checked, before any work."""
 
     request: Request
-    facts: CheckpointFacts
+    metadata: CheckpointMetadata
     task: Task
     target: Target
     data: Dataset
     plan: Plan
-    clock: Clock = field(default_factory=HostClock)
+    clock: TimingBackend = field(default_factory=HostBackend)
 
     @property
     def candidates(self) -> set[str]:
@@ -51,7 +51,7 @@ class Run:
     """One optimization under way: what is built, timed and scored so far."""
 
     job: Job
-    shop: Workshop
+    builder: Builder
     progress: Progress
     deadline: float | None = None
     trials: dict[str, Trial] = field(default_factory=dict)
@@ -64,10 +64,10 @@ class Run:
     @property
     def store(self) -> Store:
         """Where finished stages are."""
-        return self.shop.store
+        return self.builder.store
 
     @property
-    def clock(self) -> Clock:
+    def clock(self) -> TimingBackend:
         """What times its variants."""
         return self.job.clock
 
@@ -97,7 +97,7 @@ class Run:
     def items(self, split: str) -> list[Item]:
         """Items of a split; validation is capped."""
         rows = self.job.data.split(split)
-        return self.job.task.items(rows[:VALIDATION_ROWS] if split == "validation" else rows, self.job.facts)
+        return self.job.task.items(rows[:VALIDATION_ROWS] if split == "validation" else rows, self.job.metadata)
 
 
 def line(run: Run, recipe: Recipe) -> RecipeLine:

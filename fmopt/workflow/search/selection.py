@@ -27,7 +27,7 @@ def fastest_baseline(run: Run) -> str:
     built = [name for name in by_speed(run) if name in names]
     if not built:
         reasons = "; ".join(f"{name}: {run.trials[name].reason}" for name in names)
-        raise PlanError(f"no full-precision variant of {run.job.facts.source.title} could be made: {reasons}")
+        raise PlanError(f"no full-precision variant of {run.job.metadata.source.title} could be made: {reasons}")
     return built[0]
 
 
@@ -38,7 +38,7 @@ def score_candidates(run: Run, reference: str) -> None:
     baseline = trials.predictions(run, reference, "validation")
     run.update(
         reference,
-        scores=run.job.task.scores(baseline, run.items("validation"), baseline, run.job.facts),
+        scores=run.job.task.scores(baseline, run.items("validation"), baseline, run.job.metadata),
         drop=nothing,
         speedup=Estimate(point=1.0, low=1.0, high=1.0),
     )
@@ -80,7 +80,7 @@ def score(run: Run, name: str, reference: str) -> None:
         return
     budget, items = run.job.request.budget, run.items("validation")
     baseline = trials.predictions(run, reference, "validation")
-    scores = run.job.task.scores(trials.predictions(run, name, "validation"), items, baseline, run.job.facts)
+    scores = run.job.task.scores(trials.predictions(run, name, "validation"), items, baseline, run.job.metadata)
     drop = bootstrap.paired_drop(
         primary(run.trials[reference].scores), primary(scores), confidence=budget.confidence, seed=run.job.request.seed
     )

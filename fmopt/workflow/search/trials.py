@@ -26,7 +26,7 @@ from fmopt.measurement import host_probe
 from fmopt.measurement import latency as measurement_latency
 from fmopt.measurement.backends import Work, measured
 from fmopt.measurement.roofline import efficiency
-from fmopt.models.structure import LayerFacts
+from fmopt.models.structure import LayerMetadata
 from fmopt.workflow.search.builder import plain_steps, tool_versions
 from fmopt.workflow.search.run import Run, line
 
@@ -45,11 +45,11 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
         if run.out_of_time():
             run.put(Trial(recipe=line(run, recipe), status="stopped early", reason="the time limit was reached"))
             return False
-        shop = run.shop if network is None else run.shop.of_network(network)
+        builder = run.builder if network is None else run.builder.of_network(network)
         steps = recipe.steps if network is None else recipe.steps[plain_steps(recipe.steps) :]
-        artifact = shop.artifact(recipe.model_copy(update={"steps": steps}))
-        parity = None if recipe.runtime == "torch" else shop.parity(steps)
-        layers = LayerFacts() if recipe.runtime == "torch" else shop.layer_facts(steps)
+        artifact = builder.artifact(recipe.model_copy(update={"steps": steps}))
+        parity = None if recipe.runtime == "torch" else builder.parity(steps)
+        layers = LayerMetadata() if recipe.runtime == "torch" else builder.layer_metadata(steps)
     except FmoptError as error:
         status: Literal["stopped early", "failed"] = "stopped early" if run.out_of_time() else "failed"
         run.progress.say(f"{recipe.name} {status}: {error}")
@@ -71,18 +71,18 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
     return True
 
 
-def time_in_turn(run: Run, names: Sequence[str], sittings: int = 1) -> None:
+def time_in_turn(run: Run, names: Sequence[str], timing_runs: int = 1) -> None:
     """Latency of variants, in turn, at the asked batch, length and threads, on the run's clock.
 
-    In several `sittings`, of half as many rounds, each opens them anew, and all their rounds are judged together: what a
+    In several `timing runs`, of half as many rounds, each opens them anew, and all their rounds are judged together: what a
     call costs beside its arithmetic changes from one minute to the next, which narrow networks feel most. One that was
     stopped early is not in later ones. One that the clock could not run is a failed trial with its reason.
     """
     samples: dict[str, list[float]] = {name: [] for name in names}
     left = list(names)
-    rounds = interleaved.MIN_SAMPLES if sittings == 1 else interleaved.MIN_SAMPLES // 2
-    for number in range(sittings):
-        timed = _sitting(run, left, number, rounds)
+    rounds = interleaved.MIN_SAMPLES if timing_runs == 1 else interleaved.MIN_SAMPLES // 2
+    for number in range(timing_runs):
+        timed = _timing_run(run, left, number, rounds)
         run.warnings += [warning for warning in timed["warnings"] if warning not in run.warnings]
         for name, reason in timed.get("failed", {}).items():
             run.update(name, status="failed", reason=reason)
@@ -98,7 +98,7 @@ def time_in_turn(run: Run, names: Sequence[str], sittings: int = 1) -> None:
             run.update(name, latency=latency)
 
 
-def _sitting(run: Run, names: Sequence[str], number: int, rounds: int) -> dict[str, Any]:
+def _timing_run(run: Run, names: Sequence[str], number: int, rounds: int) -> dict[str, Any]:
     """What the clock said of variants that were opened once."""
     request = run.job.request
     key = {
@@ -127,7 +127,7 @@ def timed_work(run: Run, names: Sequence[str]) -> Work:
     request = run.job.request
     return Work(
         artifacts={name: run.artifacts[name] for name in names},
-        pipeline=run.job.facts.pipeline,
+        pipeline=run.job.metadata.pipeline,
         threads=request.threads,
         seed=request.seed,
         inputs=latency_inputs(run),
@@ -149,10 +149,10 @@ def time_end_to_end(run: Run, names: Sequence[str]) -> None:
     }
 
     def clock() -> dict[str, list[float]]:
-        texts = [item.raw for item in run.items("validation")[:REPLAYED_ITEMS]]
+        texts = [item.sample for item in run.items("validation")[:REPLAYED_ITEMS]]
         batches = [texts[i : i + request.batch] for i in range(0, len(texts), request.batch)]
         work = dataclasses.replace(timed_work(run, names), batches=batches)
-        return run.clock.end_to_end(work, run.shop.preprocessor, run.progress)
+        return run.clock.end_to_end(work, run.builder.preprocessor, run.progress)
 
     for name, samples in run.store.value("end-to-end", key, clock).items():
         run.update(
@@ -166,9 +166,9 @@ def time_end_to_end(run: Run, names: Sequence[str]) -> None:
 def latency_inputs(run: Run) -> list[dict[str, np.ndarray]]:
     """What is timed: real text filling exactly `length` tokens, or items of the data at their own lengths."""
     request = run.job.request
-    raws = [item.raw for item in run.items("validation")]
+    samples = [item.sample for item in run.items("validation")]
     return measurement_latency.latency_inputs(
-        run.shop.preprocessor, raws, batch=request.batch, length=request.length, seed=request.seed
+        run.builder.preprocessor, samples, batch=request.batch, length=request.length, seed=request.seed
     )
 
 
@@ -177,8 +177,8 @@ def predict_latency(run: Run) -> None:
     claim, where the device is not here."""
     request = run.job.request
     # Of sounds, whose length is not one of tokens, the first that would be timed stands for all.
-    sound = run.job.facts.modality == "audio"
-    length = next(iter(latency_inputs(run)[0].values())).shape[1] if sound else request.length or 128
+    audio = run.job.metadata.modality == "audio"
+    length = next(iter(latency_inputs(run)[0].values())).shape[1] if audio else request.length or 128
     for name, artifact in run.artifacts.items():
         if artifact.path.suffix not in (".onnx", ".xml"):
             continue
@@ -225,7 +225,7 @@ def predictions(run: Run, name: str, split: str) -> list[Any]:
         "data": run.job.data.digest,
         "split": split,
         "items": len(items),
-        "pipeline": dict(run.job.facts.pipeline),
+        "pipeline": dict(run.job.metadata.pipeline),
         "batch": run.job.request.batch,
         **tool_versions(),
     }
@@ -236,8 +236,8 @@ def predictions(run: Run, name: str, split: str) -> list[Any]:
         try:
             got = predict(
                 runner,
-                run.shop.preprocessor,
-                dict(run.job.facts.pipeline),
+                run.builder.preprocessor,
+                dict(run.job.metadata.pipeline),
                 items,
                 batch=run.job.request.batch,
                 progress=run.progress.step,
@@ -281,7 +281,7 @@ def profile(run: Run, name: str) -> list[OpTime]:
     def make() -> list[dict[str, Any]]:
         runtime, runner = plugins.find("runtimes", artifact.runtime), run.open(name, request.threads)
         try:
-            inputs = measured(run.job.facts.pipeline, runner, latency_inputs(run)[:1])[0]
+            inputs = measured(run.job.metadata.pipeline, runner, latency_inputs(run)[:1])[0]
         finally:
             runner.close()
         return [op.model_dump() for op in runtime.profile(artifact, inputs, request.threads)]

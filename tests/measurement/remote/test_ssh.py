@@ -75,20 +75,20 @@ def write_tiny(out: Path, checkpoint: Path, scratch: Path, needs: tuple[str, ...
     from fmopt.edge import text as edge_text
 
     artifact = Artifact("onnxruntime", write_graph(scratch / "graph" / "model.onnx"), {})
-    facts = facts_of(checkpoint)
-    raws = ["the cat sat on the mat", "a small dog"]
+    metadata = facts_of(checkpoint)
+    samples = ["the cat sat on the mat", "a small dog"]
     model = loading.Model(
-        {"pipeline": dict(facts.pipeline)},
-        edge_text.open_preprocessor(checkpoint, dict(facts.pipeline)),
+        {"pipeline": dict(metadata.pipeline)},
+        edge_text.open_preprocessor(checkpoint, dict(metadata.pipeline)),
         runners.open_runner("onnxruntime", artifact.path, {}, 1),
     )
     return bundle.write_bundle(
-        out, facts=facts, artifact=artifact, recipe={"name": "tiny", "precision": "fp32"}, verdict="PASS",
-        golden=list(zip(raws, model.predict(raws), strict=True)), tolerance=1e-3, needs_isa=needs,
+        out, metadata=metadata, artifact=artifact, recipe={"name": "tiny", "precision": "fp32"}, verdict="PASS",
+        golden=list(zip(samples, model.predict(samples), strict=True)), tolerance=1e-3, needs_isa=needs,
     )  # fmt: skip
 
 
-class Told:
+class Reported:
     """A progress that remembers what was said."""
 
     def __init__(self) -> None:
@@ -111,14 +111,14 @@ def test_a_bundle_is_benched_there_and_leaves_nothing_but_its_folder(
     device = new_device()
     asked = ["bench", str(tiny_bundle), "--on", device.url, "--length", "16", "-o", str(tmp_path / "out")]
     assert app.main([*asked, "--json"]) == 0
-    told = Benchmark.model_validate_json(capsys.readouterr().out)
-    assert told == Benchmark.load(tmp_path / "out")
-    (cell,) = told.cells
-    assert (cell.place.batch, cell.place.length, told.stopped) == (1, 16, "")
+    reported = Benchmark.model_validate_json(capsys.readouterr().out)
+    assert reported == Benchmark.load(tmp_path / "out")
+    (cell,) = reported.cells
+    assert (cell.place.batch, cell.place.length, reported.stopped) == (1, 16, "")
     assert len(cell.measured.samples_ms[str(tiny_bundle)]) >= 200
-    assert told.host["arch"] == os.uname().machine
-    assert told.host["memory_gb"] > 0
-    assert set(told.versions) == {"onnxruntime"}
+    assert reported.host["arch"] == os.uname().machine
+    assert reported.host["memory_gb"] > 0
+    assert set(reported.versions) == {"onnxruntime"}
     assert (tmp_path / "out" / "benchmark.html").is_file()
     assert [path.name for path in device.home.iterdir()] == [FOLDER]
     assert not any((device.home / FOLDER / "jobs").iterdir())
@@ -146,10 +146,10 @@ def test_a_probe_there_is_a_target(new_device: NewDevice, tmp_path: Path, capsys
 def test_a_copy_goes_on_where_the_line_was_cut(
     new_device: NewDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device, told = new_device(), Told()
+    device, reported = new_device(), Reported()
     payload = tmp_path / "payload"
     payload.write_bytes(os.urandom(6_000_000))
-    board, _ = open_board(device.url, told)
+    board, _ = open_board(device.url, reported)
     sent: list[int] = []
     once = Board._once
     monkeypatch.setattr(
@@ -177,7 +177,7 @@ def test_a_copy_goes_on_where_the_line_was_cut(
     board.send({"bundles/payload": payload})
     cutter.join()
     assert (device.home / FOLDER / "bundles" / "payload").read_bytes() == payload.read_bytes()
-    assert any("was cut" in line for line in told.lines)
+    assert any("was cut" in line for line in reported.lines)
     if device.line.spaces:  # a loopback may be too fast to be cut in the middle
         assert sent[0] == 0
         assert sent[-1] > 1_000_000
@@ -187,8 +187,8 @@ def test_a_copy_goes_on_where_the_line_was_cut(
 
 
 def test_a_run_goes_on_while_the_line_is_down(new_device: NewDevice, tmp_path: Path) -> None:
-    device, told = new_device(), Told()
-    board, _ = open_board(device.url, told)
+    device, reported = new_device(), Reported()
+    board, _ = open_board(device.url, reported)
     runs = tmp_path / "runs"
     code = f"import time; runs = open({str(runs)!r}, 'a', 1); runs.write('x'); time.sleep(7); print('done', file=runs); print(41)"
     threading.Timer(2, device.cut).start()
@@ -198,7 +198,7 @@ def test_a_run_goes_on_while_the_line_is_down(new_device: NewDevice, tmp_path: P
     mend.join()
     assert out == "41\n"
     assert runs.read_text() == "xdone\n"  # started once, and not cut short
-    assert any("was cut" in line for line in told.lines)
+    assert any("was cut" in line for line in reported.lines)
     assert not (device.home / FOLDER / "jobs" / "slow").exists()
 
 
@@ -320,13 +320,13 @@ def test_a_virtual_environment_is_made_where_packages_lack(
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     device = new_device(path=f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin")
-    told = Told()
-    board, place = open_board(device.url, told)
+    reported = Reported()
+    board, place = open_board(device.url, reported)
     for _ in range(2):  # made once, then found; another version is taken where the wanted one is not to be had
         python = python_env.ensure_python(board, place, {"tinything": "9"})
         assert python == f"~/{FOLDER}/venv/bin/python"
     assert python_env.versions(board, python, ["tinything"]) == {"tinything": "1.5"}
-    assert sum("virtual environment" in line for line in told.lines) == 1
+    assert sum("virtual environment" in line for line in reported.lines) == 1
     assert sorted(path.name for path in (device.home / FOLDER).iterdir()) == ["venv"]
     with pytest.raises(BoardError, match="pip here finds no packages for the board"):
         python_env.ensure_python(board, place, {"nosuchthing": None})

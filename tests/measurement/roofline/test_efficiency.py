@@ -129,18 +129,18 @@ def test_quantized_products_of_an_ir_are_integer(tmp_path: Path) -> None:
 def test_what_comes_with_fmopt_is_what_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_linear(tmp_path)
 
-    def told(runtime: str, file: Path = path) -> float | None:
+    def reported(runtime: str, file: Path = path) -> float | None:
         return predict_ms(file, runtime, DEVICE, 1, 128, "fp32", threads=1)
 
     monkeypatch.setattr(efficiency, "fitted", lambda: None)
-    constant = told("onnxruntime")
+    constant = reported("onnxruntime")
     monkeypatch.setattr(efficiency, "fitted", lambda: Fitted(curves={"onnxruntime": CURVE}))
     by_hand = by_curve(CURVE, Sample(artifact_work(path, 1, 128), "onnxruntime", DEVICE, "fp32", 1, 0.0))
-    assert told("onnxruntime") == by_hand != constant
-    assert told("openvino") == constant  # no curve of it: the two ceilings alone
+    assert reported("onnxruntime") == by_hand != constant
+    assert reported("openvino") == constant  # no curve of it: the two ceilings alone
     (tmp_path / "model.xml").write_text("<net/>")
     monkeypatch.setattr(efficiency, "fitted", lambda: Fitted(curves={"openvino": CURVE}))
-    assert told("openvino", tmp_path / "model.xml") is None
+    assert reported("openvino", tmp_path / "model.xml") is None
 
 
 def test_curves_of_this_version_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

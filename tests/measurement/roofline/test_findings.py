@@ -26,15 +26,15 @@ GOOD = [op("DynamicQuantizeMatMul", 1.0, "int8") for _ in range(9)] + [
 ]
 
 
-def find(profile: list[OpTime], part: str, reference: list[OpTime] = GOOD, **facts: object) -> Finding:
-    asked = {"graph_path": NO_FILE, "target": VNNI, "threads": 1, **facts}
+def find(profile: list[OpTime], part: str, reference: list[OpTime] = GOOD, **metadata: object) -> Finding:
+    asked = {"graph_path": NO_FILE, "target": VNNI, "threads": 1, **metadata}
     found = why_not_faster(profile, reference, **asked)
     assert all("\n" not in finding.text and finding.remedy for finding in found)
     return next(finding for finding in found if part in finding.text)
 
 
-def texts(profile: list[OpTime], **facts: object) -> list[str]:
-    asked = {"graph_path": NO_FILE, "target": VNNI, "threads": 1, **facts}
+def texts(profile: list[OpTime], **metadata: object) -> list[str]:
+    asked = {"graph_path": NO_FILE, "target": VNNI, "threads": 1, **metadata}
     return [finding.text for finding in why_not_faster(profile, GOOD, **asked)]
 
 
@@ -111,8 +111,8 @@ def test_the_group_that_lost_most_comes_first():
 @pytest.mark.parametrize(("facts", "wanted"), [
     ({}, "VNNI or AMX"), ({"arch": "aarch64"}, "dotprod or i8mm"),
 ])  # fmt: skip
-def test_missing_instructions(facts, wanted):
-    assert find(GOOD, f"no 8-bit dot product ({wanted})", target=target("avx2", **facts)).share == pytest.approx(
+def test_missing_instructions(metadata, wanted):
+    assert find(GOOD, f"no 8-bit dot product ({wanted})", target=target("avx2", **metadata)).share == pytest.approx(
         9 / 9.9
     )
     assert not any("dot product" in text for text in texts(GOOD))

@@ -18,7 +18,7 @@ import fmopt
 from fmopt.core import model as core_model
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError
-from fmopt.edge.generation import PAST, Wish, continuations, likeliest, timed
+from fmopt.edge.generation import CACHE_PREFIX, GenerationConfig, continuations, likeliest, timed
 from fmopt.edge.loading import load as edge_load
 from fmopt.edge.runners import open_runner
 from fmopt.exporters import parity as exporters_parity
@@ -67,17 +67,22 @@ def generated(net: Any, ids: list[int], **options: Any) -> list[int]:
 
 
 def test_the_bundle_gives_the_tokens_of_torch_one_by_one(folder: Path, bundle: Path) -> None:
-    facts = checkpoint.inspect(resolve(str(folder)))
-    assert (facts.task, facts.model_type, facts.layers, facts.hidden_size) == ("text-generation", "lstm", 2, 48)
-    net = checkpoint.load(facts).net
+    metadata = checkpoint.inspect(resolve(str(folder)))
+    assert (metadata.task, metadata.model_type, metadata.layers, metadata.hidden_size) == (
+        "text-generation",
+        "lstm",
+        2,
+        48,
+    )
+    net = checkpoint.load(metadata).net
     loaded = edge_load(bundle, 1)
     prompts = [loaded.preprocessor.ids(text) for text in SENTENCES[:3]]
     assert len({len(prompt) for prompt in prompts}) > 1  # of different lengths, padded on the left in one batch
-    steps = list(continuations(loaded.runner, prompts, loaded.pipeline, Wish(max_new_tokens=NEW)))
+    steps = list(continuations(loaded.runner, prompts, loaded.pipeline, GenerationConfig(max_new_tokens=NEW)))
     together = [[step[row] for step in steps if step[row] is not None] for row in range(len(prompts))]
     assert together == [generated(net, prompt) for prompt in prompts]
     assert len({token for row in together for token in row}) > 3
-    wish = Wish(max_new_tokens=NEW, beams=3)
+    wish = GenerationConfig(max_new_tokens=NEW, beams=3)
     assert likeliest(loaded.runner, prompts[0], loaded.pipeline, wish) == generated(net, prompts[0], num_beams=3)
 
 
@@ -101,8 +106,8 @@ def test_a_text_in_two_halves_is_the_whole_text_and_the_state_does_not_grow(fold
         assert parity.passed, parity
     step = timed(loaded.runner, {name: value[:, :6] for name, value in batch.items()})
     assert step["input_ids"].shape == (4, 1)
-    assert {name: value.shape for name, value in step.items() if name.startswith(PAST)} == {
-        f"{PAST}{layer}.{kind}": (4, 1, 1, 48) for layer in (0, 1) for kind in ("key", "value")
+    assert {name: value.shape for name, value in step.items() if name.startswith(CACHE_PREFIX)} == {
+        f"{CACHE_PREFIX}{layer}.{kind}": (4, 1, 1, 48) for layer in (0, 1) for kind in ("key", "value")
     }
 
 

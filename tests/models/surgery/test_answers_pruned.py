@@ -14,7 +14,7 @@ import torch
 
 import fmopt
 from fmopt.core.errors import CheckpointError, PassError
-from fmopt.edge.runners import HALVES, open_runner
+from fmopt.edge.runners import ENCODER_DECODER, open_runner
 from fmopt.edge.seq2seq import NEW, answers, usual
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import parity, to_onnx
@@ -23,8 +23,8 @@ from fmopt.models.families.base import find_family
 from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve
 from fmopt.models.structure import STRUCTURE, save_checkpoint, structure_of
-from fmopt.models.surgery.pruned_modules import cut_layer, drop_layers, least_heads
-from fmopt.models.wrappers.seq2seq import InHalves, with_answer
+from fmopt.models.surgery.pruned_modules import drop_layers, least_heads, prune_layer
+from fmopt.models.wrappers.seq2seq import AsEncoderDecoder, with_answer
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.torch_models import model_of
 
@@ -63,9 +63,9 @@ def two_and_two(tiny_checkpoint: TinyCheckpoint, family: str) -> TorchModel:
 
 def asked(model: TorchModel) -> dict[str, np.ndarray]:
     """Texts of different lengths, each with an answer."""
-    preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
+    preprocessor = open_preprocessor(model.metadata.folder, dict(model.metadata.pipeline))
     encoded = dict(preprocessor.encode(list(SENTENCES[:3])).inputs)
-    return with_answer(encoded, model.facts.pipeline["start"], int(model.net.config.vocab_size))
+    return with_answer(encoded, model.metadata.pipeline["start"], int(model.net.config.vocab_size))
 
 
 def said(model: TorchModel, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -91,7 +91,7 @@ def masked(model: TorchModel, shape: Any) -> TorchModel:
 
 def cut(model: TorchModel, shape: Any) -> TorchModel:
     for layer, (heads, neurons, cross) in zip(model.family.layers(model.net), shape, strict=True):
-        cut_layer(model.net, layer, heads, neurons, cross)
+        prune_layer(model.net, layer, heads, neurons, cross)
     return model
 
 
@@ -100,7 +100,7 @@ def test_both_stacks_are_known(model: TorchModel) -> None:
     assert [layer.stack for layer in layers] == ["encoder", "encoder", "decoder", "decoder"]
     assert [[block.heads for block in layer.attentions] for layer in layers] == [[4], [4], [4, 4], [4, 4]]
     assert [layer.ffn.width for layer in layers] == [64] * 4
-    first = int(model.facts.model_type == "t5")  # it makes the bias of all
+    first = int(model.metadata.model_type == "t5")  # it makes the bias of all
     assert least_heads(model.net, model.family) == ((first,), (0,), (1, 1), (0, 0))
 
 
@@ -152,19 +152,19 @@ def test_it_comes_back_from_disk_and_answers_token_by_token(model: TorchModel, t
     assert structure_of(again.net, again.family) == structure_of(model.net, model.family)
 
     graph = to_onnx.export_onnx(again, inputs, tmp_path / "graph")
-    runner = open_runner("onnxruntime", graph.path, {HALVES: True}, 1)
-    judged = InHalves(runner)
+    runner = open_runner("onnxruntime", graph.path, {ENCODER_DECODER: True}, 1)
+    judged = AsEncoderDecoder(runner)
     assert parity.check_parity(judged, again.net, [inputs], 1e-2, outputs=["logits"]).passed
-    pipeline = dict(again.facts.pipeline)
+    pipeline = dict(again.metadata.pipeline)
     texts = {name: value for name, value in inputs.items() if name != NEW}
     given = {name: torch.from_numpy(value) for name, value in texts.items()}
     stop = pipeline["stop_ids"][0]
     for beams in (1, 3):
         with torch.inference_mode():
             made = net.generate(**given, max_new_tokens=8, do_sample=False, num_beams=beams)[:, 1:].tolist()
-        told = [ids[: ids.index(stop)] if stop in ids else ids for ids in made]
-        assert answers(pipeline, runner, texts, usual(pipeline, max_new_tokens=8, beams=beams)) == told
-    assert len({token for row in told for token in row}) > 1
+        reported = [ids[: ids.index(stop)] if stop in ids else ids for ids in made]
+        assert answers(pipeline, runner, texts, usual(pipeline, max_new_tokens=8, beams=beams)) == reported
+    assert len({token for row in reported for token in row}) > 1
     net.train()(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.sum().backward()
 
 
@@ -180,7 +180,7 @@ def test_a_wrong_graph_is_traced_to_its_layer(tiny_checkpoint: TinyCheckpoint, t
 
 
 def test_dropping_a_layer_equals_skipping_it(model: TorchModel, tmp_path: Path) -> None:
-    inputs, t5 = asked(model), model.facts.model_type == "t5"
+    inputs, t5 = asked(model), model.metadata.model_type == "t5"
     for number in (1, 3):
         whole, skipped = copy.deepcopy(model), copy.deepcopy(model)
         layer: Any = skipped.net.get_submodule(skipped.family.layers(skipped.net)[number].name)
@@ -193,7 +193,7 @@ def test_dropping_a_layer_equals_skipping_it(model: TorchModel, tmp_path: Path) 
         )
         assert [one.stack for one in again.family.layers(again.net)].count("encoder") == (1 if number == 1 else 2)
         np.testing.assert_allclose(said(again, inputs), said(whole, inputs), atol=1e-5)
-        assert again.facts.layers == 3
+        assert again.metadata.layers == 3
         texts = {name: torch.from_numpy(value) for name, value in inputs.items() if name != NEW}
         for net in (whole.net, again.net):
             made = net.generate(**texts, max_new_tokens=4, do_sample=False, num_beams=2)
@@ -234,7 +234,7 @@ def test_what_holds_the_rest_together_is_refused(tiny_checkpoint: TinyCheckpoint
         with pytest.raises(PassError, match=rf"layer {number} of t5 is built unlike the others"):
             drop_layers(model, [number])
     with pytest.raises(PassError, match="makes the bias of all layers for positions; one of its heads must stay"):
-        cut_layer(model.net, model.family.layers(model.net)[0], (), MOST)
+        prune_layer(model.net, model.family.layers(model.net)[0], (), MOST)
     model = two_and_two(tiny_checkpoint, "bart")
     cut(model, SHAPES["hollow"])
     with pytest.raises(PassError, match="would have no attention"):

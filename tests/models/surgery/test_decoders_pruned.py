@@ -14,7 +14,7 @@ import torch
 
 import fmopt
 from fmopt.core.errors import PassError
-from fmopt.edge.generation import Wish, continuations
+from fmopt.edge.generation import GenerationConfig, continuations
 from fmopt.edge.runners import open_runner
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import parity, to_onnx
@@ -22,7 +22,7 @@ from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve
 from fmopt.models.structure import save_checkpoint, structure_of
-from fmopt.models.surgery.pruned_modules import cut_layer, drop_layers, least_heads
+from fmopt.models.surgery.pruned_modules import drop_layers, least_heads, prune_layer
 from fmopt.models.wrappers.decoder import TwoSteps
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.torch_models import items_of, model_of, outputs_of, padded
@@ -73,11 +73,11 @@ def masked(model: TorchModel, shape: Any) -> TorchModel:
 
 def cut(model: TorchModel, shape: Any) -> TorchModel:
     for layer, (heads, neurons) in zip(model.family.layers(model.net), shape, strict=True):
-        cut_layer(model.net, layer, heads, neurons)
+        prune_layer(model.net, layer, heads, neurons)
     return model
 
 
-def told(net: Any, prompt: list[int]) -> list[int]:
+def reported(net: Any, prompt: list[int]) -> list[int]:
     """What torch's own generate adds."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
@@ -89,7 +89,7 @@ def told(net: Any, prompt: list[int]) -> list[int]:
 
 def test_groups_of_heads_are_counted_and_one_must_stay_in_the_first_layer(model: TorchModel) -> None:
     blocks = [layer.attention for layer in model.family.layers(model.net)]
-    kind = model.facts.model_type
+    kind = model.metadata.model_type
     assert [(block.heads, block.queries) for block in blocks] == [(FAMILIES[kind], 4 // FAMILIES[kind])] * 3
     assert [block.width * block.heads for block in blocks] == [
         model.net.config.num_attention_heads * blocks[0].head_dim
@@ -125,8 +125,8 @@ def test_it_comes_back_from_disk_and_generates_token_by_token(model: TorchModel,
 
     graph = to_onnx.export_onnx(again, inputs, tmp_path / "graph")
     runner = open_runner("onnxruntime", graph.path, {}, 1)
-    heads = {name: shape[1] for name, shape in runner.past.items()}
-    every = FAMILIES[model.facts.model_type]
+    heads = {name: shape[1] for name, shape in runner.kv_cache.items()}
+    every = FAMILIES[model.metadata.model_type]
     first = min(2, every)
     assert heads == {
         f"past_key_values.{layer}.{kind}": (first, 1)[layer] for layer in (0, 1) for kind in ("key", "value")
@@ -135,13 +135,13 @@ def test_it_comes_back_from_disk_and_generates_token_by_token(model: TorchModel,
     for judged in (runner, TwoSteps(runner)):
         assert parity.check_parity(judged, again.net, batches, 5e-3, outputs=["logits"]).passed
 
-    preprocessor = open_preprocessor(again.facts.folder, dict(again.facts.pipeline))
+    preprocessor = open_preprocessor(again.metadata.folder, dict(again.metadata.pipeline))
     said = []
     for text in SENTENCES[:3]:
         prompt = preprocessor.ids(text)
-        steps = list(continuations(runner, [prompt], again.facts.pipeline, Wish(max_new_tokens=NEW)))
+        steps = list(continuations(runner, [prompt], again.metadata.pipeline, GenerationConfig(max_new_tokens=NEW)))
         said += [step[0] for step in steps]
-        assert [step[0] for step in steps] == told(net, prompt)
+        assert [step[0] for step in steps] == reported(net, prompt)
     assert len(set(said)) > 1
 
     net.train()(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.sum().backward()
@@ -165,10 +165,10 @@ def test_dropping_a_layer_equals_skipping_it_and_caches_have_no_gap(model: Torch
     drop_layers(model, [1])
     np.testing.assert_allclose(outputs_of(model, inputs), wanted, atol=1e-5)
     again = checkpoint.load(checkpoint.inspect(resolve(str(save_checkpoint(model, tmp_path / "two")))))
-    assert again.facts.layers == 2
+    assert again.metadata.layers == 2
     np.testing.assert_allclose(outputs_of(again, inputs), wanted, atol=1e-5)
-    prompt = open_preprocessor(again.facts.folder, dict(again.facts.pipeline)).ids(SENTENCES[0])
-    assert told(model.net, prompt) == told(again.net, prompt)
+    prompt = open_preprocessor(again.metadata.folder, dict(again.metadata.pipeline)).ids(SENTENCES[0])
+    assert reported(model.net, prompt) == reported(again.net, prompt)
 
 
 def test_what_a_cache_needs_is_refused(tiny_checkpoint: TinyCheckpoint) -> None:

@@ -14,14 +14,14 @@ from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve
 from fmopt.models.structure import save_checkpoint
-from fmopt.models.surgery.pruned_modules import cut_layer
+from fmopt.models.surgery.pruned_modules import prune_layer
 from fmopt.passes.distill import Distill
 from fmopt.passes.distillation.losses import spelled_loss
 from fmopt.passes.pruning.fisher_scores import mask_fisher
 from fmopt.passes.pruning.obs_scores import by_importance, collect, sublayers
 from fmopt.training.examples import IGNORED
-from fmopt.workflow.search.builder import Workshop
-from tests.audio_models import CLASSIFICATION, RECOGNITION, sound, sound_rows, write_audio
+from fmopt.workflow.search.builder import Builder
+from tests.audio_models import CLASSIFICATION, RECOGNITION, audio, sound_rows, write_audio
 from tests.torch_models import model_of, outputs_of, target
 
 SAID = {"low": "a low", "middle": "middle", "high": "high"}
@@ -29,18 +29,18 @@ KINDS = [("wav2vec2", RECOGNITION), ("hubert", CLASSIFICATION), ("audio-spectrog
 
 
 def encoded(model: TorchModel, seconds: tuple[float, ...]) -> dict[str, np.ndarray]:
-    raws = [sound(number, length) for number, length in enumerate(seconds)]
-    return dict(open_preprocessor(model.facts.folder, dict(model.facts.pipeline)).encode(raws).inputs)
+    samples = [audio(number, length) for number, length in enumerate(seconds)]
+    return dict(open_preprocessor(model.metadata.folder, dict(model.metadata.pipeline)).encode(samples).inputs)
 
 
-def shop_of(model: TorchModel, scratch) -> Workshop:
+def shop_of(model: TorchModel, scratch) -> Builder:
     rows = sound_rows(24, 1)
-    if model.facts.task == RECOGNITION:
+    if model.metadata.task == RECOGNITION:
         rows = [{"audio": row["audio"], "transcript": SAID[row["label"]]} for row in rows]
         rows = [row if number % 4 else {"audio": row["audio"]} for number, row in enumerate(rows)]
-    preprocessor = open_preprocessor(model.facts.folder, dict(model.facts.pipeline))
-    return Workshop(
-        facts=model.facts, target=target(), store=Store(scratch), preprocessor=preprocessor, calibration=[],
+    preprocessor = open_preprocessor(model.metadata.folder, dict(model.metadata.pipeline))
+    return Builder(
+        metadata=model.metadata, target=target(), store=Store(scratch), preprocessor=preprocessor, calibration=[],
         calibration_digest="", seed=0, memory_cap_bytes=1 << 30, progress=Silent(), train=rows,
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ def test_a_cut_network_learns_from_the_whole_one(tmp_path, family, task):
     inputs = encoded(model, (0.2, 0.4, 0.3))
     wanted = outputs_of(model, inputs)
     for layer in model.family.layers(model.net):
-        cut_layer(model.net, layer, (0, 2), range(8))
+        prune_layer(model.net, layer, (0, 2), range(8))
     again = checkpoint.load(checkpoint.inspect(resolve(str(save_checkpoint(model, tmp_path / "cut")))))
     before = outputs_of(model, inputs)
     np.testing.assert_array_equal(outputs_of(again, inputs), before)
@@ -72,7 +72,7 @@ def test_what_is_said_teaches_as_torch_s_own_loss_does(tmp_path):
     with torch.no_grad():
         found = model.net(**inputs, labels=letters)
         mask = model.net._get_feature_vector_attention_mask(found.logits.shape[1], inputs["attention_mask"])
-        blank = model.facts.pipeline["ctc"]["blank"]
+        blank = model.metadata.pipeline["ctc"]["blank"]
         assert float(spelled_loss(found.logits, letters, mask, blank)) == pytest.approx(float(found.loss) / 5, rel=1e-4)
         letters[1] = IGNORED  # not known: the other counts alone
         alone = spelled_loss(found.logits, letters, mask, blank)

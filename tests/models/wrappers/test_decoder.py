@@ -14,7 +14,7 @@ import torch
 from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import Graph
-from fmopt.edge.generation import Speller, TextScores, Wish, continuations, likeliest, sampled
+from fmopt.edge.generation import GenerationConfig, Speller, TextScores, continuations, likeliest, sampled
 from fmopt.edge.loading import Model, run_batch
 from fmopt.edge.runners import open_runner
 from fmopt.edge.text import open_preprocessor, postprocess
@@ -37,8 +37,8 @@ def exported(request: pytest.FixtureRequest, tiny_decoder: Any) -> Any:
 def opened(model: TorchModel, graph: Graph) -> Any:
     """The graph as a bundle would open it, beside its network."""
     runner = open_runner("onnxruntime", graph.path, {}, 1)
-    pipeline = dict(model.facts.pipeline)
-    edge = Model({"pipeline": pipeline}, open_preprocessor(model.facts.folder, pipeline), runner)
+    pipeline = dict(model.metadata.pipeline)
+    edge = Model({"pipeline": pipeline}, open_preprocessor(model.metadata.folder, pipeline), runner)
     return SimpleNamespace(torch=model, graph=graph, runner=runner, pipeline=pipeline, model=edge)
 
 
@@ -64,12 +64,12 @@ def test_the_graph_agrees_with_torch_for_whole_texts_and_from_a_cache(exported: 
 def test_greedy_and_beams_give_the_tokens_of_generate(exported: Any) -> None:
     texts = SENTENCES[:3]
     prompts = [exported.model.preprocessor.ids(text) for text in texts]
-    steps = list(continuations(exported.runner, prompts, exported.pipeline, Wish(max_new_tokens=NEW)))
+    steps = list(continuations(exported.runner, prompts, exported.pipeline, GenerationConfig(max_new_tokens=NEW)))
     together = [[step[row] for step in steps if step[row] is not None] for row in range(len(texts))]
     assert together == [generated(exported, text) for text in texts]  # prompts of different lengths, in one batch
     assert len({token for row in together for token in row}) > 3
     for text, prompt in zip(texts, prompts, strict=True):
-        beams = likeliest(exported.runner, prompt, exported.pipeline, Wish(max_new_tokens=NEW, beams=3))
+        beams = likeliest(exported.runner, prompt, exported.pipeline, GenerationConfig(max_new_tokens=NEW, beams=3))
         assert beams == generated(exported, text, num_beams=3)
 
 
@@ -88,8 +88,8 @@ def test_scores_are_those_of_the_network_s_own_loss(gpt2: Model, tiny_checkpoint
             loss = float(model.net(input_ids=ids, labels=ids).loss)
         assert -TextScores.of(prediction).logs.mean() == pytest.approx(loss, abs=1e-4)
     task = plugins.find("tasks", "text-generation")
-    items = task.items([{"text": text} for text in SENTENCES[:3]], model.facts)
-    scores = {score.name: score.array() for score in task.scores(found, items, found, model.facts)}
+    items = task.items([{"text": text} for text in SENTENCES[:3]], model.metadata)
+    scores = {score.name: score.array() for score in task.scores(found, items, found, model.metadata)}
     assert scores["perplexity"][:, 1].tolist() == [len(gpt2.preprocessor.ids(text)) - 1 for text in SENTENCES[:3]]
     assert scores["greedy agreement"].min() == 1
     assert abs(scores["KL to baseline"]).max() < 1e-6
@@ -116,12 +116,12 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
 def test_sampling_keeps_to_top_k_and_top_p_and_to_its_seed() -> None:
     logits = np.log(np.array([[0.5, 0.25, 0.15, 0.1]])).repeat(4000, axis=0)
     draw = np.random.default_rng(0)
-    shares = np.bincount(sampled(logits, Wish(temperature=1.0), draw), minlength=4) / 4000
+    shares = np.bincount(sampled(logits, GenerationConfig(temperature=1.0), draw), minlength=4) / 4000
     assert shares == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=0.03)
-    assert set(sampled(logits, Wish(temperature=1.0, top_k=2), draw)) == {0, 1}
-    assert set(sampled(logits, Wish(temperature=1.0, top_p=0.7), draw)) == {0, 1}
-    assert set(sampled(logits, Wish(temperature=0.05), draw)) == {0}
-    first, second = (sampled(logits, Wish(temperature=1.0), np.random.default_rng(5)) for _ in range(2))
+    assert set(sampled(logits, GenerationConfig(temperature=1.0, top_k=2), draw)) == {0, 1}
+    assert set(sampled(logits, GenerationConfig(temperature=1.0, top_p=0.7), draw)) == {0, 1}
+    assert set(sampled(logits, GenerationConfig(temperature=0.05), draw)) == {0}
+    first, second = (sampled(logits, GenerationConfig(temperature=1.0), np.random.default_rng(5)) for _ in range(2))
     assert (first == second).all()
 
 
@@ -134,9 +134,9 @@ def test_sampling_keeps_to_top_k_and_top_p_and_to_its_seed() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it is at least 1"),
     ],
 )
-def test_a_wish_that_makes_no_sense_is_one_line(gpt2: Model, wishes: dict[str, Any], said: str) -> None:
+def test_a_wish_that_makes_no_sense_is_one_line(gpt2: Model, options: dict[str, Any], said: str) -> None:
     with pytest.raises(Exception, match=said.replace("(", r"\(").replace(")", r"\)")):
-        gpt2("the cat", **wishes)
+        gpt2("the cat", **options)
 
 
 def test_a_prompt_longer_than_the_context_is_one_line(gpt2: Model) -> None:
@@ -162,4 +162,4 @@ def test_stop_ids_are_read_from_the_generation_config(tiny_checkpoint: TinyCheck
     folder = tmp_path / "gpt2"
     shutil.copytree(tiny_checkpoint("gpt2", "text-generation"), folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 5]}))
-    assert model_of(folder).facts.pipeline["stop_ids"] == [3, 5]
+    assert model_of(folder).metadata.pipeline["stop_ids"] == [3, 5]

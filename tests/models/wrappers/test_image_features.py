@@ -1,4 +1,4 @@
-"""Vectors of pictures: each architecture's are transformers' own, run.py says them without torch, and neighbours judge them."""
+"""Vectors of images: each architecture's are transformers' own, run.py says them without torch, and neighbours judge them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fmopt.models.source import resolve
 from fmopt.tasks.base import Item
 from fmopt.tasks.image_feature_extraction import TASK
 from fmopt.workflow import evaluate, export, finetune
-from tests.vision_models import MATCHERS, picture, write_matcher, write_pictures, write_vision
+from tests.vision_models import MATCHERS, image, write_matcher, write_pictures, write_vision
 from tests.without_torch import run_bundle
 
 ENCODERS = ("vit", "dinov2", "swin", "convnext")
@@ -30,20 +30,20 @@ def written(folder: Path, family: str) -> Path:
     return write_matcher(folder, family) if family in MATCHERS else write_vision(folder, family)
 
 
-def by_transformers(folder: Path, raw: bytes) -> np.ndarray:
-    """The vector of a picture by transformers alone, of length one."""
+def by_transformers(folder: Path, sample: bytes) -> np.ndarray:
+    """The vector of a image by transformers alone, of length one."""
     pixels = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")(
-        Image.open(io.BytesIO(raw)).convert("RGB"), return_tensors="pt"
+        Image.open(io.BytesIO(sample)).convert("RGB"), return_tensors="pt"
     )
     net = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.inference_mode():
         if hasattr(net, "get_image_features"):
-            told = net.get_image_features(**pixels)
-            vector = getattr(told, "pooler_output", told)
+            reported = net.get_image_features(**pixels)
+            vector = getattr(reported, "pooler_output", reported)
         else:
-            told = net(**pixels)
+            reported = net(**pixels)
             # ViT's pooler is not in a classifier's checkpoint
-            vector = told.last_hidden_state[:, 0] if net.config.model_type == "vit" else told.pooler_output
+            vector = reported.last_hidden_state[:, 0] if net.config.model_type == "vit" else reported.pooler_output
     vector = vector.flatten().numpy()
     return np.asarray(vector / np.linalg.norm(vector))
 
@@ -52,18 +52,18 @@ def by_transformers(folder: Path, raw: bytes) -> np.ndarray:
 def test_each_architecture_gives_the_vector_that_transformers_gives(family: str, tmp_path: Path) -> None:
     folder = written(tmp_path / "checkpoint", family)
     out = export.export(folder, tmp_path / "out", task=TASK.name)
-    shown = picture(7)
+    shown = image(7)
     (tmp_path / "seen.png").write_bytes(shown)
     got = run_bundle(out, "predict", "--json", str(tmp_path / "seen.png"))
     assert got.returncode == 0, got.stderr
     (vector,) = json.loads(got.stdout)
     wanted = by_transformers(folder, shown)
     np.testing.assert_allclose(vector, wanted, atol=1e-4)
-    assert np.abs(np.array(fmopt.load(out)(picture(8))) - wanted).max() > 1e-2
+    assert np.abs(np.array(fmopt.load(out)(image(8))) - wanted).max() > 1e-2
 
 
 def test_a_network_of_pictures_and_texts_is_asked_for_labels_first(tmp_path: Path) -> None:
-    """What has no other task is asked for vectors; a network of texts has none of pictures."""
+    """What has no other task is asked for vectors; a network of texts has none of images."""
     clip = resolve(str(write_matcher(tmp_path / "clip", "clip")))
     assert checkpoint.inspect(clip).task == "zero-shot-image-classification"
     assert checkpoint.inspect(clip, TASK.name).pipeline["labels"] == []

@@ -1,4 +1,4 @@
-"""Networks that find masks by queries go the road of segmentation: a map for every picture, as transformers makes it."""
+"""Networks that find masks by queries go the road of segmentation: a map for every image, as transformers makes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fmopt.core.images import UNKNOWN
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.workflow import export, finetune
-from tests.vision_models import NAMES, picture, write_maskformer, write_squares
+from tests.vision_models import NAMES, image, write_maskformer, write_squares
 from tests.without_torch import run_bundle
 
 
@@ -30,11 +30,11 @@ def data(tmp_path_factory):
     return write_squares(tmp_path_factory.mktemp("squares"))
 
 
-def told_by_transformers(folder, raw):
+def told_by_transformers(folder, sample):
     """The map that transformers' own processor makes of its own network's queries, and how far ahead each pixel's class is."""
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     net = transformers.AutoModelForUniversalSegmentation.from_pretrained(folder).eval()
-    image = Image.open(io.BytesIO(raw)).convert("RGB")
+    image = Image.open(io.BytesIO(sample)).convert("RGB")
     with torch.inference_mode():
         out = net(pixel_values=processor(image, return_tensors="pt")["pixel_values"])
     sizes = [(image.height, image.width)]
@@ -45,10 +45,10 @@ def told_by_transformers(folder, raw):
 
 def test_maskformer_goes_the_whole_road(tiny, tmp_path, data):
     """Exported and compared with torch, bundled; what run.py says without torch is the map of transformers."""
-    facts = checkpoint.inspect(resolve(str(tiny)))
-    assert (facts.task, facts.modality, facts.pipeline["labels"]) == ("image-segmentation", "image", NAMES)
+    metadata = checkpoint.inspect(resolve(str(tiny)))
+    assert (metadata.task, metadata.modality, metadata.pipeline["labels"]) == ("image-segmentation", "image", NAMES)
     out = export.export(tiny, tmp_path / "out", data=data)
-    shown = picture(7, size=(50, 40))
+    shown = image(7, size=(50, 40))
     (tmp_path / "seen.png").write_bytes(shown)
     wanted, ahead = told_by_transformers(tiny, shown)
     (got,) = fmopt.load(out).predict([shown])
@@ -71,8 +71,8 @@ def test_finetuning_learns_masks_from_maps(tiny, tmp_path, data):
     losses = [epoch["loss"] for epoch in record["epochs"]]
     assert record["metric"] == "Dice"
     assert losses[-1] < 0.8 * losses[0]
-    facts = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
-    assert (facts.architecture, facts.pipeline["labels"]) == (
+    metadata = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
+    assert (metadata.architecture, metadata.pipeline["labels"]) == (
         "MaskFormerForInstanceSegmentation",
         ["LABEL_0", "LABEL_1"],
     )

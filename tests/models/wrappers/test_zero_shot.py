@@ -21,7 +21,7 @@ from fmopt.models.wrappers.zero_shot import PROMPT
 from fmopt.tasks.zero_shot_image_classification import TASK
 from fmopt.workflow import evaluate, export, finetune
 from fmopt.workflow.label_names import with_labels
-from tests.vision_models import MATCHERS, NAMES, picture, picture_rows, write_matcher, write_pictures
+from tests.vision_models import MATCHERS, NAMES, image, picture_rows, write_matcher, write_pictures
 from tests.without_torch import run_bundle
 
 
@@ -47,14 +47,14 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FMOPT_CACHE", str(tmp_path / "cache"))
 
 
-def said_by_transformers(folder, raw, labels):
+def said_by_transformers(folder, sample, labels):
     """The scores of transformers' own pipeline."""
     ask = transformers.pipeline(
         TASK.name,
         model=str(folder),
         image_processor=transformers.AutoImageProcessor.from_pretrained(folder, backend="pil"),
     )
-    found = ask(Image.open(io.BytesIO(raw)).convert("RGB"), candidate_labels=labels)
+    found = ask(Image.open(io.BytesIO(sample)).convert("RGB"), candidate_labels=labels)
     return {one["label"]: one["score"] for one in found}
 
 
@@ -62,10 +62,10 @@ def said_by_transformers(folder, raw, labels):
 def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what transformers says."""
     folder = tiny(family)
-    facts = checkpoint.inspect(resolve(str(folder)))
-    assert (facts.task, facts.modality, facts.pipeline["labels"]) == (TASK.name, "image", [])
+    metadata = checkpoint.inspect(resolve(str(folder)))
+    assert (metadata.task, metadata.modality, metadata.pipeline["labels"]) == (TASK.name, "image", [])
     made = {p: export.export(folder, tmp_path / p, precision=p, data=data) for p in ("fp32", "int8")}
-    shown = picture(7)
+    shown = image(7)
     (tmp_path / "seen.png").write_bytes(shown)
     wanted = said_by_transformers(folder, shown, sorted(NAMES))
     assert max(wanted.values()) - min(wanted.values()) > 1e-3
@@ -97,22 +97,22 @@ def test_the_classifier_is_the_network_with_all_prompts(tiny, family):
 def test_finetuning_learns_what_labels_say(tiny, tmp_path, data):
     record = finetune.finetune(tiny("clip"), data, tmp_path / "ckpt", epochs=6, batch=6, learning_rate=2e-3)
     assert (record["metric"], record["value"]) == ("accuracy", 1.0)
-    facts = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
-    assert facts.pipeline["labels"] == sorted(NAMES)
+    metadata = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
+    assert metadata.pipeline["labels"] == sorted(NAMES)
     scores = {score.name: value for score, value in evaluate.evaluate(tmp_path / "ckpt", data)}
     assert scores["accuracy"] == 1.0
     assert scores["MRR of the label"] == 1.0
     # both towers were trained and are there: transformers' own network says the same of what each label tells it
     for row in picture_rows(6, seed=9):
-        told = said_by_transformers(tmp_path / "ckpt", row["image"], sorted(NAMES))
-        assert max(told, key=lambda label: told[label]) == row["label"]
+        reported = said_by_transformers(tmp_path / "ckpt", row["image"], sorted(NAMES))
+        assert max(reported, key=lambda label: reported[label]) == row["label"]
 
 
 def test_labels_come_from_the_data_and_stay(tiny, tmp_path, data):
-    facts = checkpoint.inspect(resolve(str(tiny("clip"))))
-    read = load_data(str(data), TASK, facts)
-    named = with_labels(facts, read)
-    assert (named.pipeline["labels"], named.source.title) == (sorted(NAMES), facts.source.title)
+    metadata = checkpoint.inspect(resolve(str(tiny("clip"))))
+    read = load_data(str(data), TASK, metadata)
+    named = with_labels(metadata, read)
+    assert (named.pipeline["labels"], named.source.title) == (sorted(NAMES), metadata.source.title)
     assert with_labels(named, read) is named
     assert not (tiny("clip") / "config.json").read_text().count(NAMES[0])  # the user's checkpoint is as it was
     items = TASK.items(read.split("test"), named)

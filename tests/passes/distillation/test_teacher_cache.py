@@ -12,7 +12,7 @@ import torch
 
 from fmopt.core.errors import PassError
 from fmopt.passes.distillation import teacher_cache
-from fmopt.passes.distillation.teacher_cache import Cost, TeacherOutputs, Terms, Told, outputs_key, refusal
+from fmopt.passes.distillation.teacher_cache import Cost, TeacherOutputs, TeacherTargets, Terms, outputs_key, refusal
 from fmopt.training.collation import Collator
 
 COLLATE = {"id": 0, "type_id": 0, "side": "right"}
@@ -35,7 +35,7 @@ class Teacher:
         self.asked: list[int] = []
         self.worth = 1.0
 
-    def __call__(self, batch: dict[str, torch.Tensor]) -> Told:
+    def __call__(self, batch: dict[str, torch.Tensor]) -> TeacherTargets:
         ids = batch["input_ids"].float()
         first = torch.gather(ids, 1, batch["attention_mask"].argmax(1, keepdim=True))
         self.asked += (first[:, 0] // 100).int().tolist()
@@ -67,17 +67,17 @@ def test_every_batch_finds_what_the_teacher_says_of_it(tmp_path: Path, side: str
     for numbers in np.random.default_rng(1).permutation(len(texts)).reshape(-1, 8):
         batch = Collator({**COLLATE, "side": side})([texts[number] for number in numbers])
         mask = batch["attention_mask"].bool()
-        told, wanted = again.told(again.look_up(numbers, mask)), Teacher()(batch)
-        for got, right in zip(told["hidden"], wanted["hidden"], strict=True):
+        targets, wanted = again.targets(again.look_up(numbers, mask)), Teacher()(batch)
+        for got, right in zip(targets["hidden"], wanted["hidden"], strict=True):
             torch.testing.assert_close(got[mask], right[mask], rtol=1e-3, atol=0)
             assert not got[~mask].any()
-        assert torch.equal(told["outputs"][0], wanted["outputs"][0])  # few numbers, in full
+        assert torch.equal(targets["outputs"][0], wanted["outputs"][0])  # few numbers, in full
 
 
 def test_a_killed_run_asks_only_about_the_rest(tmp_path: Path):
     texts, teacher = examples(), Teacher()
 
-    def killed(batch: dict[str, torch.Tensor]) -> Told:
+    def killed(batch: dict[str, torch.Tensor]) -> TeacherTargets:
         if len(teacher.asked) > 30:
             raise KeyboardInterrupt
         return teacher(batch)

@@ -14,9 +14,9 @@ from fmopt.exporters import parity, to_onnx
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.models.structure import STRUCTURE, LayerWidths, Structure, save_checkpoint, structure_of
-from fmopt.models.surgery.pruned_modules import MergedNorm, cut_layer, drop_layers
+from fmopt.models.surgery.pruned_modules import MergedNorm, drop_layers, prune_layer
 from fmopt.passes.distill import Distill
-from fmopt.passes.distillation.objective import make_lesson
+from fmopt.passes.distillation.objective import make_objective
 from fmopt.passes.pruning.norm_merging import merge_norms
 from tests.torch_models import items_of, model_of, outputs_of, padded
 
@@ -44,7 +44,7 @@ def emptied(folder, shape, *, plain=False):
             if module.bias is not None and not (plain and "layer" in name):
                 module.bias.data.normal_(0, 0.1)
     for layer, (heads, neurons) in zip(model.family.layers(model.net), shape, strict=True):
-        cut_layer(model.net, layer, heads, neurons)
+        prune_layer(model.net, layer, heads, neurons)
     return model
 
 
@@ -98,7 +98,7 @@ def test_it_comes_back_from_disk_and_is_exported(tiny_checkpoint, family, tmp_pa
 def test_pre_norm_layers_keep_theirs(tiny_checkpoint):
     model = model_of(tiny_checkpoint("gpt2"))
     first, *_ = model.family.layers(model.net)
-    cut_layer(model.net, first, (0,), ())
+    prune_layer(model.net, first, (0,), ())
     before = norms(model.net)
     merge_norms(model.net, model.family, None)
     assert norms(model.net) == before
@@ -116,9 +116,9 @@ def test_states_that_mean_something_else_are_not_compared(tiny_checkpoint):
     folder = tiny_checkpoint("bert", "text-classification")
     teacher, student = model_of(folder), emptied(folder, SHAPES["FFN, then attention"][0])
     batch = {name: torch.from_numpy(value) for name, value in padded(teacher).items()}
-    assert [pair[0] for pair in make_lesson(student, teacher, Distill(), batch).layers] == [0, 1]
+    assert [pair[0] for pair in make_objective(student, teacher, Distill(), batch).layers] == [0, 1]
     merge_norms(student.net, student.family, items_of(student))
-    assert [pair[0] for pair in make_lesson(student, teacher, Distill(), batch).layers] == [1]
+    assert [pair[0] for pair in make_objective(student, teacher, Distill(), batch).layers] == [1]
 
 
 @pytest.mark.parametrize(("family", "heads"), [("bert", (0,)), ("modernbert", ())])

@@ -1,4 +1,4 @@
-"""Pruned networks against the time asked for: judged over several sittings of the clock, and made up for where too slow."""
+"""Pruned networks against the time asked for: judged over several timing runs of the clock, and made up for where too slow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BASE = Recipe(name="int8", runtime="openvino", precision="int8")
 def run_of(tmp_path, request: Request, **job) -> Run:
     return Run(
         job=SimpleNamespace(request=request, data=SimpleNamespace(digest="data"), **job),
-        shop=SimpleNamespace(store=Store(tmp_path)),
+        builder=SimpleNamespace(store=Store(tmp_path)),
         progress=Silent(),
     )
 
@@ -35,12 +35,12 @@ class Sittings:
     host: Mapping[str, str] = {}
     note = ""
 
-    def __init__(self, *told: dict[str, list[float]]) -> None:
-        self.told, self.asked = list(told), []
+    def __init__(self, *reported: dict[str, list[float]]) -> None:
+        self.reported, self.asked = list(reported), []
 
     def in_turn(self, work, progress) -> Timed:
         self.asked.append((list(work.artifacts), work.samples))
-        return Timed(self.told[len(self.asked) - 1], [], {})
+        return Timed(self.reported[len(self.asked) - 1], [], {})
 
 
 def test_rounds_of_several_sittings_are_judged_together(tmp_path, monkeypatch):
@@ -56,12 +56,12 @@ def test_rounds_of_several_sittings_are_judged_together(tmp_path, monkeypatch):
         line = RecipeLine(name=name, runtime="openvino", steps=[], options={}, effort="standard", precision="fp32")
         run.put(Trial(recipe=line, status="measured"))
     monkeypatch.setattr(trials, "timed_work", lambda run, names: Work(dict.fromkeys(names), {}, 1, 0))
-    trials.time_in_turn(run, names, sittings=3)
+    trials.time_in_turn(run, names, timing_runs=3)
     assert clock.asked == [(names, 100), (["fp32", "narrow"], 100), (["fp32", "narrow"], 100)]
     assert run.trials["narrow"].latency.samples_ms == [5.0] * 40 + [6.0] * 40 + [7.0] * 40
     assert run.trials["fp32"].latency.samples_ms == [30.0] * 40 + [31.0] * 40 + [32.0] * 40
     assert run.trials["int8"].latency.samples_ms == [10.0] * 20
-    trials.time_in_turn(run, names, sittings=3)  # as a run that goes on does
+    trials.time_in_turn(run, names, timing_runs=3)  # as a run that goes on does
     assert len(clock.asked) == 3
 
 

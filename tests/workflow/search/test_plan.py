@@ -18,7 +18,7 @@ from fmopt.workflow.search.plan import make_plan
 
 
 @pytest.fixture(scope="module")
-def facts(tiny_checkpoint):
+def metadata(tiny_checkpoint):
     return checkpoint.inspect(resolve(str(tiny_checkpoint("bert", "text-classification"))), "text-classification")
 
 
@@ -26,34 +26,34 @@ def options_of(plan) -> dict[str, str]:
     return {recipe.name: recipe.options.get("precision", "f32") for recipe in plan.candidates}
 
 
-def test_float_islands_of_int8_run_in_bf16_where_the_target_has_it(facts):
-    plan = make_plan(facts, load_target("x86-amx"), effort="quick")
+def test_float_islands_of_int8_run_in_bf16_where_the_target_has_it(metadata):
+    plan = make_plan(metadata, load_target("x86-amx"), effort="quick")
     assert options_of(plan)["openvino-nncf-int8"] == options_of(plan)["openvino-static-int8"] == "bf16"
-    without = make_plan(facts, load_target("x86-avx512-vnni"), effort="quick")
+    without = make_plan(metadata, load_target("x86-avx512-vnni"), effort="quick")
     assert options_of(without)["openvino-nncf-int8"] == options_of(without)["openvino-static-int8"] == "f32"
 
 
-def test_int8_on_openvino_is_refused_without_dot_products(facts):
-    plan = make_plan(facts, load_target("x86-avx2"), effort="quick")
+def test_int8_on_openvino_is_refused_without_dot_products(metadata):
+    plan = make_plan(metadata, load_target("x86-avx2"), effort="quick")
     assert "openvino-nncf-int8" not in options_of(plan)
     reason = next(refusal.reason for refusal in plan.refused if refusal.recipe == "openvino-nncf-int8")
     assert "no VNNI or AMX" in reason
 
 
-def test_openvino_is_compiled_for_the_judged_shape_baselines_too(facts):
-    plan = make_plan(facts, load_target("x86-amx"), effort="quick", shape=(1, 64))
+def test_openvino_is_compiled_for_the_judged_shape_baselines_too(metadata):
+    plan = make_plan(metadata, load_target("x86-amx"), effort="quick", shape=(1, 64))
     for recipe in (*plan.baselines, *plan.candidates):
         assert recipe.options.get("shape") == ([1, 64] if recipe.runtime == "openvino" else None)
-    without = make_plan(facts, load_target("x86-amx"), effort="quick")
+    without = make_plan(metadata, load_target("x86-amx"), effort="quick")
     assert not any("shape" in recipe.options for recipe in (*without.baselines, *without.candidates))
 
 
 @pytest.mark.parametrize(("model_type", "kept"), [("gpt2", True), ("lstm", False)])
-def test_openvino_keeps_the_past_of_attention_and_not_the_state_of_an_lstm(facts, model_type, kept):
+def test_openvino_keeps_the_past_of_attention_and_not_the_state_of_an_lstm(metadata, model_type, kept):
     """Also where weights are narrow, in which case what is kept is so too; full precision is not."""
-    pipeline = {**facts.pipeline, "task": "text-generation", "stop_ids": []}
-    told = dataclasses.replace(facts, model_type=model_type, task="text-generation", pipeline=pipeline)
-    plan = make_plan(told, load_target("x86-avx2"), effort="quick")
+    pipeline = {**metadata.pipeline, "task": "text-generation", "stop_ids": []}
+    reported = dataclasses.replace(metadata, model_type=model_type, task="text-generation", pipeline=pipeline)
+    plan = make_plan(reported, load_target("x86-avx2"), effort="quick")
     options = {
         recipe.name: recipe.options for recipe in (*plan.baselines, *plan.candidates) if recipe.runtime == "openvino"
     }
@@ -63,15 +63,15 @@ def test_openvino_keeps_the_past_of_attention_and_not_the_state_of_an_lstm(facts
     assert [options[name].get("kv_cache") for name in sorted(options)] == [None, *["u8" for _ in narrow]]
 
 
-def test_a_program_for_executorch_is_no_candidate(facts):
+def test_a_program_for_executorch_is_no_candidate(metadata):
     recipe = Recipe(name="mine", runtime="executorch", precision="fp32")
     with pytest.raises(PlanError, match="fmopt export --format executorch"):
-        make_plan(facts, load_target("raspberry-pi-5"), effort="quick", recipe=recipe)
+        make_plan(metadata, load_target("raspberry-pi-5"), effort="quick", recipe=recipe)
 
 
-def test_estimates_grow_with_what_is_built(facts):
-    quick = make_plan(facts, load_target("x86-amx"), effort="quick").estimates
-    fewer = make_plan(facts, load_target("x86-avx2"), effort="quick").estimates
+def test_estimates_grow_with_what_is_built(metadata):
+    quick = make_plan(metadata, load_target("x86-amx"), effort="quick").estimates
+    fewer = make_plan(metadata, load_target("x86-avx2"), effort="quick").estimates
     assert quick.minutes > fewer.minutes
     assert quick.disk_gb >= fewer.disk_gb
 
@@ -117,15 +117,15 @@ def test_pruning_comes_first_and_quantization_last():
         step.build()
 
 
-def test_effort_is_estimated_too(facts):
-    minutes = [make_plan(facts, load_target("host"), effort=effort, texts=1000).estimates.minutes
+def test_effort_is_estimated_too(metadata):
+    minutes = [make_plan(metadata, load_target("host"), effort=effort, texts=1000).estimates.minutes
                for effort in ("quick", "standard", "max")]  # fmt: skip
     assert minutes == sorted(minutes)
     assert minutes[0] < minutes[1]
 
 
-def test_a_gpu_gets_what_its_tensor_cores_multiply(facts):
-    hopper = make_plan(facts, load_target("nvidia-h100"), effort="quick", shape=(4, 16))
+def test_a_gpu_gets_what_its_tensor_cores_multiply(metadata):
+    hopper = make_plan(metadata, load_target("nvidia-h100"), effort="quick", shape=(4, 16))
     names = {recipe.name for recipe in hopper.candidates}
     assert {"tensorrt-fp16", "tensorrt-bf16", "tensorrt-int8", "tensorrt-fp8"} <= names
     assert not any(recipe.runtime == "onnxruntime" for recipe in hopper.candidates)
@@ -137,10 +137,10 @@ def test_a_gpu_gets_what_its_tensor_cores_multiply(facts):
     reasons = {refusal.recipe: refusal.reason for refusal in hopper.refused}
     assert "measured gain" in reasons["2:4 sparsity"]
     assert "CPU kernels" in reasons["INT8 on ONNX Runtime"]
-    turing = make_plan(facts, load_target("nvidia-t4"), effort="quick")
+    turing = make_plan(metadata, load_target("nvidia-t4"), effort="quick")
     assert not {"tensorrt-fp8", "tensorrt-bf16"} & {recipe.name for recipe in turing.candidates}
     assert "sm_75" in next(refusal.reason for refusal in turing.refused if refusal.recipe == "tensorrt-fp8")
-    ampere = make_plan(facts, load_target("jetson-orin-nano"), effort="quick")
+    ampere = make_plan(metadata, load_target("jetson-orin-nano"), effort="quick")
     assert {"tensorrt-int8", "tensorrt-bf16"} <= {recipe.name for recipe in ampere.candidates}
-    host = make_plan(facts, load_target("x86-amx"), effort="quick")
+    host = make_plan(metadata, load_target("x86-amx"), effort="quick")
     assert not any("tensorrt" in refusal.recipe for refusal in host.refused)

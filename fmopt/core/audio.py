@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.edge.audio import PCM, read_sound
+from fmopt.edge.audio import PCM, read_audio
 
 PLAIN_RATE = 16_000
 
@@ -17,8 +17,8 @@ PLAIN_RATE = 16_000
 def wav_file(array: np.ndarray, row: Mapping[str, Any] | None = None) -> bytes:
     """A WAV file of samples (n,), int16 or float in [-1, 1], 16 bits each; the row says how many a second ("sample_rate" or
     "sampling_rate"). ValueError for any other array, and for a row that does not say it."""
-    told = row or {}
-    rate = told.get("sample_rate", told.get("sampling_rate"))
+    given = row or {}
+    rate = given.get("sample_rate", given.get("sampling_rate"))
     if not isinstance(rate, int) or rate < 1:
         raise ValueError("is an array, and the row has no sample_rate that says how many of its samples are a second")
     if array.ndim != 1 or not (array.dtype == np.int16 or array.dtype.kind == "f"):
@@ -36,7 +36,7 @@ def problem(value: Any) -> str | None:
     if not isinstance(value, bytes):
         return f"is {str(value)[:40]!r}, no sound; give files, their bytes or their paths"
     try:
-        read_sound(value)
+        read_audio(value)
     except ValueError as error:
         return f"cannot be used: {error}"
     return None
