@@ -132,7 +132,7 @@ def test_splines_are_those_of_transformers():
 
 
 @pytest.mark.parametrize(
-    ("letters", "told"),
+    ("letters", "reported"),
     [
         (LETTERS, {}),
         (LETTERS, {"add_blank": False}),

@@ -80,7 +80,7 @@ def test_channels_are_mixed():
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("sample", "said"),
     [
         (b"", "empty"),
         (wav(np.zeros(0)), "empty"),

@@ -71,7 +71,7 @@ def test_what_is_transparent_is_white_and_what_lies_on_its_side_is_turned():
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("sample", "reported"),
     [
         (b"no picture", "10 bytes that begin with b'no pictu' are no image"),
         (b"", "0 bytes"),

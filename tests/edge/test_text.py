@@ -157,7 +157,7 @@ def test_long_taggings_are_read_in_windows_that_cover_every_word(minilm: Path) -
 
 
 @pytest.mark.parametrize(
-    ("task", "raw", "told"),
+    ("task", "sample", "reported"),
     [
         ("text-classification", 7, "item 2: 7 is not a text"),
         ("text-classification", ("only one",), "item 2: ('only one',) is not a pair of texts"),
@@ -508,7 +508,7 @@ def test_difference_of_predictions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("needs", "isa", "told"),
+    ("needs", "isa", "reported"),
     [
         ([], [], []),
         (["avx512_vnni"], ["avx2", "avx512_vnni"], []),

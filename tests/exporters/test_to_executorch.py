@@ -138,7 +138,7 @@ def test_its_own_script_verifies_and_run_py_names_it(packages: str, bundles: Pat
 
 
 @pytest.mark.parametrize(
-    ("family", "task", "words", "told"),
+    ("family", "task", "words", "reported"),
     [
         ("bert", "text-classification", {"precision": "fp16"}, "has fp32 and int8"),
         ("gpt2", "text-generation", {}, "text-generation is done in steps; use --format onnx"),

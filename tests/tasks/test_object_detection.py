@@ -48,7 +48,7 @@ def test_boxes_are_shares_or_pixels_and_become_pixels():
 
 
 @pytest.mark.parametrize(
-    ("boxes", "classes", "told"),
+    ("boxes", "classes", "reported"),
     [
         ([[10, 10, 5, 20]], [0], r"row 1: \[10.0, 10.0, 5.0, 20.0\] is no box"),
         (

@@ -108,7 +108,7 @@ def test_the_group_that_lost_most_comes_first():
     assert first == "matrix products take 19.0 ms in fp32 by brgemm_avx2, in the fastest variant 9.0 ms in int8"
 
 
-@pytest.mark.parametrize(("facts", "wanted"), [
+@pytest.mark.parametrize(("metadata", "wanted"), [
     ({}, "VNNI or AMX"), ({"arch": "aarch64"}, "dotprod or i8mm"),
 ])  # fmt: skip
 def test_missing_instructions(metadata, wanted):

@@ -126,7 +126,7 @@ def test_sampling_keeps_to_top_k_and_top_p_and_to_its_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("options", "said"),
     [
         ({"temperature": -1.0}, "temperature is -1.0; it is 0 (greedy) or more"),
         ({"top_p": 0.0}, "top_p is 0.0; it is above 0 and at most 1"),
