@@ -137,7 +137,7 @@ def page(lines: Sequence[Sequence[str]]) -> str:
     """benchmarks/results/coverage.md."""
     return (
         "# Coverage\n\nMade by `python benchmarks/coverage.py` from the records beside this file; each says by which command "
-        "it was made, on what machine, with every sample. Speedups are against the fastest full-precision variant, with "
+        "it was made, on what machine, with every latency sample. Speedups are against the fastest full-precision variant, with "
         f"intervals; a loss is on the test split, with the bound that the verdict is about.\n\n{table(lines)}\n"
     )
 

@@ -34,9 +34,7 @@ for name in "$@"; do
       "$fmopt" optimize "$checkpoints/$checkpoint" ${task:+--task "$task"} --data "$data/$set" \
         -o "out/optimized-$name" || code=$?
       [ "$code" -ne 2 ] && [ "$code" -le 4 ] || exit "$code"
-      # the record without the pictures of changed items: not every data set may be copied
-      .venv/bin/python -c 'import json, sys; print(json.dumps(json.load(open(sys.argv[1])) | {"changed": []}))' \
-        "out/optimized-$name/record.json" > "benchmarks/results/images-$name.json" ;;
+      .venv/bin/python benchmarks/compact_results.py "out/optimized-$name/record.json" "benchmarks/results/images-$name.json" ;;
     *) echo "train or optimize, not $what" >&2; exit 2 ;;
   esac
 done

@@ -26,8 +26,7 @@ for name in "$@"; do
       code=0
       "$fmopt" optimize "$checkpoints/$name" --data "$data" --max-drop 2% -o "out/optimized-$name" || code=$?
       [ "$code" -ne 2 ] && [ "$code" -le 4 ] || exit "$code"
-      .venv/bin/python -c 'import json, sys; print(json.dumps(json.load(open(sys.argv[1])) | {"changed": []}))' \
-        "out/optimized-$name/record.json" > "benchmarks/results/language-$name.json"
+      .venv/bin/python benchmarks/compact_results.py "out/optimized-$name/record.json" "benchmarks/results/language-$name.json"
       if [ "$name" = code ]; then
         "$fmopt" export "$checkpoints/$name" --data "$data" -o out/exported-code
         .venv/bin/python benchmarks/code_completions.py out/exported-code out/optimized-code \

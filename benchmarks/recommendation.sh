@@ -14,8 +14,6 @@ case ${1:-} in
     code=0
     "$fmopt" optimize "$checkpoint" --data "$data" -o out/optimized-movielens || code=$?
     [ "$code" -ne 2 ] && [ "$code" -le 4 ] || exit "$code"
-    # the record without the histories of changed items: they are of the data
-    .venv/bin/python -c 'import json, sys; print(json.dumps(json.load(open(sys.argv[1])) | {"changed": []}))' \
-      out/optimized-movielens/record.json > benchmarks/results/recommendation-movielens.json ;;
+    .venv/bin/python benchmarks/compact_results.py out/optimized-movielens/record.json benchmarks/results/recommendation-movielens.json ;;
   *) sed -n '2,5p' "$0" >&2; exit 2 ;;
 esac

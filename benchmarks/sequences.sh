@@ -40,9 +40,7 @@ for name in "$@"; do
       fi
       "$fmopt" optimize "$checkpoints/$name" --data "$from" ${length:+--length "$length"} "${asked[@]}" -o "$out" || code=$?
       [ "$code" -ne 2 ] && [ "$code" -le 4 ] || exit "$code"
-      # the record without the texts of changed items: not every data set may be copied
-      .venv/bin/python -c 'import json, sys; print(json.dumps(json.load(open(sys.argv[1])) | {"changed": []}))' \
-        "$out/record.json" > "benchmarks/results/$result.json" ;;
+      .venv/bin/python benchmarks/compact_results.py "$out/record.json" "benchmarks/results/$result.json" ;;
     *) echo "train, optimize or smaller, not $what" >&2; exit 2 ;;
   esac
 done

@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/smaller.py table                        prints what results/smaller-*.json hold
 
 Checkpoints are those of finetuned.sh (out/finetuned/NAME, $FMOPT_CHECKPOINTS), data lies in ../shared/data ($FMOPT_DATA);
-`embeddings` is all-MiniLM-L6-v2 itself. A run resumes; the machine should be quiet. A result is the run's whole record,
-without the texts of changed items (not every data set may be copied), with the wall time.
+`embeddings` is all-MiniLM-L6-v2 itself. A run resumes; the machine should be quiet. A result is the run's record as
+compact_results.py keeps it, with the wall time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import compact_results
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent  # commands run here, with paths relative to it: a record shows its command
@@ -43,9 +45,9 @@ def run(name: str, effort: str, speedup: str, seed: int, max_drop: str, more: li
     if code not in (0, 1, 3):
         return code
     record = json.loads((ROOT / out / "record.json").read_text())
-    made = record | {"changed": [], "minutes": round((time.monotonic() - began) / 60, 2), "asked": speedup}
+    made = record | {"minutes": round((time.monotonic() - began) / 60, 2), "asked": speedup}
     suffix = f"-{seed}" if seed else ""
-    (RESULTS / f"smaller-{name}-{effort}-{speedup}{suffix}.json").write_text(json.dumps(made))
+    compact_results.write(made, RESULTS / f"smaller-{name}-{effort}-{speedup}{suffix}.json")
     return 0
 
 

@@ -29,6 +29,6 @@ PYTHON
     code=0
     .venv/bin/fmopt optimize "${2:-vits-mini}" --data out/digits --max-drop 10pt -o out/optimized-voice || code=$?
     [ "$code" -ne 2 ] && [ "$code" -le 4 ] || exit "$code"
-    cp out/optimized-voice/record.json benchmarks/results/speech-vits-mini.json ;;
+    .venv/bin/python benchmarks/compact_results.py out/optimized-voice/record.json benchmarks/results/speech-vits-mini.json ;;
   *) sed -n '2,8p' "$0" >&2; exit 2 ;;
 esac

@@ -101,8 +101,6 @@ def read_all(folder: Path) -> list[Comparison]:
 def read(path: Path) -> Comparison:
     """One result."""
     document = json.loads(path.read_text(encoding="utf-8"))
-    if "subject" not in document:
-        document = _from_november(document)
     timed = sorted((row for row in document["rows"] if row["samples_ms"]), key=_median)
     full = next((row for row in timed if row["full_precision"]), None)
     common = next((row for row in timed if row["name"] == ONNX_RUNTIME_FP32), None)
@@ -128,7 +126,8 @@ def _row(
     row: dict[str, Any], document: dict[str, Any], base: Scores | None, full: dict | None, common: dict | None
 ) -> Row:
     scores, reported = _scores(row), row["scores"] or {}
-    drop = bootstrap.paired_drop(base, scores) if base and scores else reported.get("drop")
+    kept = Estimate(**reported["drop"]) if "drop" in reported else None
+    drop = bootstrap.paired_drop(base, scores) if base and scores else kept
     return Row(
         row["name"], row["made"]["peer"], row["full_precision"], bootstrap.median_latency(_latency(row, document)),
         float(np.percentile(row["samples_ms"], 90)), len(row["samples_ms"]),
@@ -166,25 +165,3 @@ def _latency(row: dict[str, Any], document: dict[str, Any]) -> Latency:
 
 def _median(row: dict[str, Any]) -> float:
     return float(np.median(row["samples_ms"]))
-
-
-def _from_november(document: dict[str, Any]) -> dict[str, Any]:
-    """A result of November 2026, of embeddings only: metrics without the labels, so drops come without intervals."""
-    rows = []
-    for row in document["rows"]:
-        reported, scores, others = row["accuracy"], None, {}
-        if reported:
-            drop = -reported["stsb_points_from_fp32"] / 100
-            scores = {"name": "Spearman", "value": reported["stsb_spearman"],
-                      "drop": Estimate(point=drop, low=drop, high=drop)}  # fmt: skip
-            others = {"cosine to baseline": reported["cosine_mean"], "lowest cosine": reported["cosine_min"]}
-        rows.append({**row, "scores": scores, "others": others})
-    reported = next((row["scores"] for row in rows if row["scores"]), None)
-    items = max(len(row["accuracy"].get("pair_similarities", [])) for row in rows)
-    reference = {
-        "name": "PyTorch fp32",
-        "scores": None,
-        "value": reported and reported["value"] + reported["drop"].point,
-    }
-    return {**document, "subject": "minilm", "task": "sentence-embedding", "reference": reference,
-            "items": {"scored": items, "of": items}, "rows": rows}  # fmt: skip
