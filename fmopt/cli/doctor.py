@@ -8,17 +8,22 @@ from typing import Literal
 from fmopt.core import plugins
 from fmopt.core.results import Frozen
 from fmopt.measurement import host_probe
+from fmopt.runtimes.base import Here, on_this_machine
 
 # distributions that all import as `onnxruntime`: two at once shadow each other silently
 _ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+
+
+State = Literal["ok", "missing", "warning"]
 
 
 class Line(Frozen):
     """One thing that was looked at."""
 
     what: str
-    state: Literal["ok", "missing", "warning"]
+    state: State
     detail: str
+    here: Here | None = None  # of a runtime
 
 
 def examine() -> list[Line]:
@@ -43,10 +48,13 @@ def _libraries() -> list[Line]:
 def _runtimes() -> list[Line]:
     lines = []
     for name in plugins.names("runtimes"):
-        reason = plugins.find("runtimes", name).missing()
-        lines.append(
-            Line(what=f"runtime {name}", state="missing" if reason else "ok", detail=reason or "can be used here")
-        )
+        runtime = plugins.find("runtimes", name)
+        here = on_this_machine(runtime)
+        said = [f"{what} here: {how}" for what, how in here.model_dump().items()]
+        reason = runtime.missing()
+        state: State = "missing" if reason else "ok" if here == Here() else "warning"
+        detail = reason or ("can be built, judged and timed here" if state == "ok" else "; ".join(said))
+        lines.append(Line(what=f"runtime {name}", state=state, detail=detail, here=here))
     return lines
 
 

@@ -17,6 +17,9 @@ A message says what, where, and the way out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FmoptError(Exception):
     """Something fmopt can explain; the command line prints it without a traceback."""
@@ -64,3 +67,18 @@ class UnmeasuredError(FmoptError):
     """Something asked for could not be measured here."""
 
     exit_code = 4
+
+
+@contextmanager
+def explained(what: str, kind: type[FmoptError] = PassError) -> Iterator[None]:
+    """Turn what a library raises, in a class of its own, into one line that begins with `what`.
+
+    FmoptErrors pass as they are, and so do OSErrors: what a disk refuses is no fault of the model.
+    """
+    try:
+        yield
+    except (FmoptError, OSError):
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise kind(f"{what}: {type(error).__name__}: {first[:200]}") from error

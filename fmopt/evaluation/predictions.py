@@ -32,7 +32,7 @@ def predict(
 ) -> list[Any]:
     """One prediction per item, in order. Batches hold texts of like length, so that little is padding.
 
-    A text that occurs several times is run once. `progress` is told how many more items are done. EdgeError that names the
+    A text that occurs several times is run once. `progress` is told how many more items are done. DataError that names the
     row of a sample that cannot be read.
     """
     places: dict[Any, list[int]] = {}  # text -> indices of the items that have it
@@ -64,7 +64,7 @@ def _encoded(preprocessor: Preprocessor, samples: Sequence[Sample], rows: Sequen
             try:
                 preprocessor.encode([sample])
             except EdgeError as error:
-                raise EdgeError(f"row {row + 1}: {str(error).removeprefix('item 1: ')}") from error
+                raise DataError(f"row {row + 1}: {str(error).removeprefix('item 1: ')}") from error
         raise
 
 

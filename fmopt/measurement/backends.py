@@ -96,11 +96,13 @@ class HostBackend:
 
     def in_turn(self, work: Work, progress: Progress) -> Timed:
         """The model alone."""
-        runners = {name: _open(artifact, work.threads) for name, artifact in work.artifacts.items()}
         warnings = latency.quiet_machine()
-        progress.start(f"timing {len(runners)} variants in turn", work.samples)
+        progress.start(f"timing {len(work.artifacts)} variants in turn", work.samples)
+        runners: dict[str, Runner] = {}
         try:
             calls, failed = _tried(runners, work)
+            if not calls:
+                return Timed({}, warnings, failed)
             samples = interleaved.time_in_turn(
                 {name: interleaved.Replay(each) for name, each in calls.items()},
                 min_samples=work.samples,
@@ -157,21 +159,22 @@ def measured(
     return [timed_inputs(pipeline, runner, one) for one in inputs]
 
 
-def _tried(runners: Mapping[str, Runner], work: Work) -> tuple[dict[str, list[Callable[[], object]]], dict[str, str]]:
-    """(The calls of every variant that could make each of them once, why others could not: VITS in bfloat16 meets negative
-    discriminants, say). The error itself when none could."""
+def _tried(runners: dict[str, Runner], work: Work) -> tuple[dict[str, list[Callable[[], object]]], dict[str, str]]:
+    """(The calls of every variant that could be opened, into `runners`, and make each call once; why others could not: VITS in
+    bfloat16 meets negative discriminants, say)."""
     calls: dict[str, list[Callable[[], object]]] = {}
     failed: dict[str, str] = {}
-    for name, runner in runners.items():
+    for name, artifact in work.artifacts.items():
+        step = "be opened"
         try:
-            made = [timed_call(work.pipeline, runner, one) for one in work.inputs]
+            runners[name] = _open(artifact, work.threads)
+            step = "compute what is timed"
+            made = [timed_call(work.pipeline, runners[name], one) for one in work.inputs]
             for call in made:
                 call()
         except Exception as error:  # runtimes have classes of their own
             first = (str(error).strip().splitlines() or [""])[0]
-            failed[name] = f"it cannot compute what is timed: {type(error).__name__}: {first[:160]}"
-            if len(failed) == len(runners):
-                raise
+            failed[name] = f"it cannot {step}: {type(error).__name__}: {first[:160]}"
             continue
         calls[name] = made
     return calls, failed

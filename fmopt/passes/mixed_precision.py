@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from fmopt.core.errors import ConfigError, PassError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Sensitivity
+from fmopt.core.store import write_whole
 from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from fmopt.passes.calibration.statistics import Statistics
 
 JUDGED_ITEMS = 16  # calibration items that a group's damage is measured on
-_VERSION = 2  # of what is saved
+_VERSION = 3  # of what is saved
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class MixedPrecision:
     groups: int = 1
     calibrator: Calibrator = "minmax"
     smooth: float | Literal["search"] | None = "search"
-    activations: Literal["uint8", "int8"] = "uint8"
+    activations: Literal["uint8", "int8"] | None = None
     weight_bits: Literal[7, 8] | None = None
+    keep_float: tuple[str, ...] = ()
     embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -45,9 +47,9 @@ class MixedPrecision:
         self.quantize(())
 
     def quantize(self, keep_float: tuple[str, ...]) -> QuantizeStatic:
-        """The pass that quantizes everything but `keep_float`."""
+        """The pass that quantizes everything but `keep_float`, and what is kept so in any case."""
         shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "groups"}
-        return QuantizeStatic(keep_float=keep_float, **shared)
+        return replace(QuantizeStatic(**shared), keep_float=(*self.keep_float, *keep_float))
 
     def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """As for `QuantizeStatic`."""
@@ -82,20 +84,20 @@ def sensitivity(model: TorchModel, quantize: QuantizeStatic, ctx: Context) -> li
 
 
 def _ranked(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ctx: Context) -> list[Sensitivity]:
+    from fmopt.training.environment import weights_digest
+
     path = None
     if ctx.scratch is not None:
-        known = repr(
-            (_VERSION, model.metadata.digest, model.history, quantize, ctx.target.int8_dot, found.items, found.digest)
-        )
+        network = weights_digest(model.net)  # the same passes on other data leave other weights
+        scheme = (quantize.scheme(ctx.target), quantize.keep_float)
+        known = repr((_VERSION, network, scheme, found.items, found.digest))
         path = ctx.scratch / f"sensitivity-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
         if path.is_file():
             return [Sensitivity(**entry) for entry in json.loads(path.read_text())]
     measured = _measured(model, quantize, found, ctx)
     ranked = sorted(measured, key=lambda entry: (-entry.damage / entry.cost, entry.group))
     if path is not None:
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps([entry.model_dump() for entry in ranked]))
-        part.replace(path)
+        write_whole(path, json.dumps([entry.model_dump() for entry in ranked]))
     return ranked
 
 

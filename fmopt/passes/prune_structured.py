@@ -141,7 +141,7 @@ def _scores(model: TorchModel, parts: Sequence[Sublayer], asked: PruneStructured
     def stream() -> Iterator[Inputs]:
         return islice(ctx.calibration(), asked.items)
 
-    key, count = key_of(weights_digest(model.net), parts, asked.score, stream=stream())
+    key, count = key_of(weights_digest(model.net), parts, asked.score, ctx.seed, stream=stream())
     if count < MIN_ITEMS:
         raise PassError(
             f"prune_structured needs at least {MIN_ITEMS} items of real data and has {count}; give a larger calibration split"

@@ -11,7 +11,7 @@ import numpy as np
 
 from fmopt.core.model import Artifact, CheckpointMetadata, Format, Graph, Runner, model_files
 from fmopt.core.plugins import did_you_mean
-from fmopt.core.results import OpTime
+from fmopt.core.results import Frozen, OpTime
 from fmopt.core.target import Target
 from fmopt.edge.runners import DECODER_INPUT, ENCODER_DECODER
 
@@ -37,6 +37,23 @@ class Runtime(Protocol):
 
     def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
         """Median milliseconds per operator over several runs, from the runtime's own profiler."""
+
+
+class Here(Frozen):
+    """What a runtime can do on this machine, each "yes", "no: REASON", or what is done in its place."""
+
+    built: str = "yes"
+    judged: str = "yes"
+    timed: str = "yes"
+
+
+def on_this_machine(runtime: Runtime) -> Here:
+    """By what is missing; a runtime that can do one thing without the others says so itself, in a method `here`."""
+    said: Here | None = runtime.here() if hasattr(runtime, "here") else None
+    reason = runtime.missing()
+    if reason is not None:
+        return Here(built=f"no: {reason}", judged=f"no: {reason}", timed=f"no: {reason}")
+    return said or Here()
 
 
 def unfit(name: str, known: Sequence[str], target: Target, options: Mapping[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from fmopt.core.plugins import did_you_mean
 from fmopt.core.results import OpTime
 from fmopt.core.target import Target
 from fmopt.edge import runners, tensorrt
-from fmopt.runtimes.base import copy_model, unfit
+from fmopt.runtimes.base import Here, copy_model, unfit
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
 OPTIONS = tuple(tensorrt.DEFAULTS)
@@ -66,6 +66,17 @@ class TensorRt:
     def not_timed_here(self) -> str | None:
         """Why nothing can be said about speed on this machine; None when it can."""
         return tensorrt.absent()
+
+    def here(self) -> Here:
+        """Without a GPU there is the graph, and what it computes; nothing of the engine."""
+        reason = tensorrt.absent()
+        if reason is None:
+            return Here()
+        return Here(
+            built="the graph that engines are built from on the device",
+            judged="by what ONNX Runtime computes of that graph, rounded as the engine would",
+            timed=f"no: {reason}",
+        )
 
     def profile(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Sequence[OpTime]:
         """Median milliseconds per layer of the engine, slowest first."""

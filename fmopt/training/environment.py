@@ -85,8 +85,12 @@ def _attention_of_any_length() -> Iterator[None]:
 
 
 def weights_digest(net: torch.nn.Module) -> str:
-    """sha256 over names, shapes and values of all parameters and buffers."""
-    total = hashlib.sha256()
+    """sha256 over all that a network computes by: its class and config, and the names, kinds, shapes and values of all
+    parameters and buffers. What earlier steps were called does not say what they left."""
+    config = getattr(net, "config", None)
+    total = hashlib.sha256(f"{type(net).__name__}:{config.to_json_string() if config is not None else ''}".encode())
     for name, tensor in net.state_dict().items():
-        total.update(f"{name}:{tuple(tensor.shape)}".encode() + tensor.detach().cpu().numpy().tobytes())
+        total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        # as bytes: numpy has no bfloat16
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()

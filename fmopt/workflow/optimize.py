@@ -23,7 +23,7 @@ from fmopt.core.store import disk_errors, own_folder
 from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.metrics import METRICS
-from fmopt.evaluation.record import AblationStep, Record, Trial, endless, value_of
+from fmopt.evaluation.record import AblationStep, Record, endless, value_of
 from fmopt.measurement.roofline import findings
 from fmopt.reports.run_status import noted
 from fmopt.workflow.prepare import prepare, start
@@ -34,8 +34,8 @@ from fmopt.workflow.search.ablation import waterfall
 from fmopt.workflow.search.followups import fallback_to_mixed_precision, prune_to_budget
 from fmopt.workflow.search.partial_record import so_far
 from fmopt.workflow.search.plan import Plan
-from fmopt.workflow.search.run import Run, primary
-from fmopt.workflow.search.selection import choose, drop_limit, fastest_baseline, score_candidates
+from fmopt.workflow.search.run import Run, primary, speedup, time_ratio
+from fmopt.workflow.search.selection import answers, choose, drop_limit, fastest_baseline, score_candidates
 
 
 def optimize(
@@ -120,8 +120,7 @@ def optimize_request(request: Request, progress: Progress | None = None) -> Reco
         score_candidates(run, reference)
         fallback_to_mixed_precision(run, reference)
         prune_to_budget(run, reference)
-        winner = choose(run, reference)
-        verdict = judge(run, winner, reference)
+        winner, verdict = chosen_and_judged(run, reference)
         explain_losers(run, winner, reference)
         steps = ablation_steps(run, winner, reference)
         record = make_record(run, winner, reference, verdict, steps)
@@ -169,6 +168,14 @@ def time_all(run: Run) -> None:
     run.seconds["latency"] = round(time.monotonic() - begun, 3)
 
 
+def chosen_and_judged(run: Run, reference: str) -> tuple[str, Verdict]:
+    """(The winner, its verdict); one that cannot answer the test split is a failed trial, and another is chosen."""
+    trials.predictions(run, reference, "test")
+    while not answers(run, winner := choose(run, reference), "test"):
+        pass
+    return winner, judge(run, winner, reference)
+
+
 def judge(run: Run, winner: str, reference: str) -> Verdict:
     """The winner on the test split, its footprint and its latency against the budget."""
     begun = time.monotonic()
@@ -186,6 +193,11 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
         trials.time_end_to_end(run, sorted({reference, winner}))
         for name in sorted({reference, winner}):
             trials.footprint(run, name)
+    both = run.timed_together(reference, winner)
+    if both is not None:  # each may have been timed again beside others since
+        for name, latency in zip((reference, winner), both, strict=True):
+            run.update(name, latency=latency)
+        run.update(winner, speedup=speedup(run, winner, reference))
     trial = run.trials[winner]
     return gate.judge(
         request.budget,
@@ -209,12 +221,11 @@ def explain_losers(run: Run, winner: str, reference: str) -> None:
     """One line for each variant that was not chosen, read off its runtime's own profile where the device is this machine."""
     if not run.job.target.present:
         return
-    limit = drop_limit(run, reference)
     if run.job.target.here:
         profile_all(run, winner)
     for name in run.artifacts:
         if name != winner and not run.trials[name].reason:
-            run.update(name, reason=losing_reason(run.trials[name], run.trials[winner], run.trials[reference], limit))
+            run.update(name, reason=losing_reason(run, name, winner, reference))
 
 
 def profile_all(run: Run, winner: str) -> None:
@@ -229,17 +240,17 @@ def profile_all(run: Run, winner: str) -> None:
         run.update(name, findings=found, profile=profile, layer_bytes=trials.layer_bytes(artifact))
 
 
-def losing_reason(trial: Trial, winner: Trial, reference: Trial, limit: float | None) -> str:
+def losing_reason(run: Run, name: str, winner: str, reference: str) -> str:
     """Why this one was not chosen, in one line."""
-    if trial.latency is None or winner.latency is None:
+    trial, ratio = run.trials[name], time_ratio(run, name, winner)
+    if ratio is None:
         return "not timed"
-    ratio = float(np.median(trial.latency.samples_ms) / np.median(winner.latency.samples_ms))
     if ratio < 1:
-        drops = (trial.drop.point if trial.drop else float("nan"), limit or 0.0)
-        lost, allowed = (formatting.loss(drop, endless(reference)) for drop in drops)
+        drops = (trial.drop.point if trial.drop else float("nan"), drop_limit(run, reference) or 0.0)
+        lost, allowed = (formatting.loss(drop, endless(run.trials[reference])) for drop in drops)
         return f"faster, but lost {lost} on validation, where half of the allowed {allowed} may go"
     why = f": {trial.findings[0].text}" if trial.findings else ""
-    return f"{ratio:.2f}× as long as {winner.recipe.name}{why}"
+    return f"{ratio:.2f}× as long as {winner}{why}"
 
 
 def ablation_steps(run: Run, winner: str, reference: str) -> list[AblationStep]:

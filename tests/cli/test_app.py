@@ -114,6 +114,19 @@ def test_inspect_says_what_a_checkpoint_is(capsys):
 
 def test_doctor_names_the_runtimes(capsys):
     assert main(["doctor", "--json"]) == 0
-    lines = {line["what"]: line["state"] for line in json.loads(capsys.readouterr().out)}
-    assert lines["runtime onnxruntime"] == "ok"
-    assert lines["runtime openvino"] == "ok"
+    lines = {line["what"]: line for line in json.loads(capsys.readouterr().out)}
+    for name in ("runtime onnxruntime", "runtime openvino"):
+        assert lines[name]["state"] == "ok"
+        assert lines[name]["here"] == {"built": "yes", "judged": "yes", "timed": "yes"}
+
+
+def test_doctor_tells_apart_what_can_be_built_judged_and_timed(capsys, monkeypatch):
+    """TensorRT "could be used" on a machine without a GPU, where nothing of it can be timed."""
+    monkeypatch.setattr("fmopt.edge.tensorrt.absent", lambda: "this machine has no NVIDIA GPU")
+    assert main(["doctor", "--json"]) == 0
+    line = next(line for line in json.loads(capsys.readouterr().out) if line["what"] == "runtime tensorrt")
+    assert line["state"] == "warning"
+    assert line["here"]["built"].startswith("the graph")
+    assert "ONNX Runtime" in line["here"]["judged"]
+    assert line["here"]["timed"] == "no: this machine has no NVIDIA GPU"
+    assert "timed here: no: this machine has no NVIDIA GPU" in line["detail"]

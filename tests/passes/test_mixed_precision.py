@@ -58,3 +58,16 @@ def test_leaving_everything_in_float_is_refused(tiny_checkpoint: TinyCheckpoint)
         MixedPrecision(groups=8).apply(model, context_of(model))
     with pytest.raises(ConfigError, match="at least 1 group stays in float"):
         MixedPrecision(groups=0)
+
+
+def test_the_ranking_is_that_of_these_weights(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
+    """Not of another network with the same history and the same ranges of what its Linears read."""
+    model, other = fragile(tiny_checkpoint("bert")), fragile(tiny_checkpoint("bert"))
+    with torch.no_grad():
+        other.net.get_submodule("encoder.layer.1.output.dense").weight[:] *= (
+            3.0  # the last one: nothing reads its range
+        )
+    quantize = QuantizeStatic(smooth=None)
+    first, second = (sensitivity(one, quantize, context_of(one, tmp_path)) for one in (model, other))
+    assert second == sensitivity(other, quantize, context_of(other))
+    assert second != first

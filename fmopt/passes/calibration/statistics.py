@@ -26,13 +26,14 @@ from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
 from fmopt.passes.calibration.generated_answers import answering
 from fmopt.passes.calibration.range_estimators import BINS, Histogram
+from fmopt.training.environment import weights_digest
 
 MIN_ITEMS = 8
 ROWS = 512  # activation rows kept of every tensor, at most; fewer when memory is short
 MIN_ROWS = 32
 AVERAGING = 0.01  # weight of a new item in the moving averages, once 100 items have been seen
 _PER_CHANNEL = 2 * 4  # float32 minimum and maximum
-_VERSION = 1  # of what is saved
+_VERSION = 2  # of what is saved
 
 
 @dataclass
@@ -77,6 +78,7 @@ class Statistics:
         total = hashlib.sha256()
         for observer in self.observers:
             total.update(observer.low.tobytes() + observer.high.tobytes() + observer.histogram.counts.tobytes())
+            total.update(np.ascontiguousarray(observer.rows).tobytes())
         return total.hexdigest()
 
     @property
@@ -93,7 +95,8 @@ def statistics(model: TorchModel, ctx: Context) -> Statistics:
     """Statistics of `model` on the calibration items, taken once and shared by candidates through `ctx.scratch`; of one that
     answers, while it gives the answers that it gives by itself."""
     ctx = answering(model, ctx)
-    known = (_VERSION, model.metadata.digest, model.history, ctx.seed, ctx.memory_cap_bytes)
+    # Not by what was done to the network: the same passes on other data, or for longer, leave other weights.
+    known = (_VERSION, weights_digest(model.net), ctx.seed, ctx.memory_cap_bytes)
     digest = hashlib.sha256(repr(known).encode())
     count = 0
     for item in ctx.calibration():

@@ -31,7 +31,7 @@ from fmopt.models.surgery.pruned_modules import least_heads
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: calibration sees a part of all inputs
 COMPACT = 8  # rebuild the matrices without what is gone once an eighth of them is
-_VERSION = 1  # of what is saved
+_VERSION = 2  # of what is saved
 
 
 @dataclass(frozen=True)

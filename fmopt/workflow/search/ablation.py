@@ -13,10 +13,12 @@ import numpy as np
 
 from fmopt.core import formatting
 from fmopt.core.recipe import Recipe
+from fmopt.core.results import Latency
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.record import AblationStep
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.run import Run, primary
+from fmopt.workflow.search.selection import answers
 
 
 def waterfall(run: Run, winner: str, reference: str) -> list[AblationStep]:
@@ -30,10 +32,15 @@ def waterfall(run: Run, winner: str, reference: str) -> list[AblationStep]:
     side = aside(run)
     between = list(networks(side, winner))
     chain = [start, *between, last]
-    if between:
+    if between or side.timed_together(start.name, winner) is None:
         trials.time_in_turn(side, [recipe.name for recipe in chain])
-    befores = [None, *chain]
-    return [_rung(side, recipe, before, reference) for recipe, before in zip(chain, befores, strict=False)]
+    # others failed when they were timed, or cannot answer
+    chain = [recipe for recipe in chain if recipe.name in side.artifacts and answers(side, recipe.name, "validation")]
+    times = side.timed_together(*(recipe.name for recipe in chain))
+    if times is None or winner not in side.artifacts:
+        return []
+    steps = zip(chain, times, [None, *chain], strict=False)
+    return [_rung(side, recipe, latency, before, reference) for recipe, latency, before in steps]
 
 
 def aside(run: Run) -> Run:
@@ -43,6 +50,7 @@ def aside(run: Run) -> Run:
         trials=dict(run.trials),
         artifacts=dict(run.artifacts),
         recipes=dict(run.recipes),
+        timings=list(run.timings),
         on_change=lambda: None,
     )
 
@@ -65,13 +73,11 @@ def networks(side: Run, name: str) -> Iterator[Recipe]:
             yield recipe
 
 
-def _rung(run: Run, recipe: Recipe, before: Recipe | None, reference: str) -> AblationStep:
+def _rung(run: Run, recipe: Recipe, latency: Latency, before: Recipe | None, reference: str) -> AblationStep:
     job, items = run.job, run.items("validation")
     baseline, got = (trials.predictions(run, name, "validation") for name in (reference, recipe.name))
     theirs, ours = (primary(job.task.scores(one, items, baseline, job.metadata)) for one in (baseline, got))
     drop = bootstrap.paired_drop(theirs, ours, confidence=job.request.budget.confidence, seed=job.request.seed)
-    latency = run.trials[recipe.name].latency
-    assert latency is not None
     return AblationStep(
         name=_name(recipe, before), p50=float(np.median(latency.samples_ms)),
         size_bytes=run.artifacts[recipe.name].size_bytes, drop=drop,

@@ -5,6 +5,7 @@ Two recipes that begin alike share their stages: one calibrated graph goes to ON
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.core import plugins
-from fmopt.core.errors import FmoptError, PassError
+from fmopt.core.errors import PassError, explained
 from fmopt.core.model import (
     Artifact,
     Graph,
@@ -66,7 +67,8 @@ class Builder(BuildContext):
         key = {"graph": graph_key(graph), "runtime": recipe.runtime, "options": building, **tool_versions()}
 
         def make(folder: Path) -> None:
-            write_artifact(runtime.build(graph, building, folder), folder)
+            with explained(f"{recipe.runtime} cannot build from this graph"):
+                write_artifact(runtime.build(graph, building, folder), folder)
 
         built = read_artifact(recipe.runtime, self.store.folder(f"artifact-{recipe.runtime}", key, make))
         return replace(built, options={**built.options, **recipe.options})
@@ -102,11 +104,11 @@ class Builder(BuildContext):
             "task": self.metadata.task,
             "pipeline": dict(self.metadata.pipeline),
             "steps": [step.model_dump() for step in steps],
+            "compared on": self._compared_on(),
             **tool_versions(),
         }
         if steps:
-            key |= {"calibration": self.calibration_digest, "seed": self.seed, **self._int8()}
-            key |= digests_named(steps)
+            key |= self._passes_key(steps)
         context = self.pass_context()
         if any(priced(step) for step in steps):
             if recipe is None:
@@ -160,6 +162,8 @@ class Builder(BuildContext):
             "task": self.metadata.task,
             "pipeline": dict(self.metadata.pipeline),
             "int8": int8,
+            "compared on": self._compared_on(),
+            "calibration": self.calibration_digest if int8 else "",
         }
 
         def make(folder: Path) -> None:
@@ -176,7 +180,8 @@ class Builder(BuildContext):
     ) -> Parity:
         names = {"inputs": graph.inputs, "outputs": graph.outputs}
         artifact = Artifact(by, graph.path, {**names, **opening_options(graph)})
-        runner = plugins.find("runtimes", by).open(artifact, threads=self.target.cores)
+        with explained(f"{by} cannot open the exported graph"):
+            runner = plugins.find("runtimes", by).open(artifact, threads=self.target.cores)
         batches = [dict(self.preprocessor.encode([sample]).inputs) for sample in self.calibration[:PARITY_ITEMS]]
         outputs = self.metadata.pipeline["outputs"]  # of a cache, what is kept is proved by what is made of it
         judged: Runner = decoder.TwoSteps(runner) if self.metadata.task == decoder.TASK else runner
@@ -185,26 +190,46 @@ class Builder(BuildContext):
             judged, words = seq2seq.AsEncoderDecoder(runner), int(config.vocab_size)
             batches = [seq2seq.with_answer(batch, self.metadata.pipeline["start"], words) for batch in batches]
         try:
-            parity = exporters_parity.check_parity(
-                judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine,
-                any_order=self.metadata.task == checkpoint.DETECTION,
-            )  # fmt: skip
+            with explained(f"{by} cannot compute the exported graph"):
+                parity = exporters_parity.check_parity(
+                    judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine,
+                    any_order=self.metadata.task == checkpoint.DETECTION,
+                )  # fmt: skip
         finally:
             runner.close()
         return exporters_parity.require_parity(parity, graph, model, batches[0])
 
-    def _int8(self) -> dict[str, bool]:
-        """What the target makes of INT8, so that no other target's stage is taken."""
-        return {"int8_dot": self.target.int8_dot, "signed_activations": self.target.signed_activations}
+    def _compared_on(self) -> str:
+        """Identifies the items that a graph is compared with its network on."""
+        return hashlib.sha256(repr(list(self.calibration[:PARITY_ITEMS])).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def _passes_key(self, steps: Sequence[Step]) -> dict[str, Any]:
+        """All that passes take from elsewhere than the model and their options: data, limits, and what of the target decides
+        what they make, so that no other target's stage is taken."""
+        return {
+            "calibration": self.calibration_digest,
+            "seed": self.seed,
+            "memory": self.memory_cap_bytes,
+            "int8_dot": self.target.int8_dot,
+            "signed_activations": self.target.signed_activations,
+            "width_multiple": self.target.width_multiple,
+            **digests_named(steps),
+            **self._teachers(steps),
+        }
+
+    def _teachers(self, steps: Sequence[Step]) -> dict[str, str]:
+        """Digests of the checkpoints that steps learn from."""
+        named = {step.options["teacher"] for step in steps if step.options.get("teacher")}
+        return {
+            f"digest of teacher {name}": checkpoint.inspect(resolve(name), self.metadata.task).digest
+            for name in sorted(named)
+        }
 
     def _after(self, graph: Graph, step: Step, made: Any) -> Graph:
         key = {
             "graph": graph_key(graph),
             "step": step.model_dump(),
-            "calibration": self.calibration_digest,
-            "seed": self.seed,
-            **self._int8(),
-            **digests_named([step]),
+            **self._passes_key([step]),
             **tool_versions(),
         }
 
@@ -219,12 +244,8 @@ class Builder(BuildContext):
 
 def guarded(step: Step, work: Any, made: Any = None) -> Any:
     """Run a pass; what is not explained already becomes a PassError that names the step."""
-    try:
+    with explained(f"{step} broke"):
         return work(made or step.build())
-    except FmoptError:
-        raise
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-        raise PassError(f"{step} broke: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}") from error
 
 
 def keeps_plain(step: Step) -> bool:
@@ -242,9 +263,9 @@ def digests_named(steps: Sequence[Step]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for value in (value for step in steps for value in step.options.values() if isinstance(value, str) and value):
         path = Path(value)
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-        if files:
-            found[f"digest of {value}"] = [file_digest(file) for file in files]
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        if digests := [file_digest(file) for file in files if file.is_file()]:
+            found[f"digest of {value}"] = digests
     return found
 
 

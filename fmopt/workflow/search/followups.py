@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
 from fmopt.core.recipe import Recipe, Step
 from fmopt.models.wrappers.seq2seq import makes_answers
 from fmopt.workflow.request import Training
@@ -17,10 +15,11 @@ from fmopt.workflow.search import run as search_run
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.ablation import aside, networks
 from fmopt.workflow.search.candidates import QUANTIZERS, gradual, pruned, trained_rounding
-from fmopt.workflow.search.run import Run, by_speed
+from fmopt.workflow.search.run import Run, by_speed, time_ratio
 from fmopt.workflow.search.selection import choose, drop_limit, keeps_accuracy, median_ms, score
 
 GROUPS_PER_LAYER = 4  # tensors that feed products in a layer: into q, k, v; into the output; into and out of the FFN
+QUANTIZER = "quantize_static"  # what makes our own INT8
 ISLANDS = (1, 2, 4, 8)  # how many of the most sensitive groups of layers go back to float, one after the other
 # Of the time asked for: its interval has to lie within, and pruning may take 1 % more than it was to. What was trained is not
 # made up for by another, and training wins back what a narrower network loses.
@@ -35,10 +34,11 @@ def fallback_to_mixed_precision(run: Run, reference: str) -> None:
     limit = drop_limit(run, reference)
     chosen = choose(run, reference)
     ahead = by_speed(run)[: by_speed(run).index(chosen)]
-    names = [name for name in ahead if "quantize_static" in [step.use for step in run.recipes[name].steps]]
+    names = [name for name in ahead if QUANTIZER in [step.use for step in run.recipes[name].steps]]
     if limit is None or not names:
         return
     base = run.recipes[names[0]]
+    quantizer = next(number for number, step in enumerate(base.steps) if step.use == QUANTIZER)
     for float_groups in ISLANDS:
         if not may_gain(run, base.name, chosen, reference, float_groups):
             return
@@ -46,15 +46,16 @@ def fallback_to_mixed_precision(run: Run, reference: str) -> None:
             update={
                 "name": f"{base.name}-{float_groups}-float",
                 "steps": (
-                    Step(use="mixed_precision", options={**base.steps[0].options, "groups": float_groups}),
-                    *base.steps[1:],
+                    *base.steps[:quantizer],
+                    Step(use="mixed_precision", options={**base.steps[quantizer].options, "groups": float_groups}),
+                    *base.steps[quantizer + 1 :],
                 ),
             }
         )
         if run.out_of_time() or not trials.build(run, recipe):
             return
-        time_followup(run, recipe.name, chosen, reference)
-        score(run, recipe.name, reference)
+        if not judged(run, recipe.name, chosen, reference):
+            return
         gained = by_speed(run).index(recipe.name) < by_speed(run).index(chosen)
         if not gained or keeps_accuracy(run, recipe.name, limit):
             return
@@ -65,12 +66,11 @@ def may_gain(run: Run, name: str, chosen: str, reference: str, float_groups: int
 
     Priced from the two ends: all groups in float take the reference's time, none `name`'s own. True when not timed.
     """
-    ends = [run.trials[which].latency for which in (name, reference, chosen)]
-    quantized, full, rival = (None if end is None else float(np.median(end.samples_ms)) for end in ends)
-    if quantized is None or full is None or rival is None:
+    quantized, rival = (time_ratio(run, which, reference) for which in (name, chosen))
+    if quantized is None or rival is None:
         return True
     groups = GROUPS_PER_LAYER * run.job.metadata.layers
-    return quantized + float_groups * (full - quantized) / groups < rival
+    return quantized + float_groups * (1 - quantized) / groups < rival
 
 
 def prune_to_budget(run: Run, reference: str) -> None:
@@ -85,7 +85,8 @@ def prune_to_budget(run: Run, reference: str) -> None:
     begun = time.monotonic()
     # As pruned networks will be judged, without the many others that share the rounds of all: what is asked of pruning hangs
     # on the ratio of these two.
-    time_followup(run, base.name, base.name, reference, SITTINGS)
+    if not time_followup(run, base.name, base.name, reference, SITTINGS):
+        return
     wish = wished_speedup(run, base.name, reference)
     slower = tuple(_ahead(run, base.name, median_ms(run, reference) / one) for one in run.job.request.slower)
     # Said once: both are timed again later, when the machine may have another clock.
@@ -217,14 +218,24 @@ def try_rounding(run: Run, name: str, reference: str) -> bool:
 
 def judged_late(run: Run, name: str, reference: str) -> bool:
     """Time and score a pruned variant; whether it keeps its accuracy."""
-    time_followup(run, name, choose(run, reference), reference, SITTINGS)
+    return judged(run, name, choose(run, reference), reference, SITTINGS) and keeps_accuracy(
+        run, name, drop_limit(run, reference)
+    )
+
+
+def judged(run: Run, name: str, chosen: str, reference: str, timing_runs: int = 1) -> bool:
+    """Time and score a variant made after the others; whether it could be."""
+    if not time_followup(run, name, chosen, reference, timing_runs):
+        return False
     score(run, name, reference)
-    return keeps_accuracy(run, name, drop_limit(run, reference))
+    return name in run.artifacts
 
 
-def time_followup(run: Run, name: str, chosen: str, reference: str, timing_runs: int = 1) -> None:
-    """Time a variant made after the others, beside what it is compared with."""
-    if run.job.target.present:
-        trials.time_in_turn(run, [reference, chosen, name], timing_runs)
-        # both of a ratio come from the same rounds; the other variants keep the ratio of their own
-        run.update(chosen, speedup=search_run.speedup(run, chosen, reference))
+def time_followup(run: Run, name: str, chosen: str, reference: str, timing_runs: int = 1) -> bool:
+    """Time a variant made after the others, beside what it is compared with; whether it ran beside the reference."""
+    if not run.job.target.present:
+        return True
+    trials.time_in_turn(run, list(dict.fromkeys([reference, chosen, name])), timing_runs)
+    # both of a ratio come from the same rounds; the other variants keep the ratio of their own
+    run.update(chosen, speedup=search_run.speedup(run, chosen, reference))
+    return name in run.artifacts and run.timed_together(reference, name) is not None

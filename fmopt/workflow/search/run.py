@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cmp_to_key
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fmopt.core import plugins
 from fmopt.core.model import Artifact, CheckpointMetadata, Runner
 from fmopt.core.progress import Progress
 from fmopt.core.recipe import Recipe
-from fmopt.core.results import Estimate, Scores
+from fmopt.core.results import Estimate, Latency, Scores
 from fmopt.core.store import Store
 from fmopt.core.target import Target
 from fmopt.data.datasets import Dataset
@@ -59,6 +60,7 @@ class Run:
     recipes: dict[str, Recipe] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    timings: list[dict[str, Latency]] = field(default_factory=list)  # of every run of the clock, by variant
     on_change: Callable[[], object] = lambda: None  # called when a trial is new or another one now
 
     @property
@@ -89,10 +91,28 @@ class Run:
         """Replace fields of a trial."""
         self.put(self.trials[name].model_copy(update=changes))
 
+    def failed(self, name: str, reason: str) -> None:
+        """A variant that was built cannot be used: a failed trial, and no artifact to choose."""
+        self.progress.say(f"{name} failed: {reason}")
+        self.update(name, status="failed", reason=reason)
+        self.artifacts.pop(name, None)
+
+    def warn(self, line: str) -> None:
+        """A line for the record's warnings, once."""
+        if line not in self.warnings:
+            self.warnings.append(line)
+
     def open(self, name: str, threads: int) -> Runner:
         """A variant opened as deployed."""
         artifact = self.artifacts[name]
         return plugins.find("runtimes", artifact.runtime).open(artifact, threads)
+
+    def timed_together(self, *names: str) -> tuple[Latency, ...] | None:
+        """Latencies of some variants from the last run of the clock that all of them were in; None when there is none."""
+        for timed in reversed(self.timings):
+            if all(name in timed for name in names):
+                return tuple(timed[name] for name in names)
+        return None
 
     def items(self, split: str) -> list[Item]:
         """Items of a split; validation is capped."""
@@ -113,11 +133,37 @@ def line(run: Run, recipe: Recipe) -> RecipeLine:
 
 
 def speedup(run: Run, name: str, reference: str) -> Estimate | None:
-    """How many times faster than the reference, with its interval; None when either was not timed."""
-    ours, theirs = run.trials[name].latency, run.trials[reference].latency
-    if ours is None or theirs is None:
+    """How many times faster than the reference, with its interval, in the last run of the clock that both were in; None when
+    there is none."""
+    both = run.timed_together(reference, name)
+    if both is None:
         return None
+    theirs, ours = both
     return bootstrap.speedup(theirs, ours, confidence=run.job.request.budget.confidence, seed=run.job.request.seed)
+
+
+def time_ratio(run: Run, name: str, other: str) -> float | None:
+    """How many times as long as `other` a variant takes, over the rounds of one run of the clock that both have.
+
+    Two that never ran together are compared by way of a third that each ran with. None where there is none.
+    """
+    direct = _ratio(run, name, other)
+    if direct is not None:
+        return direct
+    for third in run.trials:
+        first, second = _ratio(run, name, third), _ratio(run, third, other)
+        if first is not None and second is not None:
+            return first * second
+    return None
+
+
+def _ratio(run: Run, name: str, other: str) -> float | None:
+    both = run.timed_together(name, other)
+    if both is None:
+        return None
+    shared = min(len(latency.samples_ms) for latency in both)
+    ours, theirs = (float(np.median(latency.samples_ms[:shared])) for latency in both)
+    return ours / theirs
 
 
 def primary(scores: Sequence[Scores]) -> Scores:
@@ -126,7 +172,8 @@ def primary(scores: Sequence[Scores]) -> Scores:
 
 
 def by_speed(run: Run) -> list[str]:
-    """Names of what was built, fastest first: by median latency, by prediction, or by size when neither is known."""
+    """Names of what was built, fastest first: by latency in one run of the clock, by prediction, or by size when neither is
+    known."""
 
     def slow(name: str) -> float:
         trial = run.trials[name]
@@ -134,4 +181,9 @@ def by_speed(run: Run) -> list[str]:
             return float(np.median(trial.latency.samples_ms))
         return trial.predicted_ms if trial.predicted_ms is not None else (trial.size_bytes or 0) * 1e3
 
-    return sorted(run.artifacts, key=slow)
+    def order(one: str, other: str) -> float:
+        # Medians of different runs of the clock are not compared: the machine may have been another one by then.
+        ratio = time_ratio(run, one, other)
+        return slow(one) - slow(other) if ratio is None else ratio - 1
+
+    return sorted(run.artifacts, key=cmp_to_key(order))

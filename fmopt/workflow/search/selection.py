@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from fmopt.core.errors import PlanError
+from fmopt.core.errors import PassError, PlanError, UnmeasuredError
 from fmopt.core.results import Estimate
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.metrics import METRICS
@@ -22,13 +22,23 @@ NEAR = 1.02  # variants this close are one for choosing; both are scored
 
 
 def fastest_baseline(run: Run) -> str:
-    """The full-precision variant that every speedup is claimed against."""
+    """The full-precision variant that every speedup is claimed against: one that answers what others are held to."""
     names = [recipe.name for recipe in run.job.plan.baselines]
-    built = [name for name in by_speed(run) if name in names]
-    if not built:
-        reasons = "; ".join(f"{name}: {run.trials[name].reason}" for name in names)
-        raise PlanError(f"no full-precision variant of {run.job.metadata.source.title} could be made: {reasons}")
-    return built[0]
+    while built := [name for name in by_speed(run) if name in names]:
+        if answers(run, built[0], "validation"):
+            return built[0]
+    reasons = "; ".join(f"{name}: {run.trials[name].reason}" for name in names)
+    raise PlanError(f"no full-precision variant of {run.job.metadata.source.title} works here: {reasons}")
+
+
+def answers(run: Run, name: str, split: str) -> bool:
+    """Whether a variant can predict a split, which is kept; one that cannot is a failed trial."""
+    try:
+        trials.predictions(run, name, split)
+    except (PassError, UnmeasuredError) as error:
+        run.failed(name, str(error))
+        return False
+    return True
 
 
 def score_candidates(run: Run, reference: str) -> None:
@@ -69,7 +79,7 @@ def stop_early(run: Run, name: str, speedup: Estimate | None) -> None:
 
 
 def score(run: Run, name: str, reference: str) -> None:
-    """One candidate's accuracy on validation and its speedup."""
+    """One candidate's accuracy on validation and its speedup; one that cannot answer is a failed trial."""
     speedup = search_run.speedup(run, name, reference)
     run.update(name, speedup=speedup)
     if speedup is not None and speedup.high < 1:
@@ -80,7 +90,10 @@ def score(run: Run, name: str, reference: str) -> None:
         return
     budget, items = run.job.request.budget, run.items("validation")
     baseline = trials.predictions(run, reference, "validation")
-    scores = run.job.task.scores(trials.predictions(run, name, "validation"), items, baseline, run.job.metadata)
+    if not answers(run, name, "validation"):
+        return
+    got = trials.predictions(run, name, "validation")
+    scores = run.job.task.scores(got, items, baseline, run.job.metadata)
     drop = bootstrap.paired_drop(
         primary(run.trials[reference].scores), primary(scores), confidence=budget.confidence, seed=run.job.request.seed
     )
@@ -90,13 +103,24 @@ def score(run: Run, name: str, reference: str) -> None:
 def choose(run: Run, reference: str) -> str:
     """The fastest candidate that keeps its accuracy on validation; the fastest full-precision variant when none does.
 
-    Half of the allowed drop is kept in reserve: the test split judges with a bound, and on other items.
+    Half of the allowed drop is kept in reserve: the test split judges with a bound, and on other items. Where no
+    full-precision variant can be put into a bundle, the fastest that keeps its accuracy, however slow. PlanError when there is
+    none of either.
     """
     full = {recipe.name for recipe in run.job.plan.baselines}
     ready = [name for name in by_speed(run) if run.artifacts[name].runtime != "torch"]  # a bundle runs without torch
     limit = drop_limit(run, reference)
-    as_it_is = next(name for name in ready if name in full)
-    return next((name for name in ready[: ready.index(as_it_is)] if keeps_accuracy(run, name, limit)), as_it_is)
+    as_it_is = next((name for name in ready if name in full), None)
+    ahead = ready if as_it_is is None else ready[: ready.index(as_it_is)]
+    chosen = next((name for name in ahead if keeps_accuracy(run, name, limit)), as_it_is)
+    if chosen is None:
+        others = [trial for name, trial in run.trials.items() if run.recipes[name].runtime != "torch"]
+        reasons = "; ".join(f"{trial.name}: {trial.reason or 'it loses too much'}" for trial in others)
+        raise PlanError(
+            f"nothing that runs {run.job.metadata.source.title} without torch could be made, so there is no bundle: {reasons}. "
+            f"What was measured is kept; see it with: fmopt report {run.job.request.out} --watch"
+        )
+    return chosen
 
 
 def keeps_accuracy(run: Run, name: str, limit: float | None) -> bool:

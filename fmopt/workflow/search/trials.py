@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fmopt.core import plugins
-from fmopt.core.errors import FmoptError
+from fmopt.core.errors import BoardError, FmoptError, StoreError, UnmeasuredError, explained
 from fmopt.core.model import Artifact
 from fmopt.core.recipe import Recipe
 from fmopt.core.results import Footprint, Latency, OpTime
@@ -47,9 +48,12 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
             return False
         builder = run.builder if network is None else run.builder.of_network(network)
         steps = recipe.steps if network is None else recipe.steps[plain_steps(recipe.steps) :]
-        artifact = builder.artifact(recipe.model_copy(update={"steps": steps}))
-        parity = None if recipe.runtime == "torch" else builder.parity(steps)
-        layers = LayerMetadata() if recipe.runtime == "torch" else builder.layer_metadata(steps)
+        with explained(f"{recipe.name} cannot be built"):
+            artifact = builder.artifact(recipe.model_copy(update={"steps": steps}))
+            parity = None if recipe.runtime == "torch" else builder.parity(steps)
+            layers = LayerMetadata() if recipe.runtime == "torch" else builder.layer_metadata(steps)
+    except StoreError:  # a disk that is full is no fault of the recipe
+        raise
     except FmoptError as error:
         status: Literal["stopped early", "failed"] = "stopped early" if run.out_of_time() else "failed"
         run.progress.say(f"{recipe.name} {status}: {error}")
@@ -76,40 +80,44 @@ def time_in_turn(run: Run, names: Sequence[str], timing_runs: int = 1) -> None:
 
     In several `timing runs`, of half as many rounds, each opens them anew, and all their rounds are judged together: what a
     call costs beside its arithmetic changes from one minute to the next, which narrow networks feel most. One that was
-    stopped early is not in later ones. One that the clock could not run is a failed trial with its reason.
+    stopped early is not in later ones. One that the clock could not run is a failed trial with its reason; where it ran
+    before, it keeps the time that it took then.
     """
     samples: dict[str, list[float]] = {name: [] for name in names}
     left = list(names)
     rounds = interleaved.MIN_SAMPLES if timing_runs == 1 else interleaved.MIN_SAMPLES // 2
     for number in range(timing_runs):
         timed = _timing_run(run, left, number, rounds)
-        run.warnings += [warning for warning in timed["warnings"] if warning not in run.warnings]
+        for warning in timed["warnings"]:
+            run.warn(warning)
         for name, reason in timed.get("failed", {}).items():
-            run.update(name, status="failed", reason=reason)
-            run.artifacts.pop(name, None)
+            if run.trials[name].latency is None and not samples[name]:
+                run.failed(name, reason)
+            else:
+                run.warn(f"{name} could not be timed again: {reason}")
         for name, took in timed["samples"].items():
             samples[name] += took
-        most = max(len(took) for took in timed["samples"].values())
+        most = max(map(len, timed["samples"].values()), default=0)
         left = [name for name, took in timed["samples"].items() if len(took) == most]
+        if not left:
+            break
     request = run.job.request
-    for name, took in samples.items():
-        if took:
-            latency = Latency(samples_ms=took, batch=request.batch, length=request.length, threads=request.threads)
-            run.update(name, latency=latency)
+    run.timings.append(
+        {
+            name: Latency(samples_ms=took, batch=request.batch, length=request.length, threads=request.threads)
+            for name, took in samples.items()
+            if took
+        }
+    )
+    for name, latency in run.timings[-1].items():
+        run.update(name, latency=latency)
 
 
 def _timing_run(run: Run, names: Sequence[str], number: int, rounds: int) -> dict[str, Any]:
     """What the clock said of variants that were opened once."""
-    request = run.job.request
     key = {
         "artifacts": {name: run.artifacts[name].digest for name in names},
-        "host": run.clock.host,
-        "batch": request.batch,
-        "length": request.length,
-        "threads": request.threads,
-        "seed": request.seed,
-        "data": run.job.data.digest,
-        **run.clock_versions(),
+        **_workload(run),
         "sitting": number,
         "rounds": rounds,
     }
@@ -120,6 +128,22 @@ def _timing_run(run: Run, names: Sequence[str], number: int, rounds: int) -> dic
 
     timed: dict[str, Any] = run.store.value("latency", key, clock)
     return timed
+
+
+def _workload(run: Run) -> dict[str, Any]:
+    """What every measurement depends on beside the artifact: how samples become inputs, which they are, and where it runs."""
+    request, metadata = run.job.request, run.job.metadata
+    return {
+        "model": metadata.digest,  # with its tokenizer
+        "pipeline": dict(metadata.pipeline),
+        "data": run.job.data.digest,
+        "batch": request.batch,
+        "length": request.length,
+        "threads": request.threads,
+        "seed": request.seed,
+        "host": run.clock.host,
+        **run.clock_versions(),
+    }
 
 
 def timed_work(run: Run, names: Sequence[str]) -> Work:
@@ -136,25 +160,24 @@ def timed_work(run: Run, names: Sequence[str]) -> Work:
 
 
 def time_end_to_end(run: Run, names: Sequence[str]) -> None:
-    """Latency from text to answer, tokenizer and post-processing included, for a few variants in turn."""
+    """Latency from text to answer, tokenizer and post-processing included, for a few variants in turn; where that fails, a
+    warning says why there is none."""
     request = run.job.request
-    key = {
-        "artifacts": {name: run.artifacts[name].digest for name in names},
-        "host": run.clock.host,
-        "batch": request.batch,
-        "threads": request.threads,
-        "seed": request.seed,
-        "data": run.job.data.digest,
-        **run.clock_versions(),
-    }
+    key = {"artifacts": {name: run.artifacts[name].digest for name in names}, **_workload(run), "length": None}
 
     def clock() -> dict[str, list[float]]:
         texts = [item.sample for item in run.items("validation")[:REPLAYED_ITEMS]]
         batches = [texts[i : i + request.batch] for i in range(0, len(texts), request.batch)]
         work = dataclasses.replace(timed_work(run, names), batches=batches)
-        return run.clock.end_to_end(work, run.builder.preprocessor, run.progress)
+        with explained("it broke", UnmeasuredError):
+            return run.clock.end_to_end(work, run.builder.preprocessor, run.progress)
 
-    for name, samples in run.store.value("end-to-end", key, clock).items():
+    try:
+        timed = run.store.value("end-to-end", key, clock)
+    except (UnmeasuredError, BoardError) as error:
+        run.warn(f"{' and '.join(names)} were not timed from sample to answer: {error}")
+        return
+    for name, samples in timed.items():
         run.update(
             name,
             end_to_end=Latency(
@@ -218,10 +241,14 @@ def float_precision(recipe: Recipe) -> str:
 
 
 def predictions(run: Run, name: str, split: str) -> list[Any]:
-    """What a variant predicts for every item of a split, as deployed; threads do not change results, so all cores are used."""
+    """What a variant predicts for every item of a split, as deployed; threads do not change results, so all cores are used.
+
+    PassError when it cannot be opened, or cannot compute an item.
+    """
     items = run.items(split)
     key = {
         "artifact": run.artifacts[name].digest,
+        "model": run.job.metadata.digest,  # with its tokenizer
         "data": run.job.data.digest,
         "split": split,
         "items": len(items),
@@ -231,9 +258,8 @@ def predictions(run: Run, name: str, split: str) -> list[Any]:
     }
 
     def make(folder: Path) -> None:
-        runner = run.open(name, host_probe.cores())
         run.progress.start(f"{split}: {name}", len(items))
-        try:
+        with explained(f"it cannot answer the items of {split}"), closing(run.open(name, host_probe.cores())) as runner:
             got = predict(
                 runner,
                 run.builder.preprocessor,
@@ -242,51 +268,46 @@ def predictions(run: Run, name: str, split: str) -> list[Any]:
                 batch=run.job.request.batch,
                 progress=run.progress.step,
             )
-        finally:
-            runner.close()
         save_predictions(folder / "predictions", got)
 
     return load_predictions(run.store.folder("predictions", key, make) / "predictions")
 
 
 def footprint(run: Run, name: str) -> None:
-    """Peak memory and load time of a variant, in a fresh process that only serves it."""
+    """Peak memory and load time of a variant, in a fresh process that only serves it; where that fails (too slow, out of
+    memory), a warning says why there are none."""
     artifact = run.artifacts[name]
-    key = {
-        "artifact": artifact.digest,
-        "host": run.clock.host,
-        "threads": run.job.request.threads,
-        **run.clock_versions(),
-    }
+    key = {"artifact": artifact.digest, **_workload(run)}
     inputs = latency_inputs(run)[0]
-    got = run.store.value(
-        "footprint", key, lambda: run.clock.footprint(artifact, inputs, run.job.request.threads).model_dump()
-    )
-    run.update(name, footprint=Footprint(**got))
+
+    def serve() -> dict[str, Any]:
+        with explained("it broke", UnmeasuredError):
+            return run.clock.footprint(artifact, inputs, run.job.request.threads).model_dump()
+
+    try:
+        run.update(name, footprint=Footprint(**run.store.value("footprint", key, serve)))
+    except UnmeasuredError as error:
+        run.warn(f"memory and load time of {name} were not measured: {error}")
 
 
 def profile(run: Run, name: str) -> list[OpTime]:
-    """Time per operator of a variant, from its runtime's own profile."""
+    """Time per operator of a variant, from its runtime's own profile; empty, with a warning, where it gives none."""
     artifact = run.artifacts[name]
-    request = run.job.request
-    key = {
-        "artifact": artifact.digest,
-        "host": host_probe.host_fingerprint(),
-        "batch": request.batch,
-        "length": request.length,
-        "threads": request.threads,
-        **tool_versions(),
-    }
+    threads = run.job.request.threads
+    key = {"artifact": artifact.digest, **_workload(run)}
 
     def make() -> list[dict[str, Any]]:
-        runtime, runner = plugins.find("runtimes", artifact.runtime), run.open(name, request.threads)
-        try:
-            inputs = measured(run.job.metadata.pipeline, runner, latency_inputs(run)[:1])[0]
-        finally:
-            runner.close()
-        return [op.model_dump() for op in runtime.profile(artifact, inputs, request.threads)]
+        runtime = plugins.find("runtimes", artifact.runtime)
+        with explained("it broke", UnmeasuredError):
+            with closing(run.open(name, threads)) as runner:
+                inputs = measured(run.job.metadata.pipeline, runner, latency_inputs(run)[:1])[0]
+            return [op.model_dump() for op in runtime.profile(artifact, inputs, threads)]
 
-    return [OpTime(**op) for op in run.store.value("profile", key, make)]
+    try:
+        return [OpTime(**op) for op in run.store.value("profile", key, make)]
+    except UnmeasuredError as error:
+        run.warn(f"operators of {name} were not timed: {error}")
+        return []
 
 
 def layer_bytes(artifact: Artifact) -> dict[str, int]:

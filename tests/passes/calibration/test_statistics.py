@@ -136,3 +136,17 @@ def test_statistics_are_taken_once_and_shared(tiny_checkpoint: TinyCheckpoint, t
     assert statistics.statistics(model, other).items == 9
     assert said[-1] == "calibrating on 9 items"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_same_steps_with_other_weights_are_calibrated_anew(tiny_checkpoint: TinyCheckpoint, tmp_path: Path):
+    """A student that was trained for longer, or on more texts, has the history of the one before, and other ranges."""
+    first, second = (model_of(tiny_checkpoint("bert")).after("distill(baseline)") for _ in range(2))
+    with torch.no_grad():
+        second.net.get_submodule("encoder.layer.0.attention.output.LayerNorm").weight.mul_(3.0)
+    found = [statistics.statistics(model, context_of(model, tmp_path)) for model in (first, second, first)]
+    alone = statistics.statistics(second, context_of(second))
+    name = "encoder.layer.0.intermediate.dense"
+    assert found[1].group_of(name).absmax.max() == alone.group_of(name).absmax.max()
+    assert found[1].group_of(name).absmax.max() > 2 * found[0].group_of(name).absmax.max()
+    assert found[2].digest == found[0].digest
+    assert len(list(tmp_path.glob("statistics-*"))) == 2

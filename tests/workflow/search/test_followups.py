@@ -23,7 +23,12 @@ BASE = Recipe(name="int8", runtime="openvino", precision="int8")
 
 def run_of(tmp_path, request: Request, **job) -> Run:
     return Run(
-        job=SimpleNamespace(request=request, data=SimpleNamespace(digest="data"), **job),
+        job=SimpleNamespace(
+            request=request,
+            data=SimpleNamespace(digest="data"),
+            metadata=SimpleNamespace(digest="model", pipeline={}, layers=2),
+            **job,
+        ),
         builder=SimpleNamespace(store=Store(tmp_path)),
         progress=Silent(),
     )
