@@ -15,8 +15,7 @@ from fmopt.core.store import Store, disk_errors, own_folder
 from fmopt.data.datasets import load_data
 from fmopt.edge.text import open_preprocessor
 from fmopt.evaluation.predictions import predict
-from fmopt.exporters import browser_files, to_executorch
-from fmopt.exporters import bundle as bundles
+from fmopt.exporters import browser_files, bundle_writer, to_executorch
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
@@ -88,7 +87,7 @@ def export(
             golden = predict(runner, builder.preprocessor, dict(metadata.pipeline), kind_items(samples[:8]), batch=1)
         finally:
             runner.close()
-        bundles.write_bundle(
+        bundle_writer.write_bundle(
             out,
             metadata=metadata,
             artifact=artifact,

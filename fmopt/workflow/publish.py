@@ -7,7 +7,7 @@ import shutil
 from fmopt.core.results import Verdict
 from fmopt.evaluation.predictions import changed_items
 from fmopt.evaluation.record import AblationStep, Record, summary_sentence
-from fmopt.exporters import bundle as bundles
+from fmopt.exporters import bundle_writer
 from fmopt.reports.html import write_markdown, write_report
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.builder import CHECKPOINT
@@ -61,7 +61,7 @@ def publish(run: Run, record: Record, winner: str) -> None:
     golden_items = items[:GOLDEN_ITEMS]
     predicted = trials.predictions(run, winner, "test")[:GOLDEN_ITEMS]
     precision = run.recipes[winner].precision
-    bundles.write_bundle(
+    bundle_writer.write_bundle(
         out,
         metadata=metadata,
         artifact=run.artifacts[winner],

@@ -22,7 +22,7 @@ from fmopt.core.model import Artifact, CheckpointMetadata, ModelSource
 from fmopt.edge import command as edge_command
 from fmopt.edge import host, loading, parts, runners
 from fmopt.edge import text as edge_text
-from fmopt.exporters import bundle
+from fmopt.exporters import bundle, bundle_writer
 
 GOLDEN = ["the cat sat on the mat", "a small dog", "Paris"]
 PADDING = {"id": 0, "type_id": 0, "token": "[PAD]", "side": "right"}
@@ -76,7 +76,7 @@ def write(tiny_checkpoint: Any, tmp_path: Path) -> Write:
         runner = runners.open_runner(runtime, path, artifact.options, 1)
         predicted = loading.Model({"pipeline": metadata.pipeline}, preprocessor, runner).predict(GOLDEN)
         options = {"golden": list(zip(GOLDEN, predicted, strict=True)), "tolerance": 1e-3, "needs_isa": [], **more}
-        return bundle.write_bundle(
+        return bundle_writer.write_bundle(
             out, metadata=metadata, artifact=artifact, recipe={"name": "onnx-fp32"}, verdict="PASS", **options
         )
 
@@ -201,7 +201,7 @@ def test_external_weights_are_merged_below_the_limit_and_split_above(
 
 def test_a_torch_winner_brings_its_weights_and_says_what_it_needs(tiny_checkpoint: Any, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint("bert", "text-classification")
-    out = bundle.write_bundle(
+    out = bundle_writer.write_bundle(
         tmp_path / "out", metadata=facts_of(checkpoint), artifact=Artifact("torch", checkpoint, {"dtype": "fp32"}),
         recipe={}, verdict="PASS", golden=[], tolerance=1e-3, needs_isa=[],
     )  # fmt: skip
@@ -352,12 +352,12 @@ def test_a_move_that_was_killed_shows_and_is_mended(
 
     monkeypatch.setattr(bundle.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        bundle.publish(made, out)
+        bundle_writer.publish(made, out)
     monkeypatch.undo()
     assert bundle.verify_bundle(out) == [f"{out} is not finished: writing it was interrupted; make the bundle again"]
     with pytest.raises(BundleError, match="is not finished"):
         bundle.load(out)
-    bundle.publish(write(out / "bundle.tmp"), out)
+    bundle_writer.publish(write(out / "bundle.tmp"), out)
     assert not (out / "bundle.tmp").exists()
     assert bundle.verify_bundle(out) == []
 
@@ -381,10 +381,12 @@ def test_the_parts_that_a_bundle_cannot_do_without(write: Write, tmp_path: Path,
         (Artifact("onnxruntime", tmp_path / "model.gguf"), "is neither model.onnx nor model.xml"),
     ):
         with pytest.raises(BundleError, match=reported):
-            bundle.write_bundle(tmp_path / "new", metadata=base, artifact=artifact, **options)
+            bundle_writer.write_bundle(tmp_path / "new", metadata=base, artifact=artifact, **options)
     artifact = Artifact("onnxruntime", write_graph(tmp_path / "model.onnx"))
     with pytest.raises(BundleError, match=r"tokenizer\.json is missing; a bundle carries"):
-        bundle.write_bundle(tmp_path / "new", metadata=facts_of(tmp_path / "empty"), artifact=artifact, **options)
+        bundle_writer.write_bundle(
+            tmp_path / "new", metadata=facts_of(tmp_path / "empty"), artifact=artifact, **options
+        )
     assert not (tmp_path / "new").exists()
 
 

@@ -15,6 +15,7 @@ from fmopt.core.results import Latency
 from fmopt.core.store import own_folder
 from fmopt.edge import loading, parts, runners
 from fmopt.exporters import bundle as bundles
+from fmopt.exporters import bundle_readme
 from fmopt.measurement import host_probe
 from fmopt.measurement.remote.device_probe import fingerprint
 from fmopt.measurement.remote.python_env import ensure_python
@@ -53,7 +54,7 @@ def benchmark_on(
     board, place = open_board(url, progress)
     given = board.ask("facts")
     refuse_isa(board, bundle, manifest, fingerprint(given)["isa"])
-    python = ensure_python(board, place, packages(manifest, bundles.readers(metadata)))
+    python = ensure_python(board, place, packages(manifest, bundle_readme.readers(metadata)))
     there = f"bundles/{manifest['digest'][:16]}"
     names = [*manifest["files"], loading.MANIFEST]
     board.send({f"{there}/{name}": bundle / name for name in names})

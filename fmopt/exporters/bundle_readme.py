@@ -1,0 +1,123 @@
+"""The README.md of a bundle: what it is, what it needs, how it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fmopt.core.model import Artifact, CheckpointMetadata, takes_length
+from fmopt.edge import executorch, runners, tensorrt
+from fmopt.edge import text as edge_text
+from fmopt.edge.recommendation import CATALOGUE
+from fmopt.exporters import browser_files
+
+PROCESSOR = "preprocessor_config.json"  # of images and sounds
+VOCABULARY = "vocab.json"  # of letters
+ENCODER_OF = {"text": "tokenizer.json", "item": CATALOGUE}  # where it is not a processor
+# Runtimes with a module of their own: what has to be installed for it, and what a reader is told.
+OWN: Mapping[str, Any] = {module.NAME: module for module in (tensorrt, executorch)}
+
+
+USAGE = {
+    "sentence-embedding": ('"a sentence"', "its vector"),
+    "text-classification": ('"a text"', "its label with scores"),
+    "text-regression": ('"a text"', "its score"),
+    "token-classification": ('"a text"', "the entities in it"),
+    "question-answering": ('"a question" "a context"', "the answer in the context"),
+    "fill-mask": ('"a [MASK] in a text"', "the likeliest tokens there"),
+    "audio-classification": ("sound.wav", "its label with scores"),
+    "automatic-speech-recognition": ("speech.wav", "what is said in it"),
+    "text-generation": (
+        '"a beginning"',
+        "how it goes on; --max-new-tokens, --temperature, --stream and more: see --help",
+    ),
+    "translation": ('"a text"', "its translation; --beams, --max-new-tokens, --stream and more: see --help"),
+    "summarization": (
+        '"a long text"',
+        "what it says in short; --beams, --max-new-tokens, --stream and more: see --help",
+    ),
+    "image-classification": ("picture.png", "its label with scores"),
+    "image-feature-extraction": ("picture.png", "its vector, of length one"),
+    "zero-shot-image-classification": ("picture.png", "which of its labels fits, with scores"),
+    "image-segmentation": ("picture.png", "the class of every pixel"),
+    "sequential-recommendation": ('"AN ITEM; ANOTHER"', "what comes next after these (ids or titles)"),
+    "text-to-audio": ('"a text"', "its sound; --seed for another one"),
+    "object-detection": (
+        "picture.png",
+        "boxes around what is in it, in its pixels; --threshold 0.5 is the least score",
+    ),
+}
+
+
+def encoder_file(metadata: CheckpointMetadata) -> str:
+    """The file without which a bundle could not encode its samples."""
+    return VOCABULARY if "speech" in metadata.pipeline else ENCODER_OF.get(metadata.modality, PROCESSOR)
+
+
+def readers(metadata: CheckpointMetadata) -> tuple[str, ...]:
+    """The packages, beside numpy, that a bundle encodes and spells by."""
+    encoder = encoder_file(metadata)
+    if encoder == "tokenizer.json" or (metadata.modality == "audio" and "start" in metadata.pipeline):
+        return ("tokenizers",)
+    return ("pillow",) if encoder == PROCESSOR and metadata.modality != "audio" else ()
+
+
+def readme(metadata: CheckpointMetadata, artifact: Artifact, verdict: str, model_file: str, *, page: bool) -> str:
+    """The text of a bundle\'s README."""
+    texts, result = USAGE[metadata.task]
+    texts = texts.replace("[MASK]", metadata.pipeline.get("mask", {}).get("token", ""))
+    own = OWN.get(artifact.runtime)
+    alone = artifact.runtime in runners.RUNNERS or own is not None
+    packages = own.PACKAGES if own else artifact.runtime
+    encoder = encoder_file(metadata)
+    reads = "".join(f" {package}" for package in readers(metadata))
+    others = " (and soundfile, for other files than WAV)" if metadata.modality == "audio" else ""
+    needs = (
+        f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."
+        if alone
+        else "It is a PyTorch checkpoint and runs by fmopt: `pip install fmopt`."
+    )
+    needs += own.README if own else ""
+    predict, bench, verify = (
+        f"python run.py {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
+    )
+    encoder = encoder.replace("tokenizer.json", "tokenizer*.json")
+    sample = texts if metadata.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
+    if metadata.modality == "item":
+        sample = json.dumps([edge_text.read_sample(metadata.task, texts.strip('"'))])
+    elif metadata.modality != "text":
+        sample = f'open("{texts}", "rb").read()'
+    browsers = browser_files.usage(model_file, page=page)
+    given = {".onnx": model_file, ".pte": model_file, ".xml": "model.xml, model.bin"}
+    weights = given.get(artifact.path.suffix, "*.safetensors")
+    windows = metadata.task in ("question-answering", "token-classification")
+    long = (
+        f"Texts longer than {metadata.pipeline['max_length']} tokens are {'read in overlapping windows' if windows else 'cut'}.\n"
+        if takes_length(metadata.pipeline) else ""
+    )  # fmt: skip
+    return f"""# {metadata.source.title}: {metadata.task}
+
+Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
+
+```
+{predict} {texts}{" -o out.wav" if encoder == VOCABULARY else ""}     # {result}; also --file list.txt, --json
+{bench}     # latency here
+{verify}     # are the files whole, does it compute here what it should
+```
+```python
+{"from run import load     # in this folder; anywhere: from fmopt import load" if alone else "from fmopt import load"}
+model = load(".")
+model({sample})     # or a list of them
+```
+{browsers}
+| file | what it is |
+|---|---|
+| `{weights}` | the model |
+| `{encoder}`, `config.json` | of the checkpoint, as transformers and optimum read them |
+| `fmopt.json` | what it was made from and how, versions, host, sha256 of every file |
+| `golden.json` | inputs with the predictions that were judged; run on first load on a new machine |
+| `record.json`, `report.html` | every measurement, and the page drawn from it (where it was judged) |
+
+{long}Licence of the original model: {metadata.source.licence or "not stated; see its source"}.
+"""

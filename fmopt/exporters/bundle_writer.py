@@ -1,0 +1,273 @@
+"""Writes a bundle, whole or not at all: made beside its folder and moved in when it is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from fmopt.core.errors import BundleError, StoreError
+from fmopt.core.model import Artifact, CheckpointMetadata
+from fmopt.core.store import MARKER, disk_errors
+from fmopt.edge import host, loading, parts
+from fmopt.edge.loading import GOLDEN, MANIFEST, UNFINISHED
+from fmopt.edge.parts import Sample
+from fmopt.edge.recommendation import CATALOGUE
+from fmopt.exporters import browser_files
+from fmopt.exporters.bundle_readme import PROCESSOR, VOCABULARY, encoder_file, readme
+
+# Protobuf ends at 2 GB; below this one file is handier than two.
+EXTERNAL_DATA_BYTES = 1_500_000_000
+# What encodes samples: a bundle carries those that the checkpoint has.
+ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+            "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", VOCABULARY,
+            CATALOGUE)  # fmt: skip
+PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers",
+            "executorch")  # fmt: skip
+
+
+def write_bundle(
+    out: Path,
+    *,
+    metadata: CheckpointMetadata,
+    artifact: Artifact,
+    recipe: Mapping[str, Any],
+    verdict: str,
+    golden: Sequence[tuple[Sample, Any]],
+    tolerance: float,
+    needs_isa: Sequence[str],
+    record_files: Mapping[str, Path] | None = None,
+    for_browser: bool = False,
+) -> Path:
+    """Write a bundle into the folder `out`: made beside it and moved in when whole. Returns `out`.
+
+    `golden` are samples with their predictions as judged; another machine must reproduce them within `tolerance`
+    (absolute, in units of the prediction). `needs_isa` are CPU features the graph was judged with and may compute
+    otherwise without. `record_files` are further files by their name in the bundle. `for_browser` lays the graph where
+    transformers.js looks for it and adds a page that runs it. StoreError when `out` holds something that is not ours or
+    cannot be written; BundleError when a part is missing.
+    """
+    _refuse_foreign(out)
+    staging = out.with_name(f".fmopt-making-{out.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with disk_errors(staging):
+            staging.mkdir(parents=True)
+            model_file = _put_model(artifact, staging)
+            page = for_browser and browser_files.put_page(staging, metadata.task)
+            if for_browser:
+                model_file = browser_files.move_graph(staging, model_file, str(recipe.get("precision", "fp32")))
+            _put_checkpoint_files(metadata, artifact, staging)
+            _put_golden(golden, tolerance, staging)
+            put_programs(metadata.pipeline, artifact.runtime, staging)
+            (staging / "README.md").write_text(
+                readme(metadata, artifact, verdict, model_file, page=page), encoding="utf-8"
+            )
+            for name, path in (record_files or {}).items():
+                shutil.copyfile(path, staging / name)
+            _put_manifest(metadata, artifact, model_file, recipe, verdict, needs_isa, staging)
+        return publish(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def put_programs(pipeline: Mapping[str, Any], runtime: str, folder: Path) -> None:
+    """Copy what runs a bundle of this task and runtime: run.py, and the modules that it imports."""
+    modules = parts.module_files(pipeline, runtime)
+    shutil.copyfile(modules[0].with_name("run.py"), folder / "run.py")
+    (folder / "edge").mkdir()
+    for file in modules:
+        shutil.copyfile(file, folder / "edge" / file.name)
+
+
+def publish(made: Path, out: Path) -> Path:
+    """Move the finished bundle `made` to `out`, replacing a bundle there but nothing else of ours (stages, record).
+
+    A kill in the middle leaves a folder that says it is unfinished; publishing a bundle again mends it. StoreError when
+    `out` holds something that is not ours.
+    """
+    _refuse_foreign(out)
+    with disk_errors(out):
+        if not out.exists() or not any(out.iterdir()):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if out.exists():
+                out.rmdir()
+            made.rename(out)
+        else:
+            _replace(made, out)
+    return out
+
+
+def _put_model(artifact: Artifact, folder: Path) -> str:
+    """Copy the model; returns the name that opens it, "." for a checkpoint folder."""
+    path = artifact.path
+    if path.is_dir():
+        weights = [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.safetensors.index.json"))]
+        if not weights:
+            raise BundleError(f"{path} holds no safetensors to bundle")
+        for file in weights:
+            shutil.copyfile(file, folder / file.name)
+        return "."
+    if path.suffix == ".onnx":
+        _put_onnx(path, folder / "model.onnx")
+        return "model.onnx"
+    if path.suffix == ".xml":
+        shutil.copyfile(path, folder / "model.xml")
+        shutil.copyfile(path.with_suffix(".bin"), folder / "model.bin")
+        return "model.xml"
+    if path.suffix == ".pte":
+        shutil.copyfile(path, folder / "model.pte")
+        return "model.pte"
+    raise BundleError(f"{path} is neither model.onnx nor model.xml nor model.pte nor a checkpoint folder")
+
+
+def _put_onnx(path: Path, target: Path) -> None:
+    """One file, or weights beside it in model.onnx.data when both together are over 1.5 GB."""
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    external = sorted(
+        {
+            entry.value
+            for tensor in onnx.load(path, load_external_data=False).graph.initializer
+            if uses_external_data(tensor)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )
+    size = path.stat().st_size + sum((path.parent / name).stat().st_size for name in external)
+    if not external and size <= EXTERNAL_DATA_BYTES:
+        shutil.copyfile(path, target)
+    elif size <= EXTERNAL_DATA_BYTES:
+        onnx.save(onnx.load(path), target)
+    else:
+        # optimum's and ONNX Runtime's own name for it
+        onnx.save(onnx.load(path), target, save_as_external_data=True, location=f"{target.name}.data")
+
+
+def _put_checkpoint_files(metadata: CheckpointMetadata, artifact: Artifact, folder: Path) -> None:
+    """What encodes samples, and config.json, under the names that transformers and optimum look for."""
+    needed = encoder_file(metadata)
+    if not (metadata.folder / needed).is_file():
+        raise BundleError(f"{metadata.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
+    for name in ENCODERS:
+        if (metadata.folder / name).is_file() and (
+            name != VOCABULARY or needed == VOCABULARY or metadata.modality == "audio"
+        ):
+            shutil.copyfile(metadata.folder / name, folder / name)
+    # A checkpoint that was changed brings its own configuration.
+    config = (artifact.path if artifact.path.is_dir() else metadata.folder) / "config.json"
+    if not config.is_file():
+        raise BundleError(f"{config} is missing; a bundle carries the checkpoint's config.json")
+    shutil.copyfile(config, folder / "config.json")
+
+
+def _put_golden(golden: Sequence[tuple[Sample, Any]], tolerance: float, folder: Path) -> None:
+    items = [
+        {"raw": loading.sample_to_json(sample), "prediction": loading.prediction_to_json(got)} for sample, got in golden
+    ]
+    for item, (sample, got) in zip(items, golden, strict=True):
+        if isinstance(got, np.ndarray) and not np.isfinite(got).all():
+            raise BundleError(
+                f"the prediction for {item['raw']} is not finite; such a model is not handed over: {sample!r}"
+            )
+    _write_json(folder / GOLDEN, {"tolerance": tolerance, "items": items})
+
+
+def _put_manifest(
+    metadata: CheckpointMetadata, artifact: Artifact, model_file: str, recipe: Mapping[str, Any], verdict: str,
+    needs_isa: Sequence[str], folder: Path,
+) -> None:  # fmt: skip
+    """Write fmopt.json, last: it vouches for every other file, and by its digest for itself."""
+    written = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": loading.sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {
+        "format": loading.FORMAT,
+        "digest": "",
+        "title": metadata.source.title,
+        "task": metadata.task,
+        "verdict": verdict,
+        "runtime": artifact.runtime,
+        "options": dict(artifact.options),
+        "model_file": model_file,
+        "needs_isa": sorted(needs_isa),
+        "pipeline": dict(metadata.pipeline),
+        "recipe": dict(recipe),
+        "checkpoint": {
+            "asked": metadata.source.asked,
+            "title": metadata.source.title,
+            "licence": metadata.source.licence,
+            "model_type": metadata.model_type,
+            "architecture": metadata.architecture,
+            "task": metadata.task,
+            "hidden_size": metadata.hidden_size,
+            "layers": metadata.layers,
+            "parameters": metadata.parameters,
+            "weight_bytes": metadata.weight_bytes,
+            "digest": metadata.digest,
+        },
+        "versions": {name: host.package_version(name) for name in PACKAGES if host.package_version(name)},
+        "host": host.host_fingerprint(),
+        "files": written,
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    digest = loading.manifest_digest(text, "")
+    sealed = text.replace('"digest": ""', f'"digest": "{digest}"', 1)
+    (folder / MANIFEST).write_bytes(sealed.encode())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _refuse_foreign(out: Path) -> None:
+    """StoreError when `out` holds anything but a bundle or a run of ours."""
+    if out.exists() and not out.is_dir():
+        raise StoreError(f"{out} is a file; choose a folder")
+    if not out.is_dir() or not any(out.iterdir()) or (out / MARKER).exists() or (out / UNFINISHED).exists():
+        return
+    try:
+        ours = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["format"].startswith("fmopt-bundle")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        ours = False
+    if not ours:
+        raise StoreError(f"{out} is not empty and was not made by fmopt; nothing was touched. Choose another folder")
+
+
+def _replace(made: Path, out: Path) -> None:
+    """Swap the bundle's files inside a folder that holds other things of ours."""
+    new = _listed(made)
+    marker = out / UNFINISHED
+    # What an earlier, killed move may have brought is remembered too.
+    stale = (_listed(out) | set(json.loads(marker.read_text() or "[]") if marker.is_file() else [])) - new
+    marker.write_text(json.dumps(sorted(new | stale)))
+    for name in stale:
+        (out / name).unlink(missing_ok=True)
+    for name in sorted(new, key=lambda name: name == MANIFEST):  # the manifest comes last
+        (out / name).parent.mkdir(exist_ok=True)
+        os.replace(made / name, out / name)
+    shutil.rmtree(made, ignore_errors=True)
+    marker.unlink()
+
+
+def _listed(folder: Path) -> set[str]:
+    """Names of a bundle's files, its manifest included; none when there is no readable manifest."""
+    try:
+        names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {MANIFEST, *(name for name in names if _inside(name))}
+
+
+def _inside(name: str) -> bool:
+    """Whether a listed name is one in the folder or in a folder of it, never a path out of it."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and len(path.parts) in (1, 2) and ".." not in path.parts
