@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-import fmopt.api  # noqa: F401  (imported before forking: seconds of imports are not what is being killed)
 import torch
 
+import fmopt.workflow.export  # noqa: F401  (imported before forking: seconds of imports are not what is being killed)
 from fmopt.workflow.optimize import optimize_request
 from fmopt.workflow.request import Request
 

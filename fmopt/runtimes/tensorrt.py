@@ -26,7 +26,7 @@ SWITCHES = tuple(name for name, value in tensorrt.DEFAULTS.items() if isinstance
 class TensorRt:
     """Bundles carry the ONNX graph, in which precision stands; the engine is built from it on the device.
 
-    Options are those of `edge_tensorrt`: they say how an engine is built and opened and change nothing in the graph.
+    Options are those of `fmopt.edge.tensorrt`: they say how an engine is built and opened and change nothing in the graph.
     """
 
     name = "tensorrt"

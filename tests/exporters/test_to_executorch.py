@@ -38,8 +38,8 @@ fmopt.export(image, out + "/image", format="executorch")
 SAID = """
 import json, sys
 sys.modules["fmopt"] = None
-import run_executorch
-bundle = run_executorch.load(".", 1)
+import run
+bundle = run.load(".", 1)
 samples = [open(path, "rb").read() for path in sys.argv[2:]] if sys.argv[1] == "images" else sys.argv[2:]
 print(json.dumps([one.tolist() for one in bundle.predict(samples, len(samples))]))
 """
@@ -114,24 +114,21 @@ def test_texts_in_batches_larger_than_the_programs(
 def test_pictures(packages: str, bundles: Path, tmp_path: Path) -> None:
     images = [str(path) for path in sorted(write_pictures(tmp_path, test=9).rglob("*.png"))]
     wanted = by_torch(bundles / "seeing", [Path(path).read_bytes() for path in images])
-    np.testing.assert_allclose(np.array(said(packages, bundles / "picture", "pictures", *images)), wanted, atol=1e-5)
+    np.testing.assert_allclose(np.array(said(packages, bundles / "image", "images", *images)), wanted, atol=1e-5)
 
 
-def test_its_own_script_verifies_and_run_py_names_it(packages: str, bundles: Path) -> None:
+def test_run_py_verifies_it_and_names_what_is_missing(packages: str, bundles: Path) -> None:
     def run(script: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, str(bundles / "fp32" / script), "verify"],
             env={**os.environ, **more}, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
-    good = run("run_executorch.py", PYTHONPATH=packages)
+    good = run("run.py", PYTHONPATH=packages)
     assert (good.returncode, good.stderr) == (0, "")
     assert good.stdout.startswith("whole; golden predictions differ by")
-    other = run("run.py")
-    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
-    assert "use run_executorch.py instead of run.py" in other.stderr
     if importlib.util.find_spec("executorch") is None:
-        without = run("run_executorch.py")
+        without = run("run.py")
         assert (without.returncode, without.stderr) == (
             2, "error: executorch is not installed here; pip install executorch\n",
         )  # fmt: skip

@@ -125,7 +125,7 @@ def test_optimizing_for_a_gpu_ends_in_a_bundle_for_it_and_no_claim(walk: Walk, t
     assert any("no engine was built" in warning for warning in record["circumstances"]["warnings"])
     assert kept_of(onnx.load(out / "model.onnx"))
     assert "0 faults" in walk.say("check-tensorrt", out)
-    assert "run_tensorrt.py build" in (out / "README.md").read_text()
+    assert "run.py build" in (out / "README.md").read_text()
     assert walk.json("verify", out)["problems"] == []
     # what is here computes its numbers, and nobody times that
     assert main(["bench", str(out)]) == 4
@@ -135,13 +135,10 @@ def test_optimizing_for_a_gpu_ends_in_a_bundle_for_it_and_no_claim(walk: Walk, t
         return subprocess.run([sys.executable, *words], cwd=out, capture_output=True, text=True, check=False)
 
     for verb in ("build", "bench"):
-        done = on_device("run_tensorrt.py", verb)
+        done = on_device("run.py", verb)
         assert (done.returncode, done.stdout) == (2, "")
         assert len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("error: tensorrt is not installed: pip install tensorrt, on a machine with")
-    wrong = on_device("run.py", "predict", "a text")
-    assert wrong.returncode == 2
-    assert "use run_tensorrt.py instead of run.py" in wrong.stderr
     assert json.loads((out / "fmopt.json").read_text())["options"]["lengths"] == [16, 64]
 
 

@@ -67,7 +67,7 @@ for kind, name, count, keywords in asked["members"]:
 for kind, count in asked["made"]:
     if not takes(getattr(trt, kind).__init__.__doc__, count, []):
         wrong.append(f"{kind} of {count} arguments")
-from fmopt import edge_tensorrt
+from fmopt.edge import tensorrt as edge_tensorrt
 class Bar:
     told = []
     def start(self, text, total): self.told.append(["start", text, total])

@@ -98,7 +98,7 @@ class BoardBackend:
             self.board.send(files)
         request = {**opened_by(artifact), "threads": threads, "inputs": next(name for name in files if ".npz" in name)}
         request["inputs"] = request["inputs"].removeprefix(f"{FOLDER}/")
-        argv = [self.python, "serve_once.py", json.dumps(request)]
+        argv = [self.python, "-m", "edge.board.footprint", json.dumps(request)]
         try:
             out, _ = self.board.job(job_name("serve", request), argv, cwd=FOLDER)
         except BoardError as error:
