@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test tests test-arm lint types web clean
+.PHONY: setup demo test tests test-arm lint types web docs clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,14 @@ test-arm: setup
 # what bundles for browsers carry: pinned npm packages, checked, into the cache folder
 web: setup
 	$(BIN)/python -m fmopt.exporters.browser_files
+
+# the documentation site into out/site, without network; a broken link is an error
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --quiet
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache

@@ -1,7 +1,7 @@
 """The coverage table: what each application reached on real data, generated from the records in benchmarks/results.
 
-    python benchmarks/coverage.py            # writes benchmarks/results/coverage.md and the table in README.md
-    python benchmarks/coverage.py --check    # exit code 1 when either is not what the records give
+    python benchmarks/coverage.py            # writes docs/coverage.md
+    python benchmarks/coverage.py --check    # exit code 1 when it is not what the records give
 
 Every number comes from a record that `fmopt optimize` wrote; a task without one is shown as "no run yet".
 """
@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmopt.core import formatting
-from fmopt.core.errors import BundleError, DataError
+from fmopt.core.errors import BundleError
 from fmopt.evaluation.gate import Drop
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import Record, Trial, as_told, drop_unit, value_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
-BEGIN, END = "<!-- coverage: made by benchmarks/coverage.py -->", "<!-- end of coverage -->"
 HEAD = ("application", "task", "model", "data", "full precision", "shipped", "lost (bound)", "allowed", "speedup", "size",
         "verdict", "record")  # fmt: skip
 NO_RUN = "no run yet"
@@ -54,7 +53,7 @@ APPLICATIONS = (
     Application("audio classification", "audio-classification"),
     Application("speech synthesis", "text-to-audio"),
     Application("text-image", "zero-shot-image-classification"),
-    Application("picture embedding", "image-feature-extraction"),
+    Application("image embedding", "image-feature-extraction"),
     Application("recommendation", "sequential-recommendation"),
 )
 
@@ -108,7 +107,7 @@ def cells(application: Application, file: str, record: Record) -> tuple[str, ...
         application.name, application.task, f"{title} ({kind})", str(record.data["name"]), judged(reference),
         f"{winner.title}: {judged(winner)}" if winner is not None and changed else "full precision",
         lost, allowed(record), speedup, ratio, record.verdict.outcome.value if record.verdict.checks else "no limits",
-        f"[{file}]({RESULTS}/{file})",
+        f"[{file}](../{RESULTS}/{file})",
     )  # fmt: skip
 
 
@@ -126,43 +125,29 @@ def judged(trial: Trial | None) -> str:
     return f"{trial.primary.name} {formatting.score(value_of(trial.primary), bounded=bounded)}{' %' if bounded else ''}"
 
 
-def table(lines: Sequence[Sequence[str]], links: str = "") -> str:
-    """Markdown; `links` is where the records lie, seen from the page."""
-    made = [HEAD, ["---"] * len(HEAD), *lines]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in made)
-    return text.replace(f"]({RESULTS}/", f"]({links}")
-
-
 def page(lines: Sequence[Sequence[str]]) -> str:
-    """benchmarks/results/coverage.md."""
+    """The text of docs/coverage.md."""
+    made = [HEAD, ["---"] * len(HEAD), *lines]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in made)
     return (
-        "# Coverage\n\nMade by `python benchmarks/coverage.py` from the records beside this file; each says by which command "
-        "it was made, on what machine, with every latency sample. Speedups are against the fastest full-precision variant, with "
-        f"intervals; a loss is on the test split, with the bound that the verdict is about.\n\n{table(lines)}\n"
+        "# Every application\n\nMade by `python benchmarks/coverage.py` from the records in "
+        f"[benchmarks/results](../{RESULTS}); each says by which command it was made, on what machine, with every latency "
+        "sample. Speedups are against the fastest full-precision variant, with intervals; a loss is on the test split, with the "
+        f"bound that the verdict is about.\n\n{table}\n"
     )
 
 
-def with_table(readme: str, lines: Sequence[Sequence[str]]) -> str:
-    """The README with the table between its two marks; DataError when it lacks them."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise DataError(f"README.md has no place for the table; write the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table(lines, f'{RESULTS}/')}\n{END}{after}"
-
-
 def main(arguments: Sequence[str], root: Path = ROOT) -> int:
-    """Write both tables, or with --check say whether they are what the records give."""
-    readme, target = root / "README.md", root / RESULTS / "coverage.md"
-    lines = rows(records(root / RESULTS))
-    wanted = {readme: with_table(readme.read_text("utf8"), lines), target: page(lines)}
-    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text("utf8") != text]
+    """Write the page, or with --check say whether it is what the records give."""
+    target = root / "docs" / "coverage.md"
+    wanted = page(rows(records(root / RESULTS)))
+    stale = not target.is_file() or target.read_text("utf8") != wanted
     if "--check" in arguments:
-        for path in stale:
-            print(f"{path.relative_to(root)} is not what the records give; run: python benchmarks/coverage.py")
-        return 1 if stale else 0
-    for path in stale:
-        path.write_text(wanted[path], "utf8")
+        if stale:
+            print(f"{target.relative_to(root)} is not what the records give; run: python benchmarks/coverage.py")
+        return int(stale)
+    if stale:
+        target.write_text(wanted, "utf8")
     return 0
 
 

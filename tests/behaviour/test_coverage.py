@@ -7,9 +7,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-
-from fmopt.core.errors import DataError
 from fmopt.core.results import Estimate, Scores
 from fmopt.evaluation.gate import Drop
 from tests import records
@@ -30,12 +27,11 @@ def _script() -> ModuleType:
 coverage = _script()
 
 
-def test_the_readme_and_the_page_are_what_the_records_give() -> None:
+def test_the_page_is_what_the_records_give() -> None:
     lines = coverage.rows(coverage.records(ROOT / "benchmarks" / "results"))
-    readme = (ROOT / "README.md").read_text("utf8")
-    again = "run: python benchmarks/coverage.py"
-    assert readme == coverage.with_table(readme, lines), again
-    assert (ROOT / "benchmarks" / "results" / "coverage.md").read_text("utf8") == coverage.page(lines), again
+    assert (ROOT / "docs" / "coverage.md").read_text("utf8") == coverage.page(lines), (
+        "run: python benchmarks/coverage.py"
+    )
     assert {line[0] for line in lines} >= {application.name for application in coverage.APPLICATIONS}
 
 
@@ -48,21 +44,18 @@ def test_a_row_is_its_record(tmp_path: Path) -> None:
     results.mkdir(parents=True)
     record.save(results / "ours.json")
     (results / "other.json").write_text('{"what": "another benchmark"}')
-    (tmp_path / "README.md").write_text(f"# x\n{coverage.BEGIN}\nold\n{coverage.END}\nrest\n")
+    (tmp_path / "docs").mkdir()
     assert coverage.main(["--check"], tmp_path) == 1
     assert coverage.main([], tmp_path) == 0
     assert coverage.main(["--check"], tmp_path) == 0
-    readme = (tmp_path / "README.md").read_text("utf8")
-    assert readme.startswith(f"# x\n{coverage.BEGIN}\n| application")
-    assert readme.endswith(f"{coverage.END}\nrest\n")
-    (row,) = [line for line in readme.splitlines() if "ours.json" in line]
+    page = (tmp_path / "docs" / "coverage.md").read_text("utf8")
+    (row,) = [line for line in page.splitlines() if "ours.json" in line]
     assert f"{winner.speedup.point:.2f}× ({winner.speedup.low:.2f}–{winner.speedup.high:.2f})" in row
     assert f"{reference.size_bytes / winner.size_bytes:.2f}× smaller" in row
     assert f"| {record.verdict.outcome.value} |" in row
     assert f"| {Drop.model_validate(record.budget['max_drop'])} |" in row
-    assert "(benchmarks/results/ours.json)" in row
-    assert "(ours.json)" in (results / "coverage.md").read_text("utf8")
-    assert readme.count(coverage.NO_RUN) == len(coverage.APPLICATIONS) - 1
+    assert "(../benchmarks/results/ours.json)" in row
+    assert page.count(coverage.NO_RUN) == len(coverage.APPLICATIONS) - 1
 
 
 def test_a_metric_without_an_end_loses_percent() -> None:
@@ -83,8 +76,3 @@ def test_a_metric_without_an_end_loses_percent() -> None:
     row = dict(zip(coverage.HEAD, coverage.cells(coverage.application_of(record), "a.json", record), strict=True))
     assert (row["application"], row["full precision"]) == ("code generation", "perplexity 20.09")
     assert row["lost (bound)"] == "2.49 % (≤ 4.98)"
-
-
-def test_a_readme_without_a_place_for_it_is_refused() -> None:
-    with pytest.raises(DataError, match=r"README.md has no place for the table"):
-        coverage.with_table("# fmopt", [])
