@@ -180,7 +180,7 @@ def main() -> None:
 
 def judged(folder: Path, data: str) -> float:
     """The primary metric on the test split, in full precision."""
-    return next(value for score, value in evaluate.evaluate(str(folder), data, batch=16) if score.primary)
+    return next(one.point for one in evaluate.evaluate(folder, data, batch=16).values() if one.primary)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def main(models: list[str]) -> None:
     for name, (data, columns) in SETS.items():
         for model in models:
             scores = evaluate.evaluate(model, data, task="sentence-embedding", columns=columns, batch=1)
-            values = {score.name: value for score, value in scores}
-            found.setdefault(name, {})[model] = values | {"items": len(scores[0][0].values)}
+            values = {metric: one.point for metric, one in scores.items()}
+            found.setdefault(name, {})[model] = values | {"items": next(iter(scores.values())).items}
             print(name, model, values, flush=True)
     made = {
         "sets": found, "host": host_probe.host_fingerprint(), "versions": host_probe.versions(),

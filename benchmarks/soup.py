@@ -37,8 +37,8 @@ def mean(folders: Sequence[Path], out: Path) -> None:
 
 def validated(folder: Path, data: str) -> float:
     """The primary metric on the validation split."""
-    scores = evaluate.evaluate(str(folder), data, split="validation", batch=16)
-    return next(value for score, value in scores if score.primary)
+    scores = evaluate.evaluate(folder, data, split="validation", batch=16)
+    return next(one.point for one in scores.values() if one.primary)
 
 
 def main(out: Path, data: str, folders: Sequence[Path]) -> int:

@@ -131,8 +131,15 @@ def evaluate(
             progress=progress,
         )
     rows = [
-        {"metric": score.name, "value": value, "items": len(score.values), "primary": score.primary}
-        for score, value in got
+        {
+            "metric": name,
+            "value": one.point,
+            "low": one.low,
+            "high": one.high,
+            "items": one.items,
+            "primary": one.primary,
+        }
+        for name, one in got.items()
     ]
     answer(rows, as_json, lambda: cli_output.metrics(rows))
 

@@ -192,9 +192,10 @@ def matrix(found: Benchmark, folder: Path) -> None:
 
 def metrics(rows: Sequence[dict[str, Any]]) -> None:
     """One line per metric."""
-    table = Table("metric", "value", "items")
+    table = Table("metric", "value", "95 % interval", "items")
     for row in rows:
-        table.add_row(row["metric"], f"{row['value']:.4f}", str(row["items"]))
+        interval = f"{row['low']:.4f} to {row['high']:.4f}"
+        table.add_row(row["metric"], f"{row['value']:.4f}", interval, str(row["items"]))
     out.print(table)
 
 

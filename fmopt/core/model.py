@@ -85,12 +85,27 @@ def takes_length(pipeline: Mapping[str, Any]) -> bool:
 def static_shape(pipeline: Mapping[str, Any], batch: int, length: int | None) -> tuple[int, ...] | None:
     """The one shape that all inputs have at `batch` × `length`; None where lengths vary, inputs differ in shape, or tokens are
     made one by one."""
-    if "stop_ids" in pipeline:
+    if generates(pipeline):
         return None
     sizes = {"batch": batch, "tokens": length}
     shapes = {tuple(sizes.get(a) if isinstance(a, str) else a for a in axes) for axes in axes_of(pipeline).values()}
     shape = shapes.pop() if len(shapes) == 1 else (None,)
     return None if None in shape else tuple(int(size) for size in shape if size is not None)
+
+
+def makes_answers(pipeline: Mapping[str, Any]) -> bool:
+    """Whether a pipeline is that of an encoder and a decoder, which answers to an item in words."""
+    return "start" in pipeline
+
+
+def generates(pipeline: Mapping[str, Any]) -> bool:
+    """Whether a pipeline makes texts, one token at a time: it goes on with one, or answers to one."""
+    return "stop_ids" in pipeline
+
+
+def continues_texts(pipeline: Mapping[str, Any]) -> bool:
+    """Whether a pipeline goes on with a text, by one network that reads and writes."""
+    return generates(pipeline) and not makes_answers(pipeline)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,13 @@ class Estimate(Frozen):
     high: float
 
 
+class MetricValue(Estimate):
+    """A metric on some items: its value with a two-sided interval."""
+
+    items: int
+    primary: bool = False  # the one that judges
+
+
 class Scores(Frozen):
     """One metric on one split: a row of numbers for every item, from which the metric is computed (see metrics.py).
 

@@ -321,11 +321,8 @@ def _problem(role: str, value: Any) -> str | None:
 
 def _check_labels(table: Table, task: Task, metadata: CheckpointMetadata) -> None:
     """DataError on the first label that the model does not know; a model yet to be trained knows none."""
-    if (
-        not metadata.pipeline.get("labels")
-        and set(CLASSES) & set(table.rows[0])
-        and task.name.endswith("classification")
-    ):
+    role = task.class_role
+    if role in table.rows[0] and role not in BOXES and not metadata.pipeline.get("labels"):
         return
     try:
         task.items(table.rows, metadata)
@@ -335,8 +332,8 @@ def _check_labels(table: Table, task: Task, metadata: CheckpointMetadata) -> Non
 
 def _label_names(table: Table, written: Mapping[str, tuple[str, ...]], task: Task) -> tuple[str, ...]:
     """Names of the label ids: those of labels.json, else those in the file's own schema."""
-    role = next((role for role in CLASSES if role in task.columns), None)
-    if role is None or not task.name.endswith(("classification", "detection")):
+    role = task.class_role
+    if role is None:
         return ()
     return next((written[key] for key in CLASSES[role] if key in written), table.names.get(role, ()))
 

@@ -80,15 +80,14 @@ def _count(text: str) -> int:
 
 def _predict(folder: Path, asked: argparse.Namespace) -> int:
     pipeline = read_manifest(folder)["pipeline"]
-    task = pipeline["task"]
-    samples = list(_raws(asked, pairs=asked.pair or task == "question-answering"))
+    part = part_of(pipeline)
+    samples = list(_raws(asked, pairs=asked.pair or getattr(part, "PAIRS", False)))
     if not samples:
         raise EdgeError("nothing to predict; give them as arguments, or --file with one a line")
-    part = part_of(pipeline)
-    options = part.options_of(asked) if hasattr(part, "wishes_of") else {}
+    options = part.options_of(asked) if hasattr(part, "options_of") else {}
     model = load(folder, asked.threads)
     if getattr(asked, "stream", False):
-        for piece in _one_streamed(model, [read_sample(task, sample) for sample in samples], options):
+        for piece in _one_streamed(model, [read_sample(pipeline, sample) for sample in samples], options):
             print(piece, end="", flush=True)
         print()
         return 0

@@ -103,7 +103,7 @@ class Model:
         shown, problems = [], []
         for number, argument in enumerate(arguments, start=1):
             try:
-                sample = read_sample(self.pipeline["task"], argument)
+                sample = read_sample(self.pipeline, argument)
                 shown += self._shown([sample], options)
             except EdgeError as error:
                 shown.append(None)

@@ -3,8 +3,8 @@
 Words used in this folder. A *raw* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of
 an image or audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A
 *pipeline* is a dict of JSON values; a part adds its own:
-    task         sentence-embedding, text-classification, text-regression, token-classification, question-answering
-                 fill-mask, text-generation, translation, summarization or text-to-audio
+    task         what it is for: one of PARTS, or a task of another package
+    part         the module that knows it, where that is not the one of the task in PARTS
     max_length   tokens; longer texts are cut, or read in windows where the task allows
     inputs       names the network takes: input_ids, attention_mask, token_type_ids
     outputs      ["last_hidden_state"], ["logits"] or ["start_logits", "end_logits"]
@@ -25,22 +25,33 @@ from typing import Any
 Sample = str | tuple[str, str] | list[str] | bytes
 Pipeline = Mapping[str, Any]
 
-# Tasks whose samples or answers are not plain text -> the module beside this one that knows them. Such a part imports numpy and
-# its siblings, raises ValueError with one line for a sample it cannot read, and has
-#     postprocess, present             as the functions of that name in text.py
+# Tasks -> the module beside this one that knows their samples and answers. Such a part imports numpy and its siblings, raises
+# EdgeError, or ValueError with one line, for a sample it cannot read, and has
+#     postprocess(pipeline, outputs, batch, samples)          one prediction per sample
+#     present(pipeline, prediction, sample, preprocessor)     a prediction as JSON for people
 # and may have
 #     Preprocessor(folder, pipeline)   encode(samples, length=None) -> an object with inputs, mask (or None) and owner, as
-#                                      Batch; else `Preprocessor`, for texts
-#     read_raw(text) -> raw            what an argument of `run.py predict` means; else the text itself
+#                                      Batch; else `Preprocessor`, for texts, of which a part may say
+#     windows(preprocessor, sample, limit)   how it reads a sample in pieces, as encodings of the tokenizer
+#     align(batch, rows, padded)       what else a batch holds of each token
+#     PAIRS                            True where every sample is a pair of texts
+#     read_sample(text) -> sample      what an argument of `run.py predict` means; else the text itself
 #     run(pipeline, runner, batch, most)   when one pass through the graph is not enough; else `run_rows`
 #     timed(runner, inputs) -> inputs  of the call whose latency matters; else the inputs themselves
 #     work(runner, inputs)             what a latency is taken of, when it is more than one call
-#     answer(model, samples, **wishes)    what people read, where it is not the judged prediction made readable
-#     stream(model, raw, **wishes)     the same of one sample, in pieces as they come
-#     soonest(model, samples)             the first piece of every answer, for its latency; else the predictions
-#     add_arguments(parser), wishes_of(arguments)   wishes on the command line
+#     answer(model, samples, **options)    what people read, where it is not the judged prediction made readable
+#     stream(model, sample, **options)     the same of one sample, in pieces as they come
+#     soonest(model, samples)          the first piece of every answer, for its latency; else the predictions
+#     add_arguments(parser), options_of(arguments)   options on the command line
 #     difference(written, got)         of a golden prediction; else `difference`
+#     NEEDS                            names of further parts that one of another package works by
 PARTS: dict[str, str] = {
+    "sentence-embedding": "embedding",
+    "text-classification": "classification",
+    "text-regression": "regression",
+    "token-classification": "tagging",
+    "question-answering": "question_answering",
+    "fill-mask": "fill_mask",
     "image-classification": "image",
     "zero-shot-image-classification": "image",
     "audio-classification": "audio",
@@ -56,6 +67,9 @@ PARTS: dict[str, str] = {
 }
 # A pipeline may name one of these and nothing else: a manifest comes from anywhere.
 NAMES = frozenset({*PARTS.values(), "whisper"})
+# Parts of other packages have names that begin so. None lies in this folder: a bundle carries its own, which run.py loads with
+# the rest; fmopt makes the part of a task that is installed known under this name when it looks the task up.
+EXTENSION = "extension_"
 NEEDS = {
     "seq2seq": ("generation",),
     "whisper": ("audio", "seq2seq"),
@@ -69,7 +83,7 @@ class EdgeError(Exception):
 
 
 def part_of(pipeline: Pipeline) -> Any:
-    """The module for a pipeline whose samples or answers are not plain text, None for others."""
+    """The module for a pipeline; None for a task that has none."""
     name = part_name(pipeline)
     return None if name is None else load_part(name)
 
@@ -81,24 +95,32 @@ def part_name(pipeline: Pipeline) -> str | None:
 
 
 def load_part(name: str) -> Any:
-    """A part by its name. EdgeError for a name that is none of ours, or a bundle that lacks it."""
-    if name not in NAMES:
+    """A part by its name. EdgeError for one that is not known here, or that a bundle lacks."""
+    extension = name.startswith(EXTENSION) and name.isidentifier()
+    if name not in NAMES and not extension:
         raise EdgeError(f"the pipeline names the part {name!r}; there are {', '.join(sorted(NAMES))}")
     try:
         return import_module(f"{__package__}.{name}")
     except ModuleNotFoundError as error:
         if error.name != f"{__package__}.{name}":
             raise
+        if extension:
+            raise EdgeError(
+                f"the part {name!r} comes with another package, which is not installed here; install it, or run the bundle by "
+                "its own run.py"
+            ) from error
         raise EdgeError(f"{name}.py is missing beside {Path(__file__).name}; copy the whole bundle") from error
 
 
 def module_files(pipeline: Pipeline, runtime: str) -> list[Path]:
-    """The files of this folder that a bundle needs for its task and runtime."""
+    """The files that a bundle needs for its task and runtime: of this folder, and the part of another package."""
     part = part_name(pipeline)
-    names = [*COMMON, *((part,) if part else ()), *((runtime,) if runtime in OWN_RUNTIMES else ())]
+    names = [*COMMON, *((runtime,) if runtime in OWN_RUNTIMES else ())]
+    own = [] if part is None or part in NAMES else [load_part(part)]
+    names += [part] if part in NAMES else [name for module in own for name in getattr(module, "NEEDS", ())]
     for name in names:
         names += [other for other in NEEDS.get(name, ()) if other not in names]
-    return [Path(__file__).with_name(f"{name}.py") for name in names]
+    return [*(Path(__file__).with_name(f"{name}.py") for name in names), *(Path(module.__file__) for module in own)]
 
 
 @contextmanager

@@ -27,9 +27,11 @@ from types import ModuleType  # noqa: E402
 from typing import Any  # noqa: E402
 
 MODULES = (
-    "__init__", "audio", "bench", "command", "executorch", "generation", "host", "image", "loading", "parts", "recommendation",
-    "runners", "seq2seq", "speech", "tensorrt", "text", "whisper",
+    "__init__", "audio", "bench", "classification", "command", "embedding", "executorch", "fill_mask", "generation", "host",
+    "image", "loading", "parts", "question_answering", "recommendation", "regression", "runners", "seq2seq", "speech", "tagging",
+    "tensorrt", "text", "whisper",
 )  # fmt: skip
+EXTENSION = "extension_"  # what the modules of other packages are called, whose tasks and runtimes a bundle may be for
 LARGEST_BYTES = 1 << 22  # of a manifest or a module
 
 
@@ -73,7 +75,9 @@ def package() -> str:
     manifest = read("fmopt.json")
     listed = json.loads(manifest.decode())["files"]
     sources = {}
-    for name in MODULES:
+    others = [name[len("edge/") : -len(".py")] for name in listed if name.startswith("edge/" + EXTENSION)]
+    others = [name for name in others if name.isidentifier()]
+    for name in (*MODULES, *others):
         entry = listed.get("edge/" + name + ".py")
         if entry is not None:
             source = read("edge/" + name + ".py")

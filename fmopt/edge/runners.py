@@ -248,7 +248,7 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
     if runtime in OWN_RUNTIMES:
         return own_module(runtime).open_runner(path, options, threads)
     if runtime not in RUNNERS:
-        raise EdgeError(f"runtime {runtime!r} needs torch, which run.py does without; use fmopt.load instead")
+        raise EdgeError(f"runtime {runtime!r} is opened by fmopt, which run.py does without; use fmopt.load instead")
     if not Path(path).is_file():
         raise EdgeError(f"{path} is missing")
     if options.get("stateful"):

@@ -1,9 +1,8 @@
-"""Texts to arrays, outputs to predictions, predictions to what people read; other kinds of input have parts of their own."""
+"""Texts to arrays, outputs to predictions, predictions to what people read; what that is, the part of a task says."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +12,10 @@ import numpy as np
 
 from .parts import EdgeError, Pipeline, Sample, explained, last_line, need, part_of, shorten
 
-ANSWER_TOKENS = 30  # longest answer looked for, as in the SQuAD evaluation of the BERT paper (2018)
 
-
-FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
-
-
-def read_sample(task: str, argument: Any) -> Any:
-    """The raw that one argument of a command means: itself, or what the task's part makes of it."""
-    read = getattr(part_of({"task": task}), "read_sample", None)
+def read_sample(pipeline: Pipeline, argument: Any) -> Any:
+    """The sample that one argument of a command means: itself, or what the pipeline's part makes of it."""
+    read = getattr(part_of(pipeline), "read_sample", None)
     if read is None:
         return argument
     with explained():
@@ -64,11 +58,12 @@ class Preprocessor:
         except Exception as error:  # the library raises bare Exception
             raise EdgeError(f"{tokenizer_file} is not a tokenizer this library reads: {last_line(error)}") from error
         self.pipeline = pipeline
+        self.part = part_of(pipeline)
         if pipeline.get("add_prefix_space"):
             self.tokenizer = _with_prefix_space(self.tokenizer)
         truncation = self.tokenizer.truncation or {}
         self._direction = truncation.get("direction", "right").lower()
-        self._truncation: tuple[int, int, str] | None = None
+        self._truncation: tuple[int | None, int, str] | None = None
         self.tokenizer.no_padding()  # padded here, to the longest row of a batch
 
     def encode(self, samples: Sequence[Sample], length: int | None = None) -> Batch:
@@ -91,48 +86,29 @@ class Preprocessor:
 
     def ids(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a whole text, however long; without `special` those of its own words alone."""
-        self.tokenizer.no_truncation()
-        self._truncation = None
-        return list(self._encode(text, None, words=False, special=special).ids)
+        self.truncate_at(None)
+        return list(self.encoding(text, None, words=False, special=special).ids)
 
     def _windows(self, sample: Any, limit: int) -> list[Any]:
         """The tokenizer's encodings of one sample: one, or several windows that overlap by `stride` tokens."""
-        task = self.pipeline["task"]
         if self.pipeline.get("prefix") and isinstance(sample, str):
             sample = self.pipeline["prefix"] + sample
-        if task == "question-answering":
-            return self._question_windows(*as_pair(sample), limit)
-        if task == "token-classification":
-            words = [word for word, _, _ in split_words(sample)]
-            room = limit - self.tokenizer.num_special_tokens_to_add(False)
-            self._cut_at(limit, min(int(self.pipeline.get("stride") or room // 4), room // 2), "longest_first")
-            first = self._encode(words, None, words=True)
-            return [first, *first.overflowing]
-        self._cut_at(limit, 0, "longest_first")
+        if hasattr(self.part, "windows"):
+            return list(self.part.windows(self, sample, limit))
+        self.truncate_at(limit)
         text, pair = as_pair(sample) if isinstance(sample, tuple) else (sample, None)
-        return [self._encode(text, pair, words=isinstance(sample, list))]
+        return [self.encoding(text, pair, words=isinstance(sample, list))]
 
-    def _question_windows(self, question: str, context: str, limit: int) -> list[Any]:
-        """Windows over the context, each with the whole question; a question longer than half of it is cut."""
-        self.tokenizer.no_truncation()
-        self._truncation = None
-        asked = self._encode(question, None, words=False, special=False)
-        if len(asked) > limit // 2:
-            question, asked = question[: asked.offsets[limit // 2 - 1][1]], asked.ids[: limit // 2]
-        room = limit - len(asked) - self.tokenizer.num_special_tokens_to_add(True)
-        if room < 2:
-            raise EdgeError(f"{limit} tokens leave no room for a context; raise max_length")
-        # The tokenizer aborts when windows do not advance, so neighbours share at most half of the room.
-        self._cut_at(limit, min(int(self.pipeline.get("stride") or 128), room // 2), "only_second")
-        first = self._encode(question, context, words=False)
-        return [first, *first.overflowing]
-
-    def _cut_at(self, limit: int, stride: int, strategy: str) -> None:
-        if self._truncation != (limit, stride, strategy):
+    def truncate_at(self, limit: int | None, stride: int = 0, strategy: str = "longest_first") -> None:
+        """Cut the texts encoded from now on at so many tokens, what is left in windows that share `stride`; None: nowhere."""
+        if limit is None:
+            self.tokenizer.no_truncation()
+        elif self._truncation != (limit, stride, strategy):
             self.tokenizer.enable_truncation(limit, stride=stride, strategy=strategy, direction=self._direction)
-            self._truncation = (limit, stride, strategy)
+        self._truncation = (limit, stride, strategy)
 
-    def _encode(self, text: Any, pair: Any, *, words: bool, special: bool = True) -> Any:
+    def encoding(self, text: Any, pair: Any, *, words: bool, special: bool = True) -> Any:
+        """The tokenizer's encoding of a text, of a list of `words`, or of a pair; EdgeError for what is none of these."""
         # One by one: the library's own batching starts threads of its own beside those the caller asked for.
         try:
             return self.tokenizer.encode(text, pair, is_pretokenized=words, add_special_tokens=special)
@@ -155,16 +131,12 @@ class Preprocessor:
             raise EdgeError(f"the network wants inputs {sorted(unknown)}; a tokenizer makes only {sorted(made)}")
         batch = Batch({name: made[name] for name in self.pipeline["inputs"]}, mask, owner)
 
-        def aligned(values: list[Any], blank: Any) -> list[Any]:
+        def padded(values: list[Any], blank: Any) -> list[Any]:
             blanks = [blank] * (width - len(values))
             return blanks + values if left else values + blanks
 
-        task = self.pipeline["task"]
-        if task == "token-classification":
-            batch.word_ids = [aligned(row.word_ids, None) for row in rows]
-        elif task == "question-answering":
-            batch.offsets = [aligned(row.offsets, (0, 0)) for row in rows]
-            batch.sequence_ids = [aligned(row.sequence_ids, None) for row in rows]
+        if hasattr(self.part, "align"):
+            self.part.align(batch, rows, padded)
         return batch
 
 
@@ -180,23 +152,6 @@ class PartPreprocessor:
         """The part's batch of the samples; `length` means what the part says."""
         with explained():
             return self.own.encode(samples, length)
-
-
-def split_words(sample: Sample) -> list[tuple[str, int, int]]:
-    """Words with their character offsets: a list's own words joined by spaces, or a text split for a tagger.
-
-    Taggers learn on words with punctuation set apart but abbreviations, hyphens and @names whole; so is a text split.
-    """
-    if isinstance(sample, str):
-        found = re.finditer(r"[@#]?\w+(?:[-'’._/&]\w+)*|[^\w\s]", sample)
-        return [(match.group(), match.start(), match.end()) for match in found]
-    if not isinstance(sample, list) or not all(isinstance(word, str) for word in sample):
-        raise EdgeError(f"{shorten(sample)} is no text and no list of words")
-    words, at = [], 0
-    for word in sample:
-        words.append((word, at, at + len(word)))
-        at += len(word) + 1
-    return words
 
 
 def as_pair(sample: Any) -> tuple[str, str]:
@@ -228,225 +183,37 @@ def _with_prefix_space(tokenizer: Any) -> Any:
 
 
 def postprocess(
-    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, samples: Sequence[Sample]
+    pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Any, samples: Sequence[Sample]
 ) -> list[Any]:
-    """One prediction per raw, from the network's outputs for `batch`.
+    """One prediction per sample, from the network's outputs for `batch`, as the part of the pipeline makes it.
 
-    sentence-embedding: float32 (dim,); text-classification: logits float32 (classes,); text-regression: float32 (1,);
-    token-classification: logits float32 (words, classes) of each word's first sub-token; question-answering:
-    {"text", "start", "end", "score"} with character offsets in the context; fill-mask: log-probabilities float32 (masks,
-    vocabulary). EdgeError for a text without any mask. Other tasks: see their part.
+    EdgeError for a task without a part, or outputs that are not the pipeline's.
     """
     part = part_of(pipeline)
-    if part is not None:
-        with explained():
-            return list(part.postprocess(pipeline, outputs, batch, samples))
-    arrays = [_named(outputs, name, len(pipeline["outputs"])) for name in pipeline["outputs"]]
-    task = pipeline["task"]
-    if task == "sentence-embedding":
-        return list(pool(arrays[0], batch.mask, pipeline.get("pooling", "mean"), bool(pipeline.get("normalize"))))
-    if task == "text-classification":
-        return list(arrays[0])
-    if task == "text-regression":
-        return list(arrays[0].reshape(len(batch.owner), -1)[:, :1])
-    if task == "token-classification":
-        return _word_logits(arrays[0], batch, samples, pipeline)
-    if task == "question-answering":
-        return _answers(arrays[0], arrays[1], batch, samples, bool(pipeline.get("no_answer")))
-    if task == "fill-mask":
-        return [_fills(*row, pipeline) for row in zip(arrays[0], batch.inputs["input_ids"], samples, strict=True)]
-    raise EdgeError(f"there is no task {task!r}")
+    if part is None:
+        raise EdgeError(f"there is no task {pipeline['task']!r}")
+    with explained():
+        return list(part.postprocess(pipeline, outputs, batch, samples))
 
 
-def pool(hidden: np.ndarray, mask: np.ndarray, how: str, normalize: bool) -> np.ndarray:
-    """Sentence vectors float32 [rows, dim] from token vectors [rows, tokens, dim], as sentence-transformers pools."""
-    weights = mask[:, :, None].astype(np.float32)
-    if how == "mean":
-        pooled = (hidden * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-9)
-    elif how == "max":
-        pooled = np.where(weights > 0, hidden, np.float32(-np.inf)).max(axis=1)
-    elif how == "cls":
-        pooled = hidden[np.arange(len(hidden)), mask.argmax(axis=1)]  # the first token that is no padding
-    else:
-        raise EdgeError(f"there is no pooling {how!r}; there are mean, cls, max")
-    if normalize:
-        pooled = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
-    return np.ascontiguousarray(pooled, dtype=np.float32)
-
-
-def _named(outputs: Mapping[str, np.ndarray], name: str, wanted: int) -> np.ndarray:
-    if name in outputs:
-        return np.asarray(outputs[name], dtype=np.float32)
-    if wanted == len(outputs) == 1:  # a graph exported elsewhere may call its only output otherwise
-        return np.asarray(next(iter(outputs.values())), dtype=np.float32)
-    raise EdgeError(f"the graph has no output {name!r}; it has {', '.join(sorted(outputs))}")
-
-
-def _word_logits(logits: np.ndarray, batch: Batch, samples: Sequence[Sample], pipeline: Pipeline) -> list[np.ndarray]:
-    labels = list(pipeline.get("labels", []))
-    found = []
-    for sample in samples:
-        rows = np.zeros((len(split_words(sample)), logits.shape[-1]), dtype=np.float32)
-        if "O" in labels:
-            rows[:, labels.index("O")] = 1.0  # a word without any token (a stray control character) is nothing
-        found.append(rows)
-    seen: set[tuple[int, int]] = set()
-    for row, owner in enumerate(batch.owner):
-        previous = None
-        for token, word in enumerate(batch.word_ids[row]):
-            # A window may begin inside a word; the window before it had the word's first token.
-            if word is not None and word != previous and (owner, word) not in seen:
-                seen.add((owner, word))
-                found[owner][word] = logits[row, token]
-            previous = word
-    return found
-
-
-def _answers(
-    starts: np.ndarray, ends: np.ndarray, batch: Batch, samples: Sequence[Sample], may_be_none: bool
-) -> list[dict[str, Any]]:
-    """The best span of each sample over all its windows; its score is p(start) · p(end) among all their tokens."""
-    owners = np.asarray(batch.owner)
-    return [
-        _answer(starts, ends, batch, np.flatnonzero(owners == index), as_pair(sample)[1], may_be_none)
-        for index, sample in enumerate(samples)
-    ]
-
-
-def _answer(
-    starts: np.ndarray, ends: np.ndarray, batch: Batch, rows: np.ndarray, context: str, may_be_none: bool
-) -> dict[str, Any]:
-    tokens = [np.flatnonzero([part == 1 for part in batch.sequence_ids[row]]) for row in rows]
-    # A window without the answer points at its first token ([CLS]); "no answer" is as likely as the least such window.
-    firsts = batch.mask[rows].argmax(axis=1)
-    null_start, null_end = min(zip(starts[rows, firsts], ends[rows, firsts], strict=True), key=sum)
-    spans = [(*_best_span(starts[row, at], ends[row, at]), row, at) for row, at in zip(rows, tokens, strict=True)]
-    total, begin, end, row, at = max(spans, key=lambda span: span[0])
-    nothing = {"text": "", "start": 0, "end": 0, "score": 0.0}
-    null = [null_start], [null_end]
-    sides = [
-        np.concatenate([side[row, at] for row, at in zip(rows, tokens, strict=True)] + [extra] * may_be_none)
-        for side, extra in zip((starts, ends), null, strict=True)
-    ]
-    if may_be_none and null_start + null_end >= total:
-        return {**nothing, "score": _share(null_start + null_end, sides)}
-    if total == -np.inf:  # an empty context
-        return nothing
-    start, stop = batch.offsets[row][at[begin]][0], batch.offsets[row][at[end]][1]
-    while start < stop and context[start].isspace():  # byte-level tokens may carry the space before the word
-        start += 1
-    return {"text": context[start:stop], "start": int(start), "end": int(stop), "score": _share(total, sides)}
-
-
-def _best_span(start: np.ndarray, end: np.ndarray) -> tuple[float, int, int]:
-    """Largest start + end logit with start ≤ end < start + ANSWER_TOKENS; -inf without tokens."""
-    if not len(start):
-        return float("-inf"), 0, 0
-    ordered = np.tri(len(start), dtype=bool).T & np.tri(len(start), k=ANSWER_TOKENS - 1, dtype=bool)
-    sums = np.where(ordered, start[:, None] + end[None, :], -np.inf)
-    begin, stop = np.unravel_index(int(sums.argmax()), sums.shape)
-    return float(sums[begin, stop]), int(begin), int(stop)
-
-
-def _share(total: float, sides: Sequence[np.ndarray]) -> float:
-    """exp(total) as a share of what both sides could be."""
-    return float(np.exp(total - sum(np.logaddexp.reduce(side.astype(np.float64)) for side in sides)))
-
-
-def _fills(logits: np.ndarray, ids: np.ndarray, sample: Sample, pipeline: Pipeline) -> np.ndarray:
-    """Log-probabilities (masks, vocabulary) at the masks of one row of ids."""
-    mask = pipeline["mask"]
-    at = ids == mask["id"]
-    if not at.any():
-        raise EdgeError(
-            f"{shorten(sample)!r} has no {mask['token']} among the {pipeline['max_length']} tokens that are read; write "
-            f"{mask['token']} where a word is wanted"
-        )
-    shifted = logits[at] - logits[at].max(axis=-1, keepdims=True)
-    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
-    return np.asarray(shifted - np.log(total), dtype=np.float32)
+def named_outputs(pipeline: Pipeline, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs that a pipeline names, float32, in its order; EdgeError when the graph has others."""
+    wanted = list(pipeline["outputs"])
+    if len(wanted) == len(outputs) == 1:  # a graph exported elsewhere may call its only output otherwise
+        return [np.asarray(array, dtype=np.float32) for array in outputs.values()]
+    for name in wanted:
+        if name not in outputs:
+            raise EdgeError(f"the graph has no output {name!r}; it has {', '.join(sorted(outputs))}")
+    return [np.asarray(outputs[name], dtype=np.float32) for name in wanted]
 
 
 def present(pipeline: Pipeline, prediction: Any, sample: Sample, preprocessor: Any = None) -> Any:
-    """A prediction as JSON for people; that of a fill-mask model is spelled by the `preprocessor` that encoded the sample.
-
-    A vector as a list; {"label", "score", "scores"} (with "labels" above one half when several may hold); a number; a
-    list of {"entity", "text", "start", "end", "score"}; an answer dict; a list of {"score", "token", "token_str",
-    "sequence"}, or one such list for each of several masks, as transformers' fill-mask pipeline gives.
-    """
-    task = pipeline["task"]
+    """A prediction as JSON for people, as the part of the pipeline makes it; some are spelled by the `preprocessor` that encoded
+    the sample. EdgeError for a task without a part."""
     part = part_of(pipeline)
-    if part is not None:
-        return part.present(pipeline, prediction, sample, getattr(preprocessor, "own", preprocessor))
-    if task == "sentence-embedding":
-        return [float(value) for value in prediction]
-    if task == "text-regression":
-        return float(prediction[0])
-    if task == "text-classification":
-        return _present_class(prediction, pipeline)
-    if task == "token-classification":
-        return _present_spans(prediction, sample, list(pipeline["labels"]))
-    if task == "fill-mask" and preprocessor is not None:
-        return _present_fills(prediction, sample, preprocessor)
-    return dict(prediction)
-
-
-def _present_class(logits: np.ndarray, pipeline: Pipeline) -> dict[str, Any]:
-    several = bool(pipeline.get("multi_label"))
-    shares = 1 / (1 + np.exp(-logits.astype(np.float64))) if several else softmax(logits)
-    labels = list(pipeline.get("labels") or [f"LABEL_{index}" for index in range(len(logits))])
-    scores = {label: float(share) for label, share in zip(labels, shares, strict=True)}
-    best = max(scores, key=lambda label: scores[label])
-    shown: dict[str, Any] = {"label": best, "score": scores[best], "scores": scores}
-    if several:
-        shown["labels"] = [label for label, share in scores.items() if share >= 0.5]
-    return shown
-
-
-def _present_spans(logits: np.ndarray, sample: Sample, labels: list[str]) -> list[dict[str, Any]]:
-    """Runs of words with the same entity; B- begins a new one, labels without B-/I- run on."""
-    words = split_words(sample)
-    text = sample if isinstance(sample, str) else " ".join(word for word, _, _ in words)
-    spans: list[dict[str, Any]] = []
-    open_entity = None
-    for (_, start, end), row in zip(words, softmax(logits), strict=True):
-        label = labels[int(row.argmax())]
-        kind, entity = (label[0], label[2:]) if label[:2] in ("B-", "I-") else ("", label)
-        if label == "O":
-            open_entity = None
-        elif entity == open_entity and kind != "B":
-            spans[-1]["end"] = end
-            spans[-1]["scores"].append(float(row.max()))
-        else:
-            open_entity = entity
-            spans.append({"entity": entity, "start": start, "end": end, "scores": [float(row.max())]})
-    return [
-        {
-            "entity": span["entity"],
-            "text": text[span["start"] : span["end"]],
-            "start": span["start"],
-            "end": span["end"],
-            "score": float(np.mean(span["scores"])),
-        }
-        for span in spans
-    ]
-
-
-def _present_fills(scores: np.ndarray, sample: Sample, preprocessor: Preprocessor) -> list[Any]:
-    ids = preprocessor.encode([sample]).inputs["input_ids"][0]
-    places = np.flatnonzero(ids == preprocessor.pipeline["mask"]["id"])
-    decode, single = preprocessor.tokenizer.decode, len(places) == 1  # other masks stay to be seen
-
-    def fill(place: int, token: int, score: float) -> dict[str, Any]:
-        filled = [*ids[:place].tolist(), token, *ids[place + 1 :].tolist()]
-        word, text = decode([token], skip_special_tokens=False), decode(filled, skip_special_tokens=single)
-        return {"score": score, "token": token, "token_str": word, "sequence": text}
-
-    found = []
-    for place, row in zip(places, scores, strict=True):
-        best = np.argsort(-row, kind="stable")[:FILLS]
-        found.append([fill(int(place), int(token), float(np.exp(row[token]))) for token in best])
-    return found[0] if single else found
+    if part is None:
+        raise EdgeError(f"there is no task {pipeline['task']!r}")
+    return part.present(pipeline, prediction, sample, getattr(preprocessor, "own", preprocessor))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

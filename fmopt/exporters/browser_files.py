@@ -19,9 +19,8 @@ from typing import NamedTuple
 
 from fmopt.core.errors import BundleError, ConfigError, FmoptError
 from fmopt.edge import host, serve_page
+from fmopt.tasks.base import find_task
 
-# Tasks whose samples and answers the page's JavaScript knows; bundles for others come without a page, for transformers.js.
-TASKS = ("sentence-embedding", "text-classification", "text-regression", "fill-mask")
 # What transformers.js and optimum look for, by precision (transformers.js, utils/dtypes.js).
 MODEL_FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx", "int4": "model_q4.onnx"}
 DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "int4": "q4"}  # what it calls them
@@ -80,7 +79,7 @@ def absent() -> str | None:
 
 def check(task: str) -> None:
     """ConfigError when a bundle for browsers needs files for its page that were never fetched."""
-    reason = absent() if task in TASKS else None
+    reason = absent() if find_task(task).in_browser else None
     if reason:
         raise ConfigError(reason)
 
@@ -108,7 +107,7 @@ def usage(model_file: str, *, page: bool) -> str:
 
 def put_page(folder: Path, task: str) -> bool:
     """Put the page and all it loads into a bundle folder; False for a task that it does not know."""
-    if task not in TASKS:
+    if not find_task(task).in_browser:
         return False
     check(task)
     (folder / "web").mkdir()

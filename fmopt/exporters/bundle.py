@@ -17,6 +17,7 @@ from fmopt.core.model import Artifact, CheckpointMetadata, ModelSource
 from fmopt.edge import loading, parts, runners, tensorrt
 from fmopt.edge.loading import MANIFEST
 from fmopt.edge.parts import Sample
+from fmopt.tasks.base import find_task
 
 
 class Bundle(loading.Model):
@@ -84,6 +85,7 @@ def verify_bundle(folder: Path) -> list[str]:
     problems = loading.verify(folder)
     if problems:
         return problems
+    _manifest(folder)
     try:
         model = loading.open_model(folder, loading.read_manifest(folder), None, _open)
         try:
@@ -101,6 +103,7 @@ def load(bundle: str | Path, threads: int | None = None) -> Bundle:
     Hashes are verified first, golden items on first use on a machine; warns when the CPU lacks a feature the graph was
     judged with. Torch is imported only for a bundle whose winner is a PyTorch checkpoint. BundleError when damaged.
     """
+    _manifest(Path(bundle))
     try:
         opened = loading.load(bundle, threads, _open)
     except parts.EdgeError as error:
@@ -118,7 +121,13 @@ def _open(runtime: str, path: Path, options: Mapping[str, Any], threads: int) ->
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
+    """What a bundle says of itself. The part of another package's task is that of the package as it is installed here, never
+    the bundle's own copy: only its run.py runs that."""
     try:
-        return loading.read_manifest(folder)
+        found = loading.read_manifest(folder)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
+    task = found["pipeline"]["task"]
+    if task not in parts.PARTS and task in plugins.names("tasks"):
+        find_task(task)
+    return found

@@ -11,43 +11,13 @@ from fmopt.edge import executorch, runners, tensorrt
 from fmopt.edge import text as edge_text
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.exporters import browser_files
+from fmopt.tasks.base import find_task
 
 PROCESSOR = "preprocessor_config.json"  # of images and sounds
 VOCABULARY = "vocab.json"  # of letters
 ENCODER_OF = {"text": "tokenizer.json", "item": CATALOGUE}  # where it is not a processor
 # Runtimes with a module of their own: what has to be installed for it, and what a reader is told.
 OWN: Mapping[str, Any] = {module.NAME: module for module in (tensorrt, executorch)}
-
-
-USAGE = {
-    "sentence-embedding": ('"a sentence"', "its vector"),
-    "text-classification": ('"a text"', "its label with scores"),
-    "text-regression": ('"a text"', "its score"),
-    "token-classification": ('"a text"', "the entities in it"),
-    "question-answering": ('"a question" "a context"', "the answer in the context"),
-    "fill-mask": ('"a [MASK] in a text"', "the likeliest tokens there"),
-    "audio-classification": ("sound.wav", "its label with scores"),
-    "automatic-speech-recognition": ("speech.wav", "what is said in it"),
-    "text-generation": (
-        '"a beginning"',
-        "how it goes on; --max-new-tokens, --temperature, --stream and more: see --help",
-    ),
-    "translation": ('"a text"', "its translation; --beams, --max-new-tokens, --stream and more: see --help"),
-    "summarization": (
-        '"a long text"',
-        "what it says in short; --beams, --max-new-tokens, --stream and more: see --help",
-    ),
-    "image-classification": ("picture.png", "its label with scores"),
-    "image-feature-extraction": ("picture.png", "its vector, of length one"),
-    "zero-shot-image-classification": ("picture.png", "which of its labels fits, with scores"),
-    "image-segmentation": ("picture.png", "the class of every pixel"),
-    "sequential-recommendation": ('"AN ITEM; ANOTHER"', "what comes next after these (ids or titles)"),
-    "text-to-audio": ('"a text"', "its sound; --seed for another one"),
-    "object-detection": (
-        "picture.png",
-        "boxes around what is in it, in its pixels; --threshold 0.5 is the least score",
-    ),
-}
 
 
 def encoder_file(metadata: CheckpointMetadata) -> str:
@@ -64,9 +34,9 @@ def readers(metadata: CheckpointMetadata) -> tuple[str, ...]:
 
 
 def readme(metadata: CheckpointMetadata, artifact: Artifact, verdict: str, model_file: str, *, page: bool) -> str:
-    """The text of a bundle\'s README."""
-    texts, result = USAGE[metadata.task]
-    texts = texts.replace("[MASK]", metadata.pipeline.get("mask", {}).get("token", ""))
+    """The text of a bundle's README."""
+    task = find_task(metadata.task)
+    argument = task.usage.argument.format(mask=metadata.pipeline.get("mask", {}).get("token", ""))
     own = OWN.get(artifact.runtime)
     alone = artifact.runtime in runners.RUNNERS or own is not None
     packages = own.PACKAGES if own else artifact.runtime
@@ -77,31 +47,31 @@ def readme(metadata: CheckpointMetadata, artifact: Artifact, verdict: str, model
         f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."
         if alone
         else "It is a PyTorch checkpoint and runs by fmopt: `pip install fmopt`."
+        if artifact.runtime == "torch"
+        else f"It runs by fmopt and the package that the runtime {artifact.runtime} comes with."
     )
     needs += own.README if own else ""
     predict, bench, verify = (
         f"python run.py {verb}" if alone else f"fmopt {verb} ." for verb in ("predict", "bench", "verify")
     )
     encoder = encoder.replace("tokenizer.json", "tokenizer*.json")
-    sample = texts if metadata.task != "question-answering" else "(" + texts.replace('" "', '", "') + ")"
+    sample = task.usage.call or argument
     if metadata.modality == "item":
-        sample = json.dumps([edge_text.read_sample(metadata.task, texts.strip('"'))])
+        sample = json.dumps([edge_text.read_sample(metadata.pipeline, argument.strip('"'))])
     elif metadata.modality != "text":
-        sample = f'open("{texts}", "rb").read()'
+        sample = f'open("{argument}", "rb").read()'
     browsers = browser_files.usage(model_file, page=page)
     given = {".onnx": model_file, ".pte": model_file, ".xml": "model.xml, model.bin"}
     weights = given.get(artifact.path.suffix, "*.safetensors")
-    windows = metadata.task in ("question-answering", "token-classification")
-    long = (
-        f"Texts longer than {metadata.pipeline['max_length']} tokens are {'read in overlapping windows' if windows else 'cut'}.\n"
-        if takes_length(metadata.pipeline) else ""
-    )  # fmt: skip
+    read = "read in overlapping windows" if task.reads_windows else "cut"
+    most = metadata.pipeline.get("max_length")
+    long = f"Texts longer than {most} tokens are {read}.\n" if takes_length(metadata.pipeline) else ""
     return f"""# {metadata.source.title}: {metadata.task}
 
 Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 
 ```
-{predict} {texts}{" -o out.wav" if encoder == VOCABULARY else ""}     # {result}; also --file list.txt, --json
+{predict} {argument}{" -o out.wav" if encoder == VOCABULARY else ""}     # {task.usage.result}; also --file list.txt, --json
 {bench}     # latency here
 {verify}     # are the files whole, does it compute here what it should
 ```

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import ParityError
-from fmopt.core.model import Graph, Inputs, Runner, token_mask
+from fmopt.core.model import Graph, Inputs, Runner, makes_answers, token_mask
 from fmopt.core.results import Parity
 from fmopt.edge.runners import CACHE_PREFIX, with_empty_cache
 from fmopt.models.loading import TorchModel
@@ -102,7 +102,7 @@ def first_divergence(graph: Graph, model: TorchModel, inputs: Inputs, tolerance:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     ports = {value.name: value.shape for value in session.get_inputs()}
-    if seq2seq.makes_answers(model.metadata.pipeline):
+    if makes_answers(model.metadata.pipeline):
         inputs = seq2seq.for_both_halves(model.net, inputs)
     given = with_empty_cache({name: shape for name, shape in ports.items() if name.startswith(CACHE_PREFIX)}, inputs)
     values = dict(zip(ends, session.run(list(ends), {n: v for n, v in given.items() if n in ports}), strict=True))

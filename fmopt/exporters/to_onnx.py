@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.model import Graph, Inputs, axes_of
+from fmopt.core.model import Graph, Inputs, axes_of, continues_texts, makes_answers
 from fmopt.models.loading import TorchModel
 from fmopt.models.wrappers import decoder, seq2seq
 
 OPSET = 20  # the first with Gelu; ONNX Runtime and OpenVINO both know it
-
-
-SPEECH = "text-to-audio"
 
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB
@@ -40,13 +37,13 @@ def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str
     outputs = tuple(model.metadata.pipeline["outputs"])
     axes = axes_of(model.metadata.pipeline)
     with heap_at_rest():
-        if model.metadata.task == decoder.TASK:
+        if continues_texts(model.metadata.pipeline):
             program, outputs = _trace_with_cache(model)
             axes = decoder.port_axes(program.graph)
-        elif seq2seq.makes_answers(model.metadata.pipeline):
+        elif makes_answers(model.metadata.pipeline):
             program, outputs = _trace_parts(model)
             axes = seq2seq.port_axes(program.graph)
-        elif model.metadata.task == SPEECH:
+        elif "speech" in model.metadata.pipeline:
             program = _trace_speech(model, example)
         else:
             program = _trace(model, example)

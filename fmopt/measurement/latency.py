@@ -24,7 +24,8 @@ from fmopt.edge.board.interleaved import (
     drift_warning,
     spin_ms,
 )
-from fmopt.edge.parts import Sample
+from fmopt.edge.parts import OWN_RUNTIMES, Sample
+from fmopt.edge.runners import RUNNERS
 from fmopt.edge.text import Preprocessor
 
 DISTINCT_INPUTS = 8  # inputs of one length that are replayed in turn
@@ -106,7 +107,8 @@ def _join(first: Sample, second: Sample) -> Sample:
 
 
 def _serve_in_fresh_process(request: Mapping[str, Any]) -> dict[str, float]:
-    module = "fmopt.measurement.torch_process" if request["runtime"] == "torch" else "fmopt.edge.board.footprint"
+    alone = request["runtime"] in (*RUNNERS, *OWN_RUNTIMES)
+    module = "fmopt.edge.board.footprint" if alone else "fmopt.measurement.runtime_process"
     # -P: the working directory is not a place to import from; its file names would hide other packages
     command = [sys.executable, "-P", "-m", module, json.dumps(request)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *_python_path()])}

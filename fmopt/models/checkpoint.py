@@ -29,37 +29,25 @@ from fmopt.models.preprocessors.tokenizer import convert_tokenizer, has_slow_tok
 from fmopt.models.source import cache_folder, known_models, made_once, resolve
 from fmopt.models.structure import STRUCTURE, load_layer_metadata, read_structure
 from fmopt.models.weights import PICKLES, convert_pickle, has_pickle, link_files, read_weights
-from fmopt.models.wrappers import image_features
 from fmopt.models.wrappers.decoder import generation_pipeline
-from fmopt.models.wrappers.seq2seq import TASKS as ANSWERS
 from fmopt.models.wrappers.seq2seq import answer_pipeline
-from fmopt.tasks.base import Task, modality_of
+from fmopt.tasks.base import Output, Task, all_tasks, find_task
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 
-EMBEDDING, FILL_MASK, GENERATION = "sentence-embedding", "fill-mask", "text-generation"
-RECOGNITION, SPEECH, DETECTION = "automatic-speech-recognition", "text-to-audio", "object-detection"
-ZERO_SHOT, FEATURES = "zero-shot-image-classification", "image-feature-extraction"
+PLAIN = "sentence-embedding"  # what a network without a head is for
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
 POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
 HEADS = ("classifier.", "qa_outputs.", "score.", "cls.predictions.", "lm_head.")  # of checkpoints that name no class
-WITH_CLASSES = ("-classification", "-detection", "-segmentation")  # ends of the names of tasks that have labels
 INPUTS = {
     "image": read_image_processor,
     "audio": read_audio_processor,
     "item": read_items,
 }  # what a pipeline says of samples that are not texts, by what they are
-OUTPUTS = {
-    EMBEDDING: ["last_hidden_state"],
-    "question-answering": ["start_logits", "end_logits"],
-    DETECTION: ["logits", "pred_boxes"],
-    FEATURES: [image_features.OUTPUT],
-}
-SHOWN_SCORE = 0.5  # of a detected box, as transformers' pipeline has it
 
 
 # ------------------------------------------------------------------------------------------------ what it is
@@ -87,15 +75,15 @@ def inspect(
     head = _Head(
         architecture, frozenset(weights.shapes), is_regression(sample), len(config.id2label or {}), _task_in(sample)
     )  # fmt: skip
-    found = _known_task(task).name if task else _task_of(head, source, home)
+    kind = find_task(task or _task_of(head, source, home))
     if task and not fresh_head:
-        _refuse_misfit(found, head, source)
+        _refuse_misfit(kind, head, source)
     width, depth = _width_and_depth(config, source.folder / "config.json")
-    pipeline = _pipeline(found, source.folder, home, config, sample, max_length)
+    pipeline = _pipeline(kind, source.folder, home, config, sample, max_length)
     if fresh_head:
         pipeline["labels"] = []
     return CheckpointMetadata(
-        source=source, model_type=config.model_type, architecture=architecture, task=found, pipeline=pipeline,
+        source=source, model_type=config.model_type, architecture=architecture, task=kind.name, pipeline=pipeline,
         hidden_size=width, layers=depth, parameters=weights.parameters,
         weight_bytes=weights.size_bytes, digest=_digest(source.folder, home, weights.files), config=sample,
     )  # fmt: skip
@@ -205,21 +193,14 @@ class _Head:
         return any(name.startswith(prefix) for name in self.tensors)
 
 
-def _known_task(name: str) -> Task:
-    task: Task = plugins.find("tasks", name)
-    return task
-
-
-def _shown_by(head: _Head) -> tuple[str, ...]:
-    """Names of the tasks that the architecture's class name shows."""
-    tasks = [_known_task(name) for name in plugins.names("tasks")]
-    ends = {task.name: [end for end in task.architectures if head.architecture.endswith(end)] for task in tasks}
+def _shown_by(head: _Head) -> tuple[Task, ...]:
+    """The tasks that the architecture's class name shows."""
+    ends = {task: [end for end in task.architectures if head.architecture.endswith(end)] for task in all_tasks()}
     # What says more decides: Wav2Vec2ForSequenceClassification reads sounds, though ForSequenceClassification reads texts.
     longest = max((len(end) for fitting in ends.values() for end in fitting), default=0)
-    shown = tuple(name for name, fitting in ends.items() if any(len(end) == longest for end in fitting))
+    shown = (task for task, fitting in ends.items() if any(len(end) == longest for end in fitting))
     # Classification and regression share a class; the configuration tells them apart.
-    other = "text-classification" if head.regression else "text-regression"
-    return tuple(name for name in shown if name != other)
+    return tuple(task for task in shown if task.regression in (None, head.regression))
 
 
 def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
@@ -227,32 +208,31 @@ def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
     if source.task:
         return source.task
     if not head.architecture:
-        if head.has("qa_outputs."):
-            return "question-answering"
-        if head.has("classifier."):
-            raise CheckpointError(
-                f"{source.folder}: config.json names no architecture, and its classifier could be for texts or for "
-                "tokens; say --task text-classification or --task token-classification"
-            )
-        return EMBEDDING
-    # A pretrained encoder is asked for its vectors far more often than for words: `--task fill-mask` says otherwise. What
-    # knows images and texts is asked for labels first.
-    shown = tuple(name for name in _shown_by(head) if name != FILL_MASK)
-    if len(shown) > 1:
-        shown = tuple(name for name in shown if name != FEATURES)
-    if GENERATION in shown:  # GPT2LMHeadModel ends like a plain encoder
-        return GENERATION
-    plain = head.architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining"))
-    if not shown and (plain or (home / "modules.json").is_file()):
-        return EMBEDDING
-    if not shown:
-        tasks = ", ".join(_known_task(name).name for name in plugins.names("tasks"))
+        return _task_of_weights(head, source)
+    shown = _shown_by(head)
+    first = max((task.priority for task in shown), default=0)
+    names = [task.name for task in shown if task.priority == first]
+    if not names and (home / "modules.json").is_file():
+        return PLAIN
+    if not names:
+        tasks = ", ".join(task.name for task in all_tasks())
         raise CheckpointError(f"{source.folder}: fmopt has no task for {head.architecture}; there are: {tasks}")
-    if len(shown) > 1 and head.settings not in shown:
+    if len(names) > 1 and head.settings not in names:
         raise CheckpointError(
-            f"{source.folder}: {head.architecture} could be for {' or '.join(shown)}; say --task {shown[0]} or another"
+            f"{source.folder}: {head.architecture} could be for {' or '.join(names)}; say --task {names[0]} or another"
         )
-    return head.settings if head.settings in shown else shown[0]
+    return head.settings if head.settings in names else names[0]
+
+
+def _task_of_weights(head: _Head, source: ModelSource) -> str:
+    """The task that the names of the weights show, where no class is named."""
+    names = [task.name for task in all_tasks() if any(head.has(prefix) for prefix in task.head_tensors)]
+    if len(names) > 1:
+        raise CheckpointError(
+            f"{source.folder}: config.json names no architecture, and its head could be for {' or '.join(names)}; say "
+            f"{' or '.join(f'--task {name}' for name in names)}"
+        )
+    return names[0] if names else PLAIN
 
 
 def _task_in(config: Mapping[str, Any]) -> str:
@@ -261,25 +241,28 @@ def _task_in(config: Mapping[str, Any]) -> str:
     return names.pop() if len(names) == 1 else ""
 
 
-def _refuse_misfit(task: str, head: _Head, source: ModelSource) -> None:
+def _refuse_misfit(task: Task, head: _Head, source: ModelSource) -> None:
     """CheckpointError when the checkpoint's head is not one of `task`. Its encoder alone always gives embeddings."""
-    if task == EMBEDDING or task in _shown_by(head):
+    shown = _shown_by(head)
+    if task.takes_any_encoder or task.name in {one.name for one in shown}:
         return
-    if task == FEATURES and "image-classification" in _shown_by(head):
-        return
-    if task == FEATURES:
+    if task.takes_checkpoints_of:
+        if {one.name for one in shown} & set(task.takes_checkpoints_of):
+            return
         raise CheckpointError(
-            f"--task {task} does not fit {source.title}: {head.architecture or 'it'} neither encodes pictures nor classifies them"
+            f"--task {task.name} does not fit {source.title}: {head.architecture or 'it'} is neither for it nor for "
+            f"{' or '.join(task.takes_checkpoints_of)}"
         )
     if not head.architecture and any(head.has(prefix) for prefix in HEADS):
         return
-    if {task, *_shown_by(head)} == {"text-classification", "text-regression"}:
+    if shown and all(one.regression is not None for one in (task, *shown)):
         outputs = "one output, a number" if head.regression else f"{head.outputs} outputs, which are classes"
-        fits = _shown_by(head)[0]
-        raise CheckpointError(f"--task {task} does not fit {source.title}: its head has {outputs}; use --task {fits}")
+        raise CheckpointError(
+            f"--task {task.name} does not fit {source.title}: its head has {outputs}; use --task {shown[0].name}"
+        )
     raise CheckpointError(
-        f"--task {task} does not fit {source.title}: {head.architecture or 'it'} has no head for it; "
-        f"train one: fmopt finetune {source.asked} --task {task} --data DATA -o CKPT"
+        f"--task {task.name} does not fit {source.title}: {head.architecture or 'it'} has no head for it; "
+        f"train one: fmopt finetune {source.asked} --task {task.name} --data DATA -o CKPT"
     )
 
 
@@ -287,45 +270,45 @@ def _refuse_misfit(task: str, head: _Head, source: ModelSource) -> None:
 
 
 def _pipeline(
-    task: str, folder: Path, home: Path, config: Any, sample: Mapping[str, Any], max_length: int | None
+    task: Task, folder: Path, home: Path, config: Any, sample: Mapping[str, Any], max_length: int | None
 ) -> dict[str, Any]:
-    """The dict that edge.py works by."""
-    modality = modality_of(_known_task(task))
+    """The dict that edge/ works by."""
     pipeline: dict[str, Any] = {
-        "task": task,
-        "outputs": OUTPUTS.get(task, ["logits"]),
+        "task": task.name,
+        "outputs": list(task.outputs),
         "labels": [],
         "multi_label": sample.get("problem_type") == "multi_label_classification",
     }
-    if task == SPEECH:
+    if task.edge_part is not None:
+        pipeline["part"] = task.edge_part.stem
+    if task.output is Output.AUDIO:
         pipeline |= speech_pipeline(folder, config)
-    elif modality == "text":
+    elif task.modality == "text":
         pipeline |= _text_pipeline(task, folder, home, config, sample, max_length)
     else:
-        pipeline |= {"modality": modality, **INPUTS[modality](folder, getattr(config, "vision_config", config))}
-    if task == RECOGNITION and config.is_encoder_decoder:
+        inputs = INPUTS[task.modality](folder, getattr(config, "vision_config", config))
+        pipeline |= {"modality": task.modality, **inputs}
+    if task.output is Output.LETTERS and config.is_encoder_decoder:
         read_tokenizer(folder, config)  # which spells; refused here when it does not fit
         pipeline |= {"part": "whisper", "padding": {"id": int(config.pad_token_id or 0)}}
         pipeline |= answer_pipeline(folder, config, sample)
-    elif task == RECOGNITION:
+    elif task.output is Output.LETTERS:
         pipeline["ctc"] = read_spelling(folder, config)
-    if task == ZERO_SHOT and "siglip" in config.model_type:
-        pipeline["independent"] = True
-    if task == DETECTION:
-        pipeline["threshold"] = SHOWN_SCORE
+    pipeline |= task.pipeline_entries(folder, config)
     # What knows labels by their words (CLIP) has none of its own: transformers' two are not meant.
-    if task.endswith(WITH_CLASSES) and not (task == ZERO_SHOT and "id2label" not in sample):
+    if task.has_classes and not (task.classes_from_data and "id2label" not in sample):
         pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
     return pipeline
 
 
 def _text_pipeline(
-    task: str, folder: Path, home: Path, config: Any, sample: Mapping[str, Any], max_length: int | None
+    task: Task, folder: Path, home: Path, config: Any, sample: Mapping[str, Any], max_length: int | None
 ) -> dict[str, Any]:
     """What a pipeline says of texts."""
     limit = _position_limit(config)
     tokenizer = read_tokenizer(folder, config)
-    sentence = _read_json(home / "sentence_bert_config.json", dict) if task == EMBEDDING else None
+    pooled = task.output is Output.VECTOR
+    sentence = _read_json(home / "sentence_bert_config.json", dict) if pooled else None
     settings = (tokenizer.model_max_length, limit, (sentence or {}).get("max_seq_length"))
     longest = min((n for n in settings if n), default=512)
     if max_length is not None and limit is not None and max_length > limit:
@@ -336,22 +319,22 @@ def _text_pipeline(
         "inputs": ["input_ids", "attention_mask", *(["token_type_ids"] if tokenizer.type_ids else [])],
         "padding": {"id": tokenizer.pad_id, "type_id": 0, "token": tokenizer.pad_token, "side": tokenizer.side},
         # Byte-level tokenizers see words apart from their text, so each word brings its own space.
-        "add_prefix_space": tokenizer.byte_level and (tokenizer.add_prefix_space or task == "token-classification"),
+        "add_prefix_space": tokenizer.byte_level and (tokenizer.add_prefix_space or task.output is Output.TAGS),
     }
-    if task == EMBEDDING:
+    if pooled:
         pooling, normalize = _sentence_modules(home)
         pipeline |= {"pooling": pooling, "normalize": normalize}
-    if task == FILL_MASK:
+    elif task.output is Output.MASKED_WORDS:
         if tokenizer.mask is None:
-            raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {FILL_MASK} does not fit it")
+            raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {task.name} does not fit it")
         pipeline["mask"] = dict(zip(("id", "token"), tokenizer.mask, strict=True))
-    if task == GENERATION:
+    elif task.output is Output.NEXT_WORDS:
         pipeline |= generation_pipeline(folder, config)
         # One text a row, so that the side is free, and no row begins with tokens that attend to nothing.
         pipeline["padding"]["side"] = "right"
-    if task in ANSWERS:
+    elif task.output is Output.ANSWER_WORDS:
         pipeline |= answer_pipeline(folder, config, sample)
-    if task == "question-answering":
+    elif task.output is Output.SPAN:
         # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
         pipeline |= {"stride": min(128, length // 4), "no_answer": bool(sample.get("no_answer", False))}
     return pipeline

@@ -32,6 +32,7 @@ from fmopt.models.loading import auto_loader, quiet
 from fmopt.models.networks import known_transformers
 from fmopt.models.preprocessors.catalog import write_catalogue
 from fmopt.models.source import made_once
+from fmopt.tasks.base import find_task
 
 MADE_OF_DATA = frozenset({"tokenizer", "catalogue"})
 KINDS = ("byte-bpe", "byte-bpe-answers", "bytes")
@@ -81,7 +82,7 @@ def _write_network(entry: Mapping[str, Any], ids: Mapping[str, int], out: Path, 
         near = plugins.did_you_mean(str(kind), transformers.CONFIG_MAPPING)
         raise ConfigError(f"transformers does not know model_type {kind!r}{near}")
     config = transformers.AutoConfig.for_model(kind, **settings)
-    loader = auto_loader(plugins.find("tasks", entry["task"]).auto_class, config)
+    loader = auto_loader(find_task(entry["task"]).auto_class, config)
     with torch.random.fork_rng(devices=[]), quiet(transformers.utils.logging):
         torch.manual_seed(seed)
         net = loader.from_config(config)

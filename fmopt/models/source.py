@@ -18,6 +18,7 @@ from fmopt.core.errors import CheckpointError
 from fmopt.core.model import ModelSource
 from fmopt.models.loading import auto_loader, quiet
 from fmopt.models.networks import known_transformers
+from fmopt.tasks.base import find_task
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt", "merges.txt", "*.model")
@@ -95,7 +96,7 @@ def _from_config(name: str, metadata: Mapping[str, Any]) -> Path:
 
     def make(out: Path) -> None:
         config = transformers.AutoConfig.for_model(**metadata["config"])
-        loader = auto_loader(plugins.find("tasks", metadata["task"]).auto_class, config)
+        loader = auto_loader(find_task(metadata["task"]).auto_class, config)
         with torch.random.fork_rng([]), quiet(transformers.utils.logging):
             torch.manual_seed(0)
             loader.from_config(config).save_pretrained(out)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Frozen, Sensitivity
@@ -23,6 +22,7 @@ from fmopt.models import loading
 from fmopt.models.families.base import Family, Kind, Stack, find_family
 from fmopt.models.loading import TorchModel
 from fmopt.models.wrappers import image_features, mask_segmentation, zero_shot
+from fmopt.tasks.base import find_task
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +144,7 @@ def load_network(
 
 def load_layer_metadata(metadata: CheckpointMetadata, dtype: str = "fp32") -> TorchModel:
     """The network of a checkpoint with its facts, in eval mode."""
-    net = load_network(metadata.folder, plugins.find("tasks", metadata.task).auto_class, dtype)
+    net = load_network(metadata.folder, find_task(metadata.task).auto_class, dtype)
     return TorchModel(net=net, metadata=metadata, family=find_family(metadata.model_type))
 
 
@@ -166,7 +166,7 @@ def save_checkpoint(model: TorchModel, out: Path) -> Path:
         text = path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
         if path.is_file() and text and path.name not in OURS:
             shutil.copy(path, out / path.name)
-    if model.metadata.task == "sentence-embedding":
+    if "pooling" in model.metadata.pipeline:
         _write_sentence_files(model, out)
     return out
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from fmopt.core import plugins
 from fmopt.core.model import CheckpointMetadata, Graph, Inputs
+from fmopt.core.recipe import Step
 from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
 from fmopt.training.examples import Example
@@ -68,3 +70,29 @@ class GraphPass(Protocol):
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:
         """Write a new graph into the folder `out`; the one given stays as it is."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a pass says of itself, by class attributes of these names; one that it does not have is as here."""
+
+    leaves_checkpoint: bool = False  # whether it makes a network that can be saved, loaded and trained further
+    priced: bool = False  # whether it makes what it makes by timing networks on the recipe's runtime
+    rounds_products: bool = (
+        False  # whether products are computed in 8 bits, so that training can learn how to round them (qat)
+    )
+    rounds_head: bool = False  # whether it does so to a head too, which training leaves alone
+    only_weights: bool = False  # whether only weights are narrow, and products are computed in floats
+    calibrates: bool = False  # whether it needs data for ranges
+    decides_kernels: bool = False  # of a pass on the network: whether it decides which kernels run
+    timed_as: Step | None = None  # a cheaper pass that leads to the same kernels
+    partly: str = (
+        ""  # the pass that takes the same options, and `groups`: how many of the most sensitive ones stay in floats
+    )
+
+
+def traits_of(step: Step) -> Traits:
+    """What the pass of a step says of itself."""
+    kind = plugins.find("passes", step.use)
+    said: dict[str, Any] = {one.name: getattr(kind, one.name) for one in fields(Traits) if hasattr(kind, one.name)}
+    return Traits(**said)

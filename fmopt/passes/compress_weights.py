@@ -42,6 +42,7 @@ class CompressWeights:
 
     stage: ClassVar[Literal["graph"]] = "graph"
     format: ClassVar[Literal["openvino"]] = "openvino"
+    only_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, known in (("bits", (4, 8)), ("block", BLOCKS), ("method", METHODS)):

@@ -10,12 +10,13 @@ from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
 from fmopt.passes.distillation.settings import DistillationSettings
+from fmopt.tasks.base import Output, output_of
 
-# Tasks whose answers have no one vector to learn from.
+# What has no one vector of classes or features to learn from.
 REFUSED = {
-    "image-segmentation": "maps of classes are not distilled",
-    "object-detection": "sets of boxes are not distilled",
-    "image-feature-extraction": "vectors of pictures are not distilled",
+    Output.MAP: "maps of classes are not distilled",
+    Output.BOXES: "sets of boxes are not distilled",
+    Output.AUDIO: "networks that speak are not distilled",
 }
 
 
@@ -28,7 +29,10 @@ class Distill(DistillationSettings):
 
     def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """Every network can be trained whose answer is one vector of classes or features, for an item or for each token."""
-        return REFUSED.get(metadata.task)
+        output = output_of(metadata.pipeline)
+        if output is Output.VECTOR and metadata.modality != "text":
+            return f"vectors of {metadata.modality}s are not distilled"
+        return REFUSED.get(output)
 
     def apply(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Train in place. PassError when there is nothing to train on, or the teacher does not fit."""

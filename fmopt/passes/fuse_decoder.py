@@ -11,12 +11,11 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from fmopt.core.model import CheckpointMetadata, Graph
+from fmopt.core.model import CheckpointMetadata, Graph, continues_texts
 from fmopt.core.target import Target
 from fmopt.edge.generation import FIRST_LOGITS
 from fmopt.exporters.cached_attention import MICROSOFT, Wiring, fuse_attention, in_order
 from fmopt.exporters.onnx_graph import constant, drop_dead, read_onnx, replace_nodes, write_onnx
-from fmopt.models.wrappers import decoder
 from fmopt.passes.base import Context
 
 
@@ -34,7 +33,7 @@ class FuseDecoder:
 
     def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A network without a cache, or a target without ONNX Runtime, whose operators these are."""
-        if metadata.task != decoder.TASK:
+        if not continues_texts(metadata.pipeline):
             return f"{metadata.task} keeps no cache"
         return (
             None if "onnxruntime" in target.runtimes else f"{target.name} has no onnxruntime, whose operators these are"

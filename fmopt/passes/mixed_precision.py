@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fmopt.core.errors import ConfigError, PassError
 from fmopt.core.model import CheckpointMetadata
+from fmopt.core.recipe import Step
 from fmopt.core.results import Sensitivity
 from fmopt.core.store import write_whole
 from fmopt.core.target import Target
@@ -32,6 +33,10 @@ class MixedPrecision:
     """
 
     stage: ClassVar[Literal["torch"]] = "torch"
+    rounds_products: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = True
+    decides_kernels: ClassVar[bool] = True
+    timed_as: ClassVar[Step] = Step(use="quantize_static", options={"smooth": None})
 
     groups: int = 1
     calibrator: Calibrator = "minmax"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fmopt.core.errors import PassError
 from fmopt.core.model import CheckpointMetadata
+from fmopt.core.recipe import Step
 from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
@@ -27,6 +28,8 @@ class Qat:
     """
 
     stage: ClassVar[Literal["torch"]] = "torch"
+    decides_kernels: ClassVar[bool] = True
+    timed_as: ClassVar[Step] = Step(use="quantize_static", options={"smooth": None})
 
     calibrator: Calibrator = "minmax"
     smooth: float | Literal["search"] | None = "search"

@@ -37,6 +37,8 @@ class QuantizeDynamic:
 
     stage: ClassVar[Literal["graph"]] = "graph"
     format: ClassVar[Literal["onnx"]] = "onnx"
+    rounds_products: ClassVar[bool] = True
+    rounds_head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         known = ("auto", "int8", "int8-7bit", "uint8")

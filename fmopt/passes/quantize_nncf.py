@@ -27,6 +27,8 @@ class QuantizeNncf:
 
     stage: ClassVar[Literal["graph"]] = "graph"
     format: ClassVar[Literal["openvino"]] = "openvino"
+    rounds_products: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.preset not in ("mixed", "performance"):

@@ -29,6 +29,10 @@ class QuantizeStatic:
     """
 
     stage: ClassVar[Literal["torch"]] = "torch"
+    rounds_products: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = True
+    decides_kernels: ClassVar[bool] = True
+    partly: ClassVar[str] = "mixed_precision"
 
     calibrator: Calibrator = "minmax"
     smooth: float | Literal["search"] | None = "search"

@@ -28,6 +28,8 @@ class QuantizeStaticOrt:
 
     stage: ClassVar[Literal["graph"]] = "graph"
     format: ClassVar[Literal["onnx"]] = "onnx"
+    rounds_products: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.items < 1:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmopt.core import plugins
 from fmopt.core.errors import PassError, UnmeasuredError
 from fmopt.core.model import Artifact, CheckpointMetadata, Graph, Runner
 from fmopt.core.plugins import did_you_mean
@@ -22,6 +21,7 @@ from fmopt.edge.seq2seq import SOURCE_MASK
 from fmopt.models.structure import load_network
 from fmopt.models.wrappers import decoder, seq2seq
 from fmopt.runtimes.base import unfit
+from fmopt.tasks.base import find_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,7 @@ class Torch:
         """The checkpoint's own folder; nothing is written."""
         if isinstance(source, Graph):
             raise PassError(f"{self.name} runs a checkpoint, not a graph; choose onnxruntime or openvino for passes")
-        metadata = {"auto_class": plugins.find("tasks", source.task).auto_class, "dtype": "fp32", **options}
+        metadata = {"auto_class": find_task(source.task).auto_class, "dtype": "fp32", **options}
         return Artifact(self.name, source.folder, metadata)
 
     def open(self, artifact: Artifact, threads: int) -> Runner:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmopt.core.model import CheckpointMetadata
-from fmopt.tasks.base import Item, label_index
+from fmopt.tasks.base import Item, Usage, label_index
 from fmopt.tasks.text_classification import TextClassification, several_labels
 
 SEQUENCES = ("Wav2Vec2", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat", "Data2VecAudio", "SEW", "SEWD")
@@ -25,6 +25,10 @@ class AudioClassification(TextClassification):
         "label": ("label", "labels", "target", "class", "category", "intent", "command", "keyword"),
     }
     needed = (("audio",),)
+    usage = Usage("sound.wav", "its label with scores")
+    in_browser = False
+    regression = None
+    head_tensors = ()
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a label that the model does not have."""

@@ -9,12 +9,12 @@ from typing import Any
 from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.tasks.base import Change, Item, column, labelled
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, labelled
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")  # what two ways of writing the same words have in common
 
 
-class SpeechRecognition:
+class SpeechRecognition(Task):
     """Texts, judged by the words that have to be put in, taken out or replaced to get what was said."""
 
     name = "automatic-speech-recognition"
@@ -26,6 +26,8 @@ class SpeechRecognition:
         "transcript": ("transcript", "transcription", "text", "sentence", "normalized_text", "raw_text", "label"),
     }
     needed = (("audio",),)
+    output = Output.LETTERS  # of an encoder alone; one with a decoder answers in words
+    usage = Usage("speech.wav", "what is said in it")
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a transcript that is no text."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from fmopt.core.errors import DataError
-from fmopt.core.model import CheckpointMetadata
+from fmopt.core import plugins
+from fmopt.core.errors import ConfigError, DataError
+from fmopt.core.model import CheckpointMetadata, makes_answers
 from fmopt.core.results import Scores
+from fmopt.edge import parts
 from fmopt.edge.parts import Sample
 
 
@@ -37,18 +44,77 @@ class Change:
     text: str | None = None  # where the item's own text is not all of it
 
 
-class Task(Protocol):
-    """What a model is for and how it is judged."""
+class Output(StrEnum):
+    """What a network gives, which says how it is trained, how units are scored for pruning, and what a student learns by.
+
+    B items, n tokens, C classes, V words of a vocabulary.
+    """
+
+    CLASSES = "classes"  # logits [B, C]; where a pipeline says "multi_label" each is a yes or no
+    NUMBER = "number"  # [B, 1]
+    VECTOR = "vector"  # of texts states [B, n, w], which are pooled; else [B, w]
+    TAGS = "tags"  # logits [B, n, C] of every token
+    SPAN = "span"  # two logits [B, n], in which the tokens of a text compete to be its first and its last
+    MASKED_WORDS = "masked words"  # logits [B, n, V]; asked for where a text holds the mask
+    NEXT_WORDS = "next words"  # logits [B, n, V], each of the token that follows
+    ANSWER_WORDS = "words of an answer"  # logits [B, m, V] of a decoder that reads what an encoder made of the item
+    NEXT_ITEM = "next item"  # scores [B, V] over a catalogue
+    LETTERS = "letters"  # logits [B, frames, V], of which blanks and repetitions are left out (CTC)
+    MAP = "map"  # logits [B, C, H, W] of every pixel
+    BOXES = "boxes"  # logits [B, queries, C] and boxes [B, queries, 4]
+    AUDIO = "audio"  # samples [B, m]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the README of a bundle says of it."""
+
+    argument: str  # of `run.py predict`; {mask} stands for the tokenizer's mask token
+    result: str
+    call: str = ""  # the sample in Python, where it is not the argument
+
+
+class Task(ABC):
+    """What a model is for and how it is judged. Whatever depends on the task is said here, so that a task is one file."""
 
     name: str
-    auto_class: str  # the transformers class that loads it, e.g. "AutoModelForTokenClassification"
+    auto_class: str  # the transformers classes that load it, the first that fits: "AutoModelForTokenClassification"
     architectures: tuple[str, ...]  # ends of class names that show this task, e.g. ("ForTokenClassification",)
     columns: Mapping[str, tuple[str, ...]]  # role -> accepted column names, most usual first
     needed: tuple[tuple[str, ...], ...]  # alternatives of roles without which nothing can be predicted, best first
+    output: Output
+    outputs: tuple[str, ...] = ("logits",)  # names of the network's outputs
+    modality: Literal["text", "image", "audio", "item"] = "text"  # what samples are; items: histories of them
+    usage: Usage
+    in_browser: bool = False  # whether the JavaScript of a bundle's page knows its samples and answers
+    reads_windows: bool = False  # whether texts that are too long are read in pieces, instead of being cut
+    edge_part: Path | None = (
+        None  # of another package: extension_NAME.py, which knows samples and answers (see edge/parts.py)
+    )
 
+    # of a checkpoint
+    priority: int = 0  # of several tasks that an architecture shows, those with the highest one are meant
+    regression: bool | None = (
+        None  # whether a sequence head must be one for numbers (True) or classes (False); None: any
+    )
+    takes_any_encoder: bool = False  # whether the network below any head will do
+    takes_checkpoints_of: tuple[str, ...] = ()  # further tasks whose checkpoints have what this one needs
+    head_tensors: tuple[
+        str, ...
+    ] = ()  # beginnings of names of weights that show it in a checkpoint that names no class
+
+    # of labels
+    class_role: str | None = None  # the role whose values are names or numbers of classes
+    has_classes: bool = False  # whether the checkpoint names classes
+    classes_from_data: bool = False  # whether a network takes any classes, by their names
+    label_is_optional: bool = False  # whether a row without a label can be learned from all the same
+    learns_labels: bool = True  # whether training compares outputs with the labels of rows
+
+    @abstractmethod
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """Items of rows whose columns are already named by role; DataError on a label the model does not know."""
 
+    @abstractmethod
     def scores(
         self,
         predictions: Sequence[Any],
@@ -58,15 +124,80 @@ class Task(Protocol):
     ) -> list[Scores]:
         """Metrics, exactly one of them primary. Without labels: fidelity to `baseline`; without that too: none."""
 
+    @abstractmethod
     def changes(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
         """Items for which people would see another result than the baseline's."""
 
+    def label_names(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Names of the classes that `rows` hold, in the order of their ids; none for tasks without classes.
 
-def modality_of(task: Task) -> str:
-    """What the samples of a task are: "text" unless it says "image" or "audio" of itself."""
-    return str(getattr(task, "modality", "text"))
+        DataError when there is nothing to tell apart.
+        """
+        return [] if self.class_role is None else class_names(rows, self.class_role)
+
+    def pipeline_entries(self, folder: Path, config: Any) -> dict[str, Any]:
+        """What a pipeline says, as JSON, beside what its output and modality say; of transformers' `config` of a checkpoint."""
+        return {}
+
+
+def find_task(name: str) -> Task:
+    """A task by its name, its part of a bundle made known. ConfigError when there is none, or its part cannot be one."""
+    task: Task = plugins.find("tasks", name)
+    if task.edge_part is not None:
+        _know_part(task.edge_part, task.name)
+    return task
+
+
+def all_tasks() -> tuple[Task, ...]:
+    """Every task: ours and those of other packages."""
+    return tuple(find_task(name) for name in plugins.names("tasks"))
+
+
+def output_of(pipeline: Mapping[str, Any]) -> Output:
+    """What the network of a pipeline gives: whatever its task, words where an encoder and a decoder answer in them."""
+    return Output.ANSWER_WORDS if makes_answers(pipeline) else find_task(pipeline["task"]).output
+
+
+def _know_part(file: Path, task: str) -> None:
+    """Import the part of another package as one of edge's own, so that it finds its siblings here as it does in a bundle."""
+    name = f"{parts.__package__}.{file.stem}"
+    known = sys.modules.get(name)
+    if not (file.stem.startswith(parts.EXTENSION) and file.stem.isidentifier()):
+        raise ConfigError(f"the part of task {task!r} is called {file.name}; call it {parts.EXTENSION}{file.stem}.py")
+    if known is not None:
+        if Path(str(known.__file__)) != file:
+            raise ConfigError(f"two packages have a part called {file.name}: {known.__file__} and {file}; rename one")
+        return
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ConfigError(f"task {task!r} names the part {file}, which is no file; mend the package that it comes from")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def class_names(rows: Sequence[Mapping[str, Any]], role: str, fewest: int = 2) -> list[str]:
+    """Names of the classes in a role of `rows`, in the order of their ids; DataError for fewer than `fewest`.
+
+    Names in the data are sorted, "O" first among tags; ids become LABEL_0, LABEL_1, … as in transformers.
+    """
+    given = [row.get(role) for row in rows]
+    listed = [name for value in given for name in (value if isinstance(value, list | tuple) else [value])]
+    found: set[Any] = {name for name in listed if name is not None}
+    if len(found) < fewest:
+        only = next(iter(found), None)
+        raise DataError(f"all train rows have the same {role} ({only!r}), so there is nothing to learn")
+    if all(isinstance(value, int | np.integer) for value in found):
+        if min(found) < 0:
+            raise DataError(f"a {role} is {min(found)}; classes are counted from 0")
+        return [f"LABEL_{number}" for number in range(max(found) + 1)]
+    return sorted((str(value) for value in found), key=lambda name: (name != "O", name))
 
 
 def labelled(items: Sequence[Item]) -> bool:

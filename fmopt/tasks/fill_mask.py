@@ -12,7 +12,7 @@ from fmopt.core.errors import DataError
 from fmopt.core.model import TOKENIZER, CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.text import Preprocessor
-from fmopt.tasks.base import Change, Item, column, labelled
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, labelled
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EDGE_TOKENS = 2  # at the end of what is read: a mask may shift by a token, and must not fall off
 
 
-class FillMask:
+class FillMask(Task):
     """Log-probabilities over the vocabulary at every mask.
 
     A passage gives one item: one of its words is masked, chosen by the passage's own text, so that every variant and
@@ -32,6 +32,11 @@ class FillMask:
     architectures = ("ForMaskedLM", "ForPreTraining")
     columns: Mapping[str, tuple[str, ...]] = {"text": ("text", "sentence", "passage", "content", "document")}
     needed = (("text",),)
+    output = Output.MASKED_WORDS
+    usage = Usage('"a {mask} in a text"', "the likeliest tokens there")
+    in_browser = True
+    priority = -1  # a pretrained encoder is asked for its vectors far more often than for words
+    learns_labels = False  # other tokens are masked in every epoch
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row, its label the id of the token that was masked.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmopt.core.model import CheckpointMetadata
-from fmopt.tasks.base import Item, label_index
+from fmopt.tasks.base import Item, Usage, label_index
 from fmopt.tasks.text_classification import TextClassification
 
 
@@ -22,6 +22,10 @@ class ImageClassification(TextClassification):
         "label": ("label", "labels", "target", "class", "category", "fine_label"),
     }
     needed = (("image",),)
+    usage = Usage("picture.png", "its label with scores")
+    in_browser = False
+    regression = None
+    head_tensors = ()
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a label that the model does not have."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.tasks.base import Item, column, labelled
+from fmopt.tasks.base import Item, Usage, column, labelled
 from fmopt.tasks.image_classification import ImageClassification
 from fmopt.tasks.sentence_embedding import NEAREST, QUERIES_AT_ONCE, SentenceEmbedding, unit
 
@@ -23,6 +23,12 @@ class ImageFeatureExtraction(SentenceEmbedding):
     architectures = ("CLIPModel", "SiglipModel", "ViTModel", "DeiTModel", "Dinov2Model", "SwinModel", "ConvNextModel")
     columns: Mapping[str, tuple[str, ...]] = ImageClassification.columns
     needed = ImageClassification.needed
+    outputs = ("pooler_output",)
+    usage = Usage("picture.png", "its vector, of length one")
+    in_browser = False
+    priority = -1  # what knows images and texts is asked for labels first
+    takes_any_encoder = False
+    takes_checkpoints_of = ("image-classification",)
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; a label may be any: it says which images are of a kind."""

@@ -12,12 +12,12 @@ from fmopt.core.errors import DataError
 from fmopt.core.images import UNKNOWN
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.tasks.base import Change, Item, column, labelled
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, labelled
 
 SHOWN_SHARE = 0.005  # of the pixels: a smaller change is not worth a line
 
 
-class ImageSegmentation:
+class ImageSegmentation(Task):
     """A map of class numbers per image, judged pixel by pixel."""
 
     name = "image-segmentation"
@@ -29,6 +29,15 @@ class ImageSegmentation:
         "mask": ("mask", "masks", "segmentation", "annotation", "segmentation_mask", "label", "labels"),
     }
     needed = (("image",),)
+    output = Output.MAP
+    usage = Usage("picture.png", "the class of every pixel")
+    has_classes = True
+
+    def label_names(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Numbers of the classes up to the highest one in a mask."""
+        maps = (images.class_map(row["mask"]) for row in rows if row.get("mask") is not None)
+        highest = max(int(each[each != UNKNOWN].max(initial=1)) for each in maps)
+        return [f"LABEL_{number}" for number in range(1 + highest)]
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row, its label uint8 (H, W); DataError on a mask with a class that the model does not have."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.image import overlaps
-from fmopt.tasks.base import Change, Item, label_index, labelled
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, class_names, label_index, labelled
 
+SHOWN_SCORE = 0.5  # of a detected box, as transformers' pipeline has it
 HIT = 0.5  # intersection over union from which a box counts as found, as in Pascal VOC
 
 
-class ObjectDetection:
+class ObjectDetection(Task):
     """Boxes (class, score, x1, y1, x2, y2) of a image, in its pixels; judged by how many true ones they find."""
 
     name = "object-detection"
@@ -31,6 +33,21 @@ class ObjectDetection:
         "classes": ("classes", "box_labels", "class_labels", "categories", "labels"),
     }
     needed = (("image",),)
+    output = Output.BOXES
+    outputs = ("logits", "pred_boxes")
+    usage = Usage("picture.png", "boxes around what is in it, in its pixels; --threshold 0.5 is the least score")
+    class_role = "classes"
+    has_classes = True
+
+    def label_names(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Names of the classes of all boxes; one class is enough. DataError when there is no box at all."""
+        if not any(row.get("classes") for row in rows):
+            raise DataError("no train row has a box with its class, so there is nothing to learn")
+        return class_names(rows, "classes", fewest=1)
+
+    def pipeline_entries(self, folder: Path, config: Any) -> dict[str, Any]:
+        """The least score of a box that people are shown."""
+        return {"threshold": SHOWN_SCORE}
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row, its label float64 (boxes, 5): class, x1, y1, x2, y2 in pixels. DataError on a box that is none,

@@ -10,14 +10,14 @@ from typing import Any
 
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.tasks.base import Change, Item, column, labelled
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, labelled
 
 NOTHING = "(no answer)"
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class QuestionAnswering:
+class QuestionAnswering(Task):
     """An answer per question, judged by its words as in SQuAD (Rajpurkar et al. 2016)."""
 
     name = "question-answering"
@@ -30,6 +30,12 @@ class QuestionAnswering:
         "answer_starts": ("answer_starts", "answer_start"),
     }
     needed = (("question", "context"),)
+    output = Output.SPAN
+    outputs = ("start_logits", "end_logits")
+    usage = Usage('"a question" "a context"', "the answer in the context", call='("a question", "a context")')
+    reads_windows = True
+    head_tensors = ("qa_outputs.",)
+    label_is_optional = True  # no answer
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; no answer at all means that the question cannot be answered."""

@@ -11,14 +11,14 @@ import numpy as np
 
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.tasks.base import Change, Item, column, labelled, number_label
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, labelled, number_label
 
 NEAREST = 10
 QUERIES_AT_ONCE = 512  # × documents of similarities in memory
 SHOWN_COSINE = 0.02  # a pair whose similarity moved less, or a text that is nearer to the baseline, is not worth a line
 
 
-class SentenceEmbedding:
+class SentenceEmbedding(Task):
     """Vectors whose cosine says how near two texts are."""
 
     name = "sentence-embedding"
@@ -33,6 +33,12 @@ class SentenceEmbedding:
         "text": ("text", "sentence", "content", "query", "question", "document"),
     }
     needed: tuple[tuple[str, ...], ...] = (("sentence1", "sentence2"), ("query", "document"), ("text",))
+    output = Output.VECTOR
+    outputs = ("last_hidden_state",)
+    usage = Usage('"a sentence"', "its vector")
+    in_browser = True
+    takes_any_encoder = True
+    learns_labels = False  # a teacher says what vectors are to be
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """Two items for a row of pairs, one for a plain text; DataError on a score that is no number."""

@@ -11,10 +11,10 @@ from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.recommendation import SHOWN, Catalogue, read_catalogue, unseen
-from fmopt.tasks.base import Change, Item, column, labelled
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, labelled
 
 
-class SequentialRecommendation:
+class SequentialRecommendation(Task):
     """Scores over a catalogue, judged by the place of the item that was taken next among all that were not taken before.
 
     The whole catalogue is ranked: metrics of a few sampled items order models otherwise (Krichene and Rendle, On Sampled
@@ -33,6 +33,9 @@ class SequentialRecommendation:
         "time": ("timestamp", "time", "date"),
     }
     needed = (("items",), ("user", "item", "time"))
+    output = Output.NEXT_ITEM
+    usage = Usage('"AN ITEM; ANOTHER"', "what comes next after these (ids or titles)")
+    label_is_optional = True  # what comes next in a history is its own label
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row, its label the network's number of the item taken next; DataError on an item that is not known."""

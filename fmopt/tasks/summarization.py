@@ -10,13 +10,13 @@ from typing import Any
 from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.tasks.base import Change, Item, column, labelled
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, labelled
 from fmopt.tasks.translation import changed_texts, texts_of
 
 WORD = re.compile(r"[a-z0-9]+")  # as Google's rouge_score has it, without its stemmer
 
 
-class Summarization:
+class Summarization(Task):
     """Short texts made of long ones, one token after the other."""
 
     name = "summarization"
@@ -27,6 +27,8 @@ class Summarization:
         "target": ("summary", "highlights", "target", "targets", "title", "tldr"),
     }
     needed = (("text",),)
+    output = Output.ANSWER_WORDS
+    usage = Usage('"a long text"', "what it says in short; --beams, --max-new-tokens, --stream and more: see --help")
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; its label is a summary, or a list of several. DataError on one that is no text."""

@@ -12,12 +12,12 @@ from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.text import softmax
-from fmopt.tasks.base import Change, Item, column, label_index, labelled, text_or_pair
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, label_index, labelled, text_or_pair
 
 SMALLEST_SHARE = 1e-12  # of a label, where its logarithm is taken
 
 
-class TextClassification:
+class TextClassification(Task):
     """Logits over labels; right or wrong per item. A multi-label model gives a yes or no for every label."""
 
     name = "text-classification"
@@ -29,6 +29,13 @@ class TextClassification:
         "label": ("label", "labels", "target", "intent", "class", "category"),
     }
     needed = (("text",),)
+    output = Output.CLASSES
+    usage = Usage('"a text"', "its label with scores")
+    in_browser = True
+    regression: bool | None = False
+    head_tensors: tuple[str, ...] = ("classifier.",)
+    class_role = "label"
+    has_classes = True
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a label that the model does not have."""

@@ -11,10 +11,10 @@ from fmopt.core.model import TOKENIZER, CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.generation import TextScores
 from fmopt.edge.text import Preprocessor
-from fmopt.tasks.base import Change, Item, column
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column
 
 
-class TextGeneration:
+class TextGeneration(Task):
     """Log-probabilities of a text's tokens, each given those before it: P(w_t | w_1 … w_t-1)."""
 
     name = "text-generation"
@@ -22,6 +22,10 @@ class TextGeneration:
     architectures = ("ForCausalLM", "LMHeadModel")
     columns: Mapping[str, tuple[str, ...]] = {"text": ("text", "sentence", "passage", "content", "document", "code")}
     needed = (("text",),)
+    output = Output.NEXT_WORDS
+    usage = Usage('"a beginning"', "how it goes on; --max-new-tokens, --temperature, --stream and more: see --help")
+    priority = 1  # GPT2LMHeadModel ends like a plain encoder
+    label_is_optional = True  # what comes next in a text is its own label
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; a text is its own label."""

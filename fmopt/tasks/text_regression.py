@@ -9,12 +9,12 @@ import numpy as np
 
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.tasks.base import Change, Item, labelled, number_label, text_or_pair
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, labelled, number_label, text_or_pair
 
 SHOWN_SHARE = 0.05  # of the range of the baseline's numbers: a change below it is not worth a line
 
 
-class TextRegression:
+class TextRegression(Task):
     """A number per item, judged by the order it puts items in."""
 
     name = "text-regression"
@@ -26,6 +26,10 @@ class TextRegression:
         "label": ("score", "label", "similarity", "similarity_score", "relatedness_score", "target", "rating", "stars"),
     }
     needed = (("text",),)
+    output = Output.NUMBER
+    usage = Usage('"a text"', "its score")
+    in_browser = True
+    regression = True
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a score that is no number."""

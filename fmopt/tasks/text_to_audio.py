@@ -8,12 +8,12 @@ from typing import Any
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.speech import mel_distance
-from fmopt.tasks.base import Change, Item, column
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column
 
 HEARD = 0.1  # bels: a decibel, about what is heard as a difference of loudness
 
 
-class TextToAudio:
+class TextToAudio(Task):
     """Sounds. There is no right one, so that the baseline's, of the same text and noise, is what they are measured by."""
 
     name = "text-to-audio"
@@ -23,6 +23,8 @@ class TextToAudio:
         "text": ("text", "sentence", "transcript", "transcription", "normalized_text")
     }
     needed = (("text",),)
+    output = Output.AUDIO
+    usage = Usage('"a text"', "its sound; --seed for another one")
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row."""

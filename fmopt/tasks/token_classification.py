@@ -11,8 +11,8 @@ import numpy as np
 from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.edge.text import split_words
-from fmopt.tasks.base import Change, Item, label_index, labelled
+from fmopt.edge.tagging import split_words
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, label_index, labelled
 
 Span = tuple[str, int, int]  # entity, first word, last word
 
@@ -20,7 +20,7 @@ _PREFIXED = re.compile(r"([BIES])(?:-(.*))?")
 _UNNAMED = re.compile(r"label_\d+", re.IGNORECASE)
 
 
-class TokenClassification:
+class TokenClassification(Task):
     """Logits per word; an entity counts when its type and both its ends are right.
 
     Tags without any entity scheme (parts of speech: no "O", no "B-") are judged word by word.
@@ -35,6 +35,12 @@ class TokenClassification:
         "tags": ("tags", "ner_tags", "labels", "pos_tags", "upos"),
     }
     needed = (("tokens",), ("text",))
+    output = Output.TAGS
+    usage = Usage('"a text"', "the entities in it")
+    reads_windows = True
+    head_tensors = ("classifier.",)
+    class_role = "tags"
+    has_classes = True
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row: its words, and for every word the number of its tag."""

@@ -11,10 +11,10 @@ from fmopt.core.errors import ConfigError, DataError
 from fmopt.core.model import TOKENIZER, CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.text import Preprocessor
-from fmopt.tasks.base import Change, Item, column, labelled
+from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, labelled
 
 
-class Translation:
+class Translation(Task):
     """Texts made of texts, one token after the other: P(y_t | y_1 … y_t-1, x)."""
 
     name = "translation"
@@ -28,6 +28,8 @@ class Translation:
         "target": ("target", "tgt", "translation", "reference", "de", "fr", "es", "it", "ro", "cs", "ru", "zh", "ja"),
     }
     needed = (("text",),)
+    output = Output.ANSWER_WORDS
+    usage = Usage('"a text"', "its translation; --beams, --max-new-tokens, --stream and more: see --help")
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a translation that is no text."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.tasks.base import Item, column, labelled
+from fmopt.tasks.base import Item, Usage, column, labelled
 from fmopt.tasks.image_classification import ImageClassification
 
 
@@ -19,6 +20,12 @@ class ZeroShotImageClassification(ImageClassification):
     name = "zero-shot-image-classification"
     auto_class = "AutoModelForZeroShotImageClassification"
     architectures = ("CLIPModel", "SiglipModel")
+    usage = Usage("picture.png", "which of its labels fits, with scores")
+    classes_from_data = True
+
+    def pipeline_entries(self, folder: Path, config: Any) -> dict[str, Any]:
+        """SigLIP's labels do not exclude one another."""
+        return {"independent": True} if "siglip" in config.model_type else {}
 
     def scores(
         self,

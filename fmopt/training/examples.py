@@ -15,46 +15,16 @@ from fmopt.core.errors import ConfigError, DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.edge.parts import EdgeError, Sample
 from fmopt.edge.text import Batch, Preprocessor
-from fmopt.models.wrappers.seq2seq import makes_answers
 from fmopt.tasks.automatic_speech_recognition import words_of
-from fmopt.tasks.base import Item
+from fmopt.tasks.base import Item, Output, all_tasks, find_task, output_of
 
 IGNORED = -100  # torch's cross entropy skips this label
 # BERT's masked-token prediction (Devlin et al., 2018): the share of tokens to find, and of these the shares that are masked
 # and that are another token by chance; the rest stay as they are.
 TO_FIND, MASKED, SWAPPED = 0.15, 0.8, 0.1
 
-# No answer; what comes next in a text or a history is its own label.
-LABEL_IS_OPTIONAL = ("question-answering", "text-generation", "sequential-recommendation")
-
 # input name → int64 (tokens,), pixel_values float32 (3, H, W); labels → scalar or (tokens,); start/end_positions → scalar
 Example = dict[str, Any]
-
-
-def label_names(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the classes that `rows` hold, in the order of their ids; empty for tasks without classes.
-
-    Names in the data are sorted, "O" first among tags; ids become LABEL_0, LABEL_1, … as in transformers.
-    """
-    if task == "image-segmentation":
-        maps = (images.class_map(row["mask"]) for row in rows if row.get("mask") is not None)
-        highest = max(int(each[each != images.UNKNOWN].max(initial=1)) for each in maps)
-        return [f"LABEL_{number}" for number in range(1 + highest)]
-    if not task.endswith(("-classification", "-detection")):
-        return []
-    role = {"token-classification": "tags", "object-detection": "classes"}.get(task, "label")
-    given = [row[role] for row in rows] if role == "label" else [name for row in rows for name in row.get(role) or ()]
-    found = set(given)
-    if not found and task == "object-detection":
-        raise DataError("no train row has a box with its class, so there is nothing to learn")
-    if len(found) < 2 and task != "object-detection":
-        only = next(iter(found), None)
-        raise DataError(f"all train rows have the same {role} ({only!r}), so there is nothing to learn")
-    if all(isinstance(value, int | np.integer) for value in found):
-        if min(found) < 0:
-            raise DataError(f"a {role} is {min(found)}; classes are counted from 0")
-        return [f"LABEL_{number}" for number in range(max(found) + 1)]
-    return sorted((str(value) for value in found), key=lambda name: (name != "O", name))
 
 
 class FileExamples(Sequence[Example]):
@@ -85,9 +55,9 @@ def training_examples(
 
     Those for fill-mask are whole texts without labels: `Masking` makes both, anew for every batch.
     """
-    make = _maker(preprocessor, metadata, items)
+    make, task = _maker(preprocessor, metadata, items), find_task(metadata.task)
     bare = next((item for item in items if item.label is None), None)
-    if bare is not None and metadata.task not in LABEL_IS_OPTIONAL:
+    if bare is not None and not task.label_is_optional:
         raise DataError(f"train row {bare.row + 1} has no label; fine-tuning needs one in every row")
     if metadata.modality not in ("text", "item"):
         return FileExamples(preprocessor, items, make)
@@ -96,7 +66,7 @@ def training_examples(
         samples = (
             pieces(item.sample, int(metadata.pipeline["max_length"])) if metadata.modality == "item" else [item.sample]
         )
-        batch = preprocessor.encode([rows[item.row]["text"]] if metadata.task == "fill-mask" else samples)
+        batch = preprocessor.encode([rows[item.row]["text"]] if task.output is Output.MASKED_WORDS else samples)
         for window, example in enumerate(_inputs(batch)):
             found.append(example | make(batch, window, item, rows[item.row]))
     return found
@@ -104,39 +74,24 @@ def training_examples(
 
 def _maker(preprocessor: Preprocessor, metadata: CheckpointMetadata, items: Sequence[Item]) -> Callable[..., Example]:
     """What makes the label of an example; ConfigError for a task that is not trained here."""
-    makers: dict[str, Callable[..., Example]] = {
-        "text-classification": _class_example,
-        "image-classification": _class_example,
-        "zero-shot-image-classification": _class_example,
-        "audio-classification": _class_example,
-        "automatic-speech-recognition": _spelled_example,
-        "image-segmentation": _map_example,
-        "object-detection": _boxes_example,
-        "text-regression": _number_example,
-        "token-classification": _tag_examples,
-        "question-answering": _answer_examples,
-        "fill-mask": _whole_text,
-        "text-generation": _next_tokens,
-        "translation": partial(_answer_tokens, preprocessor),
-        "summarization": partial(_answer_tokens, preprocessor),
-        "sequential-recommendation": _next_tokens,
-    }
-    if metadata.task == "text-to-audio":
+    output = output_of(metadata.pipeline)
+    if output is Output.AUDIO:
         raise ConfigError(
             "transformers has no training of networks that speak; start from a trained checkpoint, such as facebook/mms-tts-eng"
         )
-    if metadata.task not in makers:
-        raise ConfigError(f"fine-tuning trains {', '.join(makers)}; for {metadata.task} use sentence-transformers")
-    if _several(metadata):
+    if output is Output.CLASSES and metadata.pipeline.get("multi_label"):
         return partial(_classes_example, len(metadata.pipeline["labels"]))
-    if metadata.task == "automatic-speech-recognition" and makes_answers(metadata.pipeline):
+    if output is Output.ANSWER_WORDS:
         return partial(_answer_tokens, preprocessor)
-    if metadata.task == "automatic-speech-recognition":
+    if output is Output.LETTERS:
         encoder: Any = preprocessor
         tokens, delimiter = encoder.own.tokens, metadata.pipeline["ctc"]["delimiter"]
         spelled = {item.row: letter_ids(tokens, delimiter, item) for item in items if item.label is not None}
         return partial(_spelled_example, spelled)
-    return makers[metadata.task]
+    if output not in MAKERS:
+        trained = ", ".join(task.name for task in all_tasks() if task.output in TRAINED)
+        raise ConfigError(f"fine-tuning trains {trained}; for {metadata.task} use sentence-transformers")
+    return MAKERS[output]
 
 
 def pieces(history: Any, most: int) -> list[Any]:
@@ -150,18 +105,16 @@ def known_examples(
     preprocessor: Preprocessor, metadata: CheckpointMetadata, items: Sequence[Item], rows: Sequence[Mapping[str, Any]]
 ) -> Sequence[Example]:
     """Unpadded examples of items made from `rows`, labelled where they can be, each text without a label once."""
-    if metadata.task == "fill-mask":
+    task = find_task(metadata.task)
+    if task.output is Output.MASKED_WORDS:
         return unlabelled_examples(preprocessor, metadata, [rows[item.row]["text"] for item in items])
-    if metadata.task in ("text-generation", "sequential-recommendation"):
-        return list(training_examples(preprocessor, metadata, items, rows))
+    if task.label_is_optional:
+        return list(training_examples(preprocessor, metadata, items, rows)) if items else []
     if metadata.modality != "text":
         return FileExamples(
             preprocessor, items, partial(_as_far_as_known, metadata, _maker(preprocessor, metadata, items))
         )
-    given = [
-        item for item in items
-        if metadata.task != "sentence-embedding" and (item.label is not None or metadata.task == "question-answering")
-    ]  # fmt: skip
+    given = [item for item in items if item.label is not None] if task.learns_labels else []
     seen = {id(item) for item in given}
     rest = {repr(item.sample): item.sample for item in items if id(item) not in seen}
     labelled = list(training_examples(preprocessor, metadata, given, rows)) if given else []
@@ -176,13 +129,14 @@ def unlabelled_examples(
     For fill-mask a text is its own label: tokens are masked by a draw that depends on the text alone.
     """
     inputs = (example for sample in samples for example in _inputs(preprocessor.encode([sample])))
-    if metadata.task == "fill-mask":
+    output = output_of(metadata.pipeline)
+    if output is Output.MASKED_WORDS:
         masking = Masking.of(preprocessor)
         return [
             masking.masked(example, np.random.default_rng(zlib.crc32(example["input_ids"].tobytes())))
             for example in inputs
         ]
-    if metadata.task == "text-generation":
+    if output is Output.NEXT_WORDS:
         return [example | {"labels": example["input_ids"].copy()} for example in inputs]
     return [example | _no_label(metadata, len(example.get("input_ids", ()))) for example in inputs]
 
@@ -221,24 +175,26 @@ class Masking:
 
 def _no_label(metadata: CheckpointMetadata, tokens: int) -> Example:
     """What stands in for the label of an example of so many tokens, in the shape that labels of the task have."""
-    if metadata.task == "sentence-embedding" or (makes_answers(metadata.pipeline) and metadata.modality == "text"):
-        return {}  # what is to be answered, a teacher says
-    if metadata.task == "question-answering":
-        return {"start_positions": np.int64(IGNORED), "end_positions": np.int64(IGNORED)}
-    if metadata.task == "token-classification":
-        return {"labels": np.full(tokens, IGNORED, dtype=np.int64)}
-    if metadata.task == "object-detection":
-        return {"labels": {"class_labels": np.zeros(0, dtype=np.int64), "boxes": np.zeros((0, 4), dtype=np.float32)}}
-    if metadata.task == "automatic-speech-recognition":
-        return {"labels": np.full(1, IGNORED, dtype=np.int64)}
-    if _several(metadata):
-        return {"labels": np.full(len(metadata.pipeline["labels"]), np.nan, dtype=np.float32)}
-    return {"labels": np.float32(np.nan) if metadata.task == "text-regression" else np.int64(IGNORED)}
-
-
-def _several(metadata: CheckpointMetadata) -> bool:
-    """Whether a text can have any number of labels."""
-    return metadata.task.endswith("-classification") and bool(metadata.pipeline.get("multi_label"))
+    match output_of(metadata.pipeline):
+        case Output.ANSWER_WORDS if metadata.modality != "text":
+            return {"labels": np.full(1, IGNORED, dtype=np.int64)}
+        case Output.VECTOR | Output.ANSWER_WORDS:
+            return {}  # what is to be answered, a teacher says
+        case Output.SPAN:
+            return {"start_positions": np.int64(IGNORED), "end_positions": np.int64(IGNORED)}
+        case Output.TAGS:
+            return {"labels": np.full(tokens, IGNORED, dtype=np.int64)}
+        case Output.BOXES:
+            nothing = {"class_labels": np.zeros(0, dtype=np.int64), "boxes": np.zeros((0, 4), dtype=np.float32)}
+            return {"labels": nothing}
+        case Output.LETTERS:
+            return {"labels": np.full(1, IGNORED, dtype=np.int64)}
+        case Output.CLASSES if metadata.pipeline.get("multi_label"):
+            return {"labels": np.full(len(metadata.pipeline["labels"]), np.nan, dtype=np.float32)}
+        case Output.NUMBER:
+            return {"labels": np.float32(np.nan)}
+        case _:
+            return {"labels": np.int64(IGNORED)}
 
 
 def _inputs(batch: Batch) -> list[Example]:
@@ -368,3 +324,18 @@ def _answer_examples(batch: Batch, window: int, item: Item, row: Mapping[str, An
         if inside and spans[0][1][0] <= begin and spans[-1][1][1] >= end:
             first, last = inside[0], inside[-1]
     return {"start_positions": np.int64(first), "end_positions": np.int64(last)}
+
+
+# What makes the labels of an example, by what a network gives; those of words and letters are made in `_maker`.
+MAKERS: dict[Output, Callable[..., Example]] = {
+    Output.CLASSES: _class_example,
+    Output.MAP: _map_example,
+    Output.BOXES: _boxes_example,
+    Output.NUMBER: _number_example,
+    Output.TAGS: _tag_examples,
+    Output.SPAN: _answer_examples,
+    Output.MASKED_WORDS: _whole_text,
+    Output.NEXT_WORDS: _next_tokens,
+    Output.NEXT_ITEM: _next_tokens,
+}
+TRAINED = frozenset({*MAKERS, Output.ANSWER_WORDS, Output.LETTERS})

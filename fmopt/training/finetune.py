@@ -33,11 +33,11 @@ from fmopt.models.loading import quiet
 from fmopt.models.preprocessors.tokenizer import copy_encoders
 from fmopt.models.structure import STRUCTURE, load_network
 from fmopt.models.wrappers.seq2seq import EncoderDecoder, is_encoder_decoder
-from fmopt.tasks.base import Item, Task
+from fmopt.tasks.base import Item, Output, Task
 from fmopt.training import distributed
 from fmopt.training.collation import Collator, only_to_find
 from fmopt.training.environment import WARMUP, WEIGHT_DECAY, has_bf16, last_checkpoint, tuned
-from fmopt.training.examples import Masking, label_names, training_examples
+from fmopt.training.examples import Masking, training_examples
 
 RECORD, TRAINING = "finetune.json", ".training"
 EVAL_BATCH = 32
@@ -104,8 +104,8 @@ def _facts_with_labels(
             have = ", ".join(f"{name} ({len(rows)})" for name, rows in data.splits.items())
             raise DataError(f"{data.name} has no {split} rows to fine-tune with; it has {have or 'nothing'}")
     train = data.splits["train"]
-    names = list(labels) if labels is not None else label_names(task.name, train)
-    no_answer = task.name == "question-answering" and any(not row.get("answers") for row in train)
+    names = list(labels) if labels is not None else task.label_names(train)
+    no_answer = task.output is Output.SPAN and any(not row.get("answers") for row in train)
     pipeline = {**metadata.pipeline, "labels": names, "multi_label": False}
     return replace(metadata, pipeline=pipeline | ({"no_answer": True} if no_answer else {}))
 
@@ -127,7 +127,7 @@ def _train(job: _Job) -> _Trainer:
     net = _network(job)
     rows = job.data.splits["train"]
     examples = training_examples(job.preprocessor, job.metadata, job.task.items(rows, job.metadata), rows)
-    masking = Masking.of(job.preprocessor) if job.task.name == "fill-mask" else None
+    masking = Masking.of(job.preprocessor) if job.task.output is Output.MASKED_WORDS else None
     cuda = torch.cuda.is_available()
     arguments = transformers.TrainingArguments(
         output_dir=str(job.work), num_train_epochs=settings["epochs"], learning_rate=settings["learning_rate"],
@@ -159,11 +159,11 @@ def _network(job: _Job) -> torch.nn.Module:
     """The network with a fresh head whose labels are the data's; a head that fits in name and shape is kept."""
     names = list(job.metadata.pipeline["labels"])
     options: dict[str, Any] = {}
-    if job.task.name == "text-regression":
+    if job.task.output is Output.NUMBER:
         options = {"num_labels": 1, "problem_type": "regression"}
     elif names:
         options = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        if job.task.name.endswith("-classification") and job.task.name != "token-classification":
+        if job.task.output is Output.CLASSES:
             options["problem_type"] = "single_label_classification"
     if job.metadata.pipeline.get("no_answer"):
         options["no_answer"] = True

@@ -19,6 +19,7 @@ from fmopt.exporters import bundle as bundles
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
+from fmopt.tasks.base import Output, output_of
 from fmopt.workflow.benchmark.record import Place, Variant
 from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.candidates import BASELINES, refusal
@@ -124,10 +125,13 @@ def plain_example(pipeline: Pipeline, text: str = BENCH_TEXTS[0]) -> Any:
     if pipeline.get("modality") == "item":
         some = pipeline["some_items"]
         return [some[ord(letter) % len(some)] for letter in text]
-    task = pipeline["task"]
-    if task == "fill-mask":
-        first, _, rest = text.partition(" ")
-        return f"{first} {pipeline['mask']['token']} {rest.partition(' ')[2]}"
-    if task == "question-answering":
-        return ("What does the fox jump over?", text)
-    return text.split() if task == "token-classification" else text
+    match output_of(pipeline):
+        case Output.MASKED_WORDS:
+            first, _, rest = text.partition(" ")
+            return f"{first} {pipeline['mask']['token']} {rest.partition(' ')[2]}"
+        case Output.SPAN:
+            return ("What does the fox jump over?", text)
+        case Output.TAGS:
+            return text.split()
+        case _:
+            return text

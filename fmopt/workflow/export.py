@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fmopt.core import plugins
 from fmopt.core.errors import ConfigError, DataError
-from fmopt.core.model import CheckpointMetadata
+from fmopt.core.model import CheckpointMetadata, continues_texts, generates
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.store import Store, disk_errors, own_folder
@@ -19,22 +18,29 @@ from fmopt.exporters import browser_files, bundle_writer, to_executorch
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
-from fmopt.models.wrappers.seq2seq import generates
+from fmopt.passes.base import traits_of
+from fmopt.tasks.base import find_task
 from fmopt.workflow.deployed import open_artifact, plain_example
+from fmopt.workflow.given import data_path, model_path
 from fmopt.workflow.label_names import with_labels
 from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.candidates import compiled_for, keeps_kv_cache, refusal
 
+if TYPE_CHECKING:
+    from fmopt.workflow.given import Data, Model
+
 
 def export(
-    model: str | Path,
+    model: Model,
     out: str | Path,
     *,
+    tokenizer: Any = None,
+    processor: Any = None,
     format: Literal["onnx", "openvino", "executorch"] = "onnx",
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
     target: str = "host",
     task: str | None = None,
-    data: str | Path | None = None,
+    data: Data | None = None,
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
     allow_pickle: bool = False,
@@ -42,11 +48,28 @@ def export(
 ) -> Path:
     """Export `model` as a bundle in one format and precision, checked against the torch model; no candidates, no gate.
 
-    `target` decides how INT8 is made (in 7 or 8 bits) and how the bundle is laid out (for browsers). INT8 with fixed scales
-    is calibrated on the calibration split of `data`. An ExecuTorch program comes in fp32 and int8. Returns the folder `out`.
+    Arguments:
+        model: a checkpoint's folder, a known name, a hub name, or a live `torch.nn.Module` of transformers.
+        out: the folder that the bundle is written to.
+        tokenizer, processor: what reads the samples of a live network.
+        format: what the bundle's model is; "executorch" comes in fp32 and int8.
+        precision: what it computes in. INT8 with fixed scales is calibrated on the calibration split of `data`.
+        target: a device by its name or TOML file: decides how INT8 is made (in 7 or 8 bits), and the layout (for browsers).
+        task: what the model is for, where its files do not show it.
+        data: a file, a folder, a hub name, a `datasets.Dataset` or `DatasetDict`, or a list of dicts.
+        columns: the data's column for each role, such as {"text": "review"}.
+        seed: decides what is cut from what in data without splits.
+        allow_pickle: whether pickled weights are read (with weights_only).
+
+    Returns the folder `out`. Raises ConfigError for a format that the model or device does not have, DataError for data that
+    cannot be used or INT8 without data, ParityError where the graph computes something else than the network.
+
+    >>> folder = fmopt.export(checkpoint, out / "exported", format="onnx")
+    >>> fmopt.load(folder)("the cat sat on the mat")["label"]
+    'neutral'
     """
-    out = Path(out)
-    source = resolve(str(model))
+    out, data = Path(out), data_path(data)
+    source = resolve(model_path(model, tokenizer, processor))
     metadata = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
     asked = export_recipe(format, precision, metadata)
     (recipe,) = compiled_for(None, (asked,), 0, stateful=keeps_kv_cache(metadata))
@@ -56,11 +79,11 @@ def export(
         raise ConfigError(f"--format {format} --precision {precision}: {reason}")
     if device.kind == "browser":
         browser_files.check(metadata.task)
-    kind = plugins.find("tasks", metadata.task)
-    spec = str(data) if data else source.default_data
+    kind = find_task(metadata.task)
+    spec = data or source.default_data
     if spec is None:
         metadata = with_labels(metadata, None)
-        if any(step.use == "quantize_static" for step in recipe.steps):
+        if any(traits_of(step).calibrates for step in recipe.steps):
             raise DataError("INT8 is calibrated on real items: give some with --data")
         samples: list[Any] = [plain_example(metadata.pipeline)] * 2
         digest = "none"
@@ -112,7 +135,7 @@ def export_recipe(format: str, precision: str, metadata: CheckpointMetadata) -> 
             name=name, runtime=runtime, precision=precision, options={"quantize": "int8"} if precision == "int8" else {}
         )
     if precision == "int8" and generates(metadata.pipeline):
-        if format == "openvino" and metadata.task != "text-generation":
+        if format == "openvino" and not continues_texts(metadata.pipeline):
             raise ConfigError(f"--precision int8 of {metadata.task} is made for ONNX Runtime; use --format onnx")
         if format == "openvino":
             return Recipe(name=name, runtime=runtime, precision="int8", steps=(Step(use="compress_weights"),))

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError
@@ -15,11 +15,16 @@ from fmopt.data.datasets import catalogue, load_data, training_texts
 from fmopt.models import checkpoint, initialization
 from fmopt.models import source as models_source
 from fmopt.models.source import resolve
+from fmopt.tasks.base import find_task
+from fmopt.workflow.given import data_path
+
+if TYPE_CHECKING:
+    from fmopt.workflow.given import Data
 
 
 def finetune(
     model: str | Path,
-    data: str | Path,
+    data: Data,
     out: str | Path,
     *,
     task: str | None = None,
@@ -33,22 +38,39 @@ def finetune(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train a task head on `model` into the checkpoint folder `out`; resumes a run that was cut off. Returns its record.
+    """Train a task head on `model`, and the network under it, into the checkpoint folder `out`; resumes a run that was cut off.
 
-    What is None is as the entry of `models/` says, else 3 epochs in batches of 32 at 5e-5, a patience of 2, and images
-    left as they are. `augment` names what is done to images: "shift", "mirror". An entry with a tokenizer to be made has
-    it trained on the texts of the train split, one with a catalogue has that made of the items of the data.
+    Arguments:
+        model: a checkpoint's folder, a known name or a hub name. A known model with a tokenizer to be made has it trained on the
+            texts of the train split, one with a catalogue has that made of the items of the data.
+        data: a file, a folder, a hub name, a `datasets.Dataset` or `DatasetDict`, or a list of dicts.
+        out: the folder of the checkpoint.
+        task: what to train it for; None takes what the model is for.
+        columns: the data's column for each role, such as {"text": "review"}.
+        epochs, batch, learning_rate, patience: how long and how fast; None is as the known model says, else 3 epochs in batches
+            of 32 items at 5e-5, and a patience of 2 epochs without a better metric.
+        augment: what is done to images: "shift", "mirror".
+        time_limit_s: seconds after which training ends with the best epoch so far.
+        seed: decides the head's first weights, the order of items, and what is cut from what in data without splits.
+
+    Returns the record that is in `out`/finetune.json: the metric's name and value on validation, and every epoch's.
+    Raises DataError for data that cannot train the task, ConfigError for a task that is not trained here.
+
+    >>> record = fmopt.finetune(checkpoint, rows, out / "trained", task="text-classification", epochs=1)
+    >>> record["metric"]
+    'accuracy'
     """
+    data = str(data_path(data))
     from fmopt.training.collation import AUGMENTATIONS
     from fmopt.training.finetune import finetune as train
 
     entry = initialization.read_entry(str(model))
     if entry is not None:
-        kind = plugins.find("tasks", task or entry["task"])
+        kind = find_task(task or entry["task"])
         texts = (
-            training_texts(str(data), kind, columns=columns, seed=seed)
+            training_texts(data, kind, columns=columns, seed=seed)
             if "tokenizer" in entry
-            else catalogue(str(data), kind, columns=columns)
+            else catalogue(data, kind, columns=columns)
         )
         task = task or entry["task"]
         cache = models_source.cache_folder()
@@ -72,8 +94,8 @@ def finetune(
     if task is None:
         task = source.task or checkpoint.inspect(source).task
     metadata = checkpoint.inspect(source, task, fresh_head=True)
-    kind = plugins.find("tasks", task)
-    dataset = load_data(str(data), kind, metadata, columns=columns, seed=seed)
+    kind = find_task(task)
+    dataset = load_data(data, kind, metadata, columns=columns, seed=seed)
     folder = train(
         metadata,
         dataset,

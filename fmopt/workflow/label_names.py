@@ -11,10 +11,9 @@ from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.data.datasets import Dataset
 from fmopt.models import checkpoint
-from fmopt.models.checkpoint import ZERO_SHOT
 from fmopt.models.source import cache_folder, made_once
 from fmopt.models.weights import link_files
-from fmopt.training.examples import label_names
+from fmopt.tasks.base import find_task
 
 
 def with_labels(metadata: CheckpointMetadata, data: Dataset | None) -> CheckpointMetadata:
@@ -23,14 +22,15 @@ def with_labels(metadata: CheckpointMetadata, data: Dataset | None) -> Checkpoin
 
     DataError without data, when it has fewer than two, or numbers alone, of which no text can be made.
     """
-    if metadata.task != ZERO_SHOT or metadata.pipeline["labels"]:
+    task = find_task(metadata.task)
+    if not task.classes_from_data or metadata.pipeline["labels"]:
         return metadata
     if data is None:
         raise DataError(
             f"{metadata.source.title} names no labels: give data with those that it shall know, with --data"
         )
     rows = [row for split in data.splits.values() for row in split]
-    names = list(data.label_names) or label_names(ZERO_SHOT, rows)
+    names = list(data.label_names) or task.label_names(rows)
     if all(name.removeprefix("LABEL_").isdecimal() for name in names):
         raise DataError(
             f"{metadata.source.title} knows labels by what they say, and those of {data.name} are numbers; put their names, "

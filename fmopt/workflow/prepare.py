@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from fmopt.core import plugins
 from fmopt.core.errors import ConfigError, PlanError
 from fmopt.core.model import CheckpointMetadata, static_shape, takes_length
 from fmopt.core.progress import Progress
@@ -20,6 +19,7 @@ from fmopt.measurement.backends import HostBackend, TimingBackend
 from fmopt.measurement.remote.backend import board_target
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
+from fmopt.tasks.base import find_task
 from fmopt.workflow.label_names import with_labels
 from fmopt.workflow.request import Request, Training
 from fmopt.workflow.search.builder import Builder
@@ -40,7 +40,7 @@ def prepare(request: Request) -> Job:
             f"--length {request.length} is more than the {metadata.pipeline['max_length']} tokens that "
             f"{source.title} takes"
         )
-    task = plugins.find("tasks", metadata.task)
+    task = find_task(metadata.task)
     spec = request.data or source.default_data
     if spec is None:
         raise PlanError(

@@ -92,9 +92,9 @@ def test_what_is_no_image_is_said_in_one_line_that_names_the_item(tmp_path, samp
 
 def test_a_file_is_read_by_its_name_and_its_answer_has_all_labels(tmp_path):
     (tmp_path / "a.png").write_bytes(image())
-    assert text.read_sample("image-classification", str(tmp_path / "a.png")) == image()
+    assert text.read_sample({"task": "image-classification"}, str(tmp_path / "a.png")) == image()
     with pytest.raises(parts.EdgeError, match=r"b\.png cannot be read: No such file"):
-        text.read_sample("image-classification", str(tmp_path / "b.png"))
+        text.read_sample({"task": "image-classification"}, str(tmp_path / "b.png"))
     shown = text.present({"task": "image-classification", "labels": ["a", "b"]}, np.array([0.0, np.log(3.0)]), b"")
     assert shown == {
         "label": "b",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fmopt.edge import embedding, loading, parts, runners, tagging
 from fmopt.edge import host as edge_host
-from fmopt.edge import loading, parts, runners
 from fmopt.edge import text as edge_text
 
 TEXTS = [
@@ -217,17 +217,17 @@ def test_sentence_vectors_equal_sentence_transformers(minilm: Path) -> None:
 def test_pooling_ignores_padding_on_either_side(how: str) -> None:
     hidden = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
     mask = np.array([[1, 1, 0, 0], [0, 0, 1, 1]])
-    got = edge_text.pool(hidden, mask, how, normalize=False)
+    got = embedding.pool(hidden, mask, how, normalize=False)
     reduce = {"mean": lambda rows: rows.mean(axis=0), "cls": lambda rows: rows[0], "max": lambda rows: rows.max(axis=0)}
     np.testing.assert_allclose(got[0], reduce[how](hidden[0, :2]), rtol=1e-6)
     np.testing.assert_allclose(got[1], reduce[how](hidden[1, 2:]), rtol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(edge_text.pool(hidden, mask, how, normalize=True), axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(embedding.pool(hidden, mask, how, normalize=True), axis=1), 1, rtol=1e-6)
 
 
 def test_an_unknown_pooling_or_task_or_output_is_named() -> None:
     batch = batch_of([[1]])
     with pytest.raises(parts.EdgeError, match="there is no pooling 'last'; there are mean, cls, max"):
-        edge_text.pool(np.zeros((1, 1, 2)), batch.mask, "last", normalize=False)
+        embedding.pool(np.zeros((1, 1, 2)), batch.mask, "last", normalize=False)
     with pytest.raises(parts.EdgeError, match="there is no task 'rhyming'"):
         edge_text.postprocess(pipeline("rhyming"), {"logits": np.zeros((1, 2))}, batch, ["x"])
     with pytest.raises(parts.EdgeError, match="has no output 'logits'; it has a, b"):
@@ -272,7 +272,7 @@ def test_a_window_that_begins_inside_a_word_does_not_relabel_it() -> None:
 def test_entities_have_their_place_in_the_text() -> None:
     asked = pipeline("token-classification", labels=["O", "B-place", "I-place", "B-name"])
     text = "John saw New York, Paris."
-    words = [word for word, _, _ in edge_text.split_words(text)]
+    words = [word for word, _, _ in tagging.split_words(text)]
     assert words == ["John", "saw", "New", "York", ",", "Paris", "."]
     logits = np.full((len(words), 4), -9.0, dtype=np.float32)
     for index, label in enumerate([3, 0, 1, 2, 0, 1, 0]):
@@ -295,7 +295,7 @@ def test_neighbouring_entities_stay_apart() -> None:
 
 
 def test_words_of_a_text_keep_names_and_abbreviations() -> None:
-    words = [word for word, _, _ in edge_text.split_words("@ann_b's U.S. e-mail: don't (#go)!")]
+    words = [word for word, _, _ in tagging.split_words("@ann_b's U.S. e-mail: don't (#go)!")]
     assert words == ["@ann_b's", "U.S", ".", "e-mail", ":", "don't", "(", "#go", ")", "!"]
 
 
@@ -460,7 +460,7 @@ def test_a_graph_that_cannot_be_opened_is_named(tmp_path: Path, runtime: str) ->
 
 
 def test_a_runtime_that_needs_more_says_so(tmp_path: Path) -> None:
-    with pytest.raises(parts.EdgeError, match=r"runtime 'torch' needs torch.*fmopt\.load"):
+    with pytest.raises(parts.EdgeError, match=r"runtime 'torch' is opened by fmopt.*fmopt\.load"):
         runners.open_runner("torch", tmp_path, {}, 1)
 
 

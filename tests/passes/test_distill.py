@@ -18,7 +18,8 @@ from fmopt.core import plugins
 from fmopt.core.errors import ConfigError, PassError
 from fmopt.core.progress import Silent
 from fmopt.core.store import Store
-from fmopt.edge.text import Preprocessor, pool
+from fmopt.edge.embedding import pool
+from fmopt.edge.text import Preprocessor
 from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context

@@ -23,8 +23,9 @@ from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.models.structure import save_checkpoint, structure_of
 from fmopt.models.surgery.pruned_modules import prune_layer
+from fmopt.tasks.base import find_task
 from fmopt.training.collation import Collator, only_to_find
-from fmopt.training.examples import IGNORED, Masking, label_names, training_examples, unlabelled_examples
+from fmopt.training.examples import IGNORED, Masking, training_examples, unlabelled_examples
 from fmopt.training.finetune import finetune
 from tests.conftest import FAMILIES, SENTENCES
 from tests.torch_models import model_of
@@ -253,11 +254,15 @@ def test_labels_given_come_in_their_order(tiny_checkpoint, tmp_path):
 
 
 def test_label_names():
-    assert label_names("text-classification", [{"label": 2}, {"label": 0}]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert find_task("text-classification").label_names([{"label": 2}, {"label": 0}]) == [
+        "LABEL_0",
+        "LABEL_1",
+        "LABEL_2",
+    ]
     tags = [{"tags": ["I-x", "O"]}, {"tags": ["B-x"]}]
-    assert label_names("token-classification", tags) == ["O", "B-x", "I-x"]
+    assert find_task("token-classification").label_names(tags) == ["O", "B-x", "I-x"]
     with pytest.raises(DataError, match="all train rows have the same label"):
-        label_names("text-classification", [{"label": "a"}, {"label": "a"}])
+        find_task("text-classification").label_names([{"label": "a"}, {"label": "a"}])
 
 
 def examples_of(base: Path, task: str, rows: list[dict], **pipeline) -> tuple[Preprocessor, list[dict]]:

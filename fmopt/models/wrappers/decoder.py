@@ -23,7 +23,6 @@ from fmopt.edge.generation import CACHE_PREFIX, PRESENT, in_two_steps
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-TASK = "text-generation"
 PORT = re.compile(
     r"(input|output)\.past_key_values\.layers\.(\d+)\.(key|value)s"
 )  # as transformers' exporter names them

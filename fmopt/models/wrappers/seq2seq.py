@@ -24,22 +24,11 @@ from fmopt.edge.seq2seq import NEW, SOURCE_MASK
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-TASKS = ("translation", "summarization")  # and speech recognition by such a network
 LONGEST = 200  # tokens of an answer, where the checkpoint names no number
 # Sizes of the traced examples: different in both halves, and none that a network has by itself.
 ROWS, TOKENS = 2, 7
 NEW_ROWS, NEW_TOKENS, PAST_TOKENS, SOURCE_TOKENS = 3, 4, 5, 6
 PARITY_TOKENS = 6  # made up, of an answer that is compared
-
-
-def makes_answers(pipeline: Mapping[str, Any]) -> bool:
-    """Whether a pipeline is that of such a network."""
-    return "start" in pipeline
-
-
-def generates(pipeline: Mapping[str, Any]) -> bool:
-    """Whether a pipeline makes texts, one token at a time: it goes on with one, or answers to one."""
-    return pipeline["task"] == "text-generation" or makes_answers(pipeline)
 
 
 def is_encoder_decoder(net: Any) -> bool:

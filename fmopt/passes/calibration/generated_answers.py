@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import Inputs
+from fmopt.core.model import Inputs, makes_answers
 from fmopt.edge.seq2seq import NEW, answers, usual
 from fmopt.models.loading import TorchModel
-from fmopt.models.wrappers.seq2seq import EncoderDecoder, makes_answers
+from fmopt.models.wrappers.seq2seq import EncoderDecoder
 from fmopt.passes.base import Context
 from fmopt.training.examples import Example
 

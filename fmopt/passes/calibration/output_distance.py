@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.model import Inputs
+from fmopt.core.model import Inputs, generates
 from fmopt.edge.generation import log_softmax
 from fmopt.models.loading import TorchModel
-from fmopt.models.wrappers.seq2seq import generates
 from fmopt.passes.base import Context
 from fmopt.passes.calibration.generated_answers import answering
 

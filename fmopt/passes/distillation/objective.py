@@ -9,22 +9,22 @@ import torch
 from torch import nn
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import CheckpointMetadata
+from fmopt.core.model import CheckpointMetadata, generates, makes_answers
 from fmopt.edge.seq2seq import NEW
 from fmopt.models.families.base import Family
 from fmopt.models.loading import TorchModel
 from fmopt.models.surgery.pruned_modules import is_merged
-from fmopt.models.wrappers.seq2seq import generates, makes_answers
 from fmopt.passes.distillation import losses
 from fmopt.passes.distillation.settings import DistillationSettings
 from fmopt.passes.distillation.teacher_cache import TeacherTargets
+from fmopt.tasks.base import Output, output_of
 from fmopt.training.examples import IGNORED
 
 LABELS = ("labels", "start_positions", "end_positions")
 LABELLED = {"task": 0.2, "logits": 1.0, "hidden": 1.0, "relations": 0.0}
 GENERATION = {"task": 0.5, "logits": 1.0, "hidden": 1.0, "relations": 0.0}  # what is judged is the likelihood of texts
 EMBEDDING = {"cosine": 1.0, "similarity": 1.0, "hidden": 1.0, "relations": 0.0}
-SPELLING = "automatic-speech-recognition"
+OF_A_VOCABULARY = (Output.MASKED_WORDS, Output.NEXT_WORDS, Output.ANSWER_WORDS)
 TELLS = {
     "logits": "outputs",
     "hidden": "hidden",
@@ -84,7 +84,8 @@ class DistillationObjective:
         self.student, self.teacher, self.weights = student, teacher, weights
         self.pipeline, self.temperature, self.heads = metadata.pipeline, temperature, 1
         several = bool(metadata.pipeline.get("multi_label"))
-        self.kind = "several" if several else "number" if metadata.task == "text-regression" else "classes"
+        self.output = output_of(metadata.pipeline)
+        self.kind = "several" if several else "number" if self.output is Output.NUMBER else "classes"
 
     @property
     def layers(self) -> list[list[int]]:
@@ -130,7 +131,7 @@ class DistillationObjective:
         if asked is not None:
             place, found = asked
             answers, labels = [logits[place] for logits in answers], {"labels": found}
-        spells = self.pipeline["task"] == SPELLING and asked is None
+        spells = self.output is Output.LETTERS
         if name == "task" and spells:
             return losses.spelled_loss(answers[0], labels["labels"], mask, self.pipeline["ctc"]["blank"])
         if name == "task":
@@ -138,7 +139,7 @@ class DistillationObjective:
         wished = self._answers(wanted["outputs"], mask)
         if asked is not None:
             wished = [logits[asked[0]] for logits in wished]
-        if (spells or self.pipeline["task"] == "token-classification") and mask is not None:
+        if (spells or self.output is Output.TAGS) and mask is not None:
             answers, wished = ([logits[mask] for logits in part] for part in (answers, wished))
         return losses.logit_loss(answers, wished, self.temperature, self.kind)
 
@@ -153,9 +154,9 @@ class DistillationObjective:
         if not of_a_vocabulary(self.pipeline):
             return None
         words = labels["labels"]
-        if makes_answers(self.pipeline):
+        if self.output is Output.ANSWER_WORDS:
             return words != IGNORED, words[words != IGNORED]
-        if self.pipeline["task"] == "text-generation":
+        if self.output is Output.NEXT_WORDS:
             words = torch.nn.functional.pad(words[:, 1:], (0, 1), value=IGNORED)
         place = words != IGNORED if mask is None else mask & (words != IGNORED)
         return place, words[place]
@@ -164,7 +165,7 @@ class DistillationObjective:
         self, layers: int, mask: torch.Tensor | None, labels: Mapping[str, torch.Tensor]
     ) -> list[torch.Tensor | None]:
         """That of the states of every layer: those of a decoder are of the answer's tokens."""
-        if not makes_answers(self.pipeline):
+        if self.output is not Output.ANSWER_WORDS:
             return [mask] * layers
         return [mask if layer < self.student.encoder_layers else labels["labels"] != IGNORED for layer in range(layers)]
 
@@ -174,7 +175,7 @@ class DistillationObjective:
 
     def _answers(self, outputs: list[torch.Tensor], mask: torch.Tensor | None) -> list[torch.Tensor]:
         """Logits, those of padding out of reach where tokens compete (question answering)."""
-        if self.pipeline["task"] != "question-answering":
+        if self.output is not Output.SPAN:
             return outputs
         assert mask is not None
         return [logits.masked_fill(~mask, losses.FAR_BELOW) for logits in outputs]
@@ -238,7 +239,7 @@ def _weights(
     Where widths differ, relations say more than states seen through a random projection, if there are layers to relate.
     """
     defaults = GENERATION if generates(metadata.pipeline) else LABELLED
-    found = dict(EMBEDDING if metadata.task == "sentence-embedding" else defaults)
+    found = dict(EMBEDDING if output_of(metadata.pipeline) is Output.VECTOR else defaults)
     if related and not same_width:
         found |= {"hidden": 0.0, "relations": 1.0}
     unknown = [name for name in options.weights if name not in found]
@@ -264,7 +265,7 @@ def _relation_heads(student: View, teacher: View, inputs: Mapping[str, torch.Ten
 
 def of_a_vocabulary(pipeline: Mapping[str, Any]) -> bool:
     """Whether a network says words: its logits are of all that it knows."""
-    return pipeline["task"] == "fill-mask" or generates(pipeline)
+    return output_of(pipeline) in OF_A_VOCABULARY
 
 
 def _all_states(found: Any) -> list[torch.Tensor]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fmopt.core.errors import ConfigError
-from fmopt.core.model import CheckpointMetadata
+from fmopt.core.model import CheckpointMetadata, generates
 from fmopt.core.plugins import did_you_mean
-from fmopt.models.wrappers.seq2seq import generates
+from fmopt.tasks.base import Output, output_of
 
 LOSSES = ("task", "logits", "hidden", "relations", "cosine", "similarity")
 
@@ -68,6 +68,6 @@ class DistillationSettings:
 
     def left_out(self, metadata: CheckpointMetadata) -> float | None:
         """The dropout to train with; None leaves the network's own."""
-        if self.dropout is None and metadata.task == "sentence-embedding":
+        if self.dropout is None and output_of(metadata.pipeline) is Output.VECTOR:
             return 0.0
         return self.dropout

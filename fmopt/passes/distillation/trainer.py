@@ -28,12 +28,11 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from fmopt.core.errors import PassError
-from fmopt.core.model import TOKENIZER, CheckpointMetadata
+from fmopt.core.model import TOKENIZER, CheckpointMetadata, makes_answers
 from fmopt.edge.parts import Sample
 from fmopt.edge.text import open_preprocessor
 from fmopt.models.loading import TorchModel, quiet
 from fmopt.models.structure import load_layer_metadata, save_checkpoint
-from fmopt.models.wrappers.seq2seq import makes_answers
 from fmopt.passes.base import Context
 from fmopt.passes.calibration.generated_answers import answered_by
 from fmopt.passes.distillation.objective import (
@@ -47,14 +46,15 @@ from fmopt.passes.distillation.objective import (
 from fmopt.passes.distillation.settings import DistillationSettings
 from fmopt.passes.distillation.teacher_cache import TeacherOutputs, TeacherTargets, Terms, outputs_key, room_on_disk
 from fmopt.passes.quantization.fake_quantize import load_rounding, save_rounding
+from fmopt.tasks.base import Output, output_of
 from fmopt.training import distributed
 from fmopt.training.collation import Collator
 from fmopt.training.environment import WARMUP, WEIGHT_DECAY, has_bf16, last_checkpoint, tuned, weights_digest
 from fmopt.training.examples import Example, FileExamples, unlabelled_examples
 
 LAYERDROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # of modules and configurations
-PER_TOKEN = frozenset({"hidden", "relations"})  # and outputs, of some tasks
-TOKEN_TASKS = ("token-classification", "question-answering")
+PER_TOKEN = frozenset({"hidden", "relations"})
+OF_TOKENS = (Output.TAGS, Output.SPAN)  # whose outputs are per token too
 ITEM, KEPT = "item", "kept"  # in a batch: which examples it has, and what is kept of the teacher about them
 POOL = 50  # batches' worth of examples sorted by length at a time, as the Trainer's own grouping
 MATCHED_ITEMS = 16  # examples that student and teacher layers are matched on
@@ -135,16 +135,18 @@ def _unlabelled(path: str, metadata: CheckpointMetadata) -> list[Example]:
     except (OSError, UnicodeDecodeError) as error:
         raise PassError(f"distill: the unlabelled texts {path} cannot be read ({error}); give UTF-8 text") from error
     preprocessor = open_preprocessor(metadata.folder, dict(metadata.pipeline))
-    return unlabelled_examples(preprocessor, metadata, [_raw(line, metadata.task, path) for line in lines])
+    return unlabelled_examples(
+        preprocessor, metadata, [_sample(line, output_of(metadata.pipeline), path) for line in lines]
+    )
 
 
-def _raw(line: str, task: str, path: str) -> Sample:
-    if task == "token-classification":
+def _sample(line: str, output: Output, path: str) -> Sample:
+    if output is Output.TAGS:
         return line.split()
     first, tab, second = line.partition("\t")
     if tab:
         return first, second
-    if task == "question-answering":
+    if output is Output.SPAN:
         raise PassError(f"distill: {path} has a line without a tab; write question, tab, context")
     return line
 
@@ -264,7 +266,7 @@ def _kept_outputs(
                 {name: batch[name].to(device) for name in inputs}, batch["attention_mask"].to(device)
             )
 
-    of_tokens = {"outputs"} if teacher.task in TOKEN_TASKS else set()
+    of_tokens = {"outputs"} if output_of(teacher.pipeline) in OF_TOKENS else set()
     outputs = TeacherOutputs(folder, examples, collate, ask, PER_TOKEN | of_tokens)
     terms = Terms(options.epochs, room_on_disk(folder, options.cache_gb * 1e9), options.time_limit_s)
     if not outputs.kept(terms, progress, lambda: deadline is not None and time.monotonic() > deadline):

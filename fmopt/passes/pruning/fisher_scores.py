@@ -20,9 +20,9 @@ from fmopt.core.errors import PassError
 from fmopt.core.model import Inputs
 from fmopt.edge.seq2seq import NEW
 from fmopt.models.loading import TorchModel
-from fmopt.models.wrappers.seq2seq import makes_answers
 from fmopt.passes.distillation.losses import pooled
 from fmopt.passes.pruning.obs_scores import Sublayer
+from fmopt.tasks.base import Output, output_of
 
 
 def mask_fisher(
@@ -50,7 +50,7 @@ def mask_fisher(
 
 def _answered(inputs: Mapping[str, torch.Tensor], pipeline: Mapping[str, Any]) -> torch.Tensor:
     """Bool [B, tokens], True where the network has something to say: on the masks, or on all that is no padding."""
-    if pipeline["task"] == "fill-mask":
+    if "mask" in pipeline:
         return inputs["input_ids"] == pipeline["mask"]["id"]
     if NEW in inputs:
         return torch.ones_like(inputs[NEW], dtype=torch.bool)
@@ -63,23 +63,23 @@ def _surprise(
     outputs: Sequence[torch.Tensor], mask: torch.Tensor, pipeline: dict[str, Any], draw: torch.Generator
 ) -> torch.Tensor:
     """Minus the log-likelihood of answers drawn from the network's own prediction, summed."""
-    task = pipeline["task"]
-    if task == "sentence-embedding":  # a vector is the mean of a normal distribution of unit variance
-        vectors = F.normalize(pooled(outputs[0], mask, pipeline.get("pooling", "mean")), dim=-1)
+    output = output_of(pipeline)
+    if output is Output.VECTOR:  # the mean of a normal distribution of unit variance
+        vectors = outputs[0]
+        if vectors.ndim == 3:
+            vectors = pooled(vectors, mask, pipeline.get("pooling", "mean"))
+        vectors = F.normalize(vectors, dim=-1)
         return (vectors * torch.randn(vectors.shape, generator=draw)).sum()
-    if task == "image-feature-extraction":
-        vectors = F.normalize(outputs[0], dim=-1)
-        return (vectors * torch.randn(vectors.shape, generator=draw)).sum()
-    if task == "text-regression":
+    if output is Output.NUMBER:
         return (outputs[0] * torch.randn(outputs[0].shape, generator=draw)).sum()
     if pipeline.get("multi_label"):
         chances = outputs[0].detach().sigmoid()
         return F.binary_cross_entropy_with_logits(outputs[0], torch.bernoulli(chances, generator=draw), reduction="sum")
-    if makes_answers(pipeline) or task in ("token-classification", "fill-mask", "text-generation"):
+    if output in (Output.TAGS, Output.MASKED_WORDS, Output.NEXT_WORDS, Output.ANSWER_WORDS):
         outputs = [logits[mask] for logits in outputs]
-    elif task == "automatic-speech-recognition":  # of one sound, which nothing is padded to
+    elif output is Output.LETTERS:  # of one sound, which nothing is padded to
         outputs = [logits.flatten(0, 1) for logits in outputs]
-    elif task == "question-answering":
+    elif output is Output.SPAN:
         outputs = [logits.masked_fill(~mask, -torch.inf) for logits in outputs]
     total = torch.zeros(())
     for logits in outputs:

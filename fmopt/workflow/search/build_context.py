@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core import plugins
 from fmopt.core.model import CheckpointMetadata, Inputs
 from fmopt.core.progress import Progress
 from fmopt.core.store import Store
@@ -19,6 +18,7 @@ from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve
 from fmopt.passes.base import Context
+from fmopt.tasks.base import find_task
 from fmopt.training.examples import Example, known_examples
 
 
@@ -62,7 +62,7 @@ class BuildContext:
             yield dict(self.preprocessor.encode([sample]).inputs)
 
     def _examples(self) -> Sequence[Example]:
-        items = plugins.find("tasks", self.metadata.task).items(self.train, self.metadata)
+        items = find_task(self.metadata.task).items(self.train, self.metadata)
         return known_examples(self.preprocessor, self.metadata, items, self.train)
 
     def _teacher(self, asked: str | None) -> TorchModel:

@@ -18,7 +18,9 @@ from fmopt.core.model import (
     Artifact,
     Graph,
     Runner,
+    continues_texts,
     file_digest,
+    makes_answers,
     read_artifact,
     write_artifact,
 )
@@ -32,7 +34,9 @@ from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve
 from fmopt.models.structure import LayerMetadata, left_of, save_checkpoint
 from fmopt.models.wrappers import decoder, seq2seq
+from fmopt.passes.base import traits_of
 from fmopt.runtimes.base import opening_options
+from fmopt.tasks.base import Output, output_of
 from fmopt.workflow.search.build_context import BuildContext
 from fmopt.workflow.search.network_timer import RecipeTimer, priced
 
@@ -184,8 +188,8 @@ class Builder(BuildContext):
             runner = plugins.find("runtimes", by).open(artifact, threads=self.target.cores)
         batches = [dict(self.preprocessor.encode([sample]).inputs) for sample in self.calibration[:PARITY_ITEMS]]
         outputs = self.metadata.pipeline["outputs"]  # of a cache, what is kept is proved by what is made of it
-        judged: Runner = decoder.TwoSteps(runner) if self.metadata.task == decoder.TASK else runner
-        if seq2seq.makes_answers(self.metadata.pipeline):
+        judged: Runner = decoder.TwoSteps(runner) if continues_texts(self.metadata.pipeline) else runner
+        if makes_answers(self.metadata.pipeline):
             config: Any = model.net.config
             judged, words = seq2seq.AsEncoderDecoder(runner), int(config.vocab_size)
             batches = [seq2seq.with_answer(batch, self.metadata.pipeline["start"], words) for batch in batches]
@@ -193,7 +197,7 @@ class Builder(BuildContext):
             with explained(f"{by} cannot compute the exported graph"):
                 parity = exporters_parity.check_parity(
                     judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine,
-                    any_order=self.metadata.task == checkpoint.DETECTION,
+                    any_order=output_of(self.metadata.pipeline) is Output.BOXES,
                 )  # fmt: skip
         finally:
             runner.close()
@@ -250,7 +254,7 @@ def guarded(step: Step, work: Any, made: Any = None) -> Any:
 
 def keeps_plain(step: Step) -> bool:
     """Whether what a pass makes is a network that can be saved, loaded and trained further."""
-    return bool(getattr(plugins.find("passes", step.use), "leaves_checkpoint", False))
+    return traits_of(step).leaves_checkpoint
 
 
 def plain_steps(steps: Sequence[Step]) -> int:

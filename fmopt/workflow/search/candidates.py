@@ -8,11 +8,13 @@ from itertools import pairwise
 from typing import Any
 
 from fmopt.core import plugins
-from fmopt.core.model import CheckpointMetadata
+from fmopt.core.model import CheckpointMetadata, continues_texts
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Frozen
 from fmopt.core.target import Target
 from fmopt.models.networks import RECURRENT
+from fmopt.passes.base import traits_of
+from fmopt.tasks.base import Output, output_of
 from fmopt.workflow.request import Effort, Training
 
 
@@ -36,9 +38,6 @@ TENSORRT_BASELINE = Recipe(name="tensorrt-fp32", runtime="tensorrt")
 
 
 CPU = "CPUExecutionProvider"
-
-
-QUANTIZERS = ("quantize_dynamic", "quantize_static", "quantize_static_ort", "quantize_nncf", "mixed_precision")
 
 
 # In 4 bits scales by the squared error lose less than the nearest ones, at the same speed: +0.36 % instead of +0.48 % perplexity
@@ -180,9 +179,22 @@ def speech_candidates(target: Target) -> tuple[Recipe, ...]:
     )
 
 
+def candidates_for(metadata: CheckpointMetadata, target: Target) -> tuple[Recipe, ...]:
+    """What is worth a try for what the network gives, where TensorRT is not."""
+    match output_of(metadata.pipeline):
+        case Output.ANSWER_WORDS:
+            return answer_candidates(words=metadata.modality == "text")
+        case Output.NEXT_WORDS:
+            return generation_candidates(target)
+        case Output.AUDIO:
+            return speech_candidates(target)
+        case _:
+            return quick_candidates(target)
+
+
 def keeps_kv_cache(metadata: CheckpointMetadata) -> bool:
     """Whether a network goes on with a text by keys and values that grow with it, in one graph."""
-    return metadata.task == "text-generation" and metadata.model_type not in RECURRENT
+    return continues_texts(metadata.pipeline) and metadata.model_type not in RECURRENT
 
 
 def compiled_for(
@@ -224,14 +236,14 @@ def pruned(
 
 def trained_rounding(recipe: Recipe, training: Training, teacher: str, *, answers: bool = False) -> Recipe:
     """`recipe` with its products' quantization learned in training instead of calibrated after it. `answers`: of a network whose
-    head, which training leaves alone, is large: there `quantize_dynamic` stays, for the head."""
+    head, which training leaves alone, is large: there what rounds the head too stays, for that."""
     learned = Step(use="qat", options={"teacher": teacher, **training.model_dump(exclude_none=True)})
     steps: list[Step] = []
     for step in recipe.steps:
-        quantizes = step.use in QUANTIZERS
-        if quantizes:
+        traits = traits_of(step)
+        if traits.rounds_products:
             steps.append(learned)
-        if not quantizes or (answers and step.use == "quantize_dynamic"):
+        if not traits.rounds_products or (answers and traits.rounds_head):
             steps.append(step)
     return recipe.model_copy(update={"name": f"{recipe.name}-qat", "steps": tuple(steps)})
 
@@ -259,7 +271,7 @@ def refusal(recipe: Recipe, metadata: CheckpointMetadata, target: Target) -> str
     if recipe.options.get("stateful") and not keeps_kv_cache(metadata):
         reasons.append(f"stateful = true is for networks that go on with a text by attention; {metadata.task} by "
                        f"{metadata.model_type} does not")  # fmt: skip
-    computes_in_int8 = recipe.precision == "int8" and not any(step.use == "compress_weights" for step in recipe.steps)
+    computes_in_int8 = recipe.precision == "int8" and not any(traits_of(step).only_weights for step in recipe.steps)
     if recipe.runtime == "openvino" and computes_in_int8 and target.arch == "x86_64" and not target.int8_dot:
         reasons.append(
             f"{target.name} has no VNNI or AMX; without them OpenVINO's INT8 is slower than its fp32 "

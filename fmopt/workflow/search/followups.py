@@ -8,18 +8,18 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from fmopt.core.model import makes_answers
 from fmopt.core.recipe import Recipe, Step
-from fmopt.models.wrappers.seq2seq import makes_answers
+from fmopt.passes.base import traits_of
 from fmopt.workflow.request import Training
 from fmopt.workflow.search import run as search_run
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.ablation import aside, networks
-from fmopt.workflow.search.candidates import QUANTIZERS, gradual, pruned, trained_rounding
+from fmopt.workflow.search.candidates import gradual, pruned, trained_rounding
 from fmopt.workflow.search.run import Run, by_speed, time_ratio
 from fmopt.workflow.search.selection import choose, drop_limit, keeps_accuracy, median_ms, score
 
 GROUPS_PER_LAYER = 4  # tensors that feed products in a layer: into q, k, v; into the output; into and out of the FFN
-QUANTIZER = "quantize_static"  # what makes our own INT8
 ISLANDS = (1, 2, 4, 8)  # how many of the most sensitive groups of layers go back to float, one after the other
 # Of the time asked for: its interval has to lie within, and pruning may take 1 % more than it was to. What was trained is not
 # made up for by another, and training wins back what a narrower network loses.
@@ -34,11 +34,12 @@ def fallback_to_mixed_precision(run: Run, reference: str) -> None:
     limit = drop_limit(run, reference)
     chosen = choose(run, reference)
     ahead = by_speed(run)[: by_speed(run).index(chosen)]
-    names = [name for name in ahead if QUANTIZER in [step.use for step in run.recipes[name].steps]]
+    names = [name for name in ahead if any(traits_of(step).partly for step in run.recipes[name].steps)]
     if limit is None or not names:
         return
     base = run.recipes[names[0]]
-    quantizer = next(number for number, step in enumerate(base.steps) if step.use == QUANTIZER)
+    quantizer = next(number for number, step in enumerate(base.steps) if traits_of(step).partly)
+    partly = traits_of(base.steps[quantizer]).partly
     for float_groups in ISLANDS:
         if not may_gain(run, base.name, chosen, reference, float_groups):
             return
@@ -47,7 +48,7 @@ def fallback_to_mixed_precision(run: Run, reference: str) -> None:
                 "name": f"{base.name}-{float_groups}-float",
                 "steps": (
                     *base.steps[:quantizer],
-                    Step(use="mixed_precision", options={**base.steps[quantizer].options, "groups": float_groups}),
+                    Step(use=partly, options={**base.steps[quantizer].options, "groups": float_groups}),
                     *base.steps[quantizer + 1 :],
                 ),
             }
@@ -158,7 +159,7 @@ class Pruning:
             return False
         return judged_late(run, recipe.name, self.reference) or (
             run.job.request.effort == "max"
-            and any(step.use in QUANTIZERS for step in recipe.steps)  # narrow weights are not trained
+            and any(traits_of(step).rounds_products for step in recipe.steps)  # narrow weights are not trained
             and rounding_costs(run, recipe.name, self.reference)
             and try_rounding(run, recipe.name, self.reference)
         )

@@ -24,11 +24,9 @@ from fmopt.edge.loading import timed_call
 from fmopt.exporters import to_onnx
 from fmopt.measurement import host_probe, latency
 from fmopt.models.loading import TorchModel
+from fmopt.passes.base import traits_of
 from fmopt.workflow.search.build_context import BuildContext
 
-# Passes on the network that decide which kernels run, and the cheapest one that leads to the same kernels. Others
-# (distillation) change weights only, which time does not depend on.
-TIMED_AS = {"quantize_static": "quantize_static", "mixed_precision": "quantize_static", "qat": "quantize_static"}
 CALIBRATED_ON = 8  # items; ranges do not change time
 SAMPLES = 100
 METHOD = 3  # of timing: times of another are not compared with these
@@ -95,13 +93,13 @@ class RecipeTimer:
         return {name: float(np.median(samples[name])) for name in networks}
 
     def _later(self) -> tuple[Step, ...]:
-        """What follows the first priced step, as it is timed."""
+        """What follows the first priced step, as it is timed; training changes weights only, and not the time."""
         steps = self.recipe.steps
         first = next(number for number, step in enumerate(steps) if priced(step))
         return tuple(
-            step if step.use not in TIMED_AS else _timed_step(step)
+            traits_of(step).timed_as or step
             for step in steps[first + 1 :]
-            if step.build().stage == "graph" or step.use in TIMED_AS
+            if step.build().stage == "graph" or traits_of(step).decides_kernels
         )
 
     def _kept(self, model: TorchModel) -> list[Artifact]:
@@ -154,12 +152,7 @@ class RecipeTimer:
 
 def priced(step: Step) -> bool:
     """Whether a pass makes what it makes by timing networks on the recipe's runtime."""
-    return bool(getattr(plugins.find("passes", step.use), "priced", False))
-
-
-def _timed_step(step: Step) -> Step:
-    same = TIMED_AS[step.use] == step.use
-    return step if same else Step(use=TIMED_AS[step.use], options={"smooth": None})
+    return traits_of(step).priced
 
 
 def _where_it_applies(before: Any, apply: Callable[[], Any]) -> Any:

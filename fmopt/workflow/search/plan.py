@@ -11,11 +11,10 @@ from typing import Any
 from pydantic import Field
 
 from fmopt.core.errors import PlanError
-from fmopt.core.model import CheckpointMetadata, takes_length
+from fmopt.core.model import CheckpointMetadata, generates, takes_length
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Frozen
 from fmopt.core.target import Target
-from fmopt.models.wrappers.seq2seq import generates, makes_answers
 from fmopt.passes.distill import Distill
 from fmopt.workflow.request import BATCH, Effort, Training
 from fmopt.workflow.search.candidates import (
@@ -23,13 +22,10 @@ from fmopt.workflow.search.candidates import (
     TENSORRT_BASELINE,
     Refusal,
     _possible,
-    answer_candidates,
+    candidates_for,
     compiled_for,
-    generation_candidates,
     keeps_kv_cache,
     not_for_gpus,
-    quick_candidates,
-    speech_candidates,
     tensorrt_candidates,
 )
 
@@ -75,17 +71,7 @@ def make_plan(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
         )
     on_tensorrt = "tensorrt" in target.runtimes and takes_length(metadata.pipeline) and not generates(metadata.pipeline)
-    usual = (
-        tensorrt_candidates()
-        if on_tensorrt
-        else answer_candidates(words=metadata.modality == "text")
-        if makes_answers(metadata.pipeline)
-        else generation_candidates(target)
-        if generates(metadata.pipeline)
-        else speech_candidates(target)
-        if metadata.task == "text-to-audio"
-        else quick_candidates(target)
-    )
+    usual = tensorrt_candidates() if on_tensorrt else candidates_for(metadata, target)
     asked = (recipe,) if recipe else usual
     if recipe and recipe.runtime == "executorch":
         raise PlanError(

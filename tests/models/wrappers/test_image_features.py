@@ -81,7 +81,7 @@ def test_int8_is_made_and_judged_by_neighbours(tmp_path: Path) -> None:
     data = write_pictures(tmp_path / "pictures", train=36, validation=12, test=12)
     folder = write_vision(tmp_path / "vit", "vit")
     out = export.export(folder, tmp_path / "int8", task=TASK.name, precision="int8", data=data)
-    names = [one.name for one, _ in evaluate.evaluate(out, data)]
+    names = list(evaluate.evaluate(out, data))
     assert names[0] == "label of the nearest"
     with pytest.raises(ConfigError, match=TASK.name):
         finetune.finetune(folder, data, tmp_path / "trained", task=TASK.name)

@@ -99,7 +99,7 @@ def test_finetuning_learns_what_labels_say(tiny, tmp_path, data):
     assert (record["metric"], record["value"]) == ("accuracy", 1.0)
     metadata = checkpoint.inspect(resolve(str(tmp_path / "ckpt")))
     assert metadata.pipeline["labels"] == sorted(NAMES)
-    scores = {score.name: value for score, value in evaluate.evaluate(tmp_path / "ckpt", data)}
+    scores = {name: score.point for name, score in evaluate.evaluate(tmp_path / "ckpt", data).items()}
     assert scores["accuracy"] == 1.0
     assert scores["MRR of the label"] == 1.0
     # both towers were trained and are there: transformers' own network says the same of what each label tells it

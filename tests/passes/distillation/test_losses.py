@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
-from fmopt.edge.text import pool
+from fmopt.edge.embedding import pool
 from fmopt.passes.distillation import losses
 from fmopt.training.examples import IGNORED
 

@@ -1,4 +1,7 @@
-"""A PyTorch checkpoint served in a process of its own: `python -m fmopt.measurement.torch_process REQUEST`."""
+"""What only fmopt opens, PyTorch checkpoints among it, served in a process of its own:
+
+python -m fmopt.measurement.runtime_process REQUEST
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from fmopt.core import plugins
+from fmopt.core.model import Artifact
 from fmopt.edge.board.footprint import served
 
 
@@ -33,10 +38,17 @@ def open_torch(request: dict[str, Any]) -> Any:
     return run
 
 
+def open_other(request: dict[str, Any]) -> Any:
+    """The run method of a runner of another package's runtime."""
+    artifact = Artifact(request["runtime"], Path(request["path"]), request["options"])
+    return plugins.find("runtimes", artifact.runtime).open(artifact, request["threads"]).run
+
+
 def main(words: str) -> None:
     """Serve what the request says, and print what it took."""
     request = json.loads(words)
-    print(json.dumps(served(request, lambda: open_torch(request))))
+    opened = open_torch if request["runtime"] == "torch" else open_other
+    print(json.dumps(served(request, lambda: opened(request))))
 
 
 if __name__ == "__main__":
