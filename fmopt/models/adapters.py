@@ -132,7 +132,7 @@ def _head_options(folder: Path, source: Path, kind: str | None) -> dict[str, Any
     if kind not in COUNTED:
         return {}
     tensors = read_header(folder / WEIGHTS).items()
-    rows = [tensor["shape"][0] for name, tensor in tensors if name.endswith("weight") and HEADS & set(name.split("."))]
+    rows = [tensor.shape[0] for name, tensor in tensors if name.endswith("weight") and HEADS & set(name.split("."))]
     known = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     # A classification head may have an inner projection; the one with the labels comes last and is the narrowest.
     return {"num_labels": min(rows)} if rows and min(rows) != known.num_labels else {}

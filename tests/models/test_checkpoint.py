@@ -281,14 +281,15 @@ def test_truncated_and_corrupt_safetensors_are_named(copy_of):
     folder = copy_of()
     path = folder / "model.safetensors"
     whole = path.read_bytes()
+    damaged = r"model\.safetensors \([\d,]+ bytes\) is damaged or was not downloaded whole: .*; get the file again"
     for broken, message in [
-        (whole[:-100], r"model\.safetensors has [\d,]+ bytes and its header says"),
-        (whole + b"\0", "and its header says"),
-        (whole[:50], "has no valid safetensors header"),
-        (b"", "has no valid safetensors header"),
-        (b"\xff" * 8 + whole[8:], "has no valid safetensors header"),
-        (whole[:8] + b"x" + whole[9:], "has a header that makes no sense"),
-        (whole[:8] + whole[8:].replace(b"[32,32]", b"[32,33]", 1), "offsets of .* do not fit"),
+        (whole[:-100], damaged),
+        (whole + b"\0", damaged),
+        (whole[:50], damaged),
+        (b"", damaged),
+        (b"\xff" * 8 + whole[8:], damaged),
+        (whole[:8] + b"x" + whole[9:], damaged),
+        (whole[:8] + whole[8:].replace(b"[32,32]", b"[32,33]", 1), damaged),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     ]:
         path.write_bytes(broken)
