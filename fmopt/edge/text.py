@@ -25,7 +25,7 @@ def read_sample(pipeline: Pipeline, argument: Any) -> Any:
 def open_preprocessor(folder: Path, pipeline: Pipeline) -> Any:
     """What encodes samples for the model of a checkpoint or bundle folder: `Preprocessor`, or a part's with its interface."""
     part = part_of(pipeline)
-    if not hasattr(part, "Preprocessor"):
+    if getattr(part, "Preprocessor", Preprocessor) is Preprocessor:  # a part for texts may import it
         return Preprocessor(Path(folder) / "tokenizer.json", pipeline)
     return PartPreprocessor(part, Path(folder), pipeline)
 

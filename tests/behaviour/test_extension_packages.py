@@ -325,7 +325,7 @@ def test_the_bundle_carries_their_part_and_runs_without_either_package(bundle: P
     assert shown["tone"] in TONES
 
     part = bundle / "edge" / "extension_tone.py"
-    part.write_text(part.read_text().replace("the", "another"))  # no byte of it runs when it is not the one listed
+    part.write_text(part.read_text().replace("tones", "others"))  # no byte of it runs when it is not the one listed
     done = subprocess.run(command, capture_output=True, text=True, env=alone, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert "edge/extension_tone.py" in done.stderr
