@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fmopt.core.errors import ConfigError, DataError
 from fmopt.core.model import file_digest
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import datasets
     import torch
 
-    Model = str | Path | torch.nn.Module
-    Data = str | Path | datasets.Dataset | datasets.DatasetDict | Sequence[dict[str, Any]]
+    Model: TypeAlias = str | Path | torch.nn.Module
+    Data: TypeAlias = str | Path | datasets.Dataset | datasets.DatasetDict | Sequence[dict[str, Any]]
 
 READERS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "vocab.json")  # one of them is needed
 
