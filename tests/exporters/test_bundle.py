@@ -350,7 +350,7 @@ def test_a_move_that_was_killed_shows_and_is_mended(
         replaced.append(target)
         shutil.move(source, target)
 
-    monkeypatch.setattr(bundle.os, "replace", killed)
+    monkeypatch.setattr(bundle_writer.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         bundle_writer.publish(made, out)
     monkeypatch.undo()

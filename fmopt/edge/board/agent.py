@@ -211,7 +211,7 @@ def run(request: dict[str, Any], stream: Any) -> None:
         answer(code=127, out="", err=str(error))
 
 
-def metadata(request: dict[str, Any], stream: Any) -> None:
+def describe(request: dict[str, Any], stream: Any) -> None:
     """The CPU as the system describes it; understood by the one who asked."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     places = set()
@@ -293,7 +293,7 @@ def sha256(path: str) -> str:
     return total.hexdigest()
 
 
-VERBS = {f.__name__: f for f in (hello, have, take, unpack, start, poll, forget, remove, clean, run, metadata)}
+VERBS = {f.__name__: f for f in (hello, have, take, unpack, start, poll, forget, remove, clean, run, describe)}
 
 
 def main(stream: IO[bytes]) -> None:

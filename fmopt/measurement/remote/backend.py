@@ -196,7 +196,7 @@ def board_target(
         python = ensure_python(board, place, wanted)
     except FmoptError:  # ONNX Runtime alone, where there are no wheels of both
         python = ensure_python(board, place, {name: None for name in wanted if name != "openvino"})
-    host = fingerprint(board.ask("facts"))
+    host = fingerprint(board.ask("describe"))
     if name == "host":
         target = probe_board(board, place)
     else:

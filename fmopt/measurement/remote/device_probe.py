@@ -36,7 +36,7 @@ def fingerprint(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def probe_board(board: Board, place: Mapping[str, Any]) -> Target:
     """The board as a target, its ceilings measured there by kernels of under a second each, as those of the host are."""
     python = ensure_python(board, place, {"numpy": None, "onnxruntime": None})
-    metadata = board.ask("facts")
+    metadata = board.ask("describe")
     known = fingerprint(metadata)
     measured = run_kernels(board, python, known)
     cache = host_probe.cache_of(

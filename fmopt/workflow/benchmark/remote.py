@@ -52,7 +52,7 @@ def benchmark_on(
     check_matrix([str(bundle)], {str(bundle): metadata}, length)
     asked = places(("single-stream",), batch, lengths([metadata.pipeline], length), threads)
     board, place = open_board(url, progress)
-    given = board.ask("facts")
+    given = board.ask("describe")
     refuse_isa(board, bundle, manifest, fingerprint(given)["isa"])
     python = ensure_python(board, place, packages(manifest, bundle_readme.readers(metadata)))
     there = f"bundles/{manifest['digest'][:16]}"

@@ -171,7 +171,7 @@ def test_inputs_of_a_file_look_up_in_the_whole_table_and_fill_masks_with_ones(tm
 def test_remedies_name_what_exists():
     """Every option is an option of a command, every pass a pass, every verb a verb."""
     source = "".join(Path(module.__file__).read_text("utf8") for module in (findings, layers))
-    commands = "".join(path.read_text("utf8") for path in (Path(app.__file__).parent / "commands").glob("*.py"))
+    commands = "".join(path.read_text("utf8") for path in Path(app.__file__).parent.glob("*.py"))
     options = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", source))
     assert options >= {"--threads", "--batch", "--effort"}
     assert [option for option in options if f'"{option}"' not in commands] == []
