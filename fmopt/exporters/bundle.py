@@ -79,8 +79,14 @@ def bundle_precision(folder: Path) -> str:
     return str(_manifest(Path(folder))["recipe"].get("precision", "fp32"))
 
 
-def verify_bundle(folder: Path) -> list[str]:
-    """What is wrong with a bundle, one line each; empty when files are whole and golden predictions are met."""
+def verify_bundle(folder: str | Path) -> list[str]:
+    """What is wrong with the bundle in `folder`, one line each; empty when its files are whole and golden predictions are met here.
+
+    Raises BundleError for a manifest that cannot be read once the files were found whole.
+
+    >>> fmopt.verify(bundle)
+    []
+    """
     folder = Path(folder)
     problems = loading.verify(folder)
     if problems:
@@ -98,10 +104,18 @@ def verify_bundle(folder: Path) -> list[str]:
 
 
 def load(bundle: str | Path, threads: int | None = None) -> Bundle:
-    """Open a bundle as a callable on raw text: `load(folder)("a text")`, or a list of samples.
+    """Open the bundle in the folder `bundle` as a callable on samples.
 
-    Hashes are verified first, golden items on first use on a machine; warns when the CPU lacks a feature the graph was
-    judged with. Torch is imported only for a bundle whose winner is a PyTorch checkpoint. BundleError when damaged.
+    Hashes are verified first, golden items on first use on a machine; warns when the CPU lacks a feature the graph was judged
+    with. `threads`: by default every core this process may use. Torch is imported only for a bundle whose winner is a PyTorch
+    checkpoint.
+
+    Returns a `Bundle`: called with one sample (a text, a pair of texts, the bytes of an image or audio file) it gives what people
+    read, with a list of samples a list. Raises BundleError when the bundle is damaged or its predictions are others here.
+
+    >>> classify = fmopt.load(bundle)
+    >>> sorted(classify("the cat sat on the mat"))
+    ['label', 'score', 'scores']
     """
     _manifest(Path(bundle))
     try:

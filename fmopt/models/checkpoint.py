@@ -436,6 +436,12 @@ def _read_json(path: Path, kind: type) -> Any:
 def load_model(model: str | Path, *, task: str | None = None) -> torch.nn.Module:
     """The network of a checkpoint, pruned or not: a transformers model in eval mode, to train further or to save.
 
+    `model` is a checkpoint's folder, a known name or a hub name; `task` says what it is for, where its files do not show it.
+    Raises CheckpointError for a checkpoint that cannot be used.
+
+    >>> type(fmopt.load_model(checkpoint)).__name__
+    'BertForSequenceClassification'
+
     `fmopt.models.structure.save_checkpoint` writes one that was pruned; its own `save_pretrained` leaves structure.json out.
     """
     return load(inspect(resolve(str(model)), task)).net
