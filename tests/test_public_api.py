@@ -28,7 +28,8 @@ def rows() -> list[dict[str, str]]:
     draw = random.Random(0)
     words = sorted({word for sentence in SENTENCES for word in sentence.split()})
     return [
-        {"text": " ".join(draw.choices(words, k=8)), "label": LABELS["text-classification"][number % 3]} for number in range(60)
+        {"text": " ".join(draw.choices(words, k=8)), "label": LABELS["text-classification"][number % 3]}
+        for number in range(60)
     ]
 
 
@@ -96,7 +97,9 @@ def test_what_cannot_be_handed_over_is_refused(tiny_checkpoint: Any, tmp_path: P
 
     folder = tiny_checkpoint("bert", "text-classification")
     net = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
-    with pytest.raises(fmopt.ConfigError, match=r"was given without what reads its samples; give tokenizer=… for texts"):
+    with pytest.raises(
+        fmopt.ConfigError, match=r"was given without what reads its samples; give tokenizer=… for texts"
+    ):
         fmopt.export(net, tmp_path / "a")
     with pytest.raises(fmopt.ConfigError, match=r"Linear has no save_pretrained"):
         fmopt.export(torch.nn.Linear(2, 2), tmp_path / "b")
@@ -108,7 +111,9 @@ def test_what_cannot_be_handed_over_is_refused(tiny_checkpoint: Any, tmp_path: P
         fmopt.evaluate(folder, [])
 
 
-def test_data_may_be_rows_or_a_dataset(tiny_checkpoint: Any, rows: list[dict[str, str]], tmp_path: Path, cache: Path) -> None:
+def test_data_may_be_rows_or_a_dataset(
+    tiny_checkpoint: Any, rows: list[dict[str, str]], tmp_path: Path, cache: Path
+) -> None:
     import datasets
 
     folder = tiny_checkpoint("bert", "text-classification")

@@ -166,7 +166,7 @@ def explain(
 def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
     texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair. Of pictures and sounds, files.")
+        list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair. Of images and audio, files.")
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="One text, or one file's path, per line.")] = None,
     pair: Annotated[
@@ -198,7 +198,7 @@ def predict(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What a bundle makes of texts, images or sounds; one that generates text goes on from it."""
+    """What a bundle makes of texts, images or audio; one that generates text goes on from it."""
     from fmopt.exporters import bundle as bundles
 
     samples: list[Any] = list(texts or [])
@@ -215,7 +215,7 @@ def predict(
     options = {name: value for name, value in answers.items() if value is not None}
     model = bundles.load(bundle)
     if "speech" in model.pipeline and output is None:
-        raise ConfigError("a sound cannot be printed; say where it goes: -o out.wav")
+        raise ConfigError("audio cannot be printed; say where it goes: -o out.wav")
     if stream:
         if len(samples) != 1 or as_json:
             raise ConfigError("--stream prints one text as it is made; give one, and leave --json out")

@@ -189,7 +189,7 @@ def finetune(
     patience: Annotated[
         int | None, typer.Option("--patience", help="Epochs without a better validation metric before it stops (2).")
     ] = None,
-    augment: Annotated[str | None, typer.Option("--augment", help="Of pictures: shift,mirror.")] = None,
+    augment: Annotated[str | None, typer.Option("--augment", help="Of images: shift,mirror.")] = None,
     time_limit: Annotated[str | None, typer.Option("--time-limit", help="30m: stop then with the best so far.")] = None,
     seed: Seed = 0,
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""Sounds as files: of arrays, of nothing at all; and whether a file is one."""
+"""Audio files: made of arrays, made up, and checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def wav_file(array: np.ndarray, row: Mapping[str, Any] | None = None) -> bytes:
     if not isinstance(rate, int) or rate < 1:
         raise ValueError("is an array, and the row has no sample_rate that says how many of its samples are a second")
     if array.ndim != 1 or not (array.dtype == np.int16 or array.dtype.kind == "f"):
-        raise ValueError(f"is an array {array.dtype}{list(array.shape)}; a sound is int16 or float [samples]")
+        raise ValueError(f"is an array {array.dtype}{list(array.shape)}; audio is int16 or float [samples]")
     if array.dtype.kind == "f":
         array = np.round(np.clip(array, -1, 1) * 32767).astype(np.int16)
     data = array.astype("<i2").tobytes()
@@ -32,9 +32,9 @@ def wav_file(array: np.ndarray, row: Mapping[str, Any] | None = None) -> bytes:
 
 
 def problem(value: Any) -> str | None:
-    """What is wrong with the file of a sound; None when nothing is."""
+    """What is wrong with an audio file; None when nothing is."""
     if not isinstance(value, bytes):
-        return f"is {str(value)[:40]!r}, no sound; give files, their bytes or their paths"
+        return f"is {str(value)[:40]!r}, no audio; give files, their bytes or their paths"
     try:
         read_audio(value)
     except ValueError as error:
@@ -43,7 +43,7 @@ def problem(value: Any) -> str | None:
 
 
 def plain_sound(seed: str) -> bytes:
-    """A made sound of a second, some tones that swell and fade, others for every seed, where no data is needed."""
+    """A made-up file of a second: some tones that swell and fade, others for every seed, where no data is needed."""
     draw = np.random.default_rng(zlib.crc32(seed.encode()))
     time = np.arange(PLAIN_RATE) / PLAIN_RATE
     turns = draw.uniform(100, 3000, 6)[:, None] * time + draw.random(6)[:, None]

@@ -1,4 +1,4 @@
-"""Pictures as files: of arrays, of nothing at all, as thumbnails in a page; and whether a file is one."""
+"""Image files: made of arrays, made up, as thumbnails in a page, and checked."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def png_file(array: np.ndarray, row: Mapping[str, Any] | None = None) -> bytes:
 
     flat = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if flat.dtype != np.uint8 or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[2] in (3, 4))):
-        raise ValueError(f"is an array {array.dtype}{list(array.shape)}; a picture is uint8 [H, W] or [H, W, 3]")
+        raise ValueError(f"is an array {array.dtype}{list(array.shape)}; an image is uint8 [H, W] or [H, W, 3]")
     written = io.BytesIO()
     Image.fromarray(flat).save(written, "PNG", compress_level=1)
     return written.getvalue()
 
 
 def problem(value: Any) -> str | None:
-    """What is wrong with the file of a image, as far as its beginning tells; None when nothing is."""
+    """What is wrong with an image file, as far as its beginning tells; None when nothing is."""
     from PIL import Image
 
     if not isinstance(value, bytes):
@@ -49,7 +49,7 @@ def class_map(value: Any) -> np.ndarray:
         raise ValueError(given)
     image = Image.open(io.BytesIO(value))
     if image.mode not in ("L", "P", "1"):
-        raise ValueError(f"is a picture of {image.mode}; a mask has one channel, whose values are class numbers")
+        raise ValueError(f"is an image of mode {image.mode}; a mask has one channel, whose values are class numbers")
     return np.asarray(image if image.mode != "1" else image.convert("L").point(bool), dtype=np.uint8)
 
 
@@ -70,7 +70,7 @@ def thumbnail(sample: bytes) -> str:
 
 
 def plain_picture(seed: str) -> bytes:
-    """A made image with edges and gradients, another one for every seed, where no data is needed."""
+    """A made-up image with edges and gradients, another one for every seed, where no data is needed."""
     draw = np.random.default_rng(zlib.crc32(seed.encode()))
     coarse = draw.integers(0, 256, (8, 8, 3)).astype(np.uint8)
     return png_file(np.kron(coarse, np.ones((28, 28, 1), dtype=np.uint8)))

@@ -44,7 +44,7 @@ class Scores(Frozen):
     """One metric on one split: a row of numbers for every item, from which the metric is computed (see metrics.py).
 
     `metric` is the name of a formula in `metrics.METRICS` ("mean", "micro_f1", "spearman", "perplexity", …); `name` is what
-    people call it ("accuracy", "MRR@10"). `values` is n items × k columns; of a image's boxes each row has as many as
+    people call it ("accuracy", "MRR@10"). `values` is n items × k columns; of an image's boxes each row has as many as
     there are boxes, and shorter rows count as filled up with 0.
     """
 

@@ -103,7 +103,7 @@ def read_folder(folder: Path) -> dict[str, Table]:
 
 
 def _media_splits(folder: Path) -> dict[str, Table]:
-    """Tables of images or sounds: of train/CLASS/FILE, validation/CLASS/FILE, …, or of CLASS/FILE without splits ("")."""
+    """Tables of image or audio files: of train/CLASS/FILE, validation/CLASS/FILE, …, or of CLASS/FILE without splits ("")."""
     inside = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     homes = {split: inside[stem] for split, stems in SPLITS.items() for stem in stems if stem in inside}
     found = {split: _read_media(home) for split, home in (homes or {"": folder}).items()}

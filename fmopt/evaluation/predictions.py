@@ -32,7 +32,7 @@ def predict(
 ) -> list[Any]:
     """One prediction per item, in order. Batches hold texts of like length, so that little is padding.
 
-    A text that occurs several times is run once. `progress` is told how many more items are done. DataError that names the
+    A text that occurs several times is run once. `progress` gets how many more items are done. DataError that names the
     row of a sample that cannot be read.
     """
     places: dict[Any, list[int]] = {}  # text -> indices of the items that have it
@@ -144,7 +144,7 @@ def _text(sample: Sample) -> str:
 
 
 def _pictured(sample: Sample, metadata: CheckpointMetadata) -> dict[str, str]:
-    """A raw as it is seen, where it is a image."""
+    """A sample as people see it, where it is an image."""
     return {"image": images.thumbnail(sample)} if metadata.modality == "image" and isinstance(sample, bytes) else {}
 
 

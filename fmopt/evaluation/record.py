@@ -201,12 +201,12 @@ class Record(Frozen):
 
 
 def drop_unit(record: Record) -> str:
-    """What a drop is told in: "pt", points of a metric that ends at 1; "%" of what full precision has where it has no end."""
+    """The unit of a drop: "pt", points of a metric that ends at 1; "%" of what full precision has where it has no end."""
     return "pt" if _whole(record, test=False) is None and _whole(record, test=True) is None else "%"
 
 
 def as_told(record: Record) -> Record:
-    """The record as pages and tables tell it: where drops are told in percent, they are shares of what full precision has
+    """The record as pages and tables show it: where drops are given in percent, they are shares of what full precision has
     instead of differences of the metric."""
     if drop_unit(record) == "pt":
         return record

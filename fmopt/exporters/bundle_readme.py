@@ -13,10 +13,10 @@ from fmopt.edge.recommendation import CATALOGUE
 from fmopt.exporters import browser_files
 from fmopt.tasks.base import find_task
 
-PROCESSOR = "preprocessor_config.json"  # of images and sounds
+PROCESSOR = "preprocessor_config.json"  # of images and audio
 VOCABULARY = "vocab.json"  # of letters
 ENCODER_OF = {"text": "tokenizer.json", "item": CATALOGUE}  # where it is not a processor
-# Runtimes with a module of their own: what has to be installed for it, and what a reader is told.
+# Runtimes with a module of their own: what has to be installed for it, and what its README adds.
 OWN: Mapping[str, Any] = {module.NAME: module for module in (tensorrt, executorch)}
 
 

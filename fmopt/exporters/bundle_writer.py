@@ -154,7 +154,9 @@ def _put_checkpoint_files(metadata: CheckpointMetadata, artifact: Artifact, fold
     """What encodes samples, and config.json, under the names that transformers and optimum look for."""
     needed = encoder_file(metadata)
     if not (metadata.folder / needed).is_file():
-        raise BundleError(f"{metadata.folder / needed} is missing; a bundle carries what encodes the checkpoint's raws")
+        raise BundleError(
+            f"{metadata.folder / needed} is missing; a bundle carries what encodes the checkpoint's samples"
+        )
     for name in ENCODERS:
         if (metadata.folder / name).is_file() and (
             name != VOCABULARY or needed == VOCABULARY or metadata.modality == "audio"

@@ -42,7 +42,7 @@ def make_stateful(model: openvino.Model) -> None:
 
 
 def read_stateless(path: Path) -> openvino.Model:
-    """The graph of a file with its past as ports again, where it keeps that itself: sizes can be told of no variable."""
+    """The graph of a file with its past as ports again, where it keeps that itself: a variable does not state its size."""
     model = openvino.Core().read_model(str(path))
     if any(port.any_name == "beam_idx" for port in model.inputs):
         stateful_to_stateless_transformation(model)

@@ -89,7 +89,7 @@ def _write_network(entry: Mapping[str, Any], ids: Mapping[str, int], out: Path, 
         if "generation" in entry:
             net.generation_config.update(**entry["generation"])
         net.save_pretrained(out)
-    if "processor" in entry:  # of sounds and images
+    if "processor" in entry:  # of audio and images
         (out / "preprocessor_config.json").write_text(json.dumps(entry["processor"], indent=1))
 
 

@@ -81,7 +81,7 @@ class Scatter:
     max_latency: float | None  # pixel of the latency limit
     max_latency_text: str
     metric: str  # what the change is of
-    unit: str  # and what it is told in, "pt" or "%"
+    unit: str  # and its own unit, "pt" or "%"
     predicted: bool  # latencies are predictions: the device was not here
     missing: int  # variants without an accuracy or a latency
 

@@ -16,7 +16,7 @@ Kind = Literal["total", "better", "worse", "same"]
 
 @dataclass(frozen=True)
 class Bar:
-    """One rung of one figure. Percent of the width."""
+    """One step of one figure, in percent of the width."""
 
     name: str
     kind: Kind

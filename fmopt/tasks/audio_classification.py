@@ -1,4 +1,4 @@
-"""Audio classification: one label of several (or any number of them) for a sound."""
+"""Audio classification: one label of several (or any number of them) for a recording."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speech recognition: what is said in a sound, as a text."""
+"""Speech recognition: the words in a recording, as a text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORD = re.compile(r"\w+(?:['’]\w+)*")  # what two ways of writing the same wor
 
 
 class SpeechRecognition(Task):
-    """Texts, judged by the words that have to be put in, taken out or replaced to get what was said."""
+    """Texts, judged by the words that have to be put in, taken out or replaced to get the transcript."""
 
     name = "automatic-speech-recognition"
     modality = "audio"
@@ -27,7 +27,7 @@ class SpeechRecognition(Task):
     }
     needed = (("audio",),)
     output = Output.LETTERS  # of an encoder alone; one with a decoder answers in words
-    usage = Usage("speech.wav", "what is said in it")
+    usage = Usage("speech.wav", "its transcript")
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row; DataError on a transcript that is no text."""

@@ -1,4 +1,4 @@
-"""Image classification: one label of several for a image."""
+"""Image classification: one label of several for an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel of a image. Class 0 is the background, what is of no interest."""
+"""Semantic segmentation: a class for every pixel of an image. Class 0 is the background, what is of no interest."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ImageSegmentation(Task):
     def changes(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
-        """Pictures of which more than a few pixels have another class; those that lost most of their Dice first."""
+        """Images of which more than a few pixels have another class; those that lost most of their Dice first."""
         found = []
         for index, (item, new, old) in enumerate(zip(items, predictions, baseline, strict=True)):
             new, old = np.asarray(new), np.asarray(old)

@@ -1,4 +1,4 @@
-"""Object detection: boxes around the things in a image, each with a class and a score."""
+"""Object detection: boxes around the things in an image, each with a class and a score."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HIT = 0.5  # intersection over union from which a box counts as found, as in Pas
 
 
 class ObjectDetection(Task):
-    """Boxes (class, score, x1, y1, x2, y2) of a image, in its pixels; judged by how many true ones they find."""
+    """Boxes (class, score, x1, y1, x2, y2) of an image, in its pixels; judged by how many true ones they find."""
 
     name = "object-detection"
     modality = "image"
@@ -87,7 +87,7 @@ class ObjectDetection(Task):
     def changes(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
-        """Pictures where a box that is shown has come, gone or changed its class; those that lost most of their F1 first."""
+        """Images where a box that is shown has come, gone or changed its class; those that lost most of their F1 first."""
         least = float(metadata.pipeline["threshold"])
         found = []
         for index, (item, got, old) in enumerate(zip(items, predictions, baseline, strict=True)):
@@ -123,7 +123,7 @@ def _boxes(row: Mapping[str, Any], labels: Sequence[str], number: int) -> np.nda
         beyond = (boxes[:, 2] > width + 1) | (boxes[:, 3] > height + 1)
         if beyond.any():
             raise DataError(
-                f"row {number + 1}: the box {boxes[beyond.argmax()].tolist()} lies outside of its picture of {width} × {height}"
+                f"row {number + 1}: the box {boxes[beyond.argmax()].tolist()} lies outside of its image of {width} × {height}"
             )
     else:
         boxes = boxes * [width, height, width, height]
@@ -142,7 +142,7 @@ def _size(file: bytes) -> tuple[int, int]:
 
 
 def _ranked(got: np.ndarray, true: np.ndarray, classes: int) -> list[float]:
-    """What `mean_ap` reads of a image: classes, true boxes of each, then (class, score, hit) of every box."""
+    """What `mean_ap` reads of an image: classes, true boxes of each, then (class, score, hit) of every box."""
     wanted = np.bincount(true[:, 0].astype(int), minlength=classes)
     rows = np.column_stack([got[:, :2], _hits(got, true)])
     return [float(classes), *wanted.astype(float).tolist(), *np.round(rows, 5).ravel().tolist()]

@@ -1,4 +1,4 @@
-"""Speech synthesis: a text spoken, judged by how far its sound is from the baseline's."""
+"""Speech synthesis: a text spoken, judged by how far its audio is from the baseline's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEARD = 0.1  # bels: a decibel, about what is heard as a difference of loudness
 
 
 class TextToAudio(Task):
-    """Sounds. There is no right one, so that the baseline's, of the same text and noise, is what they are measured by."""
+    """Waveforms. There is no right one, so that the baseline's, of the same text and noise, is what they are measured by."""
 
     name = "text-to-audio"
     auto_class = "AutoModelForTextToWaveform"
@@ -24,7 +24,7 @@ class TextToAudio(Task):
     }
     needed = (("text",),)
     output = Output.AUDIO
-    usage = Usage('"a text"', "its sound; --seed for another one")
+    usage = Usage('"a text"', "its audio; --seed for another one")
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row."""
@@ -38,7 +38,7 @@ class TextToAudio(Task):
         metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Mel distance to the baseline in bels, so that a drop of 10 points is a decibel; and by which share of the
-        baseline's length a sound is longer or shorter, which the distance forgives."""
+        baseline's length one is longer or shorter, which the distance forgives."""
         if baseline is None:
             return []
         rate = int(metadata.pipeline["speech"]["rate"])
@@ -53,7 +53,7 @@ class TextToAudio(Task):
     def changes(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:
-        """Texts whose sound differs by more than a decibel, or in length; the furthest first."""
+        """Texts whose audio differs by more than a decibel, or in length; the furthest first."""
         rate, found = int(metadata.pipeline["speech"]["rate"]), []
         for index, (before, now) in enumerate(zip(baseline, predictions, strict=True)):
             apart = mel_distance(before, now, rate)

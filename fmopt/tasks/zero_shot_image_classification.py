@@ -1,4 +1,4 @@
-"""Zero-shot image classification: which of several labels, told in words, fits a image."""
+"""Zero-shot image classification: which of several labels, given in words, fits an image."""
 
 from __future__ import annotations
 

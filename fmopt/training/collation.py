@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fmopt.core import images
 from fmopt.training.examples import IGNORED, Example, Masking
 
-LEAST_SEEN = 0.3  # of a box, for it to be asked for in a image that was shifted
+LEAST_SEEN = 0.3  # of a box, for it to be asked for in an image that was shifted
 
 
 AUGMENTATIONS = ("shift", "mirror")  # what `augmented` does
@@ -24,7 +24,7 @@ AUGMENTATIONS = ("shift", "mirror")  # what `augmented` does
 class Collator:
     """Examples → one padded batch; what the loss must not see is IGNORED."""
 
-    padding: Mapping[str, Any]  # that of a tokenizer; empty for images and sounds
+    padding: Mapping[str, Any]  # that of a tokenizer; empty for images and audio
     masking: Masking | None = None  # for examples that are whole texts
     augment: tuple[str, ...] = ()  # what is done to images: see `augmented`
 
@@ -55,7 +55,7 @@ class Collator:
 
 
 def augmented(example: Example, ways: Sequence[str], draw: np.random.Generator) -> Example:
-    """The example of a image as one of another image of the same: "mirror" every second one, "shift" by up to an eighth
+    """The example of an image as one of another image of the same: "mirror" every second one, "shift" by up to an eighth
     of its size (He et al., 2016, for CIFAR-10). Where nothing is, pixels are 0 and classes of pixels are not known; boxes
     go along, and one of which less than LEAST_SEEN is left is not asked for."""
     changed = {"pixel_values": example["pixel_values"]}
@@ -78,7 +78,7 @@ def augmented(example: Example, ways: Sequence[str], draw: np.random.Generator) 
 
 
 def _moved_boxes(given: Mapping[str, np.ndarray], away: np.ndarray, mirror: bool) -> dict[str, np.ndarray]:
-    """Boxes (n, 4) of middle and size, in shares of a image whose pixels moved by `away` (x, y) to the left and up."""
+    """Boxes (n, 4) of middle and size, in shares of an image whose pixels moved by `away` (x, y) to the left and up."""
     middle, half = given["boxes"][:, :2] - away, given["boxes"][:, 2:] / 2
     low, high = (np.clip(side, 0, 1) for side in (middle - half, middle + half))
     if mirror:

@@ -28,7 +28,7 @@ Example = dict[str, Any]
 
 
 class FileExamples(Sequence[Example]):
-    """Examples of images or sounds, encoded when they are asked for: a whole data set, decoded, would not fit in memory."""
+    """Examples of image or audio files, encoded when they are asked for: a whole data set, decoded, would not fit in memory."""
 
     def __init__(self, preprocessor: Preprocessor, items: Sequence[Item], make: Callable[..., Example]) -> None:
         self.preprocessor, self.items, self.make = preprocessor, items, make
@@ -266,7 +266,7 @@ def letter_ids(tokens: Sequence[str], delimiter: str, item: Item) -> np.ndarray:
 def _spelled_example(
     ids: Mapping[int, np.ndarray], batch: Batch, window: int, item: Item, row: Mapping[str, Any]
 ) -> Example:
-    """The letters of what is said, by the item's row."""
+    """The letters of the transcript, by the item's row."""
     return {"labels": ids[item.row]}
 
 
@@ -276,7 +276,7 @@ def _map_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) 
 
 
 def _boxes_example(batch: Any, window: int, item: Item, row: Mapping[str, Any]) -> Example:
-    """The class and the box of every thing in a image: int64 (n,), and float32 (n, 4) of middle, width and height as
+    """The class and the box of every thing in an image: int64 (n,), and float32 (n, 4) of middle, width and height as
     shares of the image, as DETR's loss takes them."""
     height, width = batch.sizes[window]
     corners = item.label[:, 1:] / [width, height, width, height]

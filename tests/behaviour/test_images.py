@@ -193,10 +193,10 @@ def test_bad_checkpoints_and_data_are_told_in_one_line(tmp_path, tiny):
     folder = write_vision(tmp_path / "changed", "vit")
     reported = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps({**reported, "size": {"height": 64, "width": 64}}))
-    with pytest.raises(CheckpointError, match="makes pictures of 64 × 64 and the network takes 32 × 32"):
+    with pytest.raises(CheckpointError, match="makes images of 64 × 64 and the network takes 32 × 32"):
         checkpoint.inspect(resolve(str(folder)))
     (folder / "preprocessor_config.json").write_text(json.dumps({**reported, "size": {"shortest_edge": 32}}))
-    with pytest.raises(CheckpointError, match="makes pictures of different sizes"):
+    with pytest.raises(CheckpointError, match="makes images of different sizes"):
         checkpoint.inspect(resolve(str(folder)))
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no image processor \(no preprocessor_config.json\)"):

@@ -158,7 +158,7 @@ def test_both_of_its_stacks_are_cut_and_taught_again(folder: Path, made: Any, tm
     made = Distill(epochs=1.0, batch_size=4, bf16=False).apply(model, replace(builder, train=reported).context())
     assert all(bool(value.isfinite().all()) for value in made.net.parameters())  # two batches ask for no word
     silent = replace(builder, train=[{"audio": row["audio"]} for row in rows])
-    with pytest.raises(PassError, match="no sound of the train split has a transcript"):
+    with pytest.raises(PassError, match="no recording of the train split has a transcript"):
         Distill(epochs=1.0, bf16=False).apply(model, silent.context())
 
 

@@ -188,5 +188,5 @@ def test_arrays_become_files_only_with_a_rate():
     with pytest.raises(ValueError, match="sample_rate"):
         wav_file(tone(), {"label": 1})
     assert problem(plain_sound("x")) is None
-    assert "no sound" in str(problem(7))
+    assert "no audio" in str(problem(7))
     assert "empty" in str(problem(wav(np.zeros(0))))

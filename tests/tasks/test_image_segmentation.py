@@ -54,7 +54,7 @@ def test_masks_that_cannot_be_judged_by_are_refused():
         items_of([[2]])
     written = io.BytesIO()
     Image.new("RGB", (2, 2)).save(written, "PNG")
-    with pytest.raises(DataError, match="row 1: mask is a picture of RGB; a mask has one channel"):
+    with pytest.raises(DataError, match="row 1: mask is an image of mode RGB; a mask has one channel"):
         TASK.items([{"image": b"", "mask": written.getvalue()}], FACTS)
 
 

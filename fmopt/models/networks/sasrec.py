@@ -95,7 +95,7 @@ class SasRecForSequentialRecommendation(PreTrainedModel):
         return_dict: bool = True,
     ) -> CausalLMOutput | tuple[torch.Tensor, ...]:  # fmt: skip
         """`logits` [rows, vocabulary] after the last item of each row. `input_ids` and `attention_mask` are int64
-        [rows, items], padded on the right. `labels` [rows, items] are the items themselves: the loss compares what is said
+        [rows, items], padded on the right. `labels` [rows, items] are the items themselves: the loss compares the scores
         after each with the next one. `return_dict` is transformers'."""
         states = self._states(input_ids, attention_mask)
         last = (attention_mask.sum(dim=1) - 1)[:, None, None].expand(-1, 1, states.shape[-1])

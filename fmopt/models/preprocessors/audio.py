@@ -1,4 +1,4 @@
-"""A checkpoint's feature extractor and vocabulary: what it does to a sound, in the words that edge/audio.py works by."""
+"""A checkpoint's feature extractor and vocabulary: what it does to audio, in the words that edge/audio.py works by."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXTRACTORS = ("Wav2Vec2FeatureExtractor", "ASTFeatureExtractor", "WhisperFeature
 
 
 def read_audio_processor(folder: Path, config: Any) -> dict[str, Any]:
-    """The part of a pipeline that says what a network of `config` takes: inputs, their axes, and how a sound becomes one.
+    """The part of a pipeline that says what a network of `config` takes: inputs, their axes, and how audio becomes one.
 
     See edge/audio.py for "audio". CheckpointError when there is no feature extractor, or none that fmopt knows.
     """

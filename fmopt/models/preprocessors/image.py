@@ -1,4 +1,4 @@
-"""A checkpoint's image processor: what it does to a image, in the words that edge/image.py works by."""
+"""A checkpoint's image processor: what it does to an image, in the words that edge/image.py works by."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIXED_SIZE = ("vit", "deit", "clip_vision_model", "siglip_vision_model")
 
 
 def read_image_processor(folder: Path, config: Any) -> dict[str, Any]:
-    """The part of a pipeline that says what a network of `config` takes: inputs, their axes, and how a image becomes one.
+    """The part of a pipeline that says what a network of `config` takes: inputs, their axes, and how an image becomes one.
 
     "image" holds, each None where that step is left out: resize {"height", "width"} or {"shortest_edge"}, resample
     (Pillow's number), crop [height, width], rescale (a factor), mean and std. CheckpointError when there is no processor,
@@ -28,15 +28,15 @@ def read_image_processor(folder: Path, config: Any) -> dict[str, Any]:
     wanted = _network_size(config)
     if wanted and height and (height, width) != wanted:
         raise CheckpointError(
-            f"{path} makes pictures of {height} × {width} and the network takes {wanted[0]} × {wanted[1]}; copy the file "
+            f"{path} makes images of {height} × {width} and the network takes {wanted[0]} × {wanted[1]}; copy the file "
             "that this checkpoint was trained with"
         )
     if height is None:
         raise CheckpointError(
-            f"{path} makes pictures of different sizes (size {steps['resize']}); write a size with a height and a width there"
+            f"{path} makes images of different sizes (size {steps['resize']}); write a size with a height and a width there"
         )
     if channels != 3:
-        raise CheckpointError(f"{folder}: the network takes {channels} channels; fmopt makes pictures of 3 (RGB)")
+        raise CheckpointError(f"{folder}: the network takes {channels} channels; fmopt makes images of 3 (RGB)")
     axes = ["batch", channels, height, width]
     return {"inputs": ["pixel_values"], "axes": {"pixel_values": axes}, "image": steps}
 

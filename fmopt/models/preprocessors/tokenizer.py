@@ -18,7 +18,7 @@ SLOW_FILES = ("vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencep
 FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *SLOW_FILES)
 
 
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # of images and sounds
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # of images and audio
 
 
 MASKS = ("[MASK]", "<mask>")  # what BERT's and RoBERTa's kin call it when the configuration does not say

@@ -1,4 +1,4 @@
-"""Networks that see as functions from a image to one vector: what search and clustering of images need of them."""
+"""Networks that see as functions from an image to one vector: what search and clustering of images need of them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 One graph has both, in two halves that share nothing but weights (an embedding is stored once). The first takes a whole text and
 gives the keys and values that the decoder's cross-attention reads, made once; the second takes new tokens with the past of its
-own attention and those. Which ports are which is told in edge/seq2seq.py; names are optimum's.
+own attention and those. Which ports are which is documented in edge/seq2seq.py; names are optimum's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def is_encoder_decoder(net: Any) -> bool:
 
 def answer_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
     """What a pipeline says of how answers are made, as `generate` reads it: of generation_config.json, else of the
-    configuration (`raw`: its file, which older checkpoints keep this in). CheckpointError when an answer has no beginning."""
+    configuration (`sample`: its file, which older checkpoints keep this in). CheckpointError when an answer has no beginning."""
     own = {name: value for name, value in {**config.to_dict(), **sample}.items() if value is not None}
     settings = _generation_config(folder) or own
     start = settings.get("decoder_start_token_id", own.get("decoder_start_token_id", own.get("bos_token_id")))
@@ -211,7 +211,7 @@ def both_halves(net: Any, names: Sequence[str]) -> Iterator[tuple[dict[str, Any]
         second = halves.decode(**{name: value for name, value in settings.items() if name not in names})
         return {_identifier(name): value for name, value in {**first, **second}.items()}
 
-    vary = {4: (0, 2), 3: (0,), 2: (0, 1)}  # by how many axes a tensor has: sounds have all the same length
+    vary = {4: (0, 2), 3: (0,), 2: (0, 1)}  # by how many axes a tensor has: audio has the same length throughout
     varying = {name: dict.fromkeys(vary[value.dim()], dynamic) for name, value in inputs.items()}
     net.forward = forward
     try:

@@ -1,10 +1,10 @@
 """Networks that speak (VITS), on the PyTorch side: their noise as an input, and their graph, joined of two that export.
 
-VITS (Kim et al., 2021) draws random numbers inside its forward, and how many frames a sound has is a result of its first
+VITS (Kim et al., 2021) draws random numbers inside its forward, and how many frames an utterance has is a result of its first
 half: neither can be traced. So the network is taken apart where the one becomes the other:
 
-    Timing  text -> how many frames each token lasts, and mean and log-variance of what is said in them
-    Voice   those, a number for each frame, and noise -> the sound (length regulation, flow backwards, HiFi-GAN)
+    Timing  text -> how many frames each token lasts, and mean and log-variance of the acoustic features in them
+    Voice   those, a number for each frame, and noise -> the waveform (length regulation, flow backwards, HiFi-GAN)
 
 Each half is exported on its own. What lies between them, the numbers 0 … frames - 1, is a node of ONNX, so that one graph
 does it all on every runtime. Noise comes from outside, drawn by a seed (see edge/speech.py): the torch network and the
@@ -66,7 +66,7 @@ def drawn_durations(predictor: Any, hidden: Any, mask: Any, noise: Any) -> Any:
 
 
 class Voice(nn.Module):
-    """The second half: tokens for as many frames as they last, and their sound."""
+    """The second half: tokens for as many frames as they last, and their waveform."""
 
     def __init__(self, net: Any):
         super().__init__()

@@ -1,6 +1,6 @@
-"""Networks of images and texts (CLIP, SigLIP) as classifiers of images whose labels are told in words.
+"""Networks of images and texts (CLIP, SigLIP) as classifiers of images whose labels are given in words.
 
-What the labels say is encoded once, by the text tower; a image is compared with those vectors alone. So the deployed network
+What the labels say is encoded once, by the text tower; an image is compared with those vectors alone. So the deployed network
 is the image's tower with one linear layer whose weights the text tower gave (Radford et al., Learning Transferable Visual
 Models From Natural Language Supervision, 2021, section 3.1.2). Other labels make another bundle.
 """

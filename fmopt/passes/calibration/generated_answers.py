@@ -42,7 +42,7 @@ def answering(model: TorchModel, ctx: Context, count: int | None = None) -> Cont
 
     def made(missing: Sequence[int]) -> Iterator[tuple[int, Ids]]:
         wanted = set(missing)
-        for number, item in enumerate(islice(ctx.calibration(), count)):  # sounds are too large to be held all at once
+        for number, item in enumerate(islice(ctx.calibration(), count)):  # audio is too large to be held all at once
             if number in wanted:
                 yield number, [*pipeline["start"], *answers(pipeline, halves, item, wish)[0]]
 

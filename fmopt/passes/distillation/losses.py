@@ -1,4 +1,4 @@
-"""What a student is told by its teacher: losses between two views of one batch.
+"""What a student learns from its teacher: losses between two views of one batch.
 
 Shapes: B rows, n tokens, C classes, w features. `mask` is bool [B, n], True on tokens that are no padding, or None where
 nothing is padded. Every loss is a
@@ -44,7 +44,7 @@ def _cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def spelled_loss(logits: torch.Tensor, letters: torch.Tensor, mask: torch.Tensor | None, blank: int) -> torch.Tensor:
-    """Minus the log-likelihood of what is said (CTC, Graves et al., 2006), a letter, for those sounds of which it is known.
+    """Minus the log-likelihood of transcripts (CTC, Graves et al., 2006), per letter, for those recordings that have one.
 
     `logits` [B, n, C] of frames, `letters` [B, L] padded by IGNORED, `mask` bool [B, n] where frames are no padding.
     """

@@ -294,7 +294,7 @@ def mask_of(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
 
 
 def _of_states(net: Any, mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:
-    """`mask` as one of `states` [B, n, w]: a network of sounds makes a frame of some hundred samples."""
+    """`mask` as one of `states` [B, n, w]: a network that reads audio makes a frame of some hundred samples."""
     if mask is None or mask.shape[1] == states.shape[1]:
         return mask
     return torch.as_tensor(net._get_feature_vector_attention_mask(states.shape[1], mask.long())).bool()

@@ -1,4 +1,4 @@
-"""What a distillation is told: from whom, how long, and how much each loss counts."""
+"""The settings of a distillation: from whom, how long, and how much each loss counts."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def distill(model: TorchModel, options: DistillationSettings, ctx: Context) -> T
     answers = makes_answers(model.metadata.pipeline)
     if answers and isinstance(examples, FileExamples) and all(item.label is None for item in examples.items):
         raise PassError(
-            "distill: no sound of the train split has a transcript to learn the words by; give some that have"
+            "distill: no recording of the train split has a transcript to learn the words by; give some that have"
         )
     if answers and not isinstance(examples, FileExamples):
         examples = answered_by(teacher, examples, ctx)

@@ -77,7 +77,7 @@ def _surprise(
         return F.binary_cross_entropy_with_logits(outputs[0], torch.bernoulli(chances, generator=draw), reduction="sum")
     if output in (Output.TAGS, Output.MASKED_WORDS, Output.NEXT_WORDS, Output.ANSWER_WORDS):
         outputs = [logits[mask] for logits in outputs]
-    elif output is Output.LETTERS:  # of one sound, which nothing is padded to
+    elif output is Output.LETTERS:  # of one recording, without padding
         outputs = [logits.flatten(0, 1) for logits in outputs]
     elif output is Output.SPAN:
         outputs = [logits.masked_fill(~mask, -torch.inf) for logits in outputs]

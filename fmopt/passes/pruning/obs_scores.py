@@ -294,7 +294,7 @@ def _watched(
     def see(number: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             seen = args[0].detach().float()
-            # An encoder of sound reads samples and makes fewer frames: its mask is not one of these rows.
+            # An audio encoder reads samples and makes fewer frames: its mask is not one of these rows.
             fits = mask is not None and seen.shape[:2] == mask.shape
             rows = seen[mask] if fits else seen.reshape(-1, seen.shape[-1])
             squares[number].addmm_(rows.T, rows)
