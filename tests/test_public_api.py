@@ -14,10 +14,10 @@ import fmopt
 from tests.conftest import LABELS, SENTENCES
 
 PUBLIC = [
-    "BoardError", "Budget", "BundleError", "CheckpointError", "ConfigError", "DataError", "FmoptError", "ParityError", "PassError",
-    "PlanError", "Recipe", "Record", "Step", "StoreError", "Target", "Training", "UnmeasuredError", "Workload", "benchmark",
-    "benchmark_matrix", "compare", "evaluate", "explain", "export", "finetune", "history", "load", "load_model", "merge",
-    "optimize", "optimize_family", "plan", "trim", "verify",
+    "BoardError", "Budget", "BundleError", "CheckpointError", "ConfigError", "DataError", "FmoptError", "ParityError",
+    "PassError", "PlanError", "Recipe", "Record", "Step", "StoreError", "Target", "Training", "UnmeasuredError", "Workload",
+    "benchmark", "benchmark_matrix", "compare", "evaluate", "explain", "export", "finetune", "history", "load", "load_model",
+    "merge", "optimize", "optimize_family", "plan", "trim", "verify",
 ]  # fmt: skip
 VERBS = [name for name in PUBLIC if name[0].islower()]
 WITH_EXAMPLES = ["evaluate", "export", "finetune", "load", "load_model", "optimize", "plan", "verify"]

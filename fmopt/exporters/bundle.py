@@ -80,7 +80,7 @@ def bundle_precision(folder: Path) -> str:
 
 
 def verify_bundle(folder: str | Path) -> list[str]:
-    """What is wrong with the bundle in `folder`, one line each; empty when its files are whole and golden predictions are met here.
+    """What is wrong with the bundle in `folder`, one line each; empty when its files are whole and golden predictions are met.
 
     Raises BundleError for a manifest that cannot be read once the files were found whole.
 

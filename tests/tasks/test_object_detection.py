@@ -54,7 +54,7 @@ def test_boxes_are_shares_or_pixels_and_become_pixels():
         (
             [[10, 10, 200, 20]],
             [0],
-            r"row 1: the box \[10.0, 10.0, 200.0, 20.0\] lies outside of its picture of 100 × 50",
+            r"row 1: the box \[10.0, 10.0, 200.0, 20.0\] lies outside of its image of 100 × 50",
         ),
         ([[1, 2, 3]], [0], "row 1: boxes are"),
         ([[1, 2, 3, 4]], [], "row 1 has 1 boxes and 0 classes"),
