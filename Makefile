@@ -3,8 +3,15 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+ARM    ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fmopt/arm64
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+LOG    := out/tests.log
+export FMOPT_ARM = $(ARM)
+# the tests' exit status is theirs, though tee comes after them
+SHELL  := bash
+.SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test tests test-arm lint types web docs clean
+.PHONY: setup demo test tests needs coverage test-arm arm lint types web docs clean
 
 setup: $(STAMP)
 
@@ -28,22 +35,36 @@ types: setup
 	$(BIN)/mypy
 
 tests: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	@mkdir -p $(dir $(LOG))
+	$(PYTEST) | tee $(LOG)
 
-# types are looked at while tests run
-test: setup
-	$(MAKE) --jobs 2 lint types tests
+# What tests need beside Python's packages. A test whose needs cannot be met here is skipped; with CI=true that fails the run unless
+# tests/allowed_skips.toml allows it, so nothing has to fail here.
+needs: setup
+	tests/system_packages.sh
+	-@$(MAKE) --jobs 2 --keep-going web arm
+
+# Lint and types are looked at while tests run; the tests' closing line is said once more where nothing can follow it.
+test: needs
+	@rm -f $(LOG)
+	@$(MAKE) --jobs 2 --keep-going tests lint types; status=$$?; tail -n 1 $(LOG); exit $$status
+
+# measured, never a gate; the lines that no test ran are in out/coverage/index.html
+coverage: needs
+	$(PYTEST) --cov fmopt --cov-report term:skip-covered --cov-report html:out/coverage
+
+# an arm64 Python and an emulator to run it, in the cache folder
+arm: setup
+	PYTHON=$(CURDIR)/$(BIN)/python benchmarks/arm_setup.sh $(ARM)
 
 # MiniLM's bundles by their own run.py on emulated Arm processors (benchmarks/arm.py): right answers, never speed
-ARM  ?= $(HOME)/.cache/fmopt/arm64
 DATA ?= ../shared/data/stsb
-test-arm: setup
-	PYTHON=$(CURDIR)/$(BIN)/python benchmarks/arm_setup.sh $(ARM)
+test-arm: arm
 	for kind in fp32 int8; do [ -f out/arm-$$kind/fmopt.json ] || \
 	  $(BIN)/fmopt export minilm --target raspberry-pi-5 --precision $$kind --data $(DATA) -o out/arm-$$kind || exit; done
 	[ -f out/arm-int8-7bit/fmopt.json ] || \
 	  $(BIN)/fmopt export minilm --target raspberry-pi-4 --precision int8 --data $(DATA) -o out/arm-int8-7bit
-	FMOPT_ARM=$(ARM) $(BIN)/python benchmarks/arm.py out/arm-fp32 out/arm-int8 out/arm-int8-7bit --data $(DATA) \
+	$(BIN)/python benchmarks/arm.py out/arm-fp32 out/arm-int8 out/arm-int8-7bit --data $(DATA) \
 	  -o benchmarks/results/arm-emulated.json
 
 # what bundles for browsers carry: pinned npm packages, checked, into the cache folder

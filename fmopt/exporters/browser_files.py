@@ -172,9 +172,9 @@ def _names() -> list[str]:
 
 
 def main() -> int:
-    """Fetch, and say where to."""
+    """Fetch what is not there yet, and say where it is."""
     try:
-        print(fetch())
+        print(kept() if absent() is None else fetch())
     except FmoptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
