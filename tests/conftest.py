@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401  hooks
+
 LABELS = {
     "text-classification": ["negative", "neutral", "positive"],
     "text-regression": ["score"],
