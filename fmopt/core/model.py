@@ -165,9 +165,16 @@ def model_files(path: Path) -> list[Path]:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, read in blocks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """sha256 of a file, read in blocks; once in a process, as long as its size and time of change stay what they are."""
+    found = path.stat()
+    identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    if identity not in _DIGESTS:
+        with path.open("rb") as stream:
+            _DIGESTS[identity] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return _DIGESTS[identity]
+
+
+_DIGESTS: dict[tuple[int, ...], str] = {}  # by device, inode, size and time of change
 
 
 Inputs = Mapping[str, np.ndarray]  # name -> array, of text int64 [batch, tokens]

@@ -1,7 +1,8 @@
 """Stage results on disk, keyed by content: what was finished is never done twice, what was not never looks finished.
 
 A stage is a folder `NAME-HASH` under `stages/`, HASH being sha256 over everything that the stage depends on. It is made
-under a temporary name and renamed into place when whole, so that a kill at any moment loses at most the running stage.
+under a temporary name and renamed into place when whole, so that a kill at any moment loses at most the running stage. It keeps
+the sha256 of its files, by which it is checked before it is used again; files of the same content are one file on disk.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,39 +20,48 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fmopt.core.errors import StoreError
+from fmopt.core import seals
+from fmopt.core.errors import FmoptError, StoreError
+from fmopt.core.model import file_digest
 
 MARKER = ".fmopt"  # says that a folder is ours
 LOCK = ".fmopt.lock"
+KEY = "key.json"  # of a stage: what it depends on
+SHARED_BYTES = 64 << 10  # smaller files are not worth a link
+NO_ROOM_BYTES = 64 << 10  # a disk with less is full, whatever a library says
+OTHER_FOLDER = "choose another folder with --output"
 _UNFINISHED = "unfinished-"
 _VALUE = "value.json"
 
 
 class Store:
-    """Finished stages of one output folder."""
+    """Finished stages of one output folder; `say` is told in one line of each that is made again because it is damaged."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, say: Callable[[str], object] = lambda line: None) -> None:
+        self.root, self.say = root, say
         root.mkdir(parents=True, exist_ok=True)
+        seals.require_own(root, OTHER_FOLDER)
         for left_over in root.glob(_UNFINISHED + "*"):  # of a killed run; the folder's lock says that nobody uses it
             shutil.rmtree(left_over, ignore_errors=True)
+        self._by_content: dict[str, Path] | None = None
 
     def folder(self, name: str, key: Mapping[str, Any], make: Callable[[Path], object]) -> Path:
-        """The finished stage `name` for `key`; `make(folder)` fills it if there is none yet."""
-        digest = content_key(name, key)
-        place = self.root / f"{name}-{digest[:16]}"
-        if place.is_dir():
+        """The finished stage `name` for `key`; `make(folder)` fills it if there is none yet, or none that is whole."""
+        place = self.place(name, key)
+        if self.has(name, key):
             return place
-        work = self.root / f"{_UNFINISHED}{os.getpid()}-{place.name}"
-        shutil.rmtree(work, ignore_errors=True)
-        with disk_errors(work):
-            work.mkdir()
+        with disk_errors(place):
+            work = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{os.getpid()}-", dir=self.root))
             try:
-                make(work)
-                (work / "key.json").write_text(json.dumps(key, indent=1, sort_keys=True, default=str))
-                work.rename(place)
+                with disk_errors(work):  # while what was written is still there, and the disk as full as it was
+                    make(work)
+                    (work / KEY).write_text(_written(key))
+                    seals.seal(work)
+                    self._share(work)
+                    work.rename(place)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+        self._known().update({digest: place / path for path, digest in seals.sealed(place).items()})
         return place
 
     def value(self, name: str, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
@@ -61,9 +72,50 @@ class Store:
 
         return json.loads((self.folder(name, key, write) / _VALUE).read_text())
 
+    def place(self, name: str, key: Mapping[str, Any]) -> Path:
+        """Where a stage is once it is finished; its name identifies what it holds."""
+        return self.root / f"{name}-{content_key(name, key)[:16]}"
+
     def has(self, name: str, key: Mapping[str, Any]) -> bool:
-        """True when this stage is finished."""
-        return (self.root / f"{name}-{content_key(name, key)[:16]}").is_dir()
+        """True when this stage is finished, and as it was then."""
+        place = self.place(name, key)
+        if not seals.reusable(place, self.say):
+            return False
+        if (place / KEY).read_text() == _written(key):
+            return True
+        self.say(f"{place.name} is made again: it holds another stage")
+        seals.remove(place)
+        return False
+
+    def _known(self) -> dict[str, Path]:
+        """A file of each content that finished stages say they have."""
+        if self._by_content is None:
+            self._by_content = {
+                digest: folder / path
+                for folder in sorted(self.root.iterdir())
+                if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith(_UNFINISHED)
+                for path, digest in seals.sealed(folder).items()
+            }
+        return self._by_content
+
+    def _share(self, work: Path) -> None:
+        """Large files of a new stage that another stage has too become links to the same bytes."""
+        for name, digest in seals.sealed(work).items():
+            path, other = work / name, self._known().get(digest)
+            if other is None or path.stat().st_size < SHARED_BYTES:
+                continue
+            try:
+                if other.is_symlink() or other.samefile(path) or file_digest(other) != digest:
+                    continue
+                twin = path.with_name(f"{path.name}.twin")
+                os.link(other, twin)
+                twin.replace(path)
+            except OSError:  # another file system, or one without links: then there are two
+                continue
+
+
+def _written(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, indent=1, sort_keys=True, default=str)
 
 
 def content_key(name: str, key: Mapping[str, Any]) -> str:
@@ -73,32 +125,73 @@ def content_key(name: str, key: Mapping[str, Any]) -> str:
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turn a full disk or missing rights into one line that says where and what to do."""
+    """Turn a full disk, missing rights and a folder that vanished into one line that says where and what to do, in whatever class
+    a library says so."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except StoreError:
+        raise
+    except Exception as error:
+        if is_full(error, where):
             raise StoreError(
                 f"the disk of {where.parent} is full; free some space and run the same command again: "
                 f"finished stages are kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StoreError(
                 f"{where} cannot be written ({error.strerror}); choose another folder with --output"
+            ) from error
+        if isinstance(error, FileNotFoundError) and error.filename and _within(Path(error.filename), where.parent):
+            raise StoreError(
+                f"{error.filename} was removed while fmopt worked with it; run the same command again: "
+                "what is missing is made again"
             ) from error
         raise
 
 
+def is_full(error: BaseException, where: Path) -> bool:
+    """Whether an error comes of a full disk: by its number or its words, or by those of what it came from; or because there is no
+    room left at `where`, since some libraries say nothing of it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(seen).lower() for words in ("no space left on device", "disk quota exceeded")):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(error, FmoptError) and error.__cause__ is None:
+        return False  # said by us of something else
+    try:
+        return shutil.disk_usage(next(one for one in (where, *where.parents) if one.exists())).free < NO_ROOM_BYTES
+    except OSError:
+        return False
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return folder.absolute() in path.absolute().parents
+
+
 def write_whole(path: Path, text: str) -> Path:
     """Write a text file that is whole or not there, whoever else writes it at the same time. StoreError when it cannot."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_errors(path):
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", dir=path.parent
+        )  # exclusive, and no name that can be guessed
+        beside = Path(name)
         try:
-            beside.write_text(text, encoding="utf-8")
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            beside.chmod(0o666 & ~_umask())
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
     return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _make(folder: Path) -> None:
@@ -121,6 +214,12 @@ def own_folder(out: Path, *, fresh: bool = False) -> Iterator[None]:
         raise StoreError(f"{out} is not empty and was not made by fmopt; nothing was touched. Choose another --output")
     with disk_errors(out / MARKER):
         _make(out)
+        seals.require_own(out, OTHER_FOLDER)
+        for name in (MARKER, LOCK, "stages"):
+            if (out / name).is_symlink():
+                raise StoreError(
+                    f"{out / name} is a link, which fmopt never makes; nothing was touched. {OTHER_FOLDER}"
+                )
         (out / MARKER).touch()
     try:
         with FileLock(out / LOCK, blocking=False):
@@ -139,11 +238,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StoreError(f"{out} is there already and not empty; choose another --output")
-    work = out.with_name(f"{_UNFINISHED}{os.getpid()}-{out.name}")
     with disk_errors(out):
-        shutil.rmtree(work, ignore_errors=True)
-        _make(work)
+        _make(out.parent)
+        work = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{os.getpid()}-", dir=out.parent))
         try:
+            work.chmod(0o777 & ~_umask())
             yield work
             if out.is_dir():
                 out.rmdir()

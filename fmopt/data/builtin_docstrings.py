@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fmopt.core.errors import DataError
-from fmopt.edge.host import cache_folder
+from fmopt.edge.host import cache_folder, writable_by_others
 
 Pair = dict[str, str]  # query, document, module
 
@@ -118,6 +118,8 @@ def _kept_pairs(root: Path) -> list[Pair]:
     key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
     path = cache_folder() / f"pydoc-{key}.json.z"
     try:
+        if writable_by_others(path.parent):
+            raise OSError("what lies there may be anybody's")
         kept: list[Pair] = json.loads(zlib.decompress(path.read_bytes()))
         return kept
     except (OSError, ValueError, zlib.error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import stat
 import subprocess
 import sys
 from importlib import import_module
@@ -98,6 +99,38 @@ def package_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def writable_by_others(path: Path) -> str:
+    """Who else can write a file or folder, in a few words; empty when nobody but this user and root can, or it is not there.
+    What lies in such a folder may be anybody's."""
+    if not hasattr(os, "getuid"):
+        return ""
+    try:
+        found = path.lstat()
+    except OSError:
+        return ""
+    if found.st_uid not in (os.getuid(), 0):
+        return f"it belongs to another user (number {found.st_uid})"
+    if found.st_mode & stat.S_IWOTH:
+        return "every user of this machine can write it"
+    if found.st_mode & stat.S_IWGRP and not _only_ours(found.st_gid):
+        return f"the users of group {found.st_gid} can write it"
+    return ""
+
+
+def _only_ours(group: int) -> bool:
+    """Whether a group is this user's own: many systems give everyone one of that kind, and a umask that lets it write."""
+    import grp
+    import pwd
+
+    me = os.getuid()
+    try:
+        members = {pwd.getpwnam(name).pw_uid for name in grp.getgrgid(group).gr_mem}
+    except KeyError:
+        return False
+    first = {user.pw_uid for user in pwd.getpwall() if user.pw_gid == group}
+    return (members | first) <= {me, 0}
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from .host import INT8_DOT, available_cores, cache_folder, host_fingerprint, isa_features, package_version
+from .host import (
+    INT8_DOT,
+    available_cores,
+    cache_folder,
+    host_fingerprint,
+    isa_features,
+    package_version,
+    writable_by_others,
+)
 from .parts import EdgeError, Pipeline, Sample, explained, last_line, part_of
 from .runners import open_runner
 from .text import open_preprocessor, postprocess, present, read_sample
@@ -290,7 +298,8 @@ def load(
         warnings.warn(warning, stacklevel=2)
     model = open_model(folder, metadata, threads, opener)
     marker = _marker(metadata)
-    if not _known_here(metadata) and not marker.is_file():
+    believed = marker.is_file() and not writable_by_others(marker.parent)
+    if not _known_here(metadata) and not believed:
         self_test(folder, model)
         _leave(marker, metadata)
     return model

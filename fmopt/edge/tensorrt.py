@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from .host import cache_folder
+from .host import cache_folder, writable_by_others
 from .loading import read_manifest, sha256_file
 from .parts import EdgeError, need
 
@@ -152,7 +152,7 @@ def ready_engine(
     key = hashlib.sha256(f"{here['graph']}{json.dumps(options, sort_keys=True)}".encode()).hexdigest()[:16]
     engine = cache_folder() / "tensorrt" / f"{key}.plan"
     written = engine.with_suffix(".json")
-    if engine.is_file() and written.is_file():
+    if engine.is_file() and written.is_file() and not writable_by_others(engine.parent):
         built = json.loads(written.read_text())
         why = differences(built, here)
         if not why:

@@ -166,7 +166,7 @@ def _remembered_host(*, fresh: bool) -> Target:
     """The probe of this machine and these libraries, from the user's cache folder where it is."""
     key = json.dumps([EDITION, host_fingerprint(), versions()], sort_keys=True)
     path = _cache_folder() / f"host-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    if not fresh:
+    if not fresh and not writable_by_others(path.parent):
         try:
             return Target.model_validate_json(path.read_text())
         except (OSError, ValidationError):

@@ -16,6 +16,7 @@ from typing import Any
 from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import ModelSource
+from fmopt.core.seals import require_own
 from fmopt.models.loading import auto_loader, quiet
 from fmopt.models.networks import known_transformers
 from fmopt.tasks.base import find_task
@@ -123,6 +124,9 @@ def _write_vocabulary(settings: Mapping[str, Any], folder: Path) -> None:
 def made_once(place: Path, make: Callable[[Path], None]) -> Path:
     """The folder `place` of a cache, which `make` fills where it is not there yet. It is whole or not there, whoever else makes
     it at the same time."""
+    for folder in (place.parent, place):
+        if folder.exists():
+            require_own(folder, "set FMOPT_CACHE to a folder that only you can write, or remove that one")
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as scratch:

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from fmopt.core import seals
 from fmopt.core.errors import ConfigError, PassError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.recipe import Step
@@ -97,12 +98,12 @@ def _ranked(model: TorchModel, quantize: QuantizeStatic, found: Statistics, ctx:
         scheme = (quantize.scheme(ctx.target), quantize.keep_float)
         known = repr((_VERSION, network, scheme, found.items, found.digest))
         path = ctx.scratch / f"sensitivity-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
-        if path.is_file():
+        if seals.reusable(path, ctx.progress):
             return [Sensitivity(**entry) for entry in json.loads(path.read_text())]
     measured = _measured(model, quantize, found, ctx)
     ranked = sorted(measured, key=lambda entry: (-entry.damage / entry.cost, entry.group))
     if path is not None:
-        write_whole(path, json.dumps([entry.model_dump() for entry in ranked]))
+        seals.seal(write_whole(path, json.dumps([entry.model_dump() for entry in ranked])))
     return ranked
 
 

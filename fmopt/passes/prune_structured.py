@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from fmopt.core import seals
 from fmopt.core.errors import ConfigError, PassError
 from fmopt.core.model import CheckpointMetadata, Inputs
+from fmopt.core.store import write_whole
 from fmopt.core.target import Target
 from fmopt.models.families.base import Family, find_family
 from fmopt.models.loading import TorchModel
@@ -92,17 +94,16 @@ class PruneStructured:
             raise PassError("prune_structured has no runtime to time sublayers on; use it in a recipe with a runtime")
         parts = sublayers(model.net, family)
         ctx.progress("timing sublayers at several widths")
-        table = latency_table(model, family, ctx.timer, ctx.target.width_multiple, ctx.scratch)
+        table = latency_table(model, family, ctx.timer, ctx.target.width_multiple, ctx.scratch, ctx.progress)
         ctx.progress(f"uncut {table.whole_ms:.2f} ms; the sum of its parts is off by {table.additivity_error:+.1%}")
         wanted = self.wanted_ms(table)
         with TemporaryDirectory() as here:
             scores = _scores(model, parts, self, answering(model, ctx, self.items), ctx.scratch or Path(here))
             pruned = _Pruning(model, family, parts, scores, table, ctx)
-            kept = scores.folder / f"{_choice_key(table, wanted, self.tries, ctx)}.json"
-            if not kept.is_file():  # times are never the same twice; what was trained since depends on what was chosen
-                part = kept.with_suffix(".part")
-                part.write_text(json.dumps(pruned.to(wanted, self.tries)))
-                part.replace(kept)
+            kept = scores.folder.with_name(f"{scores.folder.name}-{_choice_key(table, wanted, self.tries, ctx)}.json")
+            # times are never the same twice; what was trained since depends on what was chosen
+            if not seals.reusable(kept, ctx.progress):
+                seals.seal(write_whole(kept, json.dumps(pruned.to(wanted, self.tries))))
             counts, got = json.loads(kept.read_text())
             pruned.cut(model, counts)
             merge_norms(model.net, family, islice(ctx.calibration(), self.items))

@@ -91,7 +91,7 @@ def start(job: Job, progress: Progress) -> Run:
     builder = Builder(
         metadata=job.metadata,
         target=job.target,
-        store=Store(request.stages_folder),
+        store=Store(request.stages_folder, progress.say),
         preprocessor=open_preprocessor(job.metadata.folder, dict(job.metadata.pipeline)),
         calibration=[item.sample for item in items],
         calibration_digest=f"{job.data.digest}:{len(items)}",

@@ -163,8 +163,8 @@ def start(request: dict[str, Any], stream: Any) -> None:
 def poll(request: dict[str, Any], stream: Any) -> None:
     """What became of a job; waits for its end up to `wait` seconds. An ended one comes with what it printed."""
     folder = inside("jobs/" + request["job"])
-    until = time.time() + request["wait"]
-    while state(folder) == "running" and time.time() < until:
+    until = time.monotonic() + request["wait"]
+    while state(folder) == "running" and time.monotonic() < until:
         time.sleep(0.1)
     now = state(folder)
     if now != "ended":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -15,6 +16,7 @@ import numpy as np
 
 from fmopt.core.errors import PassError
 from fmopt.core.model import Inputs, makes_answers
+from fmopt.core.store import write_whole
 from fmopt.edge.seq2seq import NEW, answers, usual
 from fmopt.models.loading import TorchModel
 from fmopt.models.wrappers.seq2seq import EncoderDecoder
@@ -24,7 +26,7 @@ from fmopt.training.examples import Example
 SEEN_TOKENS = 64  # of an answer, at most, when a network is looked at
 REPORT_SECONDS = 20.0  # seconds between two lines of progress
 TOGETHER = 32  # texts that are answered at once
-_VERSION = 1  # of what is kept
+_VERSION = 2  # of what is kept
 
 Ids = list[int]
 
@@ -109,7 +111,7 @@ class _Kept:
             found[number] = ids
             if self.path is not None:
                 with self.path.open("a") as file:
-                    file.write(json.dumps([number, ids]) + "\n")
+                    file.write(_line(number, ids))
             now = time.monotonic()
             if self.ctx.deadline is not None and now > self.ctx.deadline:
                 done = f"{len(found)} of {count} of {self.title}"
@@ -121,11 +123,26 @@ class _Kept:
 
     @staticmethod
     def _read(path: Path) -> dict[int, Ids]:
-        """Those of whole lines; a line that a kill cut is taken out of the file."""
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
+        """Those of whole lines; a line that a kill cut, or that is damaged, is taken out of the file."""
+        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
+        whole = [line for line in lines if _is_whole(line)]
         if len(whole) < len(lines):
-            part = path.with_suffix(".part")
-            part.write_text("".join(whole))
-            part.replace(path)
-        return dict(map(json.loads, whole))
+            write_whole(path, "".join(whole))
+        return {number: ids for _, number, ids in map(json.loads, whole)}
+
+
+def _line(number: int, ids: Ids) -> str:
+    """An answer as it is kept, after a checksum of it."""
+    return json.dumps([_checksum(number, ids), number, ids]) + "\n"
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        checksum, number, ids = json.loads(line)
+        return line == _line(number, ids) and checksum == _checksum(number, ids)
+    except (ValueError, TypeError):
+        return False
+
+
+def _checksum(number: int, ids: Ids) -> int:
+    return zlib.crc32(json.dumps([number, ids]).encode())

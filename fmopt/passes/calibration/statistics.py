@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
+from fmopt.core import seals
 from fmopt.core.errors import PassError
 from fmopt.core.model import Inputs, token_mask
 from fmopt.models.loading import TorchModel
@@ -105,7 +106,7 @@ def statistics(model: TorchModel, ctx: Context) -> Statistics:
             digest.update(np.ascontiguousarray(item[name]).tobytes())
     _require_items(count)
     path = ctx.scratch / f"statistics-{digest.hexdigest()[:16]}.safetensors" if ctx.scratch else None
-    if path is not None and path.is_file():
+    if path is not None and seals.reusable(path, ctx.progress):
         return load(path)
     ctx.progress(f"calibrating on {count} items")
     found = collect(model.net, ctx.calibration(), memory_cap_bytes=ctx.memory_cap_bytes, seed=ctx.seed)
@@ -152,6 +153,7 @@ def save(found: Statistics, path: Path) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     save_file(tensors, part, metadata={"facts": json.dumps(metadata), "items": str(found.items)})
     os.replace(part, path)
+    seals.seal(path)
 
 
 def load(path: Path) -> Statistics:

@@ -23,8 +23,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fmopt.core import seals
 from fmopt.core.errors import PassError
 from fmopt.core.formatting import percent, size
+from fmopt.core.store import write_whole
 from fmopt.measurement.host_probe import versions
 from fmopt.training import distributed
 from fmopt.training.collation import Collator
@@ -108,6 +110,7 @@ class TeacherOutputs:
         _, starts, self.shard_of = np.unique(before // SHARD_TOKENS, return_index=True, return_inverse=True)
         self.shards = [range(first, last) for first, last in pairwise([*starts.tolist(), len(examples)])]
         self.token_row = before - before[starts][self.shard_of]
+        self.say: Callable[[str], None] = lambda line: None
         self.opened: dict[int, dict[str, torch.Tensor]] = {}
 
     def kept(self, terms: Terms, progress: Callable[[str], None], over: Callable[[], bool]) -> bool:
@@ -115,6 +118,7 @@ class TeacherOutputs:
 
         PassError when `over` says that the time is up while the teacher is being asked.
         """
+        self.say = progress
         reason = distributed.shared(None if distributed.follows() else self._refusal(terms))
         if reason is None:
             reason = self._fill(progress, over)
@@ -163,7 +167,7 @@ class TeacherOutputs:
         return self.folder / f"{shard:05}.safetensors"
 
     def _missing(self) -> list[int]:
-        return [shard for shard in range(len(self.shards)) if not self._path(shard).is_file()]
+        return [shard for shard in range(len(self.shards)) if not seals.reusable(self._path(shard), self.say)]
 
     # -------------------------------------------------------------------------------------------- deciding and making
 
@@ -187,7 +191,7 @@ class TeacherOutputs:
     def _cost(self) -> Cost:
         """As measured once on the first shard; the teacher is warmed up with a batch of it."""
         path = self.folder / COST
-        if not path.is_file():
+        if not seals.reusable(path, self.say):
             self.folder.mkdir(parents=True, exist_ok=True)
             items = self.shards[0]
             self.ask(self.collate([self.examples[number] for number in items[:BATCH]]))
@@ -199,9 +203,7 @@ class TeacherOutputs:
             taken = {kind: rows.numel() * rows.element_size() for kind, rows in answers.items()}
             by_token = sum(count for kind, count in taken.items() if kind in self.per_token)
             cost = Cost(seconds / tokens, by_token / tokens, (sum(taken.values()) - by_token) / len(items))
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(asdict(cost)))
-            part.replace(path)
+            seals.seal(write_whole(path, json.dumps(asdict(cost))))
         return Cost(**json.loads(path.read_text()))
 
     def _fill(self, progress: Callable[[str], None], over: Callable[[], bool]) -> str | None:
@@ -253,12 +255,13 @@ class TeacherOutputs:
         part = self.folder / f"{distributed.rank()}.part"
         save_file(answers, part)
         os.replace(part, self._path(shard))
+        seals.seal(self._path(shard))
 
     def _forget(self) -> None:
         """Give the disk back; what asking costs stays known."""
         self.opened.clear()
         for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("*.part")]:
-            path.unlink(missing_ok=True)
+            seals.remove(path)
 
 
 def room_on_disk(folder: Path, most: float) -> float:

@@ -27,6 +27,7 @@ import transformers
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from fmopt.core import seals
 from fmopt.core.errors import PassError
 from fmopt.core.model import TOKENIZER, CheckpointMetadata, makes_answers
 from fmopt.edge.parts import Sample
@@ -84,7 +85,7 @@ def distill(model: TorchModel, options: DistillationSettings, ctx: Context) -> T
         examples = answered_by(teacher, examples, ctx)
     bf16 = has_bf16() if options.bf16 is None else options.bf16
     with _work_folder(_key(model, teacher.metadata, examples, options, bf16, ctx.seed), ctx.scratch) as work:
-        if not (work / FINISHED).is_file():
+        if not seals.reusable(work / FINISHED, ctx.progress):
             shared = (examples, options, bf16, work, ctx.seed)
             distributed.together(
                 lambda: _train(model, teacher, *shared, ctx.progress, ctx.deadline), _train_along, _handed_over(model, work),
@@ -241,6 +242,7 @@ def _train(
     (work / RECORD).write_text(json.dumps(record, indent=1))
     save_model(net, str(work / "part"))
     (work / "part").replace(work / FINISHED)
+    seals.seal(work / FINISHED)
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
 

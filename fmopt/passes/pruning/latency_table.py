@@ -10,7 +10,6 @@ and cannot do without any attention: what must stay is in all of them, and is su
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fmopt.core import seals
 from fmopt.core.errors import PassError
 from fmopt.core.results import Frozen
+from fmopt.core.store import write_whole
 from fmopt.models.families.base import Family, Kind, Stack
 from fmopt.models.loading import TorchModel
 from fmopt.models.surgery.pruned_modules import least_heads, prune_layer
@@ -78,19 +79,22 @@ class LatencyTable(Frozen):
 
 
 def latency_table(
-    model: TorchModel, family: Family, timer: NetworkTimer, multiple: int, scratch: Path | None
+    model: TorchModel,
+    family: Family,
+    timer: NetworkTimer,
+    multiple: int,
+    scratch: Path | None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> LatencyTable:
     """The table of networks shaped like `model` was before any cut, measured once and kept in `scratch`."""
     config = model.net.config.to_json_string()  # type: ignore[union-attr,operator]
     known = repr((_VERSION, type(model.net).__name__, config, multiple, timer.key))
     path = scratch / f"latency-table-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json" if scratch else None
-    if path is not None and path.is_file():
+    if path is not None and seals.reusable(path, say):
         return LatencyTable.model_validate_json(path.read_text())
     table = measure(model, family, timer, multiple)
     if path is not None:
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(table.model_dump_json())
-        part.replace(path)
+        seals.seal(write_whole(path, table.model_dump_json()))
     return table
 
 

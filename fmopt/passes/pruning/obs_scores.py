@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fmopt.core import seals
 from fmopt.core.errors import PassError
 from fmopt.core.model import Inputs, token_mask
 from fmopt.models.families.base import Family, Kind, Stack
@@ -120,7 +121,7 @@ def score(
     As many sublayers at once as the cap has room for; every such group is one pass over the stream. With `importance`,
     which gives one number per unit of every sublayer, the least important goes first, whatever the others make up for.
     """
-    if not folder.is_dir():
+    if not seals.reusable(folder, progress):
         work = folder.with_name(f"{folder.name}.{os.getpid()}.part")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -133,6 +134,7 @@ def score(
                 weight = weight_of(projection(net, part.output))
                 found.append(given[len(found)] if given else removal(weight, hessian, part.size))
         (work / "removals.json").write_text(json.dumps([(entry.order, entry.errors) for entry in found]))
+        seals.seal(work)
         work.rename(folder)
     return Scores(folder, parts)
 

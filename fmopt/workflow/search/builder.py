@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,7 +48,7 @@ TOLERANCE = 1e-3
 COSINE_INT8 = 0.99
 PARITY_ITEMS = 8
 CHECKPOINT = "checkpoint"  # folder of the plain network, beside its exported graph
-LAYERS = "layers.json"  # what is known of its layers
+PARITY, LAYERS = "parity.json", "layers.json"  # how far it is from its network; what is known of its layers
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,16 @@ class Builder(BuildContext):
                     f"{recipe.name}: runtime {recipe.runtime!r} runs the checkpoint itself and takes no passes"
                 )
             return runtime.build(self.metadata, recipe.options, self.metadata.folder)
-        graph = self._program(recipe) if runtime.format == "executorch" else self.graph(recipe.steps, recipe)
+        if plain_steps(recipe.steps):  # beside its graph lie the networks that are looked at later
+            self._export_folder(_parted(recipe.steps)[0], recipe)
         building = {name: value for name, value in recipe.options.items() if name not in runtime.opening}
-        key = {"graph": graph_key(graph), "runtime": recipe.runtime, "options": building, **tool_versions()}
+        program = runtime.format == "executorch"
+        last = self._program_stage(recipe) if program else self._graph_stages(recipe.steps, recipe)[-1]
+        graph_name = self.store.place(*last).name  # its content is not needed where what was built of it is there
+        key = {"graph": graph_name, "runtime": recipe.runtime, "options": building, **tool_versions()}
 
         def make(folder: Path) -> None:
+            graph = self._program(recipe) if program else self.graph(recipe.steps, recipe)
             with explained(f"{recipe.runtime} cannot build from this graph"):
                 write_artifact(runtime.build(graph, building, folder), folder)
 
@@ -79,47 +85,66 @@ class Builder(BuildContext):
 
     def graph(self, steps: Sequence[Step], recipe: Recipe | None = None) -> Graph:
         """The exported graph after every pass of `steps`, torch passes first; priced ones are timed as in `recipe`."""
-        passes = [(step, step.build()) for step in steps]
-        torch_steps = [step for step, made in passes if made.stage == "torch"]
-        if [made.stage for _, made in passes] != ["torch"] * len(torch_steps) + ["graph"] * (
-            len(passes) - len(torch_steps)
-        ):
-            raise PassError("passes on the network come before passes on the graph: " + ", ".join(map(str, steps)))
-        graph = read_graph(self._export_folder(torch_steps, recipe))
-        for step, made in passes[len(torch_steps) :]:
-            graph = self._after(graph, step, made)
+        on_torch, on_graph = _parted(steps)
+        _, *later = self._graph_stages(steps, recipe)
+        graph = read_graph(self._export_folder(on_torch, recipe))
+        for step, (name, key) in zip(on_graph, later, strict=True):
+            graph = self._after(graph, step, name, key)
         return graph
 
-    def parity(self, steps: Sequence[Step]) -> Parity:
+    def parity(self, steps: Sequence[Step], recipe: Recipe | None = None) -> Parity:
         """How far the exported graph of the torch passes in `steps` is from its network."""
-        torch_steps = [step for step in steps if step.build().stage == "torch"]
-        folder = self.exports.get(tuple(map(str, torch_steps))) or self._export_folder(torch_steps)
-        return Parity.model_validate_json((folder / "parity.json").read_text())
+        return Parity.model_validate_json(self._about(steps, recipe)["parity"])
 
-    def layer_metadata(self, steps: Sequence[Step]) -> LayerMetadata:
-        """What is known of the layers of the network that the torch passes in `steps` made; empty where an older run made it."""
-        torch_steps = [step for step in steps if step.build().stage == "torch"]
-        path = (self.exports.get(tuple(map(str, torch_steps))) or self._export_folder(torch_steps)) / LAYERS
-        return LayerMetadata.model_validate_json(path.read_text()) if path.is_file() else LayerMetadata()
+    def layer_metadata(self, steps: Sequence[Step], recipe: Recipe | None = None) -> LayerMetadata:
+        """What is known of the layers of the network that the torch passes in `steps` made."""
+        return LayerMetadata.model_validate_json(self._about(steps, recipe)["layers"])
 
-    def _export_folder(self, steps: Sequence[Step], recipe: Recipe | None = None) -> Path:
+    def _about(self, steps: Sequence[Step], recipe: Recipe | None) -> dict[str, str]:
+        """What was found out when a graph was exported: it outlives the graph."""
+        on_torch, _ = _parted(steps)
+        made = self.exports.get(tuple(map(str, on_torch)))
+        place = made or self.store.place(*self._graph_stages(on_torch, recipe)[0])
+
+        def read() -> dict[str, str]:
+            folder = made or self._export_folder(on_torch, recipe)
+            return {"parity": (folder / PARITY).read_text(), "layers": (folder / LAYERS).read_text()}
+
+        about: dict[str, str] = self.store.value("about", {"graph": place.name}, read)
+        return about
+
+    def _graph_stages(self, steps: Sequence[Step], recipe: Recipe | None) -> list[tuple[str, dict[str, Any]]]:
+        """(name, key) of the stages of the exported graph and of every pass on it, known before any is made."""
+        on_torch, on_graph = _parted(steps)
+        name = "graph-" + (on_torch[-1].use if on_torch else "export")
         key: dict[str, Any] = {
             "model": self.metadata.digest,
             "task": self.metadata.task,
             "pipeline": dict(self.metadata.pipeline),
-            "steps": [step.model_dump() for step in steps],
+            "steps": [step.model_dump() for step in on_torch],
             "compared on": self._compared_on(),
             **tool_versions(),
         }
-        if steps:
-            key |= self._passes_key(steps)
+        if on_torch:
+            key |= self._passes_key(on_torch)
+        if any(map(priced, on_torch)):
+            key |= {"timer": self._timer(on_torch, recipe).key}
+        stages = [(name, key)]
+        for step in on_graph:
+            before = self.store.place(*stages[-1]).name
+            key = {"graph": before, "step": step.model_dump(), **self._passes_key([step]), **tool_versions()}
+            stages.append((f"graph-{step.use}", key))
+        return stages
+
+    def _timer(self, steps: Sequence[Step], recipe: Recipe | None) -> RecipeTimer:
+        if recipe is None:
+            raise PassError(f"{steps[0]} is timed on a runtime; build it as part of a recipe")
+        return RecipeTimer(self, recipe)
+
+    def _export_folder(self, steps: Sequence[Step], recipe: Recipe | None = None) -> Path:
         context = self.pass_context()
-        if any(priced(step) for step in steps):
-            if recipe is None:
-                raise PassError(f"{steps[0]} is timed on a runtime; build it as part of a recipe")
-            timer = RecipeTimer(self, recipe)
-            context = replace(context, timer=timer)
-            key |= {"timer": timer.key}
+        if any(map(priced, steps)):
+            context = replace(context, timer=self._timer(steps, recipe))
 
         def make(folder: Path) -> None:
             model = checkpoint.load(self.metadata)
@@ -131,11 +156,11 @@ class Builder(BuildContext):
             graph = to_onnx.export_onnx(model, self.example(), folder)
             write_graph(graph, folder)
             parity = self._check_parity(graph, model, COSINE_INT8 if steps else None)
-            (folder / "parity.json").write_text(parity.model_dump_json())
+            (folder / PARITY).write_text(parity.model_dump_json())
             known = LayerMetadata(structure=left_of(model), sensitivity=model.sensitivity)
             (folder / LAYERS).write_text(known.model_dump_json())
 
-        folder = self.store.folder("graph-" + (steps[-1].use if steps else "export"), key, make)
+        folder = self.store.folder(*self._graph_stages(steps, recipe)[0], make)
         self.exports[tuple(map(str, steps))] = folder
         return folder
 
@@ -156,6 +181,18 @@ class Builder(BuildContext):
         """The network of a recipe as an ExecuTorch program, compared with itself on real items."""
         from fmopt.exporters.to_executorch import export_executorch
 
+        int8 = recipe.options.get("quantize") == "int8"
+
+        def make(folder: Path) -> None:
+            model = checkpoint.load(self.metadata)
+            self.progress.say("exporting to ExecuTorch")
+            graph = export_executorch(model, self.example(), folder, int8=int8)
+            write_graph(graph, folder)
+            self._check_parity(graph, model, COSINE_INT8 if int8 else None, "executorch")
+
+        return read_graph(self.store.folder(*self._program_stage(recipe), make))
+
+    def _program_stage(self, recipe: Recipe) -> tuple[str, dict[str, Any]]:
         if recipe.steps:
             raise PassError(
                 f"{recipe.name}: an ExecuTorch program is made of the checkpoint itself, without passes; prune or train that"
@@ -168,16 +205,9 @@ class Builder(BuildContext):
             "int8": int8,
             "compared on": self._compared_on(),
             "calibration": self.calibration_digest if int8 else "",
+            **tool_versions(),
         }
-
-        def make(folder: Path) -> None:
-            model = checkpoint.load(self.metadata)
-            self.progress.say("exporting to ExecuTorch")
-            graph = export_executorch(model, self.example(), folder, int8=int8)
-            write_graph(graph, folder)
-            self._check_parity(graph, model, COSINE_INT8 if int8 else None, "executorch")
-
-        return read_graph(self.store.folder("program", {**key, **tool_versions()}, make))
+        return "program", key
 
     def _check_parity(
         self, graph: Graph, model: TorchModel, min_cosine: float | None, by: str = "onnxruntime"
@@ -229,21 +259,26 @@ class Builder(BuildContext):
             for name in sorted(named)
         }
 
-    def _after(self, graph: Graph, step: Step, made: Any) -> Graph:
-        key = {
-            "graph": graph_key(graph),
-            "step": step.model_dump(),
-            **self._passes_key([step]),
-            **tool_versions(),
-        }
+    def _after(self, graph: Graph, step: Step, name: str, key: Mapping[str, Any]) -> Graph:
+        made = step.build()
 
         def make(folder: Path) -> None:
-            source = graph
+            source, aside = graph, folder / "source"
             if made.format == "openvino" and graph.format == "onnx":
-                source = to_onnx.convert_openvino(graph, folder / "source")
+                source = to_onnx.convert_openvino(graph, aside)
             write_graph(guarded(step, lambda p: p.apply(source, self.pass_context(), folder), made), folder)
+            shutil.rmtree(aside, ignore_errors=True)
 
-        return read_graph(self.store.folder(f"graph-{step.use}", key, make))
+        return read_graph(self.store.folder(name, key, make))
+
+
+def _parted(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
+    """(Passes on the network, passes on the graph); PassError where one on the network comes after one on the graph."""
+    stages = [step.build().stage for step in steps]
+    on_torch = stages.count("torch")
+    if stages != ["torch"] * on_torch + ["graph"] * (len(stages) - on_torch):
+        raise PassError("passes on the network come before passes on the graph: " + ", ".join(map(str, steps)))
+    return list(steps[:on_torch]), list(steps[on_torch:])
 
 
 def guarded(step: Step, work: Any, made: Any = None) -> Any:
@@ -271,11 +306,6 @@ def digests_named(steps: Sequence[Step]) -> dict[str, list[str]]:
         if digests := [file_digest(file) for file in files if file.is_file()]:
             found[f"digest of {value}"] = digests
     return found
-
-
-def graph_key(graph: Graph) -> str:
-    """What identifies a graph made by this store: its stage folder's name carries the content key."""
-    return f"{graph.path.parent.name}/{graph.path.name}"
 
 
 def write_graph(graph: Graph, folder: Path) -> None:

@@ -49,9 +49,10 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
         builder = run.builder if network is None else run.builder.of_network(network)
         steps = recipe.steps if network is None else recipe.steps[plain_steps(recipe.steps) :]
         with explained(f"{recipe.name} cannot be built"):
-            artifact = builder.artifact(recipe.model_copy(update={"steps": steps}))
-            parity = None if recipe.runtime == "torch" else builder.parity(steps)
-            layers = LayerMetadata() if recipe.runtime == "torch" else builder.layer_metadata(steps)
+            asked = recipe.model_copy(update={"steps": steps})
+            artifact = builder.artifact(asked)
+            parity = None if recipe.runtime == "torch" else builder.parity(steps, asked)
+            layers = LayerMetadata() if recipe.runtime == "torch" else builder.layer_metadata(steps, asked)
     except StoreError:  # a disk that is full is no fault of the recipe
         raise
     except FmoptError as error:
