@@ -25,6 +25,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     produce.finetune,
     produce.merge,
     produce.trim,
+    produce.clean,
     evaluate.bench,
     evaluate.evaluate,
     evaluate.explain,

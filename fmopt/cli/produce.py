@@ -72,6 +72,9 @@ def optimize(
         str | None, typer.Option("--family", help="2x,4x,8x: a bundle for each speedup, in OUT/2x and so on.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget finished stages in the output folder.")] = False,
+    keep_stages: Annotated[
+        bool, typer.Option("--keep-stages", help="Also those that nothing reads once the bundle is written.")
+    ] = False,
     allow_pickle: Pickle = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,
@@ -115,7 +118,7 @@ def optimize(
         on=on,
         clean=clean,
         command=shlex.join(["fmopt", *sys.argv[1:]]),
-    )
+    ).model_copy(update={"keep_stages": keep_stages})
     if dry_run:
         plan = workflow_optimize.plan(request)
         return answer(plan.model_dump(mode="json"), as_json, lambda: cli_output.plan(plan))
@@ -244,3 +247,19 @@ def trim(
 
     got = vocabulary.trim(model, read_lines(texts), output)
     answer(dataclasses.asdict(got), as_json, lambda: cli_output.trimmed(got))
+
+
+def clean(
+    output: Annotated[Path, typer.Argument(help="Folder of an optimization, a family or a benchmark.")],
+    as_json: Json = False,
+) -> None:
+    """Free the disk that finished stages take; the bundle, its record and its report stay."""
+    from fmopt.core import formatting
+    from fmopt.workflow import disk
+
+    done = disk.clean(output)
+    answer(
+        done.model_dump(mode="json"),
+        as_json,
+        lambda: print(f"{output}: {formatting.size(done.freed_bytes)} freed, {done.stages} finished stages removed"),
+    )

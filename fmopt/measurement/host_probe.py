@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from fmopt.core.errors import StoreError
 from fmopt.core.results import Frozen
 from fmopt.core.target import Precision, Target, read_target
+from fmopt.edge.host import writable_by_others
 
 # What kernels of the runtimes ask for; /proc/cpuinfo's names on the right where they differ from ours.
 ISA_X86 = {

@@ -1,4 +1,7 @@
-"""What a pass is: a frozen configuration that answers for itself and makes a new model or graph."""
+"""What a pass is: a frozen configuration that answers for itself and makes a new model or graph.
+
+A class attribute `bytes_left`, where a pass has one, is what it leaves of the bytes of (lookup tables, everything else).
+"""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ class Cast:
     items: int = 32  # calibration items that show which values leave the range
 
     stage: ClassVar[Literal["graph"]] = "graph"
+    bytes_left: ClassVar[tuple[float, float]] = (0.5, 0.5)
     format: ClassVar[Literal["onnx"]] = "onnx"
 
     def __post_init__(self) -> None:

@@ -41,6 +41,7 @@ class CompressWeights:
     items: int = 64
 
     stage: ClassVar[Literal["graph"]] = "graph"
+    bytes_left: ClassVar[tuple[float, float]] = (0.25, 0.27)
     format: ClassVar[Literal["openvino"]] = "openvino"
     only_weights: ClassVar[bool] = True
 

@@ -38,6 +38,7 @@ class MixedPrecision:
     calibrates: ClassVar[bool] = True
     decides_kernels: ClassVar[bool] = True
     timed_as: ClassVar[Step] = Step(use="quantize_static", options={"smooth": None})
+    bytes_left: ClassVar[tuple[float, float]] = (1.0, 0.3)
 
     groups: int = 1
     calibrator: Calibrator = "minmax"

@@ -36,6 +36,7 @@ class QuantizeDynamic:
     per_channel: bool = True  # one scale per output column; per tensor the cosine falls from 0.99 to 0.86
 
     stage: ClassVar[Literal["graph"]] = "graph"
+    bytes_left: ClassVar[tuple[float, float]] = (1.0, 0.25)
     format: ClassVar[Literal["onnx"]] = "onnx"
     rounds_products: ClassVar[bool] = True
     rounds_head: ClassVar[bool] = True

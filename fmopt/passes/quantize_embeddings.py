@@ -28,6 +28,7 @@ class QuantizeEmbeddings:
     min_rows: int = 1024  # the tables worth it: words, not positions or segments
 
     stage: ClassVar[Literal["graph"]] = "graph"
+    bytes_left: ClassVar[tuple[float, float]] = (0.25, 1.0)
     format: ClassVar[Literal["onnx"]] = "onnx"
 
     def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:

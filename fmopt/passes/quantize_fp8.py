@@ -37,6 +37,7 @@ class QuantizeFp8:
     items: int = 128  # calibration items for the ranges of activations
 
     stage: ClassVar[Literal["graph"]] = "graph"
+    bytes_left: ClassVar[tuple[float, float]] = (1.0, 0.25)
     format: ClassVar[Literal["onnx"]] = "onnx"
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ class QuantizeNncf:
     items: int = 300  # NNCF's own default; statistics are kept per item, so more items cost memory
 
     stage: ClassVar[Literal["graph"]] = "graph"
+    bytes_left: ClassVar[tuple[float, float]] = (0.25, 0.25)
     format: ClassVar[Literal["openvino"]] = "openvino"
     rounds_products: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True

@@ -33,6 +33,7 @@ class QuantizeStatic:
     calibrates: ClassVar[bool] = True
     decides_kernels: ClassVar[bool] = True
     partly: ClassVar[str] = "mixed_precision"
+    bytes_left: ClassVar[tuple[float, float]] = (1.0, 0.25)
 
     calibrator: Calibrator = "minmax"
     smooth: float | Literal["search"] | None = "search"

@@ -27,6 +27,7 @@ class QuantizeStaticOrt:
     items: int = 128  # calibration items; min-max ranges hardly move after that
 
     stage: ClassVar[Literal["graph"]] = "graph"
+    bytes_left: ClassVar[tuple[float, float]] = (1.0, 0.25)
     format: ClassVar[Literal["onnx"]] = "onnx"
     rounds_products: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True

@@ -58,6 +58,7 @@ class QuantizeWeights:
     keep: tuple[str, ...] = ()
 
     stage: ClassVar[Literal["graph"]] = "graph"
+    bytes_left: ClassVar[tuple[float, float]] = (1.0, 0.16)
     format: ClassVar[Literal["onnx"]] = "onnx"
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,9 +71,13 @@ def opening_options(graph: Graph) -> dict[str, Any]:
 
 
 def copy_model(path: Path, out: Path) -> Path:
-    """Copy model.onnx or model.xml with the weights beside it into `out`, unless it is there already; its new path."""
+    """The files of model.onnx or model.xml, with the weights beside it, in `out`, unless they are there already: links to the
+    same bytes where the file system has them, else copies; its new path."""
     out.mkdir(parents=True, exist_ok=True)
     for file in model_files(path):
         if not (out / file.name).exists():
-            shutil.copyfile(file, out / file.name)
+            try:
+                os.link(file, out / file.name)
+            except OSError:
+                shutil.copyfile(file, out / file.name)
     return out / path.name

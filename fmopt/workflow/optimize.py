@@ -26,6 +26,7 @@ from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import AblationStep, Record, endless, value_of
 from fmopt.measurement.roofline import findings
 from fmopt.reports.run_status import noted
+from fmopt.workflow.disk import drop_on_the_way, require_room
 from fmopt.workflow.prepare import prepare, start
 from fmopt.workflow.publish import make_record, publish
 from fmopt.workflow.request import Effort, Request, Training, make_request
@@ -105,6 +106,7 @@ def plan(request: Request) -> Plan:
 def optimize_request(request: Request, progress: Progress | None = None) -> Record:
     """Find, prove and bundle the fastest variant that keeps its accuracy; resumes what `request.out` holds already."""
     job = prepare(request)
+    require_room(request.out, request.stages_folder, job.plan.estimates.disk_gb * 1e9)
     with (
         closing(job.clock),
         own_folder(request.out, fresh=request.fresh),
@@ -125,6 +127,8 @@ def optimize_request(request: Request, progress: Progress | None = None) -> Reco
         steps = ablation_steps(run, winner, reference)
         record = make_record(run, winner, reference, verdict, steps)
         publish(run, record, winner)
+        if request.stages is None:  # else its family goes on with them
+            drop_stages(request, notes)
     run.progress.stop()
     return record
 
@@ -134,7 +138,7 @@ def optimize_family(request: Request, speedups: Sequence[float], progress: Progr
     with effort "max" each one's network is trained on from the one before."""
     ordered = sorted(speedups)
     with own_folder(request.out, fresh=request.fresh):
-        return [
+        records = [
             optimize_request(
                 request.model_copy(
                     update={
@@ -149,6 +153,19 @@ def optimize_family(request: Request, speedups: Sequence[float], progress: Progr
             )
             for number, speedup in enumerate(ordered)
         ]
+        drop_stages(request, progress or Silent())
+        return records
+
+
+def drop_stages(request: Request, progress: Progress) -> None:
+    """Give back the disk of stages that nothing reads any more, unless they are to be kept."""
+    if request.keep_stages:
+        return
+    freed = drop_on_the_way(request.stages_folder)
+    if freed:
+        progress.say(
+            f"{formatting.size(freed)} of stages were only on the way and are dropped; --keep-stages keeps them"
+        )
 
 
 def build_all(run: Run, recipes: Sequence[Recipe]) -> None:

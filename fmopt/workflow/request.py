@@ -113,6 +113,7 @@ class Request(Frozen):
     out: Path = Path("fmopt-out")
     stages: Path | None = None  # where finished stages are kept; None: in `out`
     fresh: bool = False
+    keep_stages: bool = False  # also those that nothing reads once the bundle is written
     allow_pickle: bool = False
     max_calibration_memory: int = 1 << 30
     command: str = ""

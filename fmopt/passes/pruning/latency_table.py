@@ -10,7 +10,7 @@ and cannot do without any attention: what must stay is in all of them, and is su
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

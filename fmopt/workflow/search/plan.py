@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from fmopt.core import plugins
 from fmopt.core.errors import PlanError
 from fmopt.core.model import CheckpointMetadata, generates, takes_length
 from fmopt.core.recipe import Recipe, Step
@@ -48,6 +49,8 @@ class Plan(Frozen):
     estimates: Estimates = Field(default_factory=lambda: Estimates(minutes=0, ram_gb=0, disk_gb=0))
 
 
+GRAPH_BYTES = 0.2e6  # of a graph without its weights
+BESIDE_BYTES = 2e6  # report, record, predictions, and what encodes samples
 TOKENS = 128  # of a text; with fewer, what is kept of the teacher takes less disk
 
 
@@ -134,20 +137,42 @@ def estimate(
     if effort == "max":
         epochs = (training or Training()).over(texts).epochs or 0.0
         seconds += 2 * (epochs * texts / BATCH) * 0.01 * millions + 5 * millions
-    states_gb = texts * TOKENS * metadata.layers * metadata.hidden_size * 2 / 1e9 if effort == "max" else 0.0
+    disk = stage_bytes(metadata, recipes)
+    if effort != "quick":  # a network pruned, trained, exported and quantized, and what its sublayers were scored by
+        disk += 3 * metadata.weight_bytes + 4 * metadata.layers * 17 * metadata.hidden_size**2
+    if effort == "max":
+        disk += min(texts * TOKENS * metadata.layers * metadata.hidden_size * 2, Distill().cache_gb * 1e9)
     return Estimates(
         minutes=round(seconds / 60, 1),
         ram_gb=round(1.2 + 10 * metadata.weight_bytes / 1e9, 1),
-        disk_gb=round(
-            sum(_shrink(r) for r in recipes) * metadata.weight_bytes / 1e9 + 0.05 + min(states_gb, Distill().cache_gb),
-            2,
-        ),
+        disk_gb=float(f"{disk / 1e9:.3g}"),
     )
 
 
-def _shrink(recipe: Recipe) -> float:
-    # graph and artifact are both kept, so that a resumed run finds them
-    return {"int4": 0.6, "int8": 1.0, "fp16": 1.2}.get(recipe.precision, 2.0)
+def stage_bytes(metadata: CheckpointMetadata, recipes: Sequence[Recipe]) -> float:
+    """What graphs and artifacts of recipes take on disk at most, with the bundle: each graph once, whoever is built of it.
+
+    ONNX Runtime and TensorRT open a graph as it is, OpenVINO its own form of it. Each pass says what it leaves of the lookup
+    tables and of the rest.
+    """
+    tables = 4 * int(metadata.config.get("vocab_size") or 0) * metadata.hidden_size
+    rest = max(4 * metadata.parameters - tables, 0)
+    taken: dict[tuple[str, ...], float] = {}
+    for recipe in recipes:
+        if recipe.runtime == "torch":
+            continue
+        left, done = (1.0, 1.0), [""]
+        taken.setdefault(("",), GRAPH_BYTES + tables + rest)
+        for step in recipe.steps:
+            kept = getattr(plugins.find("passes", step.use), "bytes_left", (1.0, 1.0))
+            left = (left[0] * kept[0], left[1] * kept[1])
+            done.append(str(step))
+            taken[tuple(done)] = GRAPH_BYTES + left[0] * tables + left[1] * rest
+        if recipe.runtime == "openvino":
+            half = 0.5 if recipe.options.get("fp16_weights") else 1.0
+            key = ("openvino", f"{half}", *done)
+            taken[key] = GRAPH_BYTES + half * (left[0] * tables + left[1] * rest)
+    return sum(taken.values()) + max(taken.values(), default=0.0) + BESIDE_BYTES
 
 
 def describe(plan: Plan) -> dict[str, Any]:

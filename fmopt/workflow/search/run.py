@@ -181,9 +181,10 @@ def by_speed(run: Run) -> list[str]:
             return float(np.median(trial.latency.samples_ms))
         return trial.predicted_ms if trial.predicted_ms is not None else (trial.size_bytes or 0) * 1e3
 
-    def order(one: str, other: str) -> float:
+    def order(one: str, other: str) -> int:
         # Medians of different runs of the clock are not compared: the machine may have been another one by then.
         ratio = time_ratio(run, one, other)
-        return slow(one) - slow(other) if ratio is None else ratio - 1
+        behind = slow(one) - slow(other) if ratio is None else ratio - 1
+        return (behind > 0) - (behind < 0)
 
     return sorted(run.artifacts, key=cmp_to_key(order))

@@ -1,4 +1,4 @@
-"""Run an optimization once undisturbed, then again in another folder while killing it again and again (see test_story.py).
+"""Run an optimization once undisturbed, then again in another folder while killing it again and again (see test_optimize.py).
 
 A child is forked for every run, so that the imports are paid once. Prints a JSON line at the end.
 """
@@ -26,7 +26,7 @@ def run(words: list[str], out: Path) -> int:
     if child == 0:
         torch.set_num_threads(1)
         model, data, recipe = words
-        optimize_request(Request(model=model, data=data, recipe=Path(recipe), length=32, out=out))
+        optimize_request(Request(model=model, data=data, recipe=Path(recipe), length=32, out=out, keep_stages=True))
         os._exit(0)
     return child
 
