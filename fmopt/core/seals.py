@@ -87,10 +87,18 @@ def remove(path: Path) -> None:
         # under another name first: a kill in between leaves nothing that looks finished
         gone = path.with_name(f"unfinished-{os.getpid()}-{path.name}")
         path.rename(gone)
-        _remove_tree(gone)
+        remove_half(gone)
     else:
         path.unlink(missing_ok=True)
         _seal_of(path).unlink(missing_ok=True)
+
+
+def remove_half(path: Path) -> None:
+    """Remove what nobody takes for finished; never what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def require_own(folder: Path, way_out: str) -> None:
@@ -117,7 +125,3 @@ def _files(folder: Path) -> set[str]:
                 raise StoreError(f"{path.relative_to(folder)} is no plain file")
         found |= {(Path(root) / name).relative_to(folder).as_posix() for name in files}
     return found - {FILES}
-
-
-def _remove_tree(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -41,8 +41,10 @@ class Store:
         self.root, self.say = root, say
         root.mkdir(parents=True, exist_ok=True)
         seals.require_own(root, OTHER_FOLDER)
-        for left_over in root.glob(_UNFINISHED + "*"):  # of a killed run; the folder's lock says that nobody uses it
-            shutil.rmtree(left_over, ignore_errors=True)
+        for pattern in (f"{_UNFINISHED}*", "*.part"):  # of a killed run; the folder's lock says that nobody uses it
+            for left_over in root.glob(pattern):
+                seals.remove_half(left_over)
+        forget_halves(root)
         self._by_content: dict[str, Path] | None = None
 
     def folder(self, name: str, key: Mapping[str, Any], make: Callable[[Path], object]) -> Path:
@@ -175,7 +177,7 @@ def write_whole(path: Path, text: str) -> Path:
     """Write a text file that is whole or not there, whoever else writes it at the same time. StoreError when it cannot."""
     with disk_errors(path):
         handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", dir=path.parent
+            prefix=f".{_UNFINISHED}{path.name}.", dir=path.parent
         )  # exclusive, and no name that can be guessed
         beside = Path(name)
         try:
@@ -186,6 +188,12 @@ def write_whole(path: Path, text: str) -> Path:
         finally:
             beside.unlink(missing_ok=True)
     return path
+
+
+def forget_halves(folder: Path) -> None:
+    """Remove texts that a killed run had not written whole."""
+    for left_over in folder.glob(f".{_UNFINISHED}*"):
+        seals.remove_half(left_over)
 
 
 def _umask() -> int:
@@ -223,6 +231,7 @@ def own_folder(out: Path, *, fresh: bool = False) -> Iterator[None]:
         (out / MARKER).touch()
     try:
         with FileLock(out / LOCK, blocking=False):
+            forget_halves(out)
             if fresh:
                 shutil.rmtree(out / "stages", ignore_errors=True)
             yield
