@@ -43,8 +43,10 @@ def sealed(folder: Path) -> dict[str, str]:
 
 def damage(path: Path) -> str:
     """How a file or folder differs from what was sealed, in a few words; empty when it does not."""
-    if path.is_symlink() or (reason := writable_by_others(path)):
-        return "it is a link" if path.is_symlink() else reason
+    if path.is_symlink():
+        return "it is a link"
+    if path.is_dir() and (reason := writable_by_others(path)):  # of a file, its folder says who could exchange it
+        return reason
     if path.is_file():
         seal_file = _seal_of(path)
         try:

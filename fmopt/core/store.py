@@ -39,7 +39,7 @@ class Store:
 
     def __init__(self, root: Path, say: Callable[[str], object] = lambda line: None) -> None:
         self.root, self.say = root, say
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True, mode=0o755)
         seals.require_own(root, OTHER_FOLDER)
         for pattern in (f"{_UNFINISHED}*", "*.part"):  # of a killed run; the folder's lock says that nobody uses it
             for left_over in root.glob(pattern):
@@ -143,9 +143,10 @@ def disk_errors(where: Path) -> Iterator[None]:
             raise StoreError(
                 f"{where} cannot be written ({error.strerror}); choose another folder with --output"
             ) from error
-        if isinstance(error, FileNotFoundError) and error.filename and _within(Path(error.filename), where.parent):
+        lost = error.filename if isinstance(error, FileNotFoundError) else None
+        if isinstance(lost, str) and where.parent.absolute() in Path(lost).absolute().parents:
             raise StoreError(
-                f"{error.filename} was removed while fmopt worked with it; run the same command again: "
+                f"{lost} was removed while fmopt worked with it; run the same command again: "
                 "what is missing is made again"
             ) from error
         raise
@@ -167,10 +168,6 @@ def is_full(error: BaseException, where: Path) -> bool:
         return shutil.disk_usage(next(one for one in (where, *where.parents) if one.exists())).free < NO_ROOM_BYTES
     except OSError:
         return False
-
-
-def _within(path: Path, folder: Path) -> bool:
-    return folder.absolute() in path.absolute().parents
 
 
 def write_whole(path: Path, text: str) -> Path:
@@ -205,7 +202,7 @@ def _umask() -> int:
 def _make(folder: Path) -> None:
     """A new folder, or StoreError where there can be none."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)  # whatever the umask, others do not write in it
     except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
         raise StoreError(f"{folder} cannot be made ({error.strerror}); choose another folder with --output") from error
 

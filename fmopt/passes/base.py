@@ -1,7 +1,4 @@
-"""What a pass is: a frozen configuration that answers for itself and makes a new model or graph.
-
-A class attribute `bytes_left`, where a pass has one, is what it leaves of the bytes of (lookup tables, everything else).
-"""
+"""What a pass is: a frozen configuration that answers for itself and makes a new model or graph."""
 
 from __future__ import annotations
 
@@ -88,6 +85,7 @@ class Traits:
     only_weights: bool = False  # whether only weights are narrow, and products are computed in floats
     calibrates: bool = False  # whether it needs data for ranges
     decides_kernels: bool = False  # of a pass on the network: whether it decides which kernels run
+    bytes_left: tuple[float, float] = (1.0, 1.0)  # what it leaves of the bytes of (lookup tables, everything else)
     timed_as: Step | None = None  # a cheaper pass that leads to the same kernels
     partly: str = (
         ""  # the pass that takes the same options, and `groups`: how many of the most sensitive ones stay in floats

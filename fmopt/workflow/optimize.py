@@ -106,7 +106,8 @@ def plan(request: Request) -> Plan:
 def optimize_request(request: Request, progress: Progress | None = None) -> Record:
     """Find, prove and bundle the fastest variant that keeps its accuracy; resumes what `request.out` holds already."""
     job = prepare(request)
-    require_room(request.out, request.stages_folder, job.plan.estimates.disk_gb * 1e9)
+    needed = job.plan.estimates.disk_gb - job.plan.estimates.optional_gb
+    require_room(request.out, request.stages_folder, needed * 1e9)
     with (
         closing(job.clock),
         own_folder(request.out, fresh=request.fresh),

@@ -73,5 +73,5 @@ def test_room_is_asked_for_less_what_is_there_already(tmp_path: Path, monkeypatc
         StoreError, match=r"about 1.70 MB are needed in .*out and 1.00 MB are free; make room, or choose another"
     ):
         require_room(out, out / "stages", 2_000_000)
-    with pytest.raises(StoreError, match="about 2.00 MB are needed"):
+    with pytest.raises(StoreError, match=r"about 2\.00 MB are needed"):
         require_room(tmp_path / "new" / "out", tmp_path / "new" / "out" / "stages", 2_000_000)

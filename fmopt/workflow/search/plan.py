@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import Field
 
-from fmopt.core import plugins
 from fmopt.core.errors import PlanError
 from fmopt.core.model import CheckpointMetadata, generates, takes_length
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Frozen
 from fmopt.core.target import Target
+from fmopt.passes.base import traits_of
 from fmopt.passes.distill import Distill
 from fmopt.workflow.request import BATCH, Effort, Training
 from fmopt.workflow.search.candidates import (
@@ -37,6 +37,7 @@ class Estimates(Frozen):
     minutes: float
     ram_gb: float
     disk_gb: float
+    optional_gb: float = 0.0  # of that, what is taken only where there is room
 
 
 class Plan(Frozen):
@@ -140,12 +141,13 @@ def estimate(
     disk = stage_bytes(metadata, recipes)
     if effort != "quick":  # a network pruned, trained, exported and quantized, and what its sublayers were scored by
         disk += 3 * metadata.weight_bytes + 4 * metadata.layers * 17 * metadata.hidden_size**2
-    if effort == "max":
-        disk += min(texts * TOKENS * metadata.layers * metadata.hidden_size * 2, Distill().cache_gb * 1e9)
+    states = texts * TOKENS * metadata.layers * metadata.hidden_size * 2 if effort == "max" else 0
+    said = min(states, Distill().cache_gb * 1e9)  # of the teacher, kept on disk where that is cheaper than asking again
     return Estimates(
         minutes=round(seconds / 60, 1),
         ram_gb=round(1.2 + 10 * metadata.weight_bytes / 1e9, 1),
-        disk_gb=float(f"{disk / 1e9:.3g}"),
+        disk_gb=float(f"{(disk + said) / 1e9:.3g}"),
+        optional_gb=float(f"{said / 1e9:.3g}"),
     )
 
 
@@ -164,7 +166,7 @@ def stage_bytes(metadata: CheckpointMetadata, recipes: Sequence[Recipe]) -> floa
         left, done = (1.0, 1.0), [""]
         taken.setdefault(("",), GRAPH_BYTES + tables + rest)
         for step in recipe.steps:
-            kept = getattr(plugins.find("passes", step.use), "bytes_left", (1.0, 1.0))
+            kept = traits_of(step).bytes_left
             left = (left[0] * kept[0], left[1] * kept[1])
             done.append(str(step))
             taken[tuple(done)] = GRAPH_BYTES + left[0] * tables + left[1] * rest
