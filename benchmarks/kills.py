@@ -13,6 +13,7 @@ A child is forked for every run, so that imports are paid once.
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +89,8 @@ class Bench:
             except StoreError as error:
                 (self.work / "said").write_text(str(error))
                 code = OUT_OF_DISK
+            except Exception:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         return child
@@ -109,8 +113,9 @@ def prepare(work: Path) -> Bench:
     torch.manual_seed(0)
     transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(model)
     words, draw = sorted({word for sentence in SENTENCES for word in sentence.split()}), random.Random(0)
-    rows = [f"{' '.join(draw.choices(words, k=8 + n % 9))},{draw.choice(LABELS[TASK])}" for n in range(160)]
-    (work / "data.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    rows = [(" ".join(draw.choices(words, k=8 + n % 9)), draw.choice(LABELS[TASK])) for n in range(160)]
+    with (work / "data.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *rows])
     (work / "mine.toml").write_text(RECIPE)
     bench, begun = Bench(work), time.monotonic()
     out = work / "undisturbed"
