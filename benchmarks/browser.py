@@ -29,8 +29,9 @@ from fmopt.core import plugins
 from fmopt.core.errors import ConfigError, FmoptError, UnmeasuredError
 from fmopt.core.results import Latency, Scores
 from fmopt.data.datasets import load_data
-from fmopt.edge import loading, parts, serve_page, text
+from fmopt.edge import loading, parts, text
 from fmopt.edge.board import interleaved
+from fmopt.edge.page import serve_page
 from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.metrics import METRICS
 from fmopt.exporters import bundle

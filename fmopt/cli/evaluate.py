@@ -173,7 +173,8 @@ def predict(
         bool, typer.Option("--pair", help="The two texts are one pair (question and context, premise and hypothesis).")
     ] = False,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="Generation: tokens to add at most; 64 if left out.")
+        int | None,
+        typer.Option("--max-new-tokens", help="Generation: tokens at most; the model's own number, else 64."),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Generation: of sampling; without it the likeliest is taken.")
@@ -196,6 +197,15 @@ def predict(
         float | None,
         typer.Option("--threshold", help="Object detection: the least score of a box to tell; 0.5 if left out."),
     ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help='Whisper: of the sound ("en", "english"); else found in the sound.')
+    ] = None,
+    speech_task: Annotated[
+        str | None, typer.Option("--task", help='Whisper: "transcribe", or "translate" into English.')
+    ] = None,
+    timestamps: Annotated[
+        bool | None, typer.Option("--timestamps", help="Whisper: tell the time of every segment.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What a bundle makes of texts, images or audio; one that generates text goes on from it."""
@@ -211,7 +221,8 @@ def predict(
     if not samples:
         raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
     answers = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-            "beams": beams, "stop": tuple(stop) if stop else None, "output": output, "threshold": threshold}  # fmt: skip
+            "beams": beams, "stop": tuple(stop) if stop else None, "output": output, "threshold": threshold,
+            "language": language, "task": speech_task, "timestamps": timestamps}  # fmt: skip
     options = {name: value for name, value in answers.items() if value is not None}
     model = bundles.load(bundle)
     if "speech" in model.pipeline and output is None:

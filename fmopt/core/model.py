@@ -95,12 +95,12 @@ def static_shape(pipeline: Mapping[str, Any], batch: int, length: int | None) ->
 
 def makes_answers(pipeline: Mapping[str, Any]) -> bool:
     """Whether a pipeline is that of an encoder and a decoder, which answers to an item in words."""
-    return "start" in pipeline
+    return "decoder_start_token_ids" in pipeline
 
 
 def generates(pipeline: Mapping[str, Any]) -> bool:
     """Whether a pipeline makes texts, one token at a time: it goes on with one, or answers to one."""
-    return "stop_ids" in pipeline
+    return "eos_token_id" in pipeline
 
 
 def continues_texts(pipeline: Mapping[str, Any]) -> bool:

@@ -122,7 +122,8 @@ class Parity(Frozen):
 
     max_abs: float
     cosine: float  # the smallest over items and outputs
-    tolerance: float
+    tolerance: float  # of outputs around one
+    size: float = 1.0  # of the outputs, where they are larger: the tolerance is a share of it
     passed: bool
     first_diverging_layer: str | None = None
 

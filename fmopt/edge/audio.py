@@ -6,7 +6,8 @@ A raw is the bytes of an audio file. A pipeline says under "audio" what becomes 
       "waveform"  the samples (wav2vec 2.0, HuBERT): normalize, to mean 0 and variance 1; kernels, [[size, stride], …] of
                   the convolutions that make frames of them
       "fbank"     logarithms of energies in Kaldi's mel bands (AST): mels, frames (longer sounds are cut), mean and std, or None
-      "log-mel"   the same in Slaney's bands, as Whisper reads it: mels, frames, window and hop in samples
+      "log-mel"   the same in Slaney's bands, as Whisper reads it: mels, frames, window and hop in samples; longer sounds
+                  are cut, but where the network makes tokens, which reads them window by window (see whisper.py)
 For automatic-speech-recognition "ctc" says how a network spells: blank (an id), delimiter (the token between words), and
 lower (whether what it spells is made lower case); vocab.json beside the model has its tokens.
 """
@@ -30,6 +31,7 @@ Pipeline = Mapping[str, Any]
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # formats of samples in a WAV file
 SHORTEST_WINDOW = 400  # samples of a frame of "fbank", at any rate, as AST has it
 FBANK_HOP, FBANK_FFT, FBANK_LOWEST_HZ, PREEMPHASIS = 160, 512, 20, 0.97
+FRAMES_AT_ONCE = 4096  # of spectra: a long sound takes no more memory for them than a short one
 FBANK_FLOOR, LOG_MEL_FLOOR = 1.192092955078125e-07, 1e-10  # energies below count as this much
 SINC_LOBES, KAISER_BETA = 10, 5.0  # of the resampling filter, as scipy.signal.resample_poly has them
 READABLE = "give a WAV file (PCM or float)"
@@ -50,6 +52,7 @@ class Batch:
     frames: list[int] | None = None
     tokens: Sequence[str] = ()  # by id, for a network that spells
     decode: Any = None  # ids -> text, for one that makes tokens (see whisper.py)
+    features: Sequence[np.ndarray] = ()  # [mels, frames] of whole sounds, however long, for one that makes tokens
 
 
 class Preprocessor:
@@ -68,12 +71,19 @@ class Preprocessor:
                 waveforms.append(self._sound(sample))
             except ValueError as error:
                 raise ValueError(f"item {index + 1}: {error}") from error
+        return self.arrays(waveforms)
+
+    def arrays(self, waveforms: list[np.ndarray]) -> Batch:
+        """What the network reads of samples float32 (n,) each, at the rate that it is for."""
         steps = self.pipeline["audio"]
         owner = list(range(len(waveforms)))
         if steps["features"] == "fbank":
             return Batch({"input_values": np.stack([fbank(audio, steps) for audio in waveforms])}, owner)
         if steps["features"] == "log-mel":
-            return Batch({"input_features": np.stack([log_mel(audio, steps) for audio in waveforms])}, owner)
+            most = int(steps["frames"])
+            whole = self.pipeline["task"] == "automatic-speech-recognition"
+            features = [log_mel(audio if whole else audio[: most * steps["hop"]], steps) for audio in waveforms]
+            return Batch({"input_features": np.stack([one[:, :most] for one in features])}, owner, features=features)
         return self._waveforms(waveforms, owner)
 
     def _sound(self, sample: bytes) -> np.ndarray:
@@ -233,16 +243,18 @@ def fbank(audio: np.ndarray, steps: Mapping[str, Any]) -> np.ndarray:
 
 
 def log_mel(audio: np.ndarray, steps: Mapping[str, Any]) -> np.ndarray:
-    """Whisper's log mel energies float32 [mels, frames] of a sound, cut or filled up with silence (Radford et al., 2022)."""
+    """Whisper's log mel energies float32 [mels, frames] of a sound, filled up with silence to `frames`, or more for a longer one
+    (Radford et al., 2022)."""
     window, hop = steps["window"], steps["hop"]
-    wanted = steps["frames"] * hop
-    audio = np.pad(audio[:wanted].astype(np.float64), (0, max(0, wanted - len(audio))))
-    audio = np.pad(audio, window // 2, mode="reflect")
-    rows = np.lib.stride_tricks.sliding_window_view(audio, window)[::hop][: steps["frames"]]
-    power = np.abs(np.fft.rfft(rows * np.hanning(window + 1)[:-1])) ** 2
-    energies = power @ slaney_bands(steps["rate"], steps["mels"], window)
-    logs = np.log10(np.maximum(energies, LOG_MEL_FLOOR)).T
-    return np.ascontiguousarray((np.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0, dtype=np.float32)
+    audio = np.pad(audio.astype(np.float32), (0, max(0, steps["frames"] * hop - len(audio))))
+    frames = len(audio) // hop
+    rows = np.lib.stride_tricks.sliding_window_view(np.pad(audio, window // 2, mode="reflect"), window)[::hop][:frames]
+    bands, shape = slaney_bands(steps["rate"], steps["mels"], window), np.hanning(window + 1)[:-1]
+    logs = np.empty((steps["mels"], frames), dtype=np.float32)
+    for first in range(0, frames, FRAMES_AT_ONCE):
+        power = np.abs(np.fft.rfft(rows[first : first + FRAMES_AT_ONCE].astype(np.float64) * shape)) ** 2
+        logs[:, first : first + FRAMES_AT_ONCE] = np.log10(np.maximum(power @ bands, LOG_MEL_FLOOR)).T
+    return (np.maximum(logs, logs.max() - np.float32(8.0)) + np.float32(4.0)) / np.float32(4.0)
 
 
 @lru_cache(maxsize=4)
@@ -291,6 +303,35 @@ def least_samples(kernels: Sequence[Sequence[int]]) -> int:
 
 
 # -------------------------------------------------------------------------------- outputs → predictions → people
+
+
+def run(pipeline: Pipeline, runner: Any, batch: Batch, most: int) -> dict[str, np.ndarray]:
+    """Outputs of the sounds of a batch, at most `most` together. A network that takes no mask hears padding as sound (its norms
+    are over time): there sounds of different lengths go one length after the other, none of them padded."""
+    rows = len(batch.owner)
+    groups = [np.arange(rows)]
+    if batch.mask is not None and "attention_mask" not in batch.inputs:
+        lengths = batch.mask.sum(axis=1)
+        groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+    outputs: list[Mapping[str, np.ndarray]] = [{}] * rows
+    for group in groups:
+        for first in range(0, len(group), most):
+            part = group[first : first + most]
+            width = slice(None) if batch.mask is None else slice(0, int(batch.mask[part].sum(axis=1).max()))
+            made = runner.run(
+                {name: np.ascontiguousarray(value[part][:, width]) for name, value in batch.inputs.items()}
+            )
+            for place, row in enumerate(part):
+                outputs[row] = {name: value[place] for name, value in made.items()}
+    return {name: _stacked([one[name] for one in outputs]) for name in outputs[0]}
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays as rows of one, filled up with zeros along their first axis where they differ in it."""
+    longest = max(array.shape[0] if array.ndim else 0 for array in arrays)
+    if all(array.shape == arrays[0].shape for array in arrays):
+        return np.stack(arrays)
+    return np.stack([np.pad(array, [(0, longest - len(array)), *[(0, 0)] * (array.ndim - 1)]) for array in arrays])
 
 
 def postprocess(

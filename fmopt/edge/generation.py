@@ -10,10 +10,12 @@ A recurrent network's past is its state, [rows, 1, 1, size], which begins as zer
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+
+from .decoding import Speller, TokenRules, log_softmax, sampled, spelling_of
 
 CACHE_PREFIX, PRESENT = "past_key_values.", "present."
 FIRST_LOGITS = (
@@ -88,12 +90,6 @@ def present(pipeline: Mapping[str, Any], prediction: np.ndarray, sample: Any, pr
     return {"tokens": len(logs) + 1, "log_likelihood": float(logs.sum()), "perplexity": perplexity}
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities float32 over the last axis."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
 # -------------------------------------------------------------------------------- how a text goes on
 
 
@@ -102,6 +98,7 @@ class GenerationConfig:
     """How a text is to go on; ValueError for a value that makes no sense."""
 
     max_new_tokens: int = NEW_TOKENS
+    max_total_tokens: int | None = None  # of prompt and answer
     temperature: float = 0.0  # 0: always the likeliest token (greedy), or the likeliest text of `beams`
     top_k: int = 0  # sample among so many tokens; 0: among all
     top_p: float = 1.0  # sample among the likeliest tokens that together have this probability (Holtzman et al., 2020)
@@ -124,11 +121,35 @@ class GenerationConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is {rule}")
 
 
+def usual(pipeline: Mapping[str, Any], **options: Any) -> GenerationConfig:
+    """How a text goes on where the caller says nothing else: as the pipeline says, which has it from the checkpoint. ValueError
+    for an option that there is none of."""
+    unknown = set(options) - {field.name for field in fields(GenerationConfig)}
+    if unknown:
+        raise ValueError(f"{pipeline['task']} takes no {', '.join(sorted(unknown))}")
+    beams = 1 if options.get("temperature") else int(pipeline.get("num_beams", 1))
+    length = {name: pipeline[name] for name in ("max_new_tokens", "max_total_tokens") if name in pipeline}
+    if "max_total_tokens" in length:
+        length = {"max_new_tokens": length["max_total_tokens"]} | length
+    if options.get("max_new_tokens") is not None:
+        length = {}
+    return GenerationConfig(**{"beams": beams, **length, **options})
+
+
+def room_of(prompt: Sequence[int], pipeline: Mapping[str, Any], wish: GenerationConfig) -> int:
+    """How many tokens may come after a prompt: as many as are asked for and as the network has positions for."""
+    total = min(int(pipeline["max_length"]), wish.max_total_tokens or int(pipeline["max_length"]))
+    return max(1, min(wish.max_new_tokens, total - len(prompt)))
+
+
 class Rows:
     """Texts that go on together: the mask of their tokens so far, and the past of the next call."""
 
-    def __init__(self, runner: Any, prompts: Sequence[Sequence[int]], pad: int, most: int):
-        self.runner = runner
+    def __init__(
+        self, runner: Any, prompts: Sequence[Sequence[int]], pad: int, most: int, rules: TokenRules | None = None
+    ):
+        self.runner, self.rules = runner, rules
+        self.texts = [list(prompt) for prompt in prompts]  # all tokens, those of the prompts among them
         width = max(map(len, prompts))
         self.ids = np.full((len(prompts), width), pad, dtype=np.int64)
         self.mask = np.zeros((len(prompts), 0), dtype=np.int64)
@@ -149,17 +170,20 @@ class Rows:
         return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
 
     def allowed(self, scores: np.ndarray) -> np.ndarray:
-        """Scores [rows, vocabulary], -inf where a token may not come next: here any may."""
-        return scores
+        """Scores [rows, vocabulary], changed by the rules of the pipeline, -inf where a token may not come next."""
+        return scores if self.rules is None else self.rules(scores, self.texts)
 
     def take(self, tokens: np.ndarray) -> None:
         """Append one token to each row."""
         self.ids = np.asarray(tokens, dtype=np.int64)[:, None]
         self.new = np.ones_like(self.ids)
+        for text, token in zip(self.texts, self.ids[:, 0].tolist(), strict=True):
+            text.append(token)
 
     def choose(self, rows: np.ndarray) -> None:
         """Go on with these rows, in this order, a row perhaps several times."""
         self.mask = self.mask[rows]
+        self.texts = [list(self.texts[row]) for row in rows]
         self.kv_cache = {name: value[rows] for name, value in self.kv_cache.items()}
 
 
@@ -254,15 +278,16 @@ def continuations(
 ) -> Iterator[list[int | None]]:
     """The next token of every prompt, step by step; None for one that has ended. Token by token as `generate` of
     transformers where nothing is sampled."""
-    room = [min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt)) for prompt in prompts]
-    return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"]), max(room)), room, pipeline, wish)
+    room = [room_of(prompt, pipeline, wish) for prompt in prompts]
+    rules = TokenRules(pipeline, [len(prompt) for prompt in prompts], room, prompts)
+    return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"]), max(room), rules), room, pipeline, wish)
 
 
 def going_on(
     rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: GenerationConfig
 ) -> Iterator[list[int | None]]:
     """The next token of every row of `rows` (`Rows`, or what takes its place), at most as many as it has `room` for."""
-    stops = set(pipeline.get("stop_ids", ()))
+    stops = list(pipeline.get("eos_token_id", ()))
     pad = int(pipeline["padding"]["id"])
     draw = np.random.default_rng(wish.seed)
     ended = np.zeros(len(room), dtype=bool)
@@ -270,38 +295,26 @@ def going_on(
         logits = rows.allowed(rows.logits())
         tokens = logits.argmax(axis=1) if wish.temperature == 0 else sampled(logits, wish, draw)
         ended |= np.array([step >= most for most in room])
-        ended |= np.isin(tokens, list(stops))
+        ended |= np.isin(tokens, stops)
         if ended.all():
             return
         yield [None if over else int(token) for over, token in zip(ended, tokens, strict=True)]
         rows.take(np.where(ended, pad, tokens))
 
 
-def sampled(logits: np.ndarray, wish: GenerationConfig, draw: np.random.Generator) -> np.ndarray:
-    """One token id for each row of logits, drawn as the wish says."""
-    logs = log_softmax(logits.astype(np.float64) / wish.temperature)
-    order = np.argsort(-logs, axis=1, kind="stable")
-    shares = np.exp(np.take_along_axis(logs, order, axis=1))
-    before = shares.cumsum(axis=1) - shares
-    left = before < wish.top_p  # the one that passes the limit is among them, as in transformers
-    if wish.top_k:
-        left[:, wish.top_k :] = False
-    shares = np.where(left, shares, 0).cumsum(axis=1)
-    place = (shares <= draw.random((len(logits), 1)) * shares[:, -1:]).sum(axis=1)
-    return np.take_along_axis(order, place[:, None], axis=1)[:, 0]
-
-
 def likeliest(runner: Any, prompt: Sequence[int], pipeline: Mapping[str, Any], wish: GenerationConfig) -> list[int]:
-    """The tokens that beam search adds to one prompt: those of the best mean log-probability, as transformers has it
-    (`length_penalty` 1, `early_stopping` off)."""
-    most = min(wish.max_new_tokens, int(pipeline["max_length"]) - len(prompt))
-    return best(Rows(runner, [prompt] * wish.beams, int(pipeline["padding"]["id"]), most), most, pipeline, wish)
+    """The tokens that beam search adds to one prompt, as `generate` of transformers finds them."""
+    most = room_of(prompt, pipeline, wish)
+    rules = TokenRules(pipeline, [len(prompt)], [most], [prompt])
+    rows = Rows(runner, [prompt] * wish.beams, int(pipeline["padding"]["id"]), most, rules)
+    return best(rows, most, pipeline, wish)
 
 
 def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: GenerationConfig) -> list[int]:
-    """The tokens of the best of beams that begin as equal `rows`, at most so many."""
-    stops, width = list(pipeline.get("stop_ids", ())), wish.beams
-    penalty = float(pipeline.get("length_penalty", 1.0))
+    """The tokens of the best of beams that begin as equal `rows`, at most so many: those of the best sum of log-probabilities
+    over their number to the power of `length_penalty`."""
+    stops, width = list(pipeline.get("eos_token_id", ())), wish.beams
+    penalty, early = float(pipeline.get("length_penalty", 1.0)), pipeline.get("early_stopping", False)
     texts: list[list[int]] = [[] for _ in range(width)]
     scores = np.array([0.0] + [-1e9] * (width - 1), dtype=np.float32)  # one beam at first, for all are the same
     done: list[tuple[float, list[int]]] = []
@@ -317,13 +330,10 @@ def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: GenerationConf
         ]
         done = sorted(done, key=lambda one: -one[0])[:width]
         going = np.flatnonzero(~ends)[:width]
-        # What a beam can still reach is judged by the length it has now.
+        # What a beam can still reach is judged by the length it has now; with "never", by the longest that helps it.
+        reached = most if early == "never" and penalty > 0 else length
         full = len(done) == width
-        if (
-            not len(going)
-            or (full and pipeline.get("early"))
-            or (full and values[going[0]] / length**penalty <= done[-1][0])
-        ):
+        if not len(going) or (full and early is True) or (full and values[going[0]] / reached**penalty <= done[-1][0]):
             break
         texts = [[*texts[beams[at]], int(tokens[at])] for at in going]
         scores = values[going]
@@ -333,58 +343,18 @@ def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: GenerationConf
     return found[:-1] if found and found[-1] in stops else found
 
 
-# -------------------------------------------------------------------------------- tokens ↔ text
-
-
-class Speller:
-    """Spells a continuation while it grows, and finds where a stop string ends it."""
-
-    def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str]):
-        self.decode = tokenizer.decode
-        self.prompt, self.stop = list(prompt), stop
-        self.before = len(self.decode(self.prompt))
-        self.tokens: list[int] = []
-        self.said = 0  # characters already handed out
-        self.ended = False
-
-    def text(self) -> str:
-        """The continuation so far, up to a stop string."""
-        whole = self.decode([*self.prompt, *self.tokens])[self.before :]
-        places = [place for place in (whole.find(one) for one in self.stop) if place >= 0]
-        self.ended = bool(places)
-        return whole[: min(places)] if places else whole
-
-    def take(self, token: int) -> str:
-        """What is certainly new in the text with one more token: no half character, nothing that may begin a stop string."""
-        self.tokens.append(token)
-        text = self.text()
-        if not self.ended:
-            text = text.removesuffix("\ufffd")
-            text = text[: len(text) - max((_overlap(text, one) for one in self.stop), default=0)]
-        return self._new(text)
-
-    def rest(self) -> str:
-        """What was held back."""
-        return self._new(self.text())
-
-    def _new(self, text: str) -> str:
-        new, self.said = text[self.said :], max(self.said, len(text))
-        return new
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+# -------------------------------------------------------------------------------- samples → answers
 
 
 def answer(model: Any, samples: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
     """How each text goes on: {"text", "tokens", "ended"}, "ended" being "stop" (a stop string or an end token) or "length".
 
-    `wishes` are fields of `GenerationConfig`. Prompts go through the graph together. ValueError for a prompt that leaves no room.
+    `options` are fields of `GenerationConfig`. Prompts go through the graph together. ValueError for a prompt that leaves no
+    room.
     """
-    wish = GenerationConfig(**options)
+    wish = usual(model.pipeline, **options)
     prompts = [prompt_ids(model, sample) for sample in samples]
-    spellers = [Speller(model.preprocessor.tokenizer, prompt, wish.stop) for prompt in prompts]
+    spellers = [Speller(spelling_of(model), prompt, wish.stop) for prompt in prompts]
     if wish.beams > 1:
         for speller, prompt in zip(spellers, prompts, strict=True):
             speller.tokens = likeliest(model.runner, prompt, model.pipeline, wish)
@@ -402,18 +372,18 @@ def answer(model: Any, samples: Sequence[Any], **options: Any) -> list[dict[str,
 
 def _told(speller: Speller, wish: GenerationConfig, pipeline: Mapping[str, Any]) -> dict[str, Any]:
     text = speller.text()
-    room = min(wish.max_new_tokens, int(pipeline["max_length"]) - len(speller.prompt))
-    full = len(speller.tokens) >= room and not speller.ended
+    full = len(speller.tokens) >= room_of(speller.prompt, pipeline, wish) and not speller.ended
     return {"text": text, "tokens": len(speller.tokens), "ended": "length" if full else "stop"}
 
 
 def stream(model: Any, sample: Any, **options: Any) -> Iterator[str]:
-    """The continuation of one text, piece by piece as it is made; no beams."""
-    wish = GenerationConfig(**options)
+    """The continuation of one text, piece by piece as it is made; in one piece where the model searches with beams."""
+    wish = streamed(model.pipeline, **options)
     if wish.beams > 1:
-        raise ValueError("beam search knows the text only at its end; leave beams out to stream")
+        yield answer(model, [sample], **options)[0]["text"]
+        return
     prompt = prompt_ids(model, sample)
-    speller = Speller(model.preprocessor.tokenizer, prompt, wish.stop)
+    speller = Speller(spelling_of(model), prompt, wish.stop)
     for (token,) in continuations(model.runner, [prompt], model.pipeline, wish):
         piece = speller.take(int(token or 0))
         if piece:
@@ -422,6 +392,13 @@ def stream(model: Any, sample: Any, **options: Any) -> Iterator[str]:
             return
     if rest := speller.rest():
         yield rest
+
+
+def streamed(pipeline: Mapping[str, Any], **options: Any) -> GenerationConfig:
+    """How a text that is streamed goes on; ValueError when beams are asked for, whose text is known only at its end."""
+    if options.get("beams", 1) > 1:
+        raise ValueError("beam search knows the text only at its end; leave beams out to stream")
+    return usual(pipeline, **options)
 
 
 def prompt_ids(model: Any, sample: Any) -> list[int]:
@@ -477,17 +454,19 @@ def in_two_steps(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.
 
 def add_arguments(parser: Any) -> None:
     """What `run.py predict` takes beside prompts."""
-    parser.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, help=f"tokens to add at most ({NEW_TOKENS})")
+    length = f"tokens to make at most (the model's own number, else {NEW_TOKENS})"
+    parser.add_argument("--max-new-tokens", type=int, help=length)
     parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest (0)")
     parser.add_argument("--top-k", type=int, default=0, help="sample among so many tokens; 0: all (0)")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest of this probability (1)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling (0)")
-    parser.add_argument("--beams", type=int, default=1, help="beam search over so many texts (1)")
+    parser.add_argument("--beams", type=int, help="beam search over so many texts (the model's own number, else 1)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--stream", action="store_true", help="print the text while it is made")
 
 
 def options_of(asked: Any) -> dict[str, Any]:
-    """The fields of `GenerationConfig` in parsed arguments."""
+    """The fields of `GenerationConfig` in parsed arguments that were given."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "beams")
-    return {**{name: getattr(asked, name) for name in names}, "stop": tuple(asked.stop)}
+    given = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
+    return {**given, "stop": tuple(asked.stop)}

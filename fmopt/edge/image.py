@@ -5,8 +5,9 @@ out, in this order:
     resize       {"height", "width"}, or {"shortest_edge"} with the other edge in proportion
     resample     how Pillow interpolates (2 bilinear, 3 bicubic)
     crop         [height, width], cut from the middle; filled up with black where the image is smaller
-    rescale      a factor, by which bytes become numbers
-    mean, std    of red, green and blue
+    rescale      a factor, by which bytes become numbers; offset, what is added to them then
+    mean, std    of red, green and blue; divide, by which they are divided once more (EfficientNet)
+    flip         true: blue, green and red, in this order (MobileViT)
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def read_sample(text: str) -> bytes:
 
 
 def open_image(sample: Any) -> Any:
-    """A image as a Pillow image of red, green and blue, upright, what is transparent on white. ValueError when it is none."""
+    """An image as a Pillow image of red, green and blue, 8 bits each, upright; what is transparent has the colour that lies
+    under it, as transformers reads it. ValueError when it is none."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
@@ -71,10 +73,7 @@ def open_image(sample: Any) -> Any:
         raise ValueError(f"{str(sample)[:60]!r} is not an image; give the bytes of an image file")
     try:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(sample)))
-        if "A" in image.getbands() or image.info.get("transparency") is not None:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-        return image.convert("RGB")
+        image.load()
     except (
         OSError,
         ValueError,
@@ -85,6 +84,25 @@ def open_image(sample: Any) -> Any:
         raise ValueError(
             f"{len(sample)} bytes that begin with {begins!r} are no image that can be read; give a PNG or JPEG file"
         ) from error
+    return in_bytes(image).convert("RGB")
+
+
+def in_bytes(image: Any) -> Any:
+    """A Pillow image whose greys may have 16 or 32 bits, or be floats, as one of 8 bits: Pillow itself cuts them off at 255.
+    ValueError for greys that are no shares of one, and go beyond 16 bits."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    highest = float(values.max(initial=0.0)) if np.isfinite(values).all() else np.inf
+    if highest > 65535:
+        raise ValueError(f"its greys go up to {highest:g}; save it with 8 or 16 bits")
+    if image.mode == "F" and highest <= 1:
+        values *= 255
+    elif image.mode.startswith("I;16") or highest > 255:
+        values /= 257  # 65535 is white
+    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
 
 
 def pixel_values(image: Any, steps: Mapping[str, Any]) -> np.ndarray:
@@ -98,8 +116,14 @@ def pixel_values(image: Any, steps: Mapping[str, Any]) -> np.ndarray:
     values: Any = pixels.astype(np.float32)
     if steps["rescale"] is not None:
         values = (pixels.astype(np.float64) * steps["rescale"]).astype(np.float32)
+    if steps.get("offset"):
+        values = values + np.float32(steps["offset"])
     if steps["mean"] is not None:
         values = (values - np.array(steps["mean"], dtype=np.float32)) / np.array(steps["std"], dtype=np.float32)
+    if steps.get("divide") is not None:
+        values = values / np.array(steps["divide"], dtype=np.float32)
+    if steps.get("flip"):
+        values = values[:, :, ::-1]
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
@@ -125,9 +149,10 @@ def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 def postprocess(
     pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, samples: Sequence[bytes]
 ) -> list[np.ndarray]:
-    """One prediction per raw: a classification gives logits float32 (classes,), image-segmentation a map of class
-    numbers uint8 (height, width) in the size of the image, object-detection boxes float32 (n, 6), the best first: class,
-    score, x1, y1, x2, y2 in pixels of the image; image-feature-extraction a vector float32 (dim,) of length one."""
+    """One prediction per sample: a classification gives logits float32 (classes,), image-segmentation a map of class numbers
+    uint8 (uint16 where there are more than 256) (height, width) in the size of the image, object-detection boxes float32
+    (n, 6), the best first: class, score, x1, y1, x2, y2 in pixels of the image; image-feature-extraction a vector float32
+    (dim,) of length one."""
     if pipeline["task"] == FEATURES:
         vectors = np.asarray(outputs["pooler_output"], dtype=np.float32)
         return list(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
@@ -138,7 +163,8 @@ def postprocess(
         return [detections(*each, several) for each in zip(logits, boxes, batch.sizes, strict=True)]
     if pipeline["task"] == SEGMENTATION:
         pairs = zip(logits, batch.sizes, strict=True)
-        return [upsampled(each, *size).argmax(axis=0).astype(np.uint8) for each, size in pairs]
+        kind = np.uint8 if logits.shape[1] <= 256 else np.uint16
+        return [upsampled(each, *size).argmax(axis=0).astype(kind) for each, size in pairs]
     return list(logits)
 
 
@@ -239,9 +265,9 @@ def options_of(asked: Any) -> dict[str, Any]:
 
 def present(pipeline: Pipeline, prediction: np.ndarray, sample: bytes, preprocessor: Any = None) -> Any:
     """A prediction as JSON for people: {"label", "score", "scores"}, or of a map {"size": [height, width], "segments"} with
-    the "label", the "share" of the image and the "mask" of every class that is there, background apart. A mask is written
-    as COCO does: how many pixels are out, in, out … going down its columns. Of boxes a list of {"label", "score", "box"},
-    the box as {"xmin", "ymin", "xmax", "ymax"} in pixels, as transformers' pipeline gives them. Of a vector a list."""
+    the "label", the "share" of the image and the "mask" of every class that is there. A mask is written as COCO does: how
+    many pixels are out, in, out … going down its columns. Of boxes a list of {"label", "score", "box"}, the box as {"xmin",
+    "ymin", "xmax", "ymax"} in pixels, as transformers' pipeline gives them. Of a vector a list."""
     if pipeline["task"] == FEATURES:
         return [float(value) for value in prediction]
     if pipeline["task"] == DETECTION:
@@ -255,7 +281,7 @@ def present(pipeline: Pipeline, prediction: np.ndarray, sample: bytes, preproces
         segments = [
             {"label": pipeline["labels"][number], "share": float((prediction == number).mean()),
              "mask": _run_lengths(prediction == number)}
-            for number in np.unique(prediction[prediction > 0]).tolist()
+            for number in np.unique(prediction).tolist()
         ]  # fmt: skip
         return {"size": list(prediction.shape), "segments": segments}
     if pipeline.get("independent"):  # SigLIP: how well each label fits, whatever the others do

@@ -182,7 +182,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise EdgeError(f"{path} is damaged: {last_line(error)}") from error
     if not intact:
         raise EdgeError(f"{path} was changed after it was written; make the bundle again")
+    metadata["pipeline"] = with_current_names(metadata["pipeline"])
     return metadata
+
+
+# What a pipeline called settings of generation before it took the names of generation_config.json.
+EARLIER_NAMES = {
+    "start": "decoder_start_token_ids",
+    "stop_ids": "eos_token_id",
+    "beams": "num_beams",
+    "suppress": "suppress_tokens",
+    "suppress_first": "begin_suppress_tokens",
+    "no_repeat": "no_repeat_ngram_size",
+    "fewest": "min_new_tokens",
+    "early": "early_stopping",
+    "first": "forced_bos_token_id",
+    "last": "forced_eos_token_id",
+}
+
+
+def with_current_names(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    """A pipeline as this version reads it, also one that an earlier version wrote."""
+    found = {EARLIER_NAMES.get(name, name): value for name, value in pipeline.items()}
+    if "early" in pipeline:
+        found["early_stopping"] = bool(pipeline["early"])
+    if "last" in pipeline:
+        found["forced_eos_token_id"] = [pipeline["last"]]
+    return found
 
 
 def manifest_digest(text: str, digest: str) -> str:

@@ -71,6 +71,7 @@ NAMES = frozenset({*PARTS.values(), "whisper"})
 # the rest; fmopt makes the part of a task that is installed known under this name when it looks the task up.
 EXTENSION = "extension_"
 NEEDS = {
+    "generation": ("decoding",),
     "seq2seq": ("generation",),
     "whisper": ("audio", "seq2seq"),
 }  # parts that work by others: bundles carry those too

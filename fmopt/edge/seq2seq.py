@@ -6,22 +6,22 @@ once for a text. The second takes tokens that are new (`decoder_input_ids` [rows
 (`encoder_attention_mask`), those keys and values as `past_key_values.N.encoder.…`, and those of the tokens before as
 `past_key_values.N.decoder.…`, and gives `logits` [rows, tokens, vocabulary] and `present.N.decoder.…`.
 
-A pipeline says: start (ids that every answer begins with), stop_ids, max_new_tokens, beams, length_penalty, suppress (ids that
-never come), suppress_first (that never come first), prefix (of every text). Where there are any: first and last (an id that is
-the first of every answer, the last of one that is too long), no_repeat (a run of so many tokens comes once), fewest (tokens
-before one may end), early (beams end with the first that fill up).
+A pipeline says, by the names that generation_config.json has: decoder_start_token_ids (ids that every answer begins with),
+eos_token_id (ids), max_new_tokens, num_beams, length_penalty, early_stopping, and the rules of decoding.py; max_target_positions
+(tokens that the decoder has positions for, those of the start among them; none where it counts otherwise); prefix (of every
+text). With language_ids the second id of the start stands for the one of these that the decoder finds likeliest.
 A prediction is the ids of an answer, int64 (tokens,), without those of its start and end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import generation
+from . import decoding, generation
 
 NEW, SOURCE_MASK = "decoder_input_ids", "encoder_attention_mask"
 TOKENS_OF_SOUNDS = 8
@@ -29,17 +29,15 @@ CROSS = ".encoder."  # in the names of what the first half gives
 
 
 class Answers:
-    """Answers that are made together, each to one of the texts in `inputs`; see `generation.Rows`, whose place it takes."""
+    """Answers that are made together, each to one of the texts behind `cross`; see `generation.Rows`, whose place it takes."""
 
-    def __init__(self, runner: Any, inputs: Mapping[str, np.ndarray], pipeline: Mapping[str, Any], most: int):
-        self.runner, self.pipeline, self.most, self.step = runner, pipeline, most, 0
-        self.cross = generation.cache_of(runner.run(inputs))
-        if "attention_mask" in inputs:
-            self.cross[SOURCE_MASK] = inputs["attention_mask"]
-        rows = len(next(iter(inputs.values())))
-        self.ids = np.tile(np.array(pipeline["start"], dtype=np.int64), (rows, 1))
+    def __init__(
+        self, runner: Any, cross: Mapping[str, np.ndarray], start: np.ndarray, rules: decoding.TokenRules | None = None
+    ):
+        self.runner, self.rules, self.cross = runner, rules, dict(cross)
+        self.ids = np.asarray(start, dtype=np.int64)  # [rows, tokens]
         self.kv_cache: dict[str, np.ndarray] = {}
-        self.made = self.ids  # all tokens, those of the start among them
+        self.texts: list[list[int]] = self.ids.tolist()  # all tokens, those of the start among them
 
     def logits(self) -> np.ndarray:
         """Logits float32 [rows, vocabulary] after the tokens that were taken in."""
@@ -48,42 +46,48 @@ class Answers:
         return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
 
     def allowed(self, scores: np.ndarray) -> np.ndarray:
-        """Scores [rows, vocabulary], -inf where a token may not come next."""
-        forced = self.pipeline.get("first") if self.step == 0 else None
-        if self.step == self.most - 1 and "last" in self.pipeline:
-            forced = self.pipeline["last"]
-        if forced is not None:
-            scores = np.full_like(scores, -np.inf)
-            scores[:, forced] = 0
-            return scores
-        banned = [*self.pipeline.get("suppress", ())]
-        banned += self.pipeline.get("suppress_first", ()) if self.step == 0 else ()
-        banned += self.pipeline["stop_ids"] if self.step < self.pipeline.get("fewest", 0) else []
-        if banned or "no_repeat" in self.pipeline:
-            scores = scores.copy()
-            scores[:, banned] = -np.inf
-        if "no_repeat" in self.pipeline:
-            for row, made in enumerate(self.made.tolist()):
-                scores[row, _would_repeat(made, self.pipeline["no_repeat"])] = -np.inf
-        return scores
+        """Scores [rows, vocabulary], changed by the rules of the pipeline, -inf where a token may not come next."""
+        return scores if self.rules is None else self.rules(scores, self.texts)
 
     def take(self, tokens: np.ndarray) -> None:
         """Append one token to each row."""
         self.ids = np.asarray(tokens, dtype=np.int64)[:, None]
-        self.made = np.concatenate([self.made, self.ids], axis=1)
-        self.step += 1
+        for text, token in zip(self.texts, self.ids[:, 0].tolist(), strict=True):
+            text.append(token)
 
     def choose(self, rows: np.ndarray) -> None:
         """Go on with these rows, in this order, a row perhaps several times."""
-        self.cross = {name: value[rows] for name, value in self.cross.items()}
-        self.kv_cache = {name: value[rows] for name, value in self.kv_cache.items()}
-        self.made = self.made[rows]
+        self.cross = _rows(self.cross, rows)
+        self.kv_cache = _rows(self.kv_cache, rows)
+        self.texts = [list(self.texts[row]) for row in rows]
 
 
-def _would_repeat(made: list[int], size: int) -> list[int]:
-    """Tokens that would make the last `size` of a row ones that were there before (Paulus et al., 2017)."""
-    tail = made[len(made) - size + 1 :]
-    return [made[at + size - 1] for at in range(len(made) - size + 1) if made[at : at + size - 1] == tail]
+def encode(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the decoder reads of the texts in `inputs`: keys and values of its cross-attention, and the texts' mask."""
+    cross = generation.cache_of(runner.run(inputs))
+    if "attention_mask" in inputs:
+        cross[SOURCE_MASK] = inputs["attention_mask"]
+    return cross
+
+
+def starts(pipeline: Mapping[str, Any], runner: Any, cross: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
+    """Ids int64 [rows, n] that the answers begin with; a language that is to be found is found for each."""
+    start = np.tile(np.array(pipeline["decoder_start_token_ids"], dtype=np.int64), (rows, 1))
+    if pipeline.get("language_ids"):
+        start[:, 1] = found_languages(pipeline["language_ids"], runner, cross, start[:, :1])
+    return start
+
+
+def found_languages(
+    languages: Sequence[int], runner: Any, cross: Mapping[str, np.ndarray], first: np.ndarray
+) -> np.ndarray:
+    """The likeliest of the languages' ids after the first token [rows, 1] of every answer (Radford et al., 2022)."""
+    logits = Answers(runner, cross, first).logits()
+    return np.array(languages)[logits[:, languages].argmax(axis=1)]
+
+
+def _rows(arrays: Mapping[str, np.ndarray], rows: np.ndarray | Sequence[int]) -> dict[str, np.ndarray]:
+    return {name: value[rows] for name, value in arrays.items()}
 
 
 # -------------------------------------------------------------------------------- samples → answers
@@ -105,14 +109,43 @@ def answers(
     pipeline: Mapping[str, Any], runner: Any, inputs: Mapping[str, np.ndarray], wish: Any = None
 ) -> list[list[int]]:
     """The ids of an answer to each text of `inputs`, by the wish, or as the pipeline says."""
-    wish = wish or usual(pipeline)
-    rows = len(next(iter(inputs.values())))
+    return [made for _, made in with_starts(pipeline, runner, inputs, wish)]
+
+
+def with_starts(
+    pipeline: Mapping[str, Any], runner: Any, inputs: Mapping[str, np.ndarray], wish: Any = None
+) -> list[tuple[list[int], list[int]]]:
+    """As `answers`, with the ids that each begins with before its own."""
+    cross = encode(runner, inputs)
+    start = starts(pipeline, runner, cross, len(next(iter(inputs.values()))))
+    made = decoded(pipeline, runner, cross, start, wish or generation.usual(pipeline), sources=source_ids(inputs))
+    return list(zip(start.tolist(), made, strict=True))
+
+
+def decoded(
+    pipeline: Mapping[str, Any],
+    runner: Any,
+    cross: Mapping[str, np.ndarray],
+    start: np.ndarray,
+    wish: Any,
+    *,
+    sources: Sequence[Sequence[int]] | None = None,
+    own: decoding.OwnRule | None = None,
+) -> list[list[int]]:
+    """The ids that go on from each row of `start` [rows, tokens], those that end it left out. See `decoding.TokenRules` for
+    `sources` and `own`."""
+    rows, begin = start.shape
+    most = room(pipeline, begin, wish)
     if wish.beams > 1:
-        single = [{name: value[[row] * wish.beams] for name, value in inputs.items()} for row in range(rows)]
-        most = wish.max_new_tokens
-        return [generation.best(Answers(runner, one, pipeline, most), most, pipeline, wish) for one in single]
-    found: list[list[int]] = [[] for _ in range(rows)]
-    for tokens in steps(pipeline, runner, inputs, wish):
+        found = []
+        for row in range(rows):
+            rules = decoding.TokenRules(pipeline, [begin], [most], [sources[row]] if sources else None, own)
+            beams = [row] * wish.beams
+            made = Answers(runner, _rows(cross, beams), start[beams], rules)
+            found.append(generation.best(made, most, pipeline, wish))
+        return found
+    found = [[] for _ in range(rows)]
+    for tokens in steps(pipeline, runner, cross, start, wish, sources=sources, own=own):
         for ids, token in zip(found, tokens, strict=True):
             if token is not None:
                 ids.append(token)
@@ -120,17 +153,34 @@ def answers(
 
 
 def steps(
-    pipeline: Mapping[str, Any], runner: Any, inputs: Mapping[str, np.ndarray], wish: Any
+    pipeline: Mapping[str, Any],
+    runner: Any,
+    cross: Mapping[str, np.ndarray],
+    start: np.ndarray,
+    wish: Any,
+    *,
+    sources: Sequence[Sequence[int]] | None = None,
+    own: decoding.OwnRule | None = None,
 ) -> Iterator[list[int | None]]:
     """The next token of every answer, None for one that has ended."""
-    made = Answers(runner, inputs, pipeline, wish.max_new_tokens)
-    return generation.going_on(made, [wish.max_new_tokens] * len(made.ids), pipeline, wish)
+    rows, begin = start.shape
+    most = [room(pipeline, begin, wish)] * rows
+    rules = decoding.TokenRules(pipeline, [begin] * rows, most, sources, own)
+    return generation.going_on(Answers(runner, cross, start, rules), most, pipeline, wish)
 
 
-def usual(pipeline: Mapping[str, Any], **options: Any) -> Any:
-    """A wish, as the pipeline says where nothing is wished."""
-    beams = 1 if options.get("temperature") else pipeline.get("beams", 1)
-    return generation.GenerationConfig(**{"max_new_tokens": pipeline["max_new_tokens"], "beams": beams, **options})
+def room(pipeline: Mapping[str, Any], begin: int, wish: Any) -> int:
+    """How many tokens an answer may have after those it begins with: as asked for, and as the decoder has positions."""
+    positions = pipeline.get("max_target_positions")
+    return max(1, min(wish.max_new_tokens, positions - begin if positions else wish.max_new_tokens))
+
+
+def source_ids(inputs: Mapping[str, np.ndarray]) -> list[list[int]] | None:
+    """The ids of every text in `inputs`, without padding; None where they are no texts."""
+    if "input_ids" not in inputs:
+        return None
+    masks = inputs.get("attention_mask", np.ones_like(inputs["input_ids"]))
+    return [ids[mask > 0].tolist() for ids, mask in zip(inputs["input_ids"], masks, strict=True)]
 
 
 def postprocess(
@@ -150,36 +200,37 @@ def difference(written: Any, got: Any) -> float:
 def present(pipeline: Mapping[str, Any], prediction: np.ndarray, sample: Any, preprocessor: Any) -> dict[str, Any]:
     """An answer for people: {"text", "tokens"}."""
     ids = np.asarray(prediction, dtype=np.int64).tolist()
-    return {"text": preprocessor.tokenizer.decode(ids).strip(), "tokens": len(ids)}
+    tokenizer = getattr(preprocessor, "own", preprocessor).tokenizer
+    spelling = decoding.Spelling(tokenizer, bool(pipeline.get("clean_up_tokenization_spaces")))
+    return {"text": spelling.decode(ids).strip(), "tokens": len(ids)}
 
 
 def answer(model: Any, samples: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
-    """Answers for people, all made together: {"text", "tokens"}. `wishes` are fields of `generation.Wish`."""
-    return decoded_answers(model, samples, encoded(model, samples), **options)
-
-
-def decoded_answers(
-    model: Any, samples: Sequence[Any], inputs: Mapping[str, np.ndarray], **options: Any
-) -> list[dict[str, Any]]:
-    """Answers to what is encoded already."""
-    wish, decode = usual(model.pipeline, **options), _tokenizer(model).decode
+    """Answers for people, all made together: {"text", "tokens"}. `options` are fields of `generation.GenerationConfig`."""
+    inputs = encoded(model, samples)
+    wish, spelling = generation.usual(model.pipeline, **options), decoding.spelling_of(model)
     found = answers(model.pipeline, model.runner, inputs, wish)
-    return [{"text": _until(decode(ids).strip(), wish.stop), "tokens": len(ids)} for ids in found]
+    return [{"text": until(spelling.decode(ids).strip(), wish.stop), "tokens": len(ids)} for ids in found]
 
 
 def stream(model: Any, sample: Any, **options: Any) -> Iterator[str]:
-    """The answer to one text, piece by piece as it is made; no beams."""
-    return pieces(model, encoded(model, [sample]), **options)
-
-
-def pieces(model: Any, inputs: Mapping[str, np.ndarray], **options: Any) -> Iterator[str]:
-    """The answer to one row that is encoded already."""
-    wish = usual(model.pipeline, **{"beams": 1, **options})
+    """The answer to one text, piece by piece as it is made; in one piece where the model searches with beams."""
+    wish = generation.streamed(model.pipeline, **options)
     if wish.beams > 1:
-        raise ValueError("beam search knows the text only at its end; leave beams out to stream")
-    speller = generation.Speller(_tokenizer(model), [], wish.stop)
-    for (token,) in steps(model.pipeline, model.runner, inputs, wish):
-        if piece := speller.take(int(token or 0)):
+        yield answer(model, [sample], **options)[0]["text"]
+        return
+    inputs = encoded(model, [sample])
+    cross = encode(model.runner, inputs)
+    start = starts(model.pipeline, model.runner, cross, 1)
+    made = steps(model.pipeline, model.runner, cross, start, wish, sources=source_ids(inputs))
+    yield from pieces(model, (int(token or 0) for (token,) in made), wish.stop)
+
+
+def pieces(model: Any, tokens: Iterable[int], stop: Sequence[str]) -> Iterator[str]:
+    """The text of tokens, piece by piece as they come."""
+    speller = decoding.Speller(decoding.spelling_of(model), [], stop, trim=True)
+    for token in tokens:
+        if piece := speller.take(token):
             yield piece
         if speller.ended:
             return
@@ -195,11 +246,8 @@ def encoded(model: Any, samples: Sequence[Any]) -> dict[str, np.ndarray]:
     return dict(model.preprocessor.encode(samples).inputs)
 
 
-def _tokenizer(model: Any) -> Any:
-    return getattr(model.preprocessor, "own", model.preprocessor).tokenizer
-
-
-def _until(text: str, stop: Sequence[str]) -> str:
+def until(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first of the stop strings."""
     return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]
 
 
@@ -208,9 +256,7 @@ def _until(text: str, stop: Sequence[str]) -> str:
 
 def work(runner: Any, inputs: Mapping[str, np.ndarray]) -> None:
     """What a latency is taken of: texts are read, and as many tokens are made as they have, whatever the tokens are."""
-    made = Answers(runner, inputs, {"start": [0]}, 0)
-    for _ in range(length_of(inputs)):
-        made.take(made.logits().argmax(axis=1))
+    _answered(runner, inputs, length_of(inputs))
 
 
 def length_of(inputs: Mapping[str, np.ndarray]) -> int:
@@ -220,21 +266,19 @@ def length_of(inputs: Mapping[str, np.ndarray]) -> int:
 
 def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Inputs of one step in the middle of an answer, to look into: one token, with half of the text's length before it."""
-    made = Answers(runner, inputs, {"start": [0]}, 0)
-    for _ in range(max(1, length_of(inputs) // 2)):
-        made.take(made.logits().argmax(axis=1))
+    made = _answered(runner, inputs, max(1, length_of(inputs) // 2))
     return {NEW: made.ids, **made.cross, **made.kv_cache}
 
 
-def add_arguments(parser: Any) -> None:
-    """What `run.py predict` takes beside texts: as for generation, with the model's own length and beams."""
-    generation.add_arguments(parser)
-    parser.set_defaults(max_new_tokens=None, beams=None)
+def _answered(runner: Any, inputs: Mapping[str, np.ndarray], tokens: int) -> Answers:
+    start = np.zeros((len(next(iter(inputs.values()))), 1), dtype=np.int64)
+    made = Answers(runner, encode(runner, inputs), start)
+    for _ in range(tokens):
+        made.take(made.logits().argmax(axis=1))
+    return made
 
 
-def options_of(asked: Any) -> dict[str, Any]:
-    """The fields of `GenerationConfig` in parsed arguments that were given."""
-    return {name: value for name, value in generation.options_of(asked).items() if value is not None}
+add_arguments, options_of = generation.add_arguments, generation.options_of
 
 
 # -------------------------------------------------------------------------------- two halves of one file

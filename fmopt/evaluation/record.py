@@ -181,12 +181,12 @@ class Record(Frozen):
         return write_whole(path / FILE if path.is_dir() else path, self.model_dump_json())
 
     @classmethod
-    def load(cls, path: Path, *, lenient: bool = False) -> Record:
+    def load(cls, path: str | Path, *, lenient: bool = False) -> Record:
         """Read a file, or the `record.json` of a folder; BundleError when it is absent or damaged.
 
         With `lenient`, fields that this version does not know are passed over: another version's, or a script's own.
         """
-        path = path / FILE if path.is_dir() else path
+        path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise BundleError(f"there is no record at {path}; name a folder that `fmopt optimize` wrote")
         try:

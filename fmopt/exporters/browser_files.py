@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fmopt.core.errors import BundleError, ConfigError, FmoptError
-from fmopt.edge import host, serve_page
+from fmopt.edge import host
+from fmopt.edge.page import serve_page
 from fmopt.tasks.base import find_task
 
 # What transformers.js and optimum look for, by precision (transformers.js, utils/dtypes.js).
@@ -29,7 +30,7 @@ In a browser: `python serve.py`, open the address it prints (`?threads=4` for mo
 elsewhere. In a page of your own: `import { load } from './web/fmopt.mjs'`; `await (await load()).answer("a text")`.
 """
 WITH_TRANSFORMERS_JS = "transformers.js opens this folder too, as a local model of `dtype` {dtype}.\n"
-PAGE = Path(__file__).with_name("page")
+PAGE = Path(serve_page.__file__).parent
 FETCH = "fetch them once: make web (or python -m fmopt.exporters.browser_files), which needs npm"
 
 

@@ -28,7 +28,7 @@ def encoder_file(metadata: CheckpointMetadata) -> str:
 def readers(metadata: CheckpointMetadata) -> tuple[str, ...]:
     """The packages, beside numpy, that a bundle encodes and spells by."""
     encoder = encoder_file(metadata)
-    if encoder == "tokenizer.json" or (metadata.modality == "audio" and "start" in metadata.pipeline):
+    if encoder == "tokenizer.json" or (metadata.modality == "audio" and "decoder_start_token_ids" in metadata.pipeline):
         return ("tokenizers",)
     return ("pillow",) if encoder == PROCESSOR and metadata.modality != "audio" else ()
 

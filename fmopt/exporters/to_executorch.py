@@ -16,7 +16,7 @@ FILE = "model.pte"
 
 def refusal(metadata: CheckpointMetadata) -> str | None:
     """Why a checkpoint cannot become a program; None when it can."""
-    if {"stop_ids", "start", "speech"} & set(metadata.pipeline):
+    if {"eos_token_id", "speech"} & set(metadata.pipeline):
         return f"programs are made of networks that answer at once, and {metadata.task} is done in steps; use --format onnx"
     named = {axis for axes in axes_of(metadata.pipeline).values() for axis in axes if isinstance(axis, str)}
     others = sorted(named - {"batch", "tokens"})

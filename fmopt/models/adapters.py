@@ -42,7 +42,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def merge(adapter: str | Path, out: Path, *, base: str | None = None) -> Path:
+def merge(adapter: str | Path, out: str | Path, *, base: str | None = None) -> Path:
     """Write to `out` the base model with `adapter` merged into its weights, as a checkpoint in Hugging Face format.
 
     `adapter` is a folder that peft's save_pretrained wrote; `base` overrides the base model that it names: a folder, an
@@ -52,7 +52,7 @@ def merge(adapter: str | Path, out: Path, *, base: str | None = None) -> Path:
     """
     import transformers
 
-    folder = Path(adapter).expanduser()
+    folder, out = Path(adapter).expanduser(), Path(out)
     config = _read_config(folder)
     named = base or config.get("base_model_name_or_path")
     if not named:

@@ -329,7 +329,7 @@ def _text_pipeline(
             raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {task.name} does not fit it")
         pipeline["mask"] = dict(zip(("id", "token"), tokenizer.mask, strict=True))
     elif task.output is Output.NEXT_WORDS:
-        pipeline |= generation_pipeline(folder, config)
+        pipeline |= generation_pipeline(folder, config, sample)
         # One text a row, so that the side is free, and no row begins with tokens that attend to nothing.
         pipeline["padding"]["side"] = "right"
     elif task.output is Output.ANSWER_WORDS:

@@ -32,8 +32,12 @@ LOADS = 5
 CHUNK = 1024  # texts encoded at a time
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte fall-back of sentencepiece models
 # Tables and heads with one row per token, by the end of their names in the families that fmopt knows.
-TABLES = re.compile(r"(?:^|\.)(?:word_embeddings|tok_embeddings)\.weight$")
-HEADS = re.compile(r"(?:^|\.)(?:predictions|lm_head|generator_lm_head|vocab_projector|decoder)\.(?:weight|bias)$")
+TABLES = re.compile(
+    r"(?:^|\.)(?:word_embeddings|tok_embeddings)\.weight$|^(?:model\.embed_tokens|transformer\.wte|gpt_neox\.embed_in)\.weight$"
+)
+HEADS = re.compile(
+    r"(?:^|\.)(?:predictions|lm_head|embed_out|generator_lm_head|vocab_projector|decoder)\.(?:weight|bias)$"
+)
 OLD_VOCABULARY = (*SLOW_FILES, "merges.txt")  # of the untrimmed tokenizer; tokenizer.json says it all
 
 
@@ -50,7 +54,7 @@ class Trimmed:
     load_ms: float
 
 
-def trim(folder: str | Path, texts: Sequence[str], out: Path) -> Trimmed:
+def trim(folder: str | Path, texts: Sequence[str], out: str | Path) -> Trimmed:
     """Write to `out` the checkpoint in `folder` with a vocabulary cut to what `texts` need; `out` is whole or not there.
 
     Kept are the tokens of `texts`, special and added tokens, bytes and single characters (so that any other text is
@@ -61,13 +65,14 @@ def trim(folder: str | Path, texts: Sequence[str], out: Path) -> Trimmed:
 
     if not any(text.strip() for text in texts):
         raise DataError("there are no texts to trim the vocabulary to; give some of what the model will read")
-    home = resolve(str(folder))
+    out, home = Path(out), resolve(str(folder))
     metadata = checkpoint.inspect(home)
     spec = json.loads((metadata.folder / TOKENIZER).read_text("utf8"))
     old = _plain(Tokenizer.from_str(json.dumps(spec)))
     # Positions count from the padding id in some families: there nothing before it may go.
     counted = metadata.model_type in checkpoint.POSITIONS_AFTER_PADDING
     kept = _kept(spec, old, texts, metadata.pipeline["padding"]["id"] if counted else -1)
+    kept |= _named_ids(metadata.folder) & set(old.get_vocab(with_added_tokens=True).values())
     ids = {before: after for after, before in enumerate(sorted(kept))}
     made = _tokenizer(spec, ids)
     _require_same(old, _plain(_loaded(made, metadata.folder)), texts, ids)
@@ -238,18 +243,51 @@ def _write(folder: Path, made: Mapping[str, Any], ids: Mapping[int, int]) -> int
     return _cut_rows(folder, sorted(ids))
 
 
-def _renumber_config(folder: Path, ids: Mapping[int, int]) -> None:
-    """The new size and ids in config.json, also of tokens that it does not name because the family's defaults do."""
+def _configs(folder: Path) -> dict[Path, dict[str, Any]]:
+    """What says something of tokens by their ids, by its file: the configuration with what the family's defaults add to it."""
     from transformers import AutoConfig
 
     full = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
-    tokens = {name: ids.get(number) for name, number in full.items() if name.endswith("_token_id")}
-    for path in (folder / "config.json", folder / "generation_config.json"):
-        if path.is_file():
-            config = json.loads(path.read_text("utf8")) | tokens
-            if path.name == "config.json":
-                config["vocab_size"] = len(ids)
-            path.write_text(json.dumps(config, indent=2), "utf8")
+    tokens = {name: value for name, value in full.items() if name.endswith("_token_id")}
+    found = {folder / "config.json": tokens | json.loads((folder / "config.json").read_text("utf8"))}
+    generation = folder / "generation_config.json"
+    return found | ({generation: json.loads(generation.read_text("utf8"))} if generation.is_file() else {})
+
+
+def _named_ids(folder: Path) -> set[int]:
+    """Ids of the tokens that begin, end, fill or head a text: they stay, whether a text has them or not."""
+    found: set[int] = set()
+    for config in _configs(folder).values():
+        for name, value in config.items():
+            if name.endswith("_token_id"):
+                found.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
+    return found
+
+
+def _renumber_config(folder: Path, ids: Mapping[int, int]) -> None:
+    """The new size and ids in config.json and generation_config.json."""
+    for path, config in _configs(folder).items():
+        made = {name: _renumbered(name, value, ids) for name, value in config.items()}
+        if path.name == "config.json":
+            made["vocab_size"] = len(ids)
+        path.write_text(json.dumps(made, indent=2), "utf8")
+
+
+def _renumbered(name: str, value: Any, ids: Mapping[int, int]) -> Any:
+    """A setting with the new ids, where it has some: of a token that is gone there is nothing to say."""
+    if name.endswith("_token_id") and isinstance(value, int):
+        return ids.get(value)
+    if name.endswith(("_token_id", "suppress_tokens")) and isinstance(value, list):
+        return [ids[one] for one in value if one in ids]
+    if name == "bad_words_ids" and isinstance(value, list):
+        return [[ids[one] for one in word] for word in value if all(one in ids for one in word)] or None
+    if name == "sequence_bias" and isinstance(value, list):
+        return [[[ids[one] for one in word], bias] for word, bias in value if all(one in ids for one in word)] or None
+    if name == "forced_decoder_ids" and isinstance(value, list):
+        return [[place, ids.get(one)] for place, one in value]
+    if name in ("lang_to_id", "task_to_id") and isinstance(value, dict):
+        return {token: ids[one] for token, one in value.items() if one in ids}
+    return value
 
 
 def _renumber_settings(folder: Path, ids: Mapping[int, int]) -> None:
@@ -257,8 +295,8 @@ def _renumber_settings(folder: Path, ids: Mapping[int, int]) -> None:
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text("utf8")) if path.is_file() else {}
     if settings.get("added_tokens_decoder"):
-        settings = settings["added_tokens_decoder"].items()
-        settings["added_tokens_decoder"] = {str(ids[int(n)]): token for n, token in settings if int(n) in ids}
+        known = settings["added_tokens_decoder"].items()
+        settings["added_tokens_decoder"] = {str(ids[int(n)]): token for n, token in known if int(n) in ids}
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf8")
     path = folder / "added_tokens.json"
     if path.is_file():

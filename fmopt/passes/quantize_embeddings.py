@@ -33,7 +33,9 @@ class QuantizeEmbeddings:
 
     def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """A model that looks nothing up; any runtime of ONNX knows Gather, Cast and Mul."""
-        looked_up = metadata.modality in ("text", "item") or "start" in metadata.pipeline  # words, those of answers too
+        looked_up = (
+            metadata.modality in ("text", "item") or "decoder_start_token_ids" in metadata.pipeline
+        )  # words, those of answers too
         return None if looked_up else f"{metadata.modality}s are not looked up in a table"
 
     def apply(self, graph: Graph, ctx: Context, out: Path) -> Graph:

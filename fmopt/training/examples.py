@@ -232,12 +232,17 @@ def _answer_tokens(
     pipeline = preprocessor.pipeline
     wanted = item.label if isinstance(item.label, str) else item.label[0]  # of several summaries
     encoder: Any = getattr(preprocessor, "own", preprocessor)
-    if "first" in pipeline:  # the language of the answer, which a tokenizer made for texts does not know
-        ids = [pipeline["first"], *encoder.ids(wanted, special=False)]
+    if "language_ids" in pipeline:
+        raise DataError(
+            "the checkpoint names no language, and transcripts do not say which is theirs; name it in its "
+            'generation_config.json, for example "language": "en"'
+        )
+    if "forced_bos_token_id" in pipeline:  # the language of the answer, which a tokenizer made for texts does not know
+        ids = [pipeline["forced_bos_token_id"], *encoder.ids(wanted, special=False)]
     else:
-        ids = [*pipeline["start"][1:], *encoder.ids(wanted)]
+        ids = [*pipeline["decoder_start_token_ids"][1:], *encoder.ids(wanted)]
     ids = ids[: pipeline["max_new_tokens"] - 1]
-    stop = pipeline["stop_ids"][:1]
+    stop = pipeline["eos_token_id"][:1]
     return {"labels": np.array(ids if ids[-1:] == stop else [*ids, *stop], dtype=np.int64)}
 
 

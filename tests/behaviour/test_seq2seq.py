@@ -20,8 +20,9 @@ import torch
 from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError, DataError
 from fmopt.core.model import Artifact, Graph
+from fmopt.edge.generation import usual
 from fmopt.edge.loading import run_batch
-from fmopt.edge.seq2seq import answers, halves, usual
+from fmopt.edge.seq2seq import answers, halves
 from fmopt.edge.text import open_preprocessor, postprocess
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.predictions import load_predictions, save_predictions
@@ -68,13 +69,13 @@ def generated(exported: Any, texts: Any, **options: Any) -> list[list[int]]:
     inputs = {name: torch.from_numpy(value) for name, value in exported.model.preprocessor.encode(texts).inputs.items()}
     with torch.inference_mode():
         made = exported.torch.net.generate(**inputs, max_new_tokens=NEW, do_sample=False, **options)[:, 1:].tolist()
-    stop = exported.pipeline["stop_ids"][0]
+    stop = exported.pipeline["eos_token_id"][0]
     return [ids[: ids.index(stop)] if stop in ids else ids for ids in made]
 
 
 def test_the_halves_agree_with_torch(exported: Any) -> None:
     encoded = dict(exported.model.preprocessor.encode([SENTENCES[2]]).inputs)
-    batch = with_answer(encoded, exported.pipeline["start"], exported.torch.net.config.vocab_size)
+    batch = with_answer(encoded, exported.pipeline["decoder_start_token_ids"], exported.torch.net.config.vocab_size)
     for runner in (exported.runner, EncoderDecoder(exported.torch.net)):
         parity = exporters_parity.check_parity(
             AsEncoderDecoder(runner), exported.torch.net, [batch], 1e-3, outputs=["logits"]
@@ -186,7 +187,7 @@ def test_labels_are_the_answer_with_its_end(tiny_checkpoint: TinyCheckpoint) -> 
     rows = [{"text": "the cat", "target": "a dog"}]
     (example,) = training_examples(preprocessor, metadata, TASK.items(rows, metadata), rows)
     assert example["labels"].tolist() == preprocessor.ids("a dog")
-    assert example["labels"][-1] == metadata.pipeline["stop_ids"][0]
+    assert example["labels"][-1] == metadata.pipeline["eos_token_id"][0]
     with pytest.raises(DataError, match="train row 1 has no label"):
         training_examples(preprocessor, metadata, TASK.items([{"text": "the cat"}], metadata), [{"text": "the cat"}])
 
@@ -194,7 +195,7 @@ def test_labels_are_the_answer_with_its_end(tiny_checkpoint: TinyCheckpoint) -> 
 def test_a_network_that_answers_says_what_for(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
     folder = tmp_path / "t5"
     shutil.copytree(tiny_checkpoint("t5", "translation"), folder)
-    assert model_of(folder, "translation").metadata.pipeline["start"] == [1]
+    assert model_of(folder, "translation").metadata.pipeline["decoder_start_token_ids"] == [1]
     config = json.loads((folder / "config.json").read_text())
     del config["decoder_start_token_id"]
     (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": None}))
@@ -247,7 +248,13 @@ def test_what_may_not_repeat_or_end_is_as_generate_has_it(exported: Any) -> None
     inputs = dict(exported.model.preprocessor.encode(texts).inputs)
     options: dict[str, Any] = {"num_beams": 2, "no_repeat_ngram_size": 2, "min_new_tokens": 4, "length_penalty": 2.0,
                                "early_stopping": True}  # fmt: skip
-    pipeline = {**exported.pipeline, "no_repeat": 2, "fewest": 4, "length_penalty": 2.0, "early": 1}
+    pipeline = {
+        **exported.pipeline,
+        "no_repeat_ngram_size": 2,
+        "min_new_tokens": 4,
+        "length_penalty": 2.0,
+        "early_stopping": True,
+    }
     made = answers(pipeline, exported.runner, inputs, usual(pipeline, max_new_tokens=NEW, beams=2))
     assert made == generated(exported, texts, **options)
 

@@ -16,12 +16,13 @@ import torch
 import transformers
 
 from fmopt.core import plugins
-from fmopt.core.errors import CheckpointError, DataError, PassError
+from fmopt.core.errors import DataError, PassError
 from fmopt.core.progress import Silent
 from fmopt.core.store import Store
 from fmopt.edge import parts
+from fmopt.edge.generation import usual
 from fmopt.edge.runners import ENCODER_DECODER, open_runner
-from fmopt.edge.seq2seq import answers, usual
+from fmopt.edge.seq2seq import answers
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import bundle, to_onnx
 from fmopt.exporters import parity as exporters_parity
@@ -80,7 +81,7 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_what_is_heard_is_what_generate_says(folder: Path, made: Any) -> None:
     opened, metadata = bundle.load(made.out), made.metadata
-    assert (metadata.task, metadata.pipeline["part"]) == (RECOGNITION, "edge_whisper")
+    assert (metadata.task, metadata.pipeline["part"]) == (RECOGNITION, "whisper")
     net: Any = load_network(metadata.folder, plugins.find("tasks", RECOGNITION).auto_class)
     samples = [(made.data / f"{number}.wav").read_bytes() for number in range(3)]
     inputs = opened.preprocessor.encode(samples).inputs
@@ -88,7 +89,7 @@ def test_what_is_heard_is_what_generate_says(folder: Path, made: Any) -> None:
         reported = net.generate(
             torch.from_numpy(inputs["input_features"]), max_new_tokens=NEW, do_sample=False, num_beams=1
         )
-    stop, start = metadata.pipeline["stop_ids"][0], metadata.pipeline["start"]
+    stop, start = metadata.pipeline["eos_token_id"][0], metadata.pipeline["decoder_start_token_ids"]
     wanted = [row[1:] if row[0] == start[0] else row for row in reported.tolist()]
     wanted = [row[: row.index(stop)] if stop in row else row for row in wanted]
     got = answers(opened.pipeline, opened.runner, inputs, usual(opened.pipeline, max_new_tokens=NEW, beams=1))
@@ -170,11 +171,14 @@ def test_a_whisper_of_many_languages_is_asked_in_one(folder: Path, tmp_path: Pat
     config = json.loads((copy / "generation_config.json").read_text())
     config |= {"lang_to_id": {"<|en|>": 7, "<|de|>": 8}, "task_to_id": {"transcribe": 9}, "no_timestamps_token_id": 10}
     (copy / "generation_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="names no language, and fmopt does not guess it"):
-        checkpoint.inspect(resolve(str(copy)))
+    found = checkpoint.inspect(resolve(str(copy))).pipeline
+    assert (found["decoder_start_token_ids"][2:], found["language_ids"]) == (
+        [10],
+        [7, 8],
+    )  # no task either, as transformers
     (copy / "generation_config.json").write_text(json.dumps({**config, "language": "german"}))
     metadata = checkpoint.inspect(resolve(str(copy)))
-    assert metadata.pipeline["start"][1:] == [8, 9, 10]
+    assert metadata.pipeline["decoder_start_token_ids"][1:] == [8, 9, 10]
 
 
 def test_the_graph_agrees_with_torch(folder: Path, made: Any) -> None:
@@ -182,6 +186,8 @@ def test_the_graph_agrees_with_torch(folder: Path, made: Any) -> None:
     net: Any = load_network(folder, "AutoModelForSpeechSeq2Seq")
     assert isinstance(net, transformers.WhisperForConditionalGeneration)
     features = np.random.default_rng(0).standard_normal((2, 32, 100)).astype(np.float32)
-    batch = with_answer({"input_features": features}, made.metadata.pipeline["start"], net.config.vocab_size)
+    batch = with_answer(
+        {"input_features": features}, made.metadata.pipeline["decoder_start_token_ids"], net.config.vocab_size
+    )
     parity = exporters_parity.check_parity(AsEncoderDecoder(runner), net, [batch], 1e-3, outputs=["logits"])
     assert parity.passed, parity

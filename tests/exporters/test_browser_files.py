@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 import fmopt
 from benchmarks import chromium
 from fmopt.core.errors import BundleError, ConfigError
-from fmopt.edge import loading, serve_page
+from fmopt.edge import loading
+from fmopt.edge.page import serve_page
 from fmopt.exporters import browser_files, bundle
 
 needs_files = pytest.mark.skipif(browser_files.absent() is not None, reason=browser_files.absent() or "")

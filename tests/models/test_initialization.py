@@ -35,7 +35,7 @@ def test_the_same_entry_texts_and_seed_give_the_same_files(tmp_path: Path) -> No
     metadata = checkpoint.inspect(resolve(str(other)))
     assert metadata.task == "text-generation"
     assert metadata.pipeline["max_length"] == 64
-    assert metadata.pipeline["stop_ids"] == [0]
+    assert metadata.pipeline["eos_token_id"] == [0]
     assert metadata.config["vocab_size"] == 340
 
 

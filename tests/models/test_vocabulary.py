@@ -104,6 +104,36 @@ def test_byte_fall_back_tokens_stay(tiny_checkpoint, tmp_path):
     assert {"<0x41>", "<0xF0>", "<0x9F>"} <= set(tokenizer_of(got.folder).get_vocab())
 
 
+def test_ids_in_the_configuration_of_a_decoder_follow_their_tokens(tiny_checkpoint, tmp_path):
+    folder = tmp_path / "llama"
+    shutil.copytree(tiny_checkpoint("llama", "text-generation"), folder)
+    before = tokenizer_of(folder)
+    used = {number for text in CORPUS for number in before.encode(text).ids}
+    unused = [number for number in range(300, before.get_vocab_size()) if number not in used]
+    ends, bad, gone = [0, unused[0], unused[1]], [unused[2], 70], [unused[3]]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}))
+    written = {
+        "eos_token_id": ends,
+        "bad_words_ids": [bad, [71, 72]],
+        "suppress_tokens": [80, *gone],
+        "repetition_penalty": 1.2,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(written))
+    got = trim(str(folder), CORPUS, str(tmp_path / "small"))
+    after = tokenizer_of(got.folder)
+    new = json.loads((got.folder / "generation_config.json").read_text())
+
+    def same(ids):
+        return [after.token_to_id(before.id_to_token(number)) for number in ids]
+
+    assert new["eos_token_id"] == same(ends) == model_of(got.folder).metadata.pipeline["eos_token_id"]
+    assert None not in new["eos_token_id"]
+    assert new["bad_words_ids"] == [same([71, 72])]  # of a token that is gone nothing is left to forbid
+    assert new["suppress_tokens"] == same([80])
+    assert new["repetition_penalty"] == 1.2
+
+
 def test_what_cannot_be_trimmed_is_left_alone(tiny_checkpoint, tmp_path):
     folder = shutil.copytree(tiny_checkpoint("bert"), tmp_path / "words")
     with pytest.raises(DataError, match="no texts to trim"):

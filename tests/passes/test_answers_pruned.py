@@ -133,9 +133,9 @@ def test_an_answer_that_is_looked_at_is_the_networks_own(model: TorchModel) -> N
     ids = item[NEW][0].tolist()
     pipeline = model.metadata.pipeline
     logits = said(model, item)[0]
-    logits[:, pipeline["suppress"]] = -np.inf
+    logits[:, pipeline["suppress_tokens"]] = -np.inf
     follow = logits.argmax(-1).tolist()
-    start = len(pipeline["start"])
+    start = len(pipeline["decoder_start_token_ids"])
     assert ids[start:] == follow[start - 1 : -1]
     assert len(ids) > start
 
@@ -222,7 +222,7 @@ def test_a_teacher_answers_texts_without_answers_once(
     labels = next(
         one["labels"].tolist() for one, text in zip(found, dict.fromkeys(TEXTS), strict=True) if text == TEXTS[0]
     )
-    made = heard[len(model.metadata.pipeline["start"]) :]
+    made = heard[len(model.metadata.pipeline["decoder_start_token_ids"]) :]
     assert labels[: len(made)] == made
     assert IGNORED not in labels
     kept = max(ctx.scratch.glob("answers-*.jsonl"), key=lambda path: path.stat().st_size)
@@ -350,7 +350,9 @@ def test_what_stays_of_caches_stays_when_the_first_layer_is_gone(tiny_checkpoint
     assert least_heads(model.net, model.family) == ((0,), (0,), (0, 1), (1, 0))
 
 
-@pytest.mark.parametrize(("name", "value"), [("start", [7]), ("stop_ids", [9]), ("first", 11)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("decoder_start_token_ids", [7]), ("eos_token_id", [9]), ("forced_bos_token_id", 11)]
+)
 def test_a_teacher_that_answers_otherwise_is_refused(
     tiny_checkpoint: TinyCheckpoint, tmp_path: Path, name: str, value: object
 ) -> None:

@@ -7,10 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fmopt.core.errors import CheckpointError
+from fmopt.edge import audio
 from fmopt.edge.audio import read_vocabulary
+from fmopt.models.preprocessors.left_out import tell, tell_unknown
 
 PROCESSOR, VOCABULARY = "preprocessor_config.json", "vocab.json"
+TRIED_SECONDS = (0.4, 0.05, 1.7)  # of sounds that an extractor is tried on, and one a little longer than its window
+SAME_MEAN, SAME_LARGEST = 2e-3, 0.1  # of features: sums in single precision differ where there is hardly any energy
+# What is read here or follows from it, and what is of other calls.
+KNOWN = frozenset((
+    "feature_extractor_type", "processor_class", "feature_size", "sampling_rate", "padding_value", "padding_side",
+    "return_attention_mask", "do_normalize", "num_mel_bins", "max_length", "mean", "std", "hop_length", "chunk_length",
+    "n_fft", "n_samples", "nb_max_frames", "dither", "mel_filters", "do_ceptral_normalize", "return_tensors", "backend",
+))  # fmt: skip
 EXTRACTORS = ("Wav2Vec2FeatureExtractor", "ASTFeatureExtractor", "WhisperFeatureExtractor")
 
 
@@ -23,6 +35,13 @@ def read_audio_processor(folder: Path, config: Any) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no feature extractor (no {PROCESSOR}); copy the file there")
     settings = _extractor(path)
+    found = _read(settings, config, path)
+    _require_same_features(settings, found, path)
+    tell_unknown(path, KNOWN)
+    return found
+
+
+def _read(settings: Any, config: Any, path: Path) -> dict[str, Any]:
     kind = type(settings).__name__
     if kind == "Wav2Vec2FeatureExtractor":
         return _waveform(settings, config, path)
@@ -89,6 +108,35 @@ def _waveform(settings: Any, config: Any, path: Path) -> dict[str, Any]:
     steps = {"rate": int(settings.sampling_rate), "features": "waveform", "normalize": bool(settings.do_normalize),
              "kernels": [[int(size), int(stride)] for size, stride in kernels]}  # fmt: skip
     return {"inputs": inputs, "axes": {name: ["batch", "samples"] for name in inputs}, "audio": steps}
+
+
+def _require_same_features(settings: Any, found: Mapping[str, Any], path: Path) -> None:
+    """CheckpointError unless a bundle makes of sounds what the feature extractor itself makes of them."""
+    if getattr(settings, "dither", 0.0):
+        tell(str(path), "dither", "noise of chance, which would give a sound another answer every time")
+        settings.dither = 0.0
+    steps = found["audio"]
+    ours = audio.Preprocessor(path.parent, {**found, "task": "audio-classification"})
+    window = steps.get("frames", 0) * steps.get("hop", audio.FBANK_HOP) / steps["rate"]
+    draw = np.random.default_rng(0)
+    for seconds in (*TRIED_SECONDS, *([window + 0.3] if window else [])):
+        time = np.arange(int(seconds * steps["rate"])) / steps["rate"]
+        sound = (0.4 * np.sin(2 * np.pi * 440 * time) + 0.1 * draw.standard_normal(len(time))).astype(np.float32)
+        got = ours.arrays([sound]).inputs[found["inputs"][0]][0]
+        try:
+            made = settings(sound, sampling_rate=steps["rate"], return_tensors="np")
+        except Exception:  # a length that the extractor itself cannot take; each class says so in its own way
+            continue
+        wanted = np.asarray(made[found["inputs"][0]][0], dtype=np.float32)
+        if got.shape != wanted.shape and got.ndim == 1 and len(got) > len(wanted):
+            continue  # shorter than what the network makes one frame of: filled up with silence
+        gaps = np.abs(got - wanted) if got.shape == wanted.shape else np.array([np.inf])
+        if not (gaps.mean() <= SAME_MEAN and gaps.max() <= SAME_LARGEST):
+            raise CheckpointError(
+                f"{path}: fmopt does not make of sounds what a {type(settings).__name__} with these settings makes: of one of "
+                f"{seconds:g} s {list(wanted.shape)} with a mean of {wanted.mean():.3g}, where fmopt makes {list(got.shape)} "
+                f"with {got.mean():.3g}; a bundle would answer otherwise than the checkpoint"
+            )
 
 
 def _same_size(path: Path, made: Mapping[str, int], wanted: Mapping[str, int]) -> None:

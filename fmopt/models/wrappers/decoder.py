@@ -7,7 +7,6 @@ The graph is described in edge/generation.py. Its ports have the names that opti
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,15 @@ import numpy as np
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import Runner
 from fmopt.edge.generation import CACHE_PREFIX, PRESENT, in_two_steps
+from fmopt.models.preprocessors.generation import (
+    cleans_up,
+    ends_of,
+    length_of,
+    read_generation,
+    rules_of,
+    search_of,
+    tell_left_out,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,8 +37,8 @@ PORT = re.compile(
 TRACED_PAST, TRACED_TOKENS = 5, 4  # different, and no size that a network has by itself
 
 
-def generation_pipeline(folder: Path, config: Any) -> dict[str, Any]:
-    """What a pipeline says of a network that generates: its inputs, and the ids that end a text ("stop_ids").
+def generation_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pipeline says of a network that generates: its inputs, and how it goes on with a text (`sample`: config.json).
 
     CheckpointError when transformers has no such network for this configuration.
     """
@@ -43,21 +51,18 @@ def generation_pipeline(folder: Path, config: Any) -> dict[str, Any]:
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     takes = inspect.signature(kind.forward).parameters
     positions = ["position_ids"] if "position_ids" in takes else []
+    settings = read_generation(folder, config, sample)
+    tell_left_out(folder, settings, sample)
+    new, total = length_of(settings, "max_new_tokens"), length_of(settings, "max_length")
     return {
         "inputs": ["input_ids", "attention_mask", *positions],
         "axes": {"attention_mask": ["batch", "total"]},  # of tokens taken in now and before
-        "stop_ids": _stop_ids(folder, config),
+        "eos_token_id": ends_of(folder, settings, config.vocab_size),
+        **({"max_new_tokens": new} if new else {"max_total_tokens": total} if total else {}),
+        **({"clean_up_tokenization_spaces": True} if cleans_up(folder) else {}),
+        **search_of(folder, settings),
+        **rules_of(folder, settings, config.vocab_size),
     }
-
-
-def _stop_ids(folder: Path, config: Any) -> list[int]:
-    """Ids that end a text, as `generate` reads them: of generation_config.json, else of the configuration."""
-    path = folder / "generation_config.json"
-    try:
-        settings = json.loads(path.read_text("utf8")).get("eos_token_id") if path.is_file() else config.eos_token_id
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
-    return [int(one) for one in (settings if isinstance(settings, list) else [] if settings is None else [settings])]
 
 
 def tracing_inputs(net: Any, names: list[str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ own attention and those. Which ports are which is documented in edge/seq2seq.py;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,16 @@ from fmopt.core.errors import CheckpointError
 from fmopt.core.model import Runner
 from fmopt.edge.generation import CACHE_PREFIX, PRESENT, cache_of
 from fmopt.edge.seq2seq import NEW, SOURCE_MASK
+from fmopt.models.preprocessors.generation import (
+    FILE,
+    cleans_up,
+    ends_of,
+    length_of,
+    read_generation,
+    rules_of,
+    search_of,
+    tell_left_out,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,73 +52,89 @@ def answer_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) -> dic
     """What a pipeline says of how answers are made, as `generate` reads it: of generation_config.json, else of the
     configuration (`sample`: its file, which older checkpoints keep this in). CheckpointError when an answer has no beginning."""
     own = {name: value for name, value in {**config.to_dict(), **sample}.items() if value is not None}
-    settings = _generation_config(folder) or own
-    start = settings.get("decoder_start_token_id", own.get("decoder_start_token_id", own.get("bos_token_id")))
-    if start is None:
+    settings = read_generation(folder, config, sample)
+    first = settings.get("decoder_start_token_id", own.get("decoder_start_token_id", own.get("bos_token_id")))
+    if first is None:
         raise CheckpointError(
             f"{folder}: its configuration names no decoder_start_token_id; add the one it was trained with"
         )
-    stops = settings.get("eos_token_id")
-    positions = (getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions"))
-    longest = min((n for n in (settings.get("max_length"), *positions) if n), default=LONGEST)
-    forced, last = settings.get("forced_bos_token_id"), settings.get("forced_eos_token_id")
-    found: dict[str, Any] = {
-        "start": [int(start), *_prompt(folder, settings)],
-        "stop_ids": [int(one) for one in (stops if isinstance(stops, list) else [] if stops is None else [stops])],
-        "max_new_tokens": int(settings.get("max_new_tokens") or longest - 1),
-        "beams": int(settings.get("num_beams") or 1),
-        "length_penalty": float(settings.get("length_penalty") or 1.0),
-        "suppress": _suppressed(settings),
-        "suppress_first": list(settings.get("begin_suppress_tokens") or ()),
+    speech = config.model_type == "whisper"
+    tell_left_out(folder, settings, sample, speech=speech)
+    start, whisper = speech_start(folder, int(first), settings, own) if speech else ([int(first)], {})
+    positions = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
+    most = min((int(number) for number in positions if number and number > 0), default=None)
+    # The positions of an answer, those of its start among them; Whisper's own limit counts without its start.
+    total = length_of(settings, "max_length")
+    longest = min((n for n in (total and total + (len(start) if speech else 0), most) if n), default=LONGEST)
+    return {
+        "decoder_start_token_ids": start,
+        "eos_token_id": ends_of(folder, settings, config.vocab_size),
+        "max_new_tokens": length_of(settings, "max_new_tokens") or max(1, longest - len(start)),
+        **({"max_target_positions": most} if most else {}),
         "prefix": str(own.get("prefix") or ""),
+        **({"clean_up_tokenization_spaces": True} if cleans_up(folder) else {}),
+        **search_of(folder, settings),
+        **rules_of(folder, settings, config.vocab_size),
+        **whisper,
     }
-    counts = {
-        "no_repeat": settings.get("no_repeat_ngram_size"),
-        "fewest": _fewest(settings),
-        "early": settings.get("early_stopping") is True,  # not "never"
-    }
-    found |= {name: int(value) for name, value in counts.items() if value}
-    return found | {name: int(np.ravel(ids)[0]) for name, ids in (("first", forced), ("last", last)) if ids is not None}
 
 
-def _fewest(settings: Mapping[str, Any]) -> int:
-    """Tokens that an answer has at least, without the one it begins with."""
-    return max(int(settings.get("min_new_tokens") or 0), int(settings.get("min_length") or 0) - 1)
+def speech_start(
+    folder: Path, first: int, settings: Mapping[str, Any], own: Mapping[str, Any]
+) -> tuple[list[int], dict[str, Any]]:
+    """The ids that Whisper's answers begin with, as transformers has them, and what a pipeline says of its languages and
+    times. Where no language is named, the second id is one of those among which it is found for each sound."""
+    start, language, task = [first], settings.get("language"), settings.get("task")
+    languages, tasks, quiet = _speech_ids(folder, settings)
+    forced = settings.get("forced_decoder_ids", own.get("forced_decoder_ids")) or []
+    if language is None and task is None and forced and forced[0][0] == 1:
+        start += [number for _, number in forced]
+    names = _language_names()
+    code = str(language).lower().strip("<|>") if language is not None else None
+    code = names.get(code, code) if code is not None else None
+    if code is not None and code not in languages:
+        raise CheckpointError(
+            f"{folder / FILE}: the language {language!r} is not in its lang_to_id; correct one of them"
+        )
+    found = code is None and bool(languages) and (len(start) == 1 or start[1] is None)
+    if code is not None or found:
+        standing = languages.get("en", next(iter(languages.values())))
+        start = [start[0], standing if code is None else languages[code], *start[2:]]
+    if task is not None or (code is not None and not set(start) & set(tasks.values())):
+        asked = task or "transcribe"
+        if tasks and asked not in tasks:
+            raise CheckpointError(f"{folder / FILE}: the task {task!r} is not in its task_to_id; correct one of them")
+        start += [tasks[asked]] if tasks else []
+    start = [int(number) for number in start if number is not None]
+    start += [quiet] if quiet is not None and start[-1] != quiet else []
+    known = {"max_initial_timestamp_index": settings.get("max_initial_timestamp_index"), "task": task, "language": code,
+             "return_timestamps": settings.get("return_timestamps") or None, "no_timestamps_token_id": quiet,
+             "lang_to_id": languages or None, "task_to_id": tasks or None,
+             "language_names": {name: code for name, code in names.items() if code in languages} or None}  # fmt: skip
+    whisper = {name: value for name, value in known.items() if value is not None}
+    return start, {"whisper": whisper, **({"language_ids": sorted(languages.values())} if found else {})}
 
 
-def _prompt(folder: Path, settings: Mapping[str, Any]) -> list[int]:
-    """Ids that follow the first of every answer, as Whisper has them: language, task, no timestamps."""
-    found = [int(number) for _, number in settings.get("forced_decoder_ids") or () if number is not None]
-    if settings.get("lang_to_id"):
-        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-        language = str(settings.get("language") or "").lower()
-        languages = {name.strip("<|>"): int(number) for name, number in settings["lang_to_id"].items()}
-        language = TO_LANGUAGE_CODE.get(language, language.strip("<|>"))
-        if language in languages:
-            found = [languages[language], int(settings["task_to_id"][settings.get("task") or "transcribe"])]
-        elif len(found) < 2:
-            raise CheckpointError(
-                f"{folder / 'generation_config.json'} names no language, and fmopt does not guess it; add one to it, for "
-                'example "language": "en"'
-            )
-    last = settings.get("no_timestamps_token_id")
-    return found if last is None or last in found else [*found, int(last)]
-
-
-def _suppressed(settings: Mapping[str, Any]) -> list[int]:
-    """Ids that never come: `suppress_tokens`, and the single ones of `bad_words_ids` (Marian's padding)."""
-    single = [ids[0] for ids in settings.get("bad_words_ids") or () if len(ids) == 1]
-    return sorted({*(settings.get("suppress_tokens") or ()), *single})
-
-
-def _generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
+def _speech_ids(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int], int | None]:
+    """Ids of languages by their codes, of tasks by their names, and of what says that no times are told."""
     try:
-        found = json.loads(path.read_text("utf8")) if path.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
-    return {name: value for name, value in found.items() if value is not None}
+        several = settings.get("is_multilingual") is not False
+        languages = settings.get("lang_to_id") or {} if several else {}
+        tasks, quiet = settings.get("task_to_id") or {} if several else {}, settings.get("no_timestamps_token_id")
+        return (
+            {str(name).strip("<|>"): int(number) for name, number in languages.items()},
+            {str(name): int(number) for name, number in tasks.items()},
+            None if quiet is None else int(quiet),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / FILE}: lang_to_id or task_to_id has no ids by names ({error})") from error
+
+
+def _language_names() -> dict[str, str]:
+    """Codes of languages by their names in English."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    return dict(TO_LANGUAGE_CODE)
 
 
 # ------------------------------------------------------------------------------------------------ its two halves

@@ -17,7 +17,8 @@ import numpy as np
 from fmopt.core.errors import PassError
 from fmopt.core.model import Inputs, makes_answers
 from fmopt.core.store import write_whole
-from fmopt.edge.seq2seq import NEW, answers, usual
+from fmopt.edge.generation import usual
+from fmopt.edge.seq2seq import NEW, with_starts
 from fmopt.models.loading import TorchModel
 from fmopt.models.wrappers.seq2seq import EncoderDecoder
 from fmopt.passes.base import Context
@@ -42,14 +43,15 @@ def answering(model: TorchModel, ctx: Context, count: int | None = None) -> Cont
     wish = usual(pipeline, beams=1, max_new_tokens=min(pipeline["max_new_tokens"], SEEN_TOKENS))
     halves = EncoderDecoder(model.net.eval())
 
-    def made(missing: Sequence[int]) -> Iterator[tuple[int, Ids]]:
+    def answered(missing: Sequence[int]) -> Iterator[tuple[int, Ids]]:
         wanted = set(missing)
         for number, item in enumerate(islice(ctx.calibration(), count)):  # audio is too large to be held all at once
             if number in wanted:
-                yield number, [*pipeline["start"], *answers(pipeline, halves, item, wish)[0]]
+                ((start, made),) = with_starts(pipeline, halves, item, wish)
+                yield number, [*start, *made]
 
     key, items = _key(weights_digest(model.net), pipeline, islice(ctx.calibration(), count))
-    given = _Kept(ctx, key, "the network's own answers").all(items, made)
+    given = _Kept(ctx, key, "the network's own answers").all(items, answered)
 
     def stream() -> Iterator[Inputs]:
         for item, ids in zip(ctx.calibration(), given, strict=False):
@@ -73,9 +75,9 @@ def answered_by(teacher: TorchModel, examples: Sequence[Example], ctx: Context) 
         order = sorted(missing, key=lambda number: len(asked[number]["input_ids"]))
         for group in (order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)):
             batch = {name: value.numpy() for name, value in collate([asked[number] for number in group]).items()}
-            for number, ids in zip(group, answers(pipeline, halves, batch, wish), strict=True):
-                ended = pipeline["stop_ids"][:1] if len(ids) < wish.max_new_tokens else []
-                yield number, [*pipeline["start"][1:], *ids, *ended]  # as those of an answer in the data
+            for number, (start, ids) in zip(group, with_starts(pipeline, halves, batch, wish), strict=True):
+                ended = pipeline["eos_token_id"][:1] if len(ids) < wish.max_new_tokens else []
+                yield number, [*start[1:], *ids, *ended]  # as those of an answer in the data
 
     key, count = _key(teacher.metadata.digest, pipeline, asked)
     given = _Kept(ctx, key, "the teacher's answers to texts without any").all(count, made)

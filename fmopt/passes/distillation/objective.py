@@ -283,8 +283,10 @@ def inputs_and_labels(
     inputs = {name: value for name, value in batch.items() if name not in LABELS}
     if makes_answers(pipeline):
         targets = labels["labels"]
-        behind = targets.masked_fill(targets == IGNORED, pipeline["start"][0])[:, :-1]
-        inputs[NEW] = torch.cat([torch.full_like(targets[:, :1], pipeline["start"][0]), behind], dim=1)
+        behind = targets.masked_fill(targets == IGNORED, pipeline["decoder_start_token_ids"][0])[:, :-1]
+        inputs[NEW] = torch.cat(
+            [torch.full_like(targets[:, :1], pipeline["decoder_start_token_ids"][0]), behind], dim=1
+        )
     return inputs, labels
 
 

@@ -103,7 +103,17 @@ def _require_fit(teacher: CheckpointMetadata, student: CheckpointMetadata) -> No
     """PassError unless both make the same kind of outputs of the same token ids, or of the same images."""
     if teacher.digest == student.digest:
         return
-    same = ("task", "labels", "multi_label", "pooling", "image", "audio", "start", "first", "stop_ids")
+    same = (
+        "task",
+        "labels",
+        "multi_label",
+        "pooling",
+        "image",
+        "audio",
+        "decoder_start_token_ids",
+        "forced_bos_token_id",
+        "eos_token_id",
+    )
     wrong = [name for name in same if teacher.pipeline.get(name) != student.pipeline.get(name)]
     if all(metadata.modality == "text" or makes_answers(metadata.pipeline) for metadata in (student, teacher)):
         ours, theirs = (

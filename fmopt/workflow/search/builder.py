@@ -222,7 +222,10 @@ class Builder(BuildContext):
         if makes_answers(self.metadata.pipeline):
             config: Any = model.net.config
             judged, words = seq2seq.AsEncoderDecoder(runner), int(config.vocab_size)
-            batches = [seq2seq.with_answer(batch, self.metadata.pipeline["start"], words) for batch in batches]
+            batches = [
+                seq2seq.with_answer(batch, self.metadata.pipeline["decoder_start_token_ids"], words)
+                for batch in batches
+            ]
         try:
             with explained(f"{by} cannot compute the exported graph"):
                 parity = exporters_parity.check_parity(

@@ -65,7 +65,7 @@ def asked(model: TorchModel) -> dict[str, np.ndarray]:
     """Texts of different lengths, each with an answer."""
     preprocessor = open_preprocessor(model.metadata.folder, dict(model.metadata.pipeline))
     encoded = dict(preprocessor.encode(list(SENTENCES[:3])).inputs)
-    return with_answer(encoded, model.metadata.pipeline["start"], int(model.net.config.vocab_size))
+    return with_answer(encoded, model.metadata.pipeline["decoder_start_token_ids"], int(model.net.config.vocab_size))
 
 
 def said(model: TorchModel, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -158,7 +158,7 @@ def test_it_comes_back_from_disk_and_answers_token_by_token(model: TorchModel, t
     pipeline = dict(again.metadata.pipeline)
     texts = {name: value for name, value in inputs.items() if name != NEW}
     given = {name: torch.from_numpy(value) for name, value in texts.items()}
-    stop = pipeline["stop_ids"][0]
+    stop = pipeline["eos_token_id"][0]
     for beams in (1, 3):
         with torch.inference_mode():
             made = net.generate(**given, max_new_tokens=8, do_sample=False, num_beams=beams)[:, 1:].tolist()

@@ -14,7 +14,8 @@ import torch
 from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import Graph
-from fmopt.edge.generation import GenerationConfig, Speller, TextScores, continuations, likeliest, sampled
+from fmopt.edge.decoding import Speller, Spelling, sampled
+from fmopt.edge.generation import GenerationConfig, TextScores, continuations, likeliest
 from fmopt.edge.loading import Model, run_batch
 from fmopt.edge.runners import open_runner
 from fmopt.edge.text import open_preprocessor, postprocess
@@ -50,7 +51,7 @@ def generated(exported: Any, text: str, **options: Any) -> list[int]:
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, **options
         )
     added = made[0, ids.shape[1] :].tolist()
-    stops = exported.pipeline["stop_ids"]
+    stops = exported.pipeline["eos_token_id"]
     return added[: added.index(stops[0])] if stops[0] in added else added
 
 
@@ -108,7 +109,10 @@ def test_a_stop_string_ends_the_text_and_a_stream_gives_the_same_pieces(gpt2: Mo
 
 
 def test_what_may_begin_a_stop_string_is_held_back() -> None:
-    speller = Speller(SimpleNamespace(decode=lambda ids: "".join("_abEND"[one] for one in ids)), [0], ["END"])
+    letters = SimpleNamespace(
+        decode=lambda ids: "".join("_abEND"[one] for one in ids), id_to_token=lambda one: "_abEND"[one]
+    )
+    speller = Speller(Spelling(letters), [0], ["END"])
     assert [speller.take(token) for token in (1, 3, 2, 3, 4)] == ["a", "", "Eb", "", ""]
     assert speller.rest() == "EN"
 
@@ -162,4 +166,4 @@ def test_stop_ids_are_read_from_the_generation_config(tiny_checkpoint: TinyCheck
     folder = tmp_path / "gpt2"
     shutil.copytree(tiny_checkpoint("gpt2", "text-generation"), folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 5]}))
-    assert model_of(folder).metadata.pipeline["stop_ids"] == [3, 5]
+    assert model_of(folder).metadata.pipeline["eos_token_id"] == [3, 5]

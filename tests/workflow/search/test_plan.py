@@ -51,7 +51,7 @@ def test_openvino_is_compiled_for_the_judged_shape_baselines_too(metadata):
 @pytest.mark.parametrize(("model_type", "kept"), [("gpt2", True), ("lstm", False)])
 def test_openvino_keeps_the_past_of_attention_and_not_the_state_of_an_lstm(metadata, model_type, kept):
     """Also where weights are narrow, in which case what is kept is so too; full precision is not."""
-    pipeline = {**metadata.pipeline, "task": "text-generation", "stop_ids": []}
+    pipeline = {**metadata.pipeline, "task": "text-generation", "eos_token_id": []}
     reported = dataclasses.replace(metadata, model_type=model_type, task="text-generation", pipeline=pipeline)
     plan = make_plan(reported, load_target("x86-avx2"), effort="quick")
     options = {

@@ -1,0 +1,1 @@
+"""The page that a bundle for browsers has, and what serves it."""
