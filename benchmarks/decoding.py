@@ -154,7 +154,7 @@ class Worker:
 
     def score(self, ids: np.ndarray) -> float:
         """Sum of the log-probabilities of all tokens but the first."""
-        from fmopt.edge.generation import log_softmax
+        from fmopt.edge.decoding import log_softmax
 
         ones = np.ones_like(ids)
         inputs = {"input_ids": ids, "attention_mask": ones, "position_ids": ones.cumsum(axis=1) - 1}

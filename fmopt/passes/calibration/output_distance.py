@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.model import Inputs, generates
-from fmopt.edge.generation import log_softmax
+from fmopt.edge.decoding import log_softmax
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
 from fmopt.passes.calibration.generated_answers import answering

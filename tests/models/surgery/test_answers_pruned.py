@@ -14,8 +14,9 @@ import torch
 
 import fmopt
 from fmopt.core.errors import CheckpointError, PassError
+from fmopt.edge.generation import usual
 from fmopt.edge.runners import ENCODER_DECODER, open_runner
-from fmopt.edge.seq2seq import NEW, answers, usual
+from fmopt.edge.seq2seq import NEW, answers
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import parity, to_onnx
 from fmopt.models import checkpoint
