@@ -153,6 +153,8 @@ def tiny_config(family: str, tokenizer: Any, task: str) -> Any:
         settings |= {"type_vocab_size": 1, "max_position_embeddings": 66}  # positions start after the padding index
     if family == "mpnet":
         settings |= {"max_position_embeddings": 66}
+    if family in ("opt", "gpt2", *ENCODER_DECODERS):
+        del settings["intermediate_size"]  # a name of others
     if family == "opt":
         settings |= {"ffn_dim": 64, "word_embed_proj_dim": 32}
     if family in ("llama", "qwen2", "mistral", "qwen3", "gemma"):

@@ -12,7 +12,7 @@ from fmopt.core.errors import ConfigError
 def read_lines(path: Path) -> list[str]:
     """Texts of a file, one per line; empty lines are skipped."""
     try:
-        return [text for text in path.read_text("utf8").splitlines() if text.strip()]
+        return [text for text in path.read_text("utf8").split("\n") if text.strip()]
     except FileNotFoundError as error:
         raise ConfigError(f"there is no file {path}") from error
     except UnicodeDecodeError as error:

@@ -56,6 +56,8 @@ class CheckpointMetadata:
     weight_bytes: int
     digest: str  # sha256 over the files that matter
     config: Mapping[str, Any] = field(default_factory=dict)
+    origin: Path | None = None  # the folder that was given, where `folder` is a part or a converted copy of it
+    notes: tuple[str, ...] = ()  # what a user should know of how its inputs and answers are taken
 
     @property
     def folder(self) -> Path:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import platform
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,18 @@ from fmopt.core.plugins import did_you_mean
 from fmopt.data.builtin_code import stdlib_splits
 from fmopt.data.builtin_docstrings import pydoc_splits
 from fmopt.data.interactions import are_interactions, catalogue_lines, leave_one_out
+from fmopt.data.labels import (
+    check_labels,
+    mark_unseen,
+    name_labels,
+    names_of_ids,
+    numbered_like,
+    read_labels,
+    spell_classes,
+    unanswerable,
+)
 from fmopt.data.readers import Row, Table, label_names, read_file, read_folder, read_hub, suffix
-from fmopt.tasks.base import Task, name_key
+from fmopt.tasks.base import Task, find_task
 
 BUILTIN, SOURCE_CODE = "builtin:pydoc", "builtin:stdlib"
 BUILTINS: Mapping[str, Callable[[], Mapping[str, Sequence[Row]]]] = {BUILTIN: pydoc_splits, SOURCE_CODE: stdlib_splits}
@@ -44,11 +55,12 @@ FILES = {
     "mask": (images.png_file, images.problem),
     "audio": (core_audio.wav_file, core_audio.problem),
 }
-CLASSES = {
-    "label": ("", "label", "labels", "intents", "classes"),
-    "tags": ("", "tags", "ner_tags", "labels"),
-    "classes": ("", "classes", "labels", "categories"),
-}
+# Tasks that are trained -> the roles by which data shows that it is for them.
+TOLD_BY = {
+    "question-answering": ("answers",), "token-classification": ("tokens", "tags"), "object-detection": ("boxes",),
+    "image-segmentation": ("mask",), "image-classification": ("label",), "audio-classification": ("label",),
+    "text-classification": ("label",), "text-regression": ("label",),
+}  # fmt: skip
 
 CALIBRATION, VALIDATION = 0.25, 0.25  # shares of a table without splits; the rest judges
 CUT_FROM_TRAIN = 0.1  # validation, where a folder has none
@@ -88,16 +100,20 @@ def load_data(
     tables, names = _read(spec)
     notes: list[str] = []
     chosen = _histories({split: _by_role(table, task, columns or {}) for split, table in tables.items()}, notes)
-    content = _label_names(next(iter(chosen.values())), names, task)
-    for split, table in chosen.items():
-        _spell_classes(table, names)
-        if content and not _numbered_like(content, metadata):
-            _name_labels(table.rows, content, metadata)
-        elif not metadata.pipeline.get("labels"):
-            _count_labels(table.rows)
+    content = names_of_ids(next(iter(chosen.values())), names, task)
+    read_labels(chosen, task, metadata, content)
+    for table in chosen.values():
+        spell_classes(table, names)
+        if content and not numbered_like(content, metadata):
+            name_labels(table.rows, content)
+    for table in chosen.values():
         _check(table)
-        _check_labels(table, task, metadata)
-        chosen[split] = table
+    said = [*mark_unseen(chosen, task, metadata), *unanswerable(chosen, task, metadata)]
+    for table in chosen.values():
+        check_labels(table, task, metadata)
+    for note in said:
+        warnings.warn(f"{Path(spec).name or spec}: {note}", stacklevel=2)
+    notes += said
     licence = None
     if spec == BUILTIN:
         splits = {split: table.rows for split, table in chosen.items()}
@@ -111,12 +127,48 @@ def load_data(
     return Dataset(Path(spec).name or spec, _digest(splits), splits, tuple(notes), licence, content)
 
 
+def fitting_tasks(spec: str, modality: str, columns: Mapping[str, str]) -> list[str]:
+    """Tasks of a modality that the columns of labelled data are for, the most telling first; several where they leave it open.
+
+    DataError when the data cannot be read.
+    """
+    tables, _ = _read(spec)
+    table = next(iter(tables.values()))
+    fitting: dict[str, dict[str, str]] = {}
+    for name, labels in TOLD_BY.items():
+        task = find_task(name)
+        if task.modality != modality or not set(columns) <= set(task.columns):
+            continue
+        try:
+            found = _roles(table, task, columns)
+        except DataError:
+            continue
+        if set(labels) <= set(found):
+            fitting[name] = found
+    # Whoever has answers in a context, tags of words or boxes means these; a number is a class unless it is no whole one.
+    for name in ("question-answering", "token-classification", "object-detection"):
+        if name in fitting:
+            return [name]
+    if {"text-classification", "text-regression"} <= set(fitting):
+        column = fitting["text-classification"]["label"]
+        given = [row.get(column) for row in table.rows[:1000] if row.get(column) is not None]
+        return ["text-regression" if any(_is_measure(value) for value in given) else "text-classification"]
+    return list(fitting)
+
+
+def _is_measure(value: Any) -> bool:
+    """Whether a label is a number that counts nothing."""
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"\s*-?\d*\.\d*[1-9]\d*\s*", value))
+    return isinstance(value, float) and not value.is_integer()
+
+
 def training_texts(spec: str, task: Task, *, columns: Mapping[str, str] | None = None, seed: int = 0) -> list[str]:
     """Every text of the rows that `load_data` would train on, before there is a model: to make a vocabulary of."""
     tables, names = _read(spec)
     chosen = {split: _by_role(table, task, columns or {}) for split, table in tables.items()}
     for table in chosen.values():
-        _spell_classes(table, names)
+        spell_classes(table, names)
         _check(table)
     train = _assign(chosen, Path(spec).name or spec, seed, [])["train"]
     values = (value for row in train for value in row.values())
@@ -317,64 +369,6 @@ def _problem(role: str, value: Any) -> str | None:
     if not isinstance(value, str):
         return f"is {str(value)[:40]!r}, no text; remove or mend the row"
     return None if value.strip() or role == "text_pair" else "is an empty text; remove or mend the row"
-
-
-def _check_labels(table: Table, task: Task, metadata: CheckpointMetadata) -> None:
-    """DataError on the first label that the model does not know; a model yet to be trained knows none."""
-    role = task.class_role
-    if role in table.rows[0] and role not in BOXES and not metadata.pipeline.get("labels"):
-        return
-    try:
-        task.items(table.rows, metadata)
-    except DataError as error:
-        raise DataError(f"{table.where}: {error}") from error
-
-
-def _label_names(table: Table, written: Mapping[str, tuple[str, ...]], task: Task) -> tuple[str, ...]:
-    """Names of the label ids: those of labels.json, else those in the file's own schema."""
-    role = task.class_role
-    if role is None:
-        return ()
-    return next((written[key] for key in CLASSES[role] if key in written), table.names.get(role, ()))
-
-
-def _numbered_like(names: Sequence[str], metadata: CheckpointMetadata) -> bool:
-    """True when ids mean the same to data and model, as far as the model says."""
-    labels = metadata.pipeline.get("labels") or []
-    unnamed = all(re.fullmatch(r"label_\d+", label.lower()) for label in labels)
-    return unnamed or [name_key(name) for name in names] == [name_key(label) for label in labels]
-
-
-def _name_labels(rows: Iterable[Row], names: Sequence[str], metadata: CheckpointMetadata) -> None:
-    """Ids become names, by which the model's own ids are found. An id without a name stays, to be refused by its row."""
-
-    def named(value: Any) -> Any:
-        number = int(value) if isinstance(value, str) and value.isdecimal() else value
-        return names[number] if isinstance(number, int) and 0 <= number < len(names) else value
-
-    for row in rows:
-        for role in CLASSES:
-            if isinstance(row.get(role), list):
-                row[role] = [named(value) for value in row[role]]
-            elif role in row:
-                row[role] = named(row[role])
-
-
-def _spell_classes(table: Table, written: Mapping[str, tuple[str, ...]]) -> None:
-    """Transcripts that are ids of classes ("7") become what the classes are called ("seven")."""
-    names = next((written[key] for key in CLASSES["label"] if key in written), table.names.get("transcript", ()))
-    for row in table.rows:
-        content = row.get("transcript")
-        if isinstance(content, int) and 0 <= content < len(names):
-            row["transcript"] = names[content]
-
-
-def _count_labels(rows: Sequence[Row]) -> None:
-    """Where no model says what labels are called, numbers that a csv wrote as text are numbers."""
-    content = [row["label"] for row in rows if "label" in row]
-    if content and all(isinstance(value, str) and value.isdecimal() for value in content):
-        for row in rows:
-            row["label"] = int(row["label"])
 
 
 # ------------------------------------------------------------------------------------------------ splits

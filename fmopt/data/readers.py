@@ -1,18 +1,19 @@
-"""Files of data → tables of rows: csv, tsv, JSON, JSON Lines, parquet, npz, plain text, folders with one file per split or
-one folder per class, hub data sets.
+"""Files of data → tables of rows: csv, tsv, JSON, JSON Lines, parquet, npz, plain text (those of text gzipped too), folders
+with one file per split or one folder per class, folders of `datasets`' save_to_disk, hub data sets.
 
 Knows formats and nothing of tasks. What cannot be read is a DataError that names the file and the place in it.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ MEDIA = {
     "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     "audio": (".wav", ".flac", ".ogg", ".mp3"),
 }
+SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 PASSAGE_WORDS = 64  # fewest of a passage of plain text: some 90 tokens, so that most fit a network of 128
 
 
@@ -78,6 +80,8 @@ def suffix(path: Path) -> str:
 
 def read_folder(folder: Path) -> dict[str, Table]:
     """Tables by split: train, validation and test, of each what there is; parts of one split are put together."""
+    if any((folder / name).is_file() for name in SAVED):
+        return _read_saved(folder)
     found = {}
     for split, stems in SPLITS.items():
         part = re.compile(rf"(?:{'|'.join(stems)})(?:-\d+-of-\d+)?")
@@ -120,6 +124,37 @@ def _read_media(folder: Path) -> Table:
     return Table(str(folder), rows)
 
 
+def _read_saved(folder: Path) -> dict[str, Table]:
+    """Tables by split of a folder that `datasets` wrote with save_to_disk; "" for one without splits."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises many kinds; the user needs the one line
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            f"{folder} cannot be read as a data set of save_to_disk: {first[0][:160]}; save it again"
+        ) from error
+    splits = dict(loaded) if isinstance(loaded, dict) else {"": loaded}
+    return _by_split(str(folder), splits)
+
+
+def _by_split(name: str, loaded: Mapping[str, Any]) -> dict[str, Table]:
+    """Tables of the splits that fmopt reads, of data sets of the library `datasets`."""
+    splits = {split: alias for alias, stems in SPLITS.items() for split in loaded if split in stems}
+    splits |= {"": ""} if list(loaded) == [""] else {}
+    if not splits:
+        raise DataError(f"{name} has the splits {', '.join(loaded)}; fmopt reads train, validation and test")
+    return {
+        alias: Table(
+            f"{name} ({split})" if split else name,
+            loaded[split].to_list(),
+            _class_names(loaded[split].features.to_dict()),
+        )
+        for split, alias in splits.items()
+    }
+
+
 def read_hub(name: str) -> dict[str, Table]:
     """Tables by split of a hub data set `owner/name` or `owner/name:configuration`. The only reader that uses the network."""
     import datasets
@@ -132,13 +167,7 @@ def read_hub(name: str) -> dict[str, Table]:
         raise DataError(
             f"there is no file or folder {name}, and as a hub data set it could not be had: {first[0][:200]}"
         ) from error
-    splits = {split: alias for alias, stems in SPLITS.items() for split in loaded if split in stems}
-    if not splits:
-        raise DataError(f"{name} has the splits {', '.join(loaded)}; fmopt reads train, validation and test")
-    return {
-        alias: Table(f"{name} ({split})", loaded[split].to_list(), _class_names(loaded[split].features.to_dict()))
-        for split, alias in splits.items()
-    }
+    return _by_split(name, loaded)
 
 
 def label_names(path: Path) -> dict[str, tuple[str, ...]]:
@@ -160,9 +189,42 @@ def label_names(path: Path) -> dict[str, tuple[str, ...]]:
 # ------------------------------------------------------------------------------------------------ formats
 
 
+def _text_of(path: Path) -> str:
+    """The text of a file: UTF-8, or UTF-16 where it begins with that mark, as spreadsheets write; .gz files are unpacked."""
+    content = path.read_bytes()
+    if path.name.lower().endswith(".gz"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} cannot be unpacked: {error}; get the file again") from error
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} begins as UTF-16 and is not: {error.reason}; save it as UTF-8") from error
+    return content.decode("utf-8-sig")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON pairs; ValueError when it has a name twice: json would keep the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has {twice!r} twice")
+    return found
+
+
+def _refuse_twice(names: Sequence[str], path: Path) -> None:
+    """DataError when two columns have one name: which of them is meant cannot be told."""
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has two columns called {twice!r}; rename one, or drop it")
+
+
 def _read_csv(path: Path) -> Table:
     """Comma-separated (or with semicolons, as some spreadsheets write) with a line of column names. All values are text."""
-    text = path.read_bytes().decode("utf-8-sig")
+    text = _text_of(path)
     header = text.split("\n", 1)[0]
     delimiter = ";" if "," not in header and ";" in header else ","
     return _delimited(path, text, delimiter, csv.QUOTE_MINIMAL)
@@ -170,7 +232,7 @@ def _read_csv(path: Path) -> Table:
 
 def _read_tsv(path: Path) -> Table:
     """Tab-separated. Quotes are characters like others (GLUE writes them bare) unless the whole file quotes by the rules."""
-    text = path.read_bytes().decode("utf-8-sig")
+    text = _text_of(path)
     if re.search(r'(?:^|\t)"', text, re.MULTILINE):
         try:
             return _delimited(path, text, "\t", csv.QUOTE_MINIMAL)
@@ -189,6 +251,7 @@ def _delimited(path: Path, text: str, delimiter: str, quoting: Any) -> Table:
         for fields in lines:
             if not header:
                 header = [name.strip() for name in fields]
+                _refuse_twice(header, path)
             elif fields and len(fields) != len(header):
                 raise DataError(
                     f"{path}, line {begun}: {len(fields)} fields, but there are {len(header)} columns "
@@ -206,12 +269,14 @@ def _delimited(path: Path, text: str, delimiter: str, quoting: Any) -> Table:
 
 def _read_json_lines(path: Path) -> Table:
     rows = []
-    for number, line in enumerate(path.read_bytes().decode("utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(_text_of(path).split("\n"), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
-            except ValueError as error:
+                rows.append(json.loads(line, object_pairs_hook=_once))
+            except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number}: not JSON ({error}); write one object per line") from error
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: {error}; rename one of them") from error
             if not isinstance(rows[-1], dict):
                 raise DataError(f"{path}, line {number}: {line.strip()[:40]} is no object; write one per line")
     return Table(str(path), rows)
@@ -220,9 +285,11 @@ def _read_json_lines(path: Path) -> Table:
 def _read_json(path: Path) -> Table:
     """A list of objects, {"data": list}, {"column": list, …}, SQuAD's nested form, or JSON Lines under another name."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        content = json.loads(_text_of(path), object_pairs_hook=_once)
     except json.JSONDecodeError:
         return _read_json_lines(path)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; rename one of them") from error
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
         if content and isinstance(content[0], dict) and "paragraphs" in content[0]:
@@ -256,6 +323,7 @@ def _read_parquet(path: Path) -> Table:
         table = parquet.read_table(path)
     except pa.ArrowException as error:
         raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:160]}") from error
+    _refuse_twice(table.column_names, path)
     written = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     return Table(str(path), table.to_pylist(), _class_names(written.get("info", {}).get("features") or {}))
 
@@ -289,14 +357,8 @@ def _read_npz(path: Path) -> Table:
 def _read_text(path: Path) -> Table:
     """Passages of plain text: paragraphs (parted by empty lines) joined, or cut at ends of sentences, to PASSAGE_WORDS words
     or a little more. Lines within a paragraph are joined: books wrap them."""
-    content = path.read_bytes()
-    if path.name.lower().endswith(".gz"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} cannot be unpacked: {error}; get the file again") from error
     parts: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", content.decode("utf-8-sig").replace("\r\n", "\n")):
+    for paragraph in re.split(r"\n\s*\n", _text_of(path).replace("\r\n", "\n")):
         flat = " ".join(paragraph.split())
         parts += SENTENCE_END.split(flat) if len(flat.split()) > 2 * PASSAGE_WORDS else [flat]
     rows: list[Row] = []
@@ -337,10 +399,10 @@ def _listed(paths: Iterable[Path]) -> str:
 
 
 READERS: Mapping[str, Callable[[Path], Table]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".jsonl": _read_json_lines,
-    ".json": _read_json,
+    **dict.fromkeys((".csv", ".csv.gz"), _read_csv),
+    **dict.fromkeys((".tsv", ".tsv.gz"), _read_tsv),
+    **dict.fromkeys((".jsonl", ".jsonl.gz"), _read_json_lines),
+    **dict.fromkeys((".json", ".json.gz"), _read_json),
     ".parquet": _read_parquet,
     ".npz": _read_npz,
     ".txt": _read_text,

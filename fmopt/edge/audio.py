@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from .parts import present_scores
+
 Pipeline = Mapping[str, Any]
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # formats of samples in a WAV file
@@ -374,10 +376,9 @@ def present(pipeline: Pipeline, prediction: Any, sample: bytes, preprocessor: An
         return dict(prediction)
     logits, several = prediction.astype(np.float64), bool(pipeline.get("multi_label"))
     shares = 1 / (1 + np.exp(-logits)) if several else np.exp(logits - np.logaddexp.reduce(logits))
-    scores = dict(zip(pipeline["labels"], shares.tolist(), strict=True))
-    best = max(scores, key=lambda label: scores[label])
-    above = {"labels": [label for label, share in scores.items() if share >= 0.5]} if several else {}
-    return {"label": best, "score": scores[best], "scores": scores} | above
+    labels, values = pipeline["labels"], shares.tolist()
+    above = [label for label, share in zip(labels, values, strict=True) if share >= 0.5]
+    return present_scores(labels, values) | ({"labels": above} if several else {})
 
 
 def read_vocabulary(folder: Path) -> list[str]:

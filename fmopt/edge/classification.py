@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .parts import Pipeline, Sample
+from .parts import Pipeline, Sample, present_scores
 from .text import Batch, named_outputs, softmax
 
 
@@ -23,9 +23,7 @@ def present(pipeline: Pipeline, prediction: np.ndarray, sample: Sample, preproce
     several = bool(pipeline.get("multi_label"))
     shares = 1 / (1 + np.exp(-prediction.astype(np.float64))) if several else softmax(prediction)
     labels = list(pipeline.get("labels") or [f"LABEL_{index}" for index in range(len(prediction))])
-    scores = {label: float(share) for label, share in zip(labels, shares, strict=True)}
-    best = max(scores, key=lambda label: scores[label])
-    shown: dict[str, Any] = {"label": best, "score": scores[best], "scores": scores}
+    shown = present_scores(labels, shares.tolist())
     if several:
-        shown["labels"] = [label for label, share in scores.items() if share >= 0.5]
+        shown["labels"] = [label for label, share in zip(labels, shares, strict=True) if share >= 0.5]
     return shown

@@ -120,7 +120,8 @@ def _raws(asked: argparse.Namespace, *, pairs: bool) -> Iterator[Sample]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_bytes().decode().splitlines() if line.strip()]
+        lines = path.read_bytes().decode().split("\n")  # str.splitlines would also cut at characters inside texts
+        return [line.removesuffix("\r") for line in lines if line.strip()]
     except OSError as error:
         raise EdgeError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

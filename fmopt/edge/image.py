@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from .parts import present_scores
+
 Pipeline = Mapping[str, Any]
 DETECTION, SEGMENTATION, FEATURES = "object-detection", "image-segmentation", "image-feature-extraction"
 MOST_BOXES, LEAST_SCORE = 100, 0.01  # of a image, as COCO judges; scores below it are of no use to anyone
@@ -289,9 +291,7 @@ def present(pipeline: Pipeline, prediction: np.ndarray, sample: bytes, preproces
     else:
         shares = np.exp(prediction.astype(np.float64) - prediction.max())
         shares /= shares.sum()
-    scores = dict(zip(pipeline["labels"], shares.tolist(), strict=True))
-    best = max(scores, key=lambda label: scores[label])
-    return {"label": best, "score": scores[best], "scores": scores}
+    return present_scores(pipeline["labels"], shares.tolist())
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:

@@ -12,11 +12,15 @@ an image or audio file. A *prediction* is what is judged (a vector, logits, an a
     pooling, normalize (embedding); labels, multi_label (classification); stride (windows: tokens shared by neighbours);
     no_answer (question answering: True when the model may answer "nothing"); add_prefix_space (byte-level tokenizers);
     mask {"id", "token"} (fill-mask)
+and, where a checkpoint asks for it:
+    prefix (of every text), prompts (by name, for the user to choose from); truncation_side; split_special_tokens
+    prompt_tokens (left out of pooling), dimensions (of a vector that stay), similarity; activation ("sigmoid" of a number)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +28,8 @@ from typing import Any
 
 Sample = str | tuple[str, str] | list[str] | bytes
 Pipeline = Mapping[str, Any]
+
+BACKGROUND = ("background", "bg", "void", "unlabeled", "unlabelled", "ignore", "nothing", "none")  # names of class 0
 
 # Tasks -> the module beside this one that knows their samples and answers. Such a part imports numpy and its siblings, raises
 # EdgeError, or ValueError with one line, for a sample it cannot read, and has
@@ -151,3 +157,25 @@ def shorten(value: Any, most: int = 60) -> str:
     """A value as text of at most so many characters."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def present_scores(labels: Sequence[str], shares: Iterable[float]) -> dict[str, Any]:
+    """{"label", "score", "scores"} of one share for each class; of the largest its own label.
+
+    Where classes share a name (ImageNet has two cranes) their scores are told apart by the number of the class.
+    """
+    values = [float(share) for share in shares]
+    best = max(range(len(values)), key=lambda number: values[number])
+    named = zip(distinct(labels), values, strict=True)
+    return {"label": str(labels[best]), "score": values[best], "scores": dict(named)}
+
+
+def distinct(labels: Sequence[str]) -> list[str]:
+    """The labels, those that several classes have with the number of the class: "crane (class 134)"."""
+    counts = Counter(labels)
+    return [label if counts[label] == 1 else f"{label} (class {number})" for number, label in enumerate(labels)]
+
+
+def begins_with_background(labels: Sequence[str]) -> bool:
+    """Whether class 0 is called something of no interest; of street scenes it is "road", and of interest as any other."""
+    return bool(labels) and labels[0].strip("_ ").lower() in BACKGROUND

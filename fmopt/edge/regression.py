@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,5 +20,6 @@ def postprocess(
 
 
 def present(pipeline: Pipeline, prediction: np.ndarray, sample: Sample, preprocessor: Any = None) -> float:
-    """The number."""
-    return float(prediction[0])
+    """The number, or the share that a sigmoid makes of it."""
+    number = float(prediction[0])
+    return 1 / (1 + math.exp(-number)) if pipeline.get("activation") == "sigmoid" else number

@@ -59,12 +59,17 @@ class Preprocessor:
             raise EdgeError(f"{tokenizer_file} is not a tokenizer this library reads: {last_line(error)}") from error
         self.pipeline = pipeline
         self.part = part_of(pipeline)
-        if pipeline.get("add_prefix_space"):
-            self.tokenizer = _with_prefix_space(self.tokenizer)
         truncation = self.tokenizer.truncation or {}
-        self._direction = truncation.get("direction", "right").lower()
-        self._truncation: tuple[int | None, int, str] | None = None
+        self.direction = str(pipeline.get("truncation_side") or truncation.get("direction", "right")).lower()
         self.tokenizer.no_padding()  # padded here, to the longest row of a batch
+        self.tokenizer.encode_special_tokens = bool(pipeline.get("split_special_tokens"))
+        # Byte-level tokenizers see words apart from their text, so each word of a list brings its own space.
+        self._word_tokenizer = (
+            _with_prefix_space(self.tokenizer) if pipeline.get("add_prefix_space") else self.tokenizer
+        )
+        if not getattr(self.part, "WORDS", False):
+            self.tokenizer = self._word_tokenizer
+        self._truncation: tuple[int | None, int, str] | None = None
 
     def encode(self, samples: Sequence[Sample], length: int | None = None) -> Batch:
         """Arrays of the samples, cut at the pipeline's max_length and padded to the longest row.
@@ -101,17 +106,19 @@ class Preprocessor:
 
     def truncate_at(self, limit: int | None, stride: int = 0, strategy: str = "longest_first") -> None:
         """Cut the texts encoded from now on at so many tokens, what is left in windows that share `stride`; None: nowhere."""
-        if limit is None:
-            self.tokenizer.no_truncation()
-        elif self._truncation != (limit, stride, strategy):
-            self.tokenizer.enable_truncation(limit, stride=stride, strategy=strategy, direction=self._direction)
+        for tokenizer in {id(one): one for one in (self.tokenizer, self._word_tokenizer)}.values():
+            if limit is None:
+                tokenizer.no_truncation()
+            elif self._truncation != (limit, stride, strategy):
+                tokenizer.enable_truncation(limit, stride=stride, strategy=strategy, direction=self.direction)
         self._truncation = (limit, stride, strategy)
 
     def encoding(self, text: Any, pair: Any, *, words: bool, special: bool = True) -> Any:
         """The tokenizer's encoding of a text, of a list of `words`, or of a pair; EdgeError for what is none of these."""
         # One by one: the library's own batching starts threads of its own beside those the caller asked for.
+        tokenizer = self._word_tokenizer if words else self.tokenizer
         try:
-            return self.tokenizer.encode(text, pair, is_pretokenized=words, add_special_tokens=special)
+            return tokenizer.encode(text, pair, is_pretokenized=words, add_special_tokens=special)
         except (TypeError, ValueError, UnicodeError) as error:
             raise EdgeError(f"{shorten(text)} is not a text, a pair of texts or a list of words") from error
 

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fmopt.core.errors import BundleError, ConfigError, FmoptError
 from fmopt.edge import host
@@ -31,6 +32,9 @@ elsewhere. In a page of your own: `import { load } from './web/fmopt.mjs'`; `awa
 """
 WITH_TRANSFORMERS_JS = "transformers.js opens this folder too, as a local model of `dtype` {dtype}.\n"
 PAGE = Path(serve_page.__file__).parent
+# What a pipeline may ask for and the page's JavaScript does not do.
+NOT_IN_PAGE = ("prefix", "prompt_tokens", "dimensions", "activation", "truncation_side", "split_special_tokens")
+POOLED_IN_PAGE = ("mean", "cls", "max")
 FETCH = "fetch them once: make web (or python -m fmopt.exporters.browser_files), which needs npm"
 
 
@@ -78,9 +82,18 @@ def absent() -> str | None:
     return f"a page needs files of {wanted}, which are not in {kept()}; {FETCH}"
 
 
-def check(task: str) -> None:
-    """ConfigError when a bundle for browsers needs files for its page that were never fetched."""
-    reason = absent() if find_task(task).in_browser else None
+def check(pipeline: Mapping[str, Any]) -> None:
+    """ConfigError when the page of a bundle for browsers would answer otherwise, or needs files that were never fetched."""
+    if not find_task(pipeline["task"]).in_browser:
+        return
+    asked = [name for name in NOT_IN_PAGE if pipeline.get(name)]
+    if pipeline.get("pooling", "mean") not in POOLED_IN_PAGE:
+        asked.append(f"pooling by {pipeline['pooling']}")
+    if asked:
+        raise ConfigError(
+            f"this checkpoint asks for {', '.join(asked)}, which the page of a bundle for browsers does not do"
+        )
+    reason = absent()
     if reason:
         raise ConfigError(reason)
 
@@ -110,7 +123,9 @@ def put_page(folder: Path, task: str) -> bool:
     """Put the page and all it loads into a bundle folder; False for a task that it does not know."""
     if not find_task(task).in_browser:
         return False
-    check(task)
+    reason = absent()
+    if reason:
+        raise ConfigError(reason)
     (folder / "web").mkdir()
     for name in _names():
         shutil.copyfile(kept() / name, folder / "web" / name)

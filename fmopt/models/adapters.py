@@ -14,8 +14,11 @@ from typing import Any
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER
 from fmopt.core.store import whole_folder
+from fmopt.models.checkpoint_files import read_json
 from fmopt.models.loading import quiet
 from fmopt.models.preprocessors.tokenizer import copy_encoders
+from fmopt.models.sentence_transformers import CONFIG as CONFIG_FILE
+from fmopt.models.sentence_transformers import MODULES, SETTINGS_NAMES
 from fmopt.models.source import resolve
 from fmopt.models.structure import STRUCTURE
 from fmopt.models.weights import read_header
@@ -33,7 +36,6 @@ CLASSES = {
     None: "AutoModel",
 }
 COUNTED = ("SEQ_CLS", "TOKEN_CLS")  # heads with one row per label
-SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "2_Normalize/config.json")
 HEADS = {"classifier", "score"}  # what peft trains and saves whole beside the adapter, by name
 
 
@@ -139,9 +141,14 @@ def _head_options(folder: Path, source: Path, kind: str | None) -> dict[str, Any
 
 
 def _copy_facts(places: tuple[Path, ...], out: Path) -> None:
-    """The adapter's own tokenizer where it has one, else the base's; and what sentence-transformers reads of the base."""
+    """The adapter's own tokenizer where it has one, else the base's; likewise what sentence-transformers reads."""
     copy_encoders(next((place for place in places if (place / TOKENIZER).is_file()), places[-1]), out)
-    for name in SENTENCE_FILES:
-        if (places[-1] / name).is_file():
-            (out / name).parent.mkdir(exist_ok=True)
-            shutil.copy(places[-1] / name, out / name)
+    told = next((place for place in places if (place / MODULES).is_file()), places[-1])
+    modules = read_json(told / MODULES, list) or []
+    inside = [
+        f"{module.get('path')}/config.json" for module in modules if isinstance(module, dict) and module.get("path")
+    ]
+    for name in (MODULES, CONFIG_FILE, *SETTINGS_NAMES, *inside):
+        if (told / name).is_file() and (out / name).resolve().is_relative_to(out.resolve()):
+            (out / name).parent.mkdir(exist_ok=True, parents=True)
+            shutil.copy(told / name, out / name)

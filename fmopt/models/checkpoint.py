@@ -7,8 +7,8 @@ Reads Hugging Face folders (config.json, tokenizer files, safetensors) and the e
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +19,27 @@ from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER, CheckpointMetadata, ModelSource, file_digest
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.models.adapters import is_adapter
+from fmopt.models.checkpoint_files import read_json
+from fmopt.models.checkpoint_keys import notes, unread
 from fmopt.models.loading import TorchModel
 from fmopt.models.networks import known_transformers
 from fmopt.models.preprocessors.audio import VOCABULARY, read_audio_processor, read_spelling
 from fmopt.models.preprocessors.catalog import read_items
 from fmopt.models.preprocessors.image import PROCESSOR, read_image_processor
 from fmopt.models.preprocessors.speech import speech_pipeline
-from fmopt.models.preprocessors.tokenizer import convert_tokenizer, has_slow_tokenizer, read_tokenizer
+from fmopt.models.preprocessors.tokenizer import (
+    as_served,
+    convert_tokenizer,
+    has_slow_tokenizer,
+    prompt_tokens,
+    read_tokenizer,
+)
+from fmopt.models.sentence_transformers import (
+    SentenceSettings,
+    makes_vectors,
+    read_sentence_settings,
+    reranker_activation,
+)
 from fmopt.models.source import cache_folder, known_models, made_once, resolve
 from fmopt.models.structure import STRUCTURE, load_layer_metadata, read_structure
 from fmopt.models.weights import PICKLES, convert_pickle, has_pickle, link_files, read_weights
@@ -40,8 +54,10 @@ log = logging.getLogger(__name__)
 
 PLAIN = "sentence-embedding"  # what a network without a head is for
 # Position ids start after the padding id in these, so that many rows of the table serve no token.
-POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
-POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
+POSITIONS_AFTER_PADDING = (
+    "roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer", "data2vec-text", "xmod", "ibert",
+    "roberta-prelayernorm", "lilt", "luke", "mluke", "esm", "layoutlmv3", "markuplm", "altclip_text_model", "clap_text_model",
+)  # fmt: skip
 HEADS = ("classifier.", "qa_outputs.", "score.", "cls.predictions.", "lm_head.")  # of checkpoints that name no class
 INPUTS = {
     "image": read_image_processor,
@@ -66,7 +82,7 @@ def inspect(
     """
     home = source.folder
     source = replace(source, folder=_network_folder(home))
-    sample = _read_config(source.folder)
+    network, sample = source.folder, _read_config(source.folder)
     source = replace(source, folder=_prepared(source.folder, allow_pickle))
     weights = read_weights(source.folder)
     read_structure(source.folder)  # a record that cannot be read is refused before any work
@@ -79,13 +95,29 @@ def inspect(
     if task and not fresh_head:
         _refuse_misfit(kind, head, source)
     width, depth = _width_and_depth(config, source.folder / "config.json")
-    pipeline = _pipeline(kind, source.folder, home, config, sample, max_length)
+    pooled = kind.output is Output.VECTOR and kind.modality == "text"
+    causal = architecture.endswith("ForCausalLM") and getattr(config, "is_causal", True) is not False
+    sentence = read_sentence_settings(home, causal=causal) if pooled else SentenceSettings()
+    if kind.modality == "text" and kind.output is not Output.AUDIO:
+        source = replace(
+            source, folder=_with_own_tokenizer(source.folder, config, network, lower_case=sentence.lower_case)
+        )
+    pipeline = _pipeline(kind, source.folder, sentence, config, sample, max_length)
+    activation = reranker_activation(home, sample)
+    if kind.output is Output.NUMBER and (
+        activation == "sigmoid" or (activation is None and not sample.get("problem_type"))
+    ):
+        pipeline["activation"] = "sigmoid"
     if fresh_head:
         pipeline["labels"] = []
+    told = (*notes(kind.name, pipeline, sentence, sample, activation), *unread(source.folder, home, config))
+    for note in told:
+        warnings.warn(f"{home.name}: {note}", stacklevel=2)
     return CheckpointMetadata(
         source=source, model_type=config.model_type, architecture=architecture, task=kind.name, pipeline=pipeline,
         hidden_size=width, layers=depth, parameters=weights.parameters,
         weight_bytes=weights.size_bytes, digest=_digest(source.folder, home, weights.files), config=sample,
+        origin=home, notes=told,
     )  # fmt: skip
 
 
@@ -106,13 +138,29 @@ def is_regression(config: Mapping[str, Any]) -> bool:
     return config.get("problem_type") == "regression" or (count == 1 and config.get("problem_type") is None)
 
 
+def _with_own_tokenizer(folder: Path, config: Any, origin: Path, *, lower_case: bool) -> Path:
+    """`folder`, or a cached copy of it whose tokenizer.json does by itself what transformers makes of all of its settings."""
+    content = as_served(folder, config, origin, lower_case=lower_case)
+    if content is None:
+        return folder
+    key = hashlib.sha256(f"{folder.resolve()}\n{content}".encode("utf8", "surrogatepass")).hexdigest()[:16]
+
+    def make(out: Path) -> None:
+        link_files(folder, out, skip=frozenset({TOKENIZER}))
+        (out / TOKENIZER).write_text(content, "utf8")
+
+    place = made_once(cache_folder() / "converted" / f"{folder.name}-{key}", make)
+    log.info("%s: tokenizer.json made as transformers reads it; using %s", folder, place)
+    return place
+
+
 def _network_folder(folder: Path) -> Path:
     """Where config.json lies: `folder`, or the sub-folder that older sentence-transformers used."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}{plugins.did_you_mean(folder.name, known_models())}")
     if (folder / "config.json").is_file():
         return folder
-    for module in _read_json(folder / "modules.json", list) or []:
+    for module in read_json(folder / "modules.json", list) or []:
         inside = folder / str(module.get("path", ""))
         if str(module.get("type", "")).endswith("Transformer") and (inside / "config.json").is_file():
             return inside
@@ -127,12 +175,7 @@ def _network_folder(folder: Path) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     """config.json, when it describes a plain network that transformers has code for."""
     path = folder / "config.json"
-    config = _read_json(path, dict) or {}
-    if config.get("auto_map"):
-        raise CheckpointError(
-            f"{path} wants to run code of its own (auto_map); fmopt runs no code from a checkpoint. If transformers "
-            f"knows {config.get('model_type')!r} by itself, remove auto_map from the file, else pick another model"
-        )
+    config = read_json(path, dict) or {}
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "some method")
         raise CheckpointError(f"{path}: the weights are already quantized ({method}); start from full precision")
@@ -145,6 +188,11 @@ def _auto_config(folder: Path, sample: Mapping[str, Any]) -> Any:
     """The configuration with all of its family's defaults."""
     transformers = known_transformers()
     model_type = sample["model_type"]
+    if model_type not in transformers.CONFIG_MAPPING and sample.get("auto_map"):
+        raise CheckpointError(
+            f"{folder / 'config.json'} wants to run code of its own (auto_map), and transformers {transformers.__version__} "
+            f"does not have {model_type!r} by itself; fmopt runs no code from a checkpoint: pick another model"
+        )
     if model_type not in transformers.CONFIG_MAPPING:
         near = plugins.did_you_mean(str(model_type), list(transformers.CONFIG_MAPPING.keys()))
         near = near if "did you mean" in near else "; a newer transformers may"
@@ -207,6 +255,8 @@ def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
     """The task that the files show."""
     if source.task:
         return source.task
+    if makes_vectors(home):
+        return PLAIN
     if not head.architecture:
         return _task_of_weights(head, source)
     shown = _shown_by(head)
@@ -270,7 +320,7 @@ def _refuse_misfit(task: Task, head: _Head, source: ModelSource) -> None:
 
 
 def _pipeline(
-    task: Task, folder: Path, home: Path, config: Any, sample: Mapping[str, Any], max_length: int | None
+    task: Task, folder: Path, sentence: SentenceSettings, config: Any, sample: Mapping[str, Any], max_length: int | None
 ) -> dict[str, Any]:
     """The dict that edge/ works by."""
     pipeline: dict[str, Any] = {
@@ -284,7 +334,7 @@ def _pipeline(
     if task.output is Output.AUDIO:
         pipeline |= speech_pipeline(folder, config)
     elif task.modality == "text":
-        pipeline |= _text_pipeline(task, folder, home, config, sample, max_length)
+        pipeline |= _text_pipeline(task, folder, sentence, config, sample, max_length)
     else:
         inputs = INPUTS[task.modality](folder, getattr(config, "vision_config", config))
         pipeline |= {"modality": task.modality, **inputs}
@@ -302,14 +352,12 @@ def _pipeline(
 
 
 def _text_pipeline(
-    task: Task, folder: Path, home: Path, config: Any, sample: Mapping[str, Any], max_length: int | None
+    task: Task, folder: Path, sentence: SentenceSettings, config: Any, sample: Mapping[str, Any], max_length: int | None
 ) -> dict[str, Any]:
     """What a pipeline says of texts."""
     limit = _position_limit(config)
     tokenizer = read_tokenizer(folder, config)
-    pooled = task.output is Output.VECTOR
-    sentence = _read_json(home / "sentence_bert_config.json", dict) if pooled else None
-    settings = (tokenizer.model_max_length, limit, (sentence or {}).get("max_seq_length"))
+    settings = (sentence.max_seq_length or tokenizer.model_max_length, limit)  # the former replaces the tokenizer's own
     longest = min((n for n in settings if n), default=512)
     if max_length is not None and limit is not None and max_length > limit:
         raise CheckpointError(f"{max_length} tokens are too many for {folder}: its position table ends at {limit}")
@@ -321,9 +369,10 @@ def _text_pipeline(
         # Byte-level tokenizers see words apart from their text, so each word brings its own space.
         "add_prefix_space": tokenizer.byte_level and (tokenizer.add_prefix_space or task.output is Output.TAGS),
     }
-    if pooled:
-        pooling, normalize = _sentence_modules(home)
-        pipeline |= {"pooling": pooling, "normalize": normalize}
+    asked = {"truncation_side": tokenizer.truncation_side, "split_special_tokens": tokenizer.split_special_tokens}
+    pipeline |= {name: value for name, value in asked.items() if value}
+    if task.output is Output.VECTOR:
+        pipeline |= _vector_pipeline(folder, sentence)
     elif task.output is Output.MASKED_WORDS:
         if tokenizer.mask is None:
             raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {task.name} does not fit it")
@@ -340,6 +389,17 @@ def _text_pipeline(
     return pipeline
 
 
+def _vector_pipeline(folder: Path, sentence: SentenceSettings) -> dict[str, Any]:
+    """What a pipeline says of how a vector is made of tokens; what is as usual is left out."""
+    pooling = sentence.pooling[0] if len(sentence.pooling) == 1 else list(sentence.pooling)
+    found = {
+        "prefix": sentence.prompt, "prompts": dict(sentence.prompts), "lower_case": sentence.lower_case,
+        "prompt_tokens": 0 if sentence.include_prompt else prompt_tokens(folder, sentence.prompt),
+        "dimensions": sentence.dimensions, "similarity": "" if sentence.similarity == "cosine" else sentence.similarity,
+    }  # fmt: skip
+    return {"pooling": pooling, "normalize": sentence.normalize} | {key: value for key, value in found.items() if value}
+
+
 def _position_limit(config: Any) -> int | None:
     """Tokens that the position table has rows for; None when the configuration names no limit."""
     positions = getattr(config, "max_position_embeddings", None)
@@ -347,38 +407,6 @@ def _position_limit(config: Any) -> int | None:
         return None
     first = (config.pad_token_id or 0) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
     return int(positions - first)
-
-
-def _sentence_modules(home: Path) -> tuple[str, bool]:
-    """Pooling and whether vectors are normalized, as sentence-transformers wrote it; mean and no without its files."""
-    pooling, normalize = "mean", False
-    for module in _read_json(home / "modules.json", list) or []:
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        if kind == "Pooling":
-            pooling = _pooling_mode(home / str(module.get("path", "")) / "config.json")
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
-            raise CheckpointError(
-                f"{home / 'modules.json'} has a {kind} module, which fmopt does not run; its vectors would be others"
-            )
-    return pooling, normalize
-
-
-def _pooling_mode(path: Path) -> str:
-    """The one pooling of a 1_Pooling/config.json: "pooling_mode_mean_tokens": true, or newer "pooling_mode": "mean"."""
-    config = _read_json(path, dict)
-    if config is None:
-        raise CheckpointError(f"{path} is missing; sentence-transformers keeps the pooling there")
-    settings = config.get("pooling_mode")
-    asked = [settings] if isinstance(settings, str) else settings or []
-    prefix = "pooling_mode_"
-    asked = asked or [key.removeprefix(prefix) for key, on in config.items() if key.startswith(prefix) and on is True]
-    known = {**POOLING, **{name: name for name in POOLING.values()}}
-    if len(asked) != 1 or asked[0] not in known:
-        listed = " + ".join(asked) or "nothing"
-        raise CheckpointError(f"{path} asks for pooling by {listed}; fmopt pools by mean, cls or max")
-    return known[asked[0]]
 
 
 # ------------------------------------------------------------------------------------------------ its files
@@ -411,26 +439,18 @@ def _digest(folder: Path, home: Path, weights: tuple[Path, ...]) -> str:
     """sha256 over the files that decide what the checkpoint computes."""
     names: tuple[str, ...] = ("config.json", STRUCTURE, TOKENIZER, "tokenizer_config.json", PROCESSOR, CATALOGUE)
     names += () if (folder / TOKENIZER).is_file() else (VOCABULARY,)
-    sentence = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
+    sentence = (
+        "modules.json",
+        "sentence_bert_config.json",
+        "1_Pooling/config.json",
+        "config_sentence_transformers.json",
+    )
     paths = [*(folder / name for name in names), *(home / name for name in sentence), *weights]
     total = hashlib.sha256()
     for path in paths:
         if path.is_file():
             total.update(f"{path.name}:{file_digest(path)}\n".encode())
     return total.hexdigest()
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    """A JSON file whose top level is `kind`; None when there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        got = json.loads(path.read_text("utf8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
-    if not isinstance(got, kind):
-        raise CheckpointError(f"{path} should hold a JSON {'object' if kind is dict else 'list'}; get the file again")
-    return got
 
 
 def load_model(model: str | Path, *, task: str | None = None) -> torch.nn.Module:

@@ -85,7 +85,11 @@ def auto_loader(auto_class: str, config: Any) -> Any:
     `config`; the last when none has."""
     import transformers
 
-    loaders: list[Any] = [getattr(transformers, name) for name in auto_class.split()]
+    names = auto_class.split()
+    # An encoder of T5 alone (T5EncoderModel) is no AutoModel: that would make a decoder up.
+    if names == ["AutoModel"] and str((config.architectures or [""])[0]).endswith("EncoderModel"):
+        names = ["AutoModelForTextEncoding", *names]
+    loaders: list[Any] = [getattr(transformers, name) for name in names]
     return next((loader for loader in loaders if type(config) in loader._model_mapping), loaders[-1])
 
 

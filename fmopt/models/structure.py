@@ -21,6 +21,7 @@ from fmopt.core.results import Frozen, Sensitivity
 from fmopt.models import loading
 from fmopt.models.families.base import Family, Kind, Stack, find_family
 from fmopt.models.loading import TorchModel
+from fmopt.models.sentence_transformers import CONFIG, LEGACY_MODES, MODULES, SETTINGS
 from fmopt.models.wrappers import image_features, mask_segmentation, zero_shot
 from fmopt.tasks.base import find_task
 
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 STRUCTURE = "structure.json"
-POOLING_MODES = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
 SPEAKING = "AutoModelForTextToWaveform"
-OURS = ("config.json", "modules.json", "sentence_bert_config.json", STRUCTURE)  # written anew, not copied
+OURS = ("config.json", MODULES, SETTINGS, CONFIG, STRUCTURE)  # written anew, not copied
 
 
 class LayerWidths(Frozen):
@@ -182,11 +182,24 @@ def _write_sentence_files(model: TorchModel, out: Path) -> None:
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (path, kind) in enumerate(kinds)
     ]
-    modes = {mode: pooling == pipeline["pooling"] for pooling, mode in POOLING_MODES.items()}
+    asked = [pipeline["pooling"]] if isinstance(pipeline["pooling"], str) else pipeline["pooling"]
+    modes: dict[str, Any] = {key: mode in asked for key, mode in LEGACY_MODES.items()}
+    modes |= {"include_prompt": "prompt_tokens" not in pipeline} | ({"pooling_mode": asked} if len(asked) > 1 else {})
+    prompts = pipeline.get("prompts", {})
+    default = next((name for name, text in prompts.items() if text == pipeline.get("prefix")), None)
     (out / "1_Pooling").mkdir(exist_ok=True)
     for name, metadata in (
         ("modules.json", modules),
         ("1_Pooling/config.json", {"word_embedding_dimension": model.metadata.hidden_size, **modes}),
-        ("sentence_bert_config.json", {"max_seq_length": pipeline["max_length"], "do_lower_case": False}),
+        (SETTINGS, {"max_seq_length": pipeline["max_length"], "do_lower_case": bool(pipeline.get("lower_case"))}),
+        (
+            CONFIG,
+            {
+                "prompts": prompts,
+                "default_prompt_name": default,
+                "similarity_fn_name": pipeline.get("similarity") or "cosine",
+                "truncate_dim": pipeline.get("dimensions"),
+            },
+        ),
     ):
         (out / name).write_text(json.dumps(metadata, indent=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,10 @@ class Change:
     harm: float  # how much worse the item is judged now; below 0 it is judged better; orders what is shown
     label: str | None = None
     text: str | None = None  # where the item's own text is not all of it
+
+
+class Unseen(str):
+    """A label that the data names and the model does not have. An item with it is judged like others, and cannot be right."""
 
 
 class Output(StrEnum):
@@ -220,14 +225,22 @@ def name_key(name: str) -> str:
     return name.strip().casefold().replace("_", " ").replace("-", " ")
 
 
-def label_index(value: Any, labels: Sequence[str], row: int) -> int | None:
-    """The class number of a label given as name (in any case) or number; DataError when the model does not have it."""
-    if value is None:
-        return None
+def label_index(value: Any, labels: Sequence[str], row: int) -> int | Unseen | None:
+    """The class number of a label given as name (in any case) or number; what is `Unseen` stays so. DataError when the model
+    does not have it, or has several of that name."""
+    if value is None or isinstance(value, Unseen):
+        return value
     if isinstance(value, str):
-        number = _by_name(tuple(labels)).get(name_key(value))
-        if number is None and value.strip().isdecimal():  # a csv writes numbers as text
-            number = int(value)
+        exact, alike = _by_name(tuple(labels))
+        numbers = exact.get(value) or alike.get(name_key(value)) or []
+        if len(numbers) > 1:
+            raise DataError(
+                f"row {row + 1} has the label {value!r}, which {len(numbers)} classes of the model are called "
+                f"({', '.join(map(str, numbers))}); give the number of the class"
+            )
+        number = numbers[0] if numbers else None
+        if number is None and _WHOLE.fullmatch(value):  # a csv writes numbers as text
+            number = int(float(value))
     else:
         whole = isinstance(value, int | np.integer) or (isinstance(value, float) and value.is_integer())
         number = int(value) if whole else None
@@ -239,9 +252,18 @@ def label_index(value: Any, labels: Sequence[str], row: int) -> int | None:
     )
 
 
+_WHOLE = re.compile(r"\s*\d+(?:\.0*)?\s*")
+
+
 @lru_cache(maxsize=8)
-def _by_name(labels: tuple[str, ...]) -> dict[str, int]:
-    return {name_key(label): index for index, label in reversed(list(enumerate(labels)))}
+def _by_name(labels: tuple[str, ...]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """The classes of every name, as it is written and as it is read in any case."""
+    exact: dict[str, list[int]] = {}
+    alike: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        exact.setdefault(label, []).append(index)
+        alike.setdefault(name_key(label), []).append(index)
+    return exact, alike
 
 
 def number_label(value: Any, row: int) -> float | None:

@@ -1,4 +1,5 @@
-"""Semantic segmentation: a class for every pixel of an image. Class 0 is the background, what is of no interest."""
+"""Semantic segmentation: a class for every pixel of an image. Class 0 is the background, what is of no interest, unless it
+has a name of another kind ("road")."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from fmopt.core.errors import DataError
 from fmopt.core.images import UNKNOWN
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
+from fmopt.edge.parts import begins_with_background
 from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, labelled
 
 SHOWN_SHARE = 0.005  # of the pixels: a smaller change is not worth a line
@@ -55,7 +57,8 @@ class ImageSegmentation(Task):
         found = []
         if labelled(items):
             pairs = [(np.asarray(got), item.label) for got, item in zip(predictions, items, strict=True)]
-            counts = [_counts(got, wanted) for got, wanted in pairs]
+            first = _first(metadata)
+            counts = [_counts(got, wanted, first) for got, wanted in pairs]
             right = [float((got == wanted)[wanted != UNKNOWN].mean()) for got, wanted in pairs]
             found = [
                 Scores(name="Dice", metric="micro_f1", values=counts, primary=True),
@@ -81,7 +84,8 @@ class ImageSegmentation(Task):
             new, old = np.asarray(new), np.asarray(old)
             if (new != old).mean() <= SHOWN_SHARE:
                 continue
-            harm = 0.0 if item.label is None else _dice(old, item.label) - _dice(new, item.label)
+            first = _first(metadata)
+            harm = 0.0 if item.label is None else _dice(old, item.label, first) - _dice(new, item.label, first)
             reference = None if item.label is None else _shares(item.label, metadata)
             found.append(Change(index, _shares(old, metadata), _shares(new, metadata), harm, reference))
         return found
@@ -100,23 +104,30 @@ def _mask(value: Any, labels: int, row: int) -> np.ndarray | None:
     return mask
 
 
-def _counts(got: np.ndarray, wanted: np.ndarray) -> list[float]:
-    """Pixels that were found, that are none, and that were missed."""
+def _first(metadata: CheckpointMetadata) -> int:
+    """The first class that is of interest."""
+    labels = list(metadata.pipeline.get("labels") or ())
+    unnamed = not labels or labels[0].lower() == "label_0"
+    return int(unnamed or begins_with_background(labels))
+
+
+def _counts(got: np.ndarray, wanted: np.ndarray, first: int) -> list[float]:
+    """Pixels that were found, that are none, and that were missed, of the classes from `first` on."""
     known = wanted != UNKNOWN
-    hits = (got == wanted) & (wanted > 0) & known
-    false = (got != wanted) & (got > 0) & known
-    missed = (got != wanted) & (wanted > 0) & known
+    hits = (got == wanted) & (wanted >= first) & known
+    false = (got != wanted) & (got >= first) & known
+    missed = (got != wanted) & (wanted >= first) & known
     return [float(part.sum()) for part in (hits, false, missed)]
 
 
-def _dice(got: np.ndarray, wanted: np.ndarray) -> float:
-    hits, false, missed = _counts(got, wanted)
+def _dice(got: np.ndarray, wanted: np.ndarray, first: int) -> float:
+    hits, false, missed = _counts(got, wanted, first)
     return 2 * hits / max(2 * hits + false + missed, 1.0)
 
 
 def _shares(found: np.ndarray, metadata: CheckpointMetadata) -> str:
-    """Each class that is there, background apart, with its share of the image."""
-    numbers, counts = np.unique(found[(found > 0) & (found != UNKNOWN)], return_counts=True)
+    """Each class that is of interest and there, with its share of the image."""
+    numbers, counts = np.unique(found[(found >= _first(metadata)) & (found != UNKNOWN)], return_counts=True)
     names = metadata.pipeline["labels"]
     reference = [f"{names[int(n)]} {count / found.size:.1%}" for n, count in zip(numbers, counts, strict=True)]
     return ", ".join(reference) or "nothing"

@@ -1,4 +1,7 @@
-"""Sentence embedding: texts → vectors, judged by retrieval, by scored pairs, or by closeness to the baseline."""
+"""Sentence embedding: texts → vectors, judged by retrieval, by scored pairs, or by closeness to the baseline.
+
+Vectors are compared as the checkpoint says (cosine, dot product, distances), and with the baseline's always by cosine.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ SHOWN_COSINE = 0.02  # a pair whose similarity moved less, or a text that is nea
 
 
 class SentenceEmbedding(Task):
-    """Vectors whose cosine says how near two texts are."""
+    """Vectors that say how near two texts are."""
 
     name = "sentence-embedding"
     auto_class = "AutoModel"
@@ -64,15 +67,16 @@ class SentenceEmbedding(Task):
         metadata: CheckpointMetadata,
     ) -> list[Scores]:
         """Retrieval (MRR@10, Recall), Spearman of scored pairs, and always cosine to the baseline."""
-        vectors = unit(predictions)
+        how = str(metadata.pipeline.get("similarity") or "cosine")
+        vectors = np.stack(predictions).astype(np.float64)
         found = []
         if items[0].role == "query":
-            found = _by_rank(_search(vectors, items).rank)
+            found = _by_rank(_search(vectors, items, how).rank)
         elif items[0].role == "first" and labelled(items):
-            pairs = np.column_stack([_pair_cosine(vectors), [item.label for item in items[0::2]]])
+            pairs = np.column_stack([_of_pairs(vectors, how), [item.label for item in items[0::2]]])
             found = [Scores(name="Spearman", metric="spearman", values=pairs.tolist(), primary=True)]
         if baseline is not None:
-            near = (vectors * unit(baseline)).sum(axis=1)
+            near = (unit(predictions) * unit(baseline)).sum(axis=1)
             found.append(
                 Scores(
                     name="cosine to baseline", metric="mean", values=column(near),
@@ -87,9 +91,11 @@ class SentenceEmbedding(Task):
         """Queries that find another document first; pairs that are nearer or farther; texts far from the baseline."""
         after, before = unit(predictions), unit(baseline)
         if items[0].role == "query":
-            return _found_others(_search(after, items), _search(before, items), items)
+            how = str(metadata.pipeline.get("similarity") or "cosine")
+            ours, theirs = (np.stack(side).astype(np.float64) for side in (predictions, baseline))
+            return _found_others(_search(ours, items, how), _search(theirs, items, how), items)
         if items[0].role == "first":
-            new, old = _pair_cosine(after), _pair_cosine(before)
+            new, old = _of_pairs(after, "cosine"), _of_pairs(before, "cosine")
             return [
                 Change(
                     2 * i, f"cosine {old[i]:.3f}", f"cosine {new[i]:.3f}", float(abs(new[i] - old[i])),
@@ -113,7 +119,19 @@ class _Search:
     first: list[int]  # index of the item found first
 
 
-def _search(vectors: np.ndarray, items: Sequence[Item]) -> _Search:
+def similarities(queries: np.ndarray, documents: np.ndarray, how: str) -> np.ndarray:
+    """How near each query (n, d) is to each document (m, d), as sentence-transformers' similarity_fn_name says: (n, m); of
+    distances the negative, so that more is nearer."""
+    if how == "cosine":
+        return np.asarray(unit([*queries]) @ unit([*documents]).T)
+    if how == "dot":
+        return np.asarray(queries @ documents.T)
+    from scipy.spatial.distance import cdist
+
+    return np.asarray(-cdist(queries, documents, {"euclidean": "euclidean", "manhattan": "cityblock"}[how]))
+
+
+def _search(vectors: np.ndarray, items: Sequence[Item], how: str) -> _Search:
     """Each query against all documents of the items.
 
     Documents with the same text are one document. What another row names as the right document of the same query is no
@@ -136,7 +154,7 @@ def _search(vectors: np.ndarray, items: Sequence[Item]) -> _Search:
     ranks, firsts = [], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = queries[start : start + QUERIES_AT_ONCE]
-        similar = vectors[part] @ vectors[documents].T  # (queries, documents)
+        similar = similarities(vectors[part], vectors[documents], how)  # (queries, documents)
         for row, index in zip(similar, part, strict=True):
             own = right[items[index].row]
             row[list(accepted[items[index].sample] - {own})] = -np.inf
@@ -167,8 +185,10 @@ def _found_others(after: _Search, before: _Search, items: Sequence[Item]) -> lis
     return found
 
 
-def _pair_cosine(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray((vectors[0::2] * vectors[1::2]).sum(axis=1))
+def _of_pairs(vectors: np.ndarray, how: str) -> np.ndarray:
+    """How near the two vectors of each pair are, (n,)."""
+    pairs = zip(vectors[0::2], vectors[1::2], strict=True)
+    return np.array([similarities(first[None], second[None], how)[0, 0] for first, second in pairs])
 
 
 def _told(item: Item) -> str | None:

@@ -12,7 +12,7 @@ from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.text import softmax
-from fmopt.tasks.base import Change, Item, Output, Task, Usage, column, label_index, labelled, text_or_pair
+from fmopt.tasks.base import Change, Item, Output, Task, Unseen, Usage, column, label_index, labelled, text_or_pair
 
 SMALLEST_SHARE = 1e-12  # of a label, where its logarithm is taken
 
@@ -24,8 +24,19 @@ class TextClassification(Task):
     auto_class = "AutoModelForSequenceClassification"
     architectures: tuple[str, ...] = ("ForSequenceClassification",)
     columns: Mapping[str, tuple[str, ...]] = {
-        "text": ("text", "sentence1", "premise", "question1", "question", "sentence", "content", "utterance", "review"),
-        "text_pair": ("text_pair", "sentence2", "hypothesis", "question2", "sentence"),
+        "text": (
+            "text",
+            "sentence1",
+            "premise",
+            "question1",
+            "question",
+            "query",
+            "sentence",
+            "content",
+            "utterance",
+            "review",
+        ),
+        "text_pair": ("text_pair", "sentence2", "hypothesis", "question2", "passage", "document", "sentence"),
         "label": ("label", "labels", "target", "intent", "class", "category"),
     }
     needed = (("text",),)
@@ -101,21 +112,35 @@ def _chosen(logits: np.ndarray, several: bool) -> np.ndarray:
 
 def _by_labels(chosen: np.ndarray, items: Sequence[Item], several: bool) -> list[Scores]:
     if not several:
-        true = np.array([item.label for item in items])
+        true = _numbered(items, int(chosen.max(initial=0)) + 1)
         pairs = np.column_stack([true, chosen]).astype(float).tolist()
         return [
             Scores(name="accuracy", metric="mean", values=column(chosen == true), primary=True),
             Scores(name="macro F1", metric="macro_f1", values=pairs),
         ]
     wanted = np.zeros_like(chosen)
+    unseen = np.array([sum(isinstance(label, Unseen) for label in item.label) for item in items])
     for row, item in zip(wanted, items, strict=True):
-        row[item.label] = True
-    counts = [(chosen & wanted).sum(axis=1), (chosen & ~wanted).sum(axis=1), (~chosen & wanted).sum(axis=1)]
-    exact = (chosen == wanted).all(axis=1)
+        row[[label for label in item.label if not isinstance(label, Unseen)]] = True
+    counts = [(chosen & wanted).sum(axis=1), (chosen & ~wanted).sum(axis=1), (~chosen & wanted).sum(axis=1) + unseen]
+    exact = (chosen == wanted).all(axis=1) & (unseen == 0)
     return [
         Scores(name="micro F1", metric="micro_f1", values=np.column_stack(counts).astype(float).tolist(), primary=True),
         Scores(name="all labels right", metric="mean", values=column(exact)),
     ]
+
+
+def _numbered(items: Sequence[Item], classes: int) -> np.ndarray:
+    """Class numbers (n,) of the items' labels; those that the model does not have come after all of its own."""
+    known = [item.label for item in items if not isinstance(item.label, Unseen)]
+    first = max([classes, *(number + 1 for number in known)])
+    further: dict[str, int] = {}
+    return np.array(
+        [
+            further.setdefault(item.label, first + len(further)) if isinstance(item.label, Unseen) else item.label
+            for item in items
+        ]
+    )
 
 
 def _divergence(before: np.ndarray, after: np.ndarray, several: bool) -> np.ndarray:
@@ -128,7 +153,7 @@ def _divergence(before: np.ndarray, after: np.ndarray, several: bool) -> np.ndar
     return (old * (np.log(old) - np.log(new))).reshape(len(before), -1).sum(axis=1)
 
 
-def several_labels(value: Any, labels: Sequence[str], row: int) -> list[int] | None:
+def several_labels(value: Any, labels: Sequence[str], row: int) -> list[int | Unseen] | None:
     """Class numbers of a list of labels, of a JSON list, or of names joined by commas."""
     if value is None:
         return None
@@ -138,7 +163,8 @@ def several_labels(value: Any, labels: Sequence[str], row: int) -> list[int] | N
         except json.JSONDecodeError as error:
             raise DataError(f"row {row + 1} has the labels {value[:40]!r}, which are no list") from error
     reference = value if isinstance(value, list | tuple) else [value]
-    return sorted({number for label in reference if (number := label_index(label, labels, row)) is not None})
+    found = {number for label in reference if (number := label_index(label, labels, row)) is not None}
+    return sorted(found, key=lambda label: (isinstance(label, str), label))
 
 
 def _numbers(chosen: np.ndarray) -> int | list[int]:
@@ -149,9 +175,10 @@ def _right(chosen: np.ndarray, item: Item) -> bool:
     return bool(_numbers(chosen) == item.label)
 
 
-def _named(label: int | list[int], metadata: CheckpointMetadata) -> str:
-    labels = metadata.pipeline["labels"]
-    return str(labels[label]) if isinstance(label, int) else ", ".join(str(labels[n]) for n in label) or "none"
+def _named(label: int | str | list[Any], metadata: CheckpointMetadata) -> str:
+    if isinstance(label, list):
+        return ", ".join(_named(one, metadata) for one in label) or "none"
+    return label if isinstance(label, str) else str(metadata.pipeline["labels"][label])
 
 
 TASK = TextClassification()

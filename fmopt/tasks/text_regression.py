@@ -21,9 +21,19 @@ class TextRegression(Task):
     auto_class = "AutoModelForSequenceClassification"
     architectures = ("ForSequenceClassification",)
     columns: Mapping[str, tuple[str, ...]] = {
-        "text": ("text", "sentence1", "premise", "sentence", "content", "review"),
-        "text_pair": ("text_pair", "sentence2", "hypothesis"),
-        "label": ("score", "label", "similarity", "similarity_score", "relatedness_score", "target", "rating", "stars"),
+        "text": ("text", "sentence1", "premise", "query", "question", "sentence", "content", "review"),
+        "text_pair": ("text_pair", "sentence2", "hypothesis", "passage", "document", "answer"),
+        "label": (
+            "score",
+            "label",
+            "relevance",
+            "similarity",
+            "similarity_score",
+            "relatedness_score",
+            "target",
+            "rating",
+            "stars",
+        ),
     }
     needed = (("text",),)
     output = Output.NUMBER

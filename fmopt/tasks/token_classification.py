@@ -12,7 +12,7 @@ from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.tagging import split_words
-from fmopt.tasks.base import Change, Item, Output, Task, Usage, label_index, labelled
+from fmopt.tasks.base import Change, Item, Output, Task, Unseen, Usage, class_names, label_index, labelled
 
 Span = tuple[str, int, int]  # entity, first word, last word
 
@@ -41,6 +41,16 @@ class TokenClassification(Task):
     head_tensors = ("classifier.",)
     class_role = "tags"
     has_classes = True
+
+    def label_names(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Names of the tags, and I- of every B- and B- of every I- where there are both kinds: train rows may lack one that
+        others have."""
+        names = class_names(rows, "tags")
+        kinds = {name[:2] for name in names} & {"B-", "I-"}
+        if len(kinds) < 2:
+            return names
+        both = {f"{kind}{name[2:]}" for name in names if name[:2] in kinds for kind in kinds}
+        return sorted({*names, *both}, key=lambda name: (name != "O", name))
 
     def items(self, rows: Sequence[Mapping[str, Any]], metadata: CheckpointMetadata) -> list[Item]:
         """One item a row: its words, and for every word the number of its tag."""
@@ -99,14 +109,14 @@ class TokenClassification(Task):
         return found
 
 
-def spans(tags: Sequence[int], names: Sequence[str]) -> set[Span]:
+def spans(tags: Sequence[int | Unseen], names: Sequence[str]) -> set[Span]:
     """Entities of a sequence of BIO or BIOES tags, as conlleval and seqeval's default read them.
 
     An I- without its B- begins an entity; labels without such a prefix run on while they are the same.
     """
     found: set[Span] = set()
     kind, start, last = None, 0, "O"  # kind: the entity that is open
-    for position, (prefix, entity) in enumerate([*(_parsed(names[tag]) for tag in tags), ("O", "")]):
+    for position, (prefix, entity) in enumerate([*(_parsed(_name(tag, names)) for tag in tags), ("O", "")]):
         if kind is not None and (last in "ES" or prefix in "BSO" or entity != kind):
             found.add((kind, start, position - 1))
             kind = None
@@ -133,11 +143,16 @@ def _has_scheme(names: Sequence[str]) -> bool:
     return any(name == "O" or _PREFIXED.fullmatch(name) for name in names)
 
 
-def _parts(tags: Sequence[int], names: Sequence[str]) -> set[Span]:
+def _parts(tags: Sequence[int | Unseen], names: Sequence[str]) -> set[Span]:
     """What is judged in one text: its entities, or every word where the tags mark none."""
     if _has_scheme(names):
         return spans(tags, names)
-    return {(names[tag], position, position) for position, tag in enumerate(tags)}
+    return {(_name(tag, names), position, position) for position, tag in enumerate(tags)}
+
+
+def _name(tag: int | Unseen, names: Sequence[str]) -> str:
+    """What a tag is called; one that the model does not have brings its own name."""
+    return tag if isinstance(tag, Unseen) else names[tag]
 
 
 def _tags(logits: np.ndarray) -> list[int]:

@@ -16,7 +16,7 @@ from fmopt.core.model import CheckpointMetadata
 from fmopt.edge.parts import EdgeError, Sample
 from fmopt.edge.text import Batch, Preprocessor
 from fmopt.tasks.automatic_speech_recognition import words_of
-from fmopt.tasks.base import Item, Output, all_tasks, find_task, output_of
+from fmopt.tasks.base import Item, Output, Unseen, all_tasks, find_task, output_of
 
 IGNORED = -100  # torch's cross entropy skips this label
 # BERT's masked-token prediction (Devlin et al., 2018): the share of tokens to find, and of these the shares that are masked
@@ -247,7 +247,7 @@ def _answer_tokens(
 
 
 def _class_example(batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
-    return {"labels": np.int64(item.label)}
+    return {"labels": np.int64(IGNORED if isinstance(item.label, Unseen) else item.label)}
 
 
 def letter_ids(tokens: Sequence[str], delimiter: str, item: Item) -> np.ndarray:
@@ -292,7 +292,7 @@ def _boxes_example(batch: Any, window: int, item: Item, row: Mapping[str, Any]) 
 def _classes_example(classes: int, batch: Batch, window: int, item: Item, row: Mapping[str, Any]) -> Example:
     """Yes (1) or no (0) for each of so many classes."""
     labels = np.zeros(classes, dtype=np.float32)
-    labels[item.label] = 1
+    labels[[label for label in item.label if not isinstance(label, Unseen)]] = 1
     return {"labels": labels}
 
 
@@ -309,7 +309,7 @@ def _tag_examples(batch: Batch, window: int, item: Item, row: Mapping[str, Any])
     for position, word in enumerate(words):
         if word is not None and word not in seen:
             seen.add(word)
-            labels[position] = item.label[word]
+            labels[position] = IGNORED if isinstance(item.label[word], Unseen) else item.label[word]
     return {"labels": labels}
 
 

@@ -12,6 +12,7 @@ import math
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from fmopt.core.model import CheckpointMetadata
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.store import disk_errors, own_folder
 from fmopt.data.datasets import Dataset
+from fmopt.data.labels import MARKED, mark_rows
 from fmopt.edge.text import Preprocessor, open_preprocessor
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.predictions import predict
@@ -105,9 +107,25 @@ def _facts_with_labels(
             raise DataError(f"{data.name} has no {split} rows to fine-tune with; it has {have or 'nothing'}")
     train = data.splits["train"]
     names = list(labels) if labels is not None else task.label_names(train)
+    several = task.output is Output.CLASSES and any(isinstance(row.get("label"), list) for row in train)
+    _say_unseen(data, task, names)
     no_answer = task.output is Output.SPAN and any(not row.get("answers") for row in train)
-    pipeline = {**metadata.pipeline, "labels": names, "multi_label": False}
+    pipeline = {**metadata.pipeline, "labels": names, "multi_label": several}
     return replace(metadata, pipeline=pipeline | ({"no_answer": True} if no_answer else {}))
+
+
+def _say_unseen(data: Dataset, task: Task, names: Sequence[str]) -> None:
+    """Labels that no train row has are judged as missed, and said."""
+    role = task.class_role
+    if not names or role is None or role not in MARKED:
+        return
+    for split in ("validation", "test"):
+        found = mark_rows(data.splits.get(split, ()), role, names)
+        if found:
+            shown = ", ".join(list(found)[:5]) + (", …" if len(found) > 5 else "")
+            warnings.warn(
+                f"{data.name}: labels of {split} that no train row has count as missed: {shown}", stacklevel=2
+            )
 
 
 def _work_folder(out: Path, settings: dict[str, Any]) -> Path:
@@ -164,7 +182,8 @@ def _network(job: _Job) -> torch.nn.Module:
     elif names:
         options = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         if job.task.output is Output.CLASSES:
-            options["problem_type"] = "single_label_classification"
+            several = bool(job.metadata.pipeline["multi_label"])
+            options["problem_type"] = f"{'multi' if several else 'single'}_label_classification"
     if job.metadata.pipeline.get("no_answer"):
         options["no_answer"] = True
     net: Any = load_network(job.metadata.folder, job.task.auto_class, head=options)

@@ -78,7 +78,7 @@ def export(
     if reason:
         raise ConfigError(f"--format {format} --precision {precision}: {reason}")
     if device.kind == "browser":
-        browser_files.check(metadata.task)
+        browser_files.check(metadata.pipeline)
     kind = find_task(metadata.task)
     spec = data or source.default_data
     if spec is None:

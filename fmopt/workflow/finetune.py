@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError
+from fmopt.core.model import ModelSource
 from fmopt.core.progress import Progress
-from fmopt.data.datasets import catalogue, load_data, training_texts
+from fmopt.data.datasets import catalogue, fitting_tasks, load_data, training_texts
 from fmopt.models import checkpoint, initialization
 from fmopt.models import source as models_source
 from fmopt.models.source import resolve
 from fmopt.tasks.base import find_task
+from fmopt.training.examples import TRAINED
 from fmopt.workflow.given import data_path
 
 if TYPE_CHECKING:
@@ -92,7 +95,7 @@ def finetune(
             f"--augment {unknown[0]}: there is no such change{plugins.did_you_mean(unknown[0], AUGMENTATIONS)}"
         )
     if task is None:
-        task = source.task or checkpoint.inspect(source).task
+        task = _task_for(source, str(data), columns or {}, str(model), Path(out))
     metadata = checkpoint.inspect(source, task, fresh_head=True)
     kind = find_task(task)
     dataset = load_data(data, kind, metadata, columns=columns, seed=seed)
@@ -109,3 +112,27 @@ def finetune(
     )
     record: dict[str, Any] = json.loads((folder / "finetune.json").read_text())
     return record
+
+
+def _task_for(source: ModelSource, data: str, columns: Mapping[str, str], model: str, out: Path) -> str:
+    """The task to train a checkpoint for: that of its own head, else what the columns of the data are for.
+
+    ConfigError with the command to give when both leave it open.
+    """
+    with warnings.catch_warnings():  # said again when the task is known
+        warnings.simplefilter("ignore")
+        found = source.task or checkpoint.inspect(source).task
+    kind = find_task(found)
+    if kind.output in TRAINED:
+        return found
+    fitting = fitting_tasks(data, kind.modality, columns)
+    if len(fitting) != 1:
+        named = " or ".join(fitting) or "text-classification, or another"
+        raise ConfigError(
+            f"{model} has no head that is trained, and the columns of {data} fit {len(fitting) or 'none'} of the tasks that are; "
+            f"say which: fmopt finetune {model} --data {data} --task TASK -o {out}, with {named} for TASK"
+        )
+    warnings.warn(
+        f"trained for {fitting[0]}, by the columns of {Path(data).name or data}; --task says otherwise", stacklevel=3
+    )
+    return fitting[0]

@@ -49,7 +49,7 @@ def prepare(request: Request) -> Job:
         )
     target, clock = device(request, metadata)
     if target.kind == "browser":
-        browser_files.check(metadata.task)
+        browser_files.check(metadata.pipeline)
     data = load_data(spec, task, metadata, columns=request.columns, seed=request.seed)
     metadata = with_labels(metadata, data)
     recipe = read_recipe(request.recipe) if request.recipe else None

@@ -204,9 +204,11 @@ function labelled(logits, { labels, multi_label }) {
   const most = Math.max(...logits)
   const raised = Array.from(logits, value => multi_label ? 1 / (1 + Math.exp(-value)) : Math.exp(value - most))
   const total = multi_label ? 1 : raised.reduce((sum, value) => sum + value, 0)
-  const scores = Object.fromEntries(raised.map((value, i) => [labels?.[i] ?? `LABEL_${i}`, value / total]))
-  const [label, score] = Object.entries(scores).reduce((best, one) => one[1] > best[1] ? one : best)
-  return { label, score, scores }
+  const name = i => labels?.[i] ?? `LABEL_${i}`
+  const apart = i => labels?.indexOf(name(i)) === labels?.lastIndexOf(name(i)) ? name(i) : `${name(i)} (class ${i})`
+  const scores = Object.fromEntries(raised.map((value, i) => [apart(i), value / total]))
+  const best = raised.reduce((best, value, i) => value > raised[best] ? i : best, 0)
+  return { label: name(best), score: raised[best] / total, scores }
 }
 
 function likeliest(row, tokenizer) {

@@ -152,13 +152,21 @@ def _others(vectors: torch.Tensor) -> torch.Tensor:
     return near[other].view(len(near), -1).log_softmax(-1)
 
 
-def pooled(states: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
-    """Text vectors [B, w] of token states [B, n, w], as `edge.pool` makes them: mean, cls or max."""
+def pooled(states: torch.Tensor, mask: torch.Tensor, how: str | Sequence[str]) -> torch.Tensor:
+    """Text vectors [B, w] of token states [B, n, w], as `edge.pool` makes them; several ways side by side."""
+    if not isinstance(how, str):
+        return torch.cat([pooled(states, mask, one) for one in how], dim=1)
+    rows, places = torch.arange(len(states), device=states.device), torch.arange(mask.shape[1], device=states.device)
+    first = mask.int().argmax(dim=1)
     if how == "cls":
-        return states[torch.arange(len(states), device=states.device), mask.int().argmax(dim=1)]
+        return states[rows, first]
+    if how == "lasttoken":
+        return states[rows, (mask.int() * (places + 1)).argmax(dim=1)]
     if how == "max":
         return states.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
-    return (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    weights = mask * (places[None] - first[:, None] + 1) if how == "weightedmean" else mask
+    total = weights.sum(dim=1, keepdim=True)
+    return (states * weights[..., None]).sum(dim=1) / (total.sqrt() if how == "mean_sqrt_len_tokens" else total)
 
 
 def matched_layers(

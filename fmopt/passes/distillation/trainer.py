@@ -142,7 +142,7 @@ def _unlabelled(path: str, metadata: CheckpointMetadata) -> list[Example]:
             f"distill: unlabelled texts are of no use to a model that reads {metadata.modality}s; leave them out"
         )
     try:
-        lines = [line.strip() for line in Path(path).read_text("utf8").splitlines() if line.strip()]
+        lines = [line.strip() for line in Path(path).read_text("utf8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise PassError(f"distill: the unlabelled texts {path} cannot be read ({error}); give UTF-8 text") from error
     preprocessor = open_preprocessor(metadata.folder, dict(metadata.pipeline))

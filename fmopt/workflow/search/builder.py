@@ -29,6 +29,7 @@ from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Parity
 from fmopt.exporters import parity as exporters_parity
 from fmopt.exporters import to_onnx
+from fmopt.exporters.input_parity import Served, require_input_parity
 from fmopt.measurement.host_probe import versions
 from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel
@@ -232,9 +233,12 @@ class Builder(BuildContext):
                     judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine,
                     any_order=output_of(self.metadata.pipeline) is Output.BOXES,
                 )  # fmt: skip
+            exporters_parity.require_parity(parity, graph, model, batches[0])
+            if min_cosine is None and not model.history:  # the checkpoint itself, in full precision
+                require_input_parity(Served(self.metadata, self.preprocessor, judged), model.net, self.calibration)
         finally:
             runner.close()
-        return exporters_parity.require_parity(parity, graph, model, batches[0])
+        return parity
 
     def _compared_on(self) -> str:
         """Identifies the items that a graph is compared with its network on."""

@@ -1,0 +1,46 @@
+"""Does a bundle answer as the checkpoint's own pipeline does, from what a user gives to what a user reads?
+
+The graph is compared with its network elsewhere (`parity`), on inputs that fmopt made; this compares the way to these inputs
+and the way from outputs to answers with an independent reference: transformers' own tokenizer with the checkpoint's settings,
+and what sentence-transformers or transformers' pipelines make of the network's outputs. Samples are items of the data, and
+probes that are made for trouble.
+
+Each modality has one function that yields differences, a line each; the first is the reason of a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fmopt.core.errors import ParityError
+from fmopt.core.model import CheckpointMetadata, Runner
+from fmopt.exporters.text_parity import text_differences
+
+ITEMS = 8  # of the data
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a bundle would answer by: an opened graph in full precision, and what encodes samples for it."""
+
+    metadata: CheckpointMetadata
+    preprocessor: Any
+    runner: Runner
+
+
+# modality -> (served, the torch network in eval mode, samples of the data) -> differences
+DIFFERENCES: Mapping[str, Callable[[Any, Any, Sequence[Any]], Iterator[str]]] = {"text": text_differences}
+
+
+def require_input_parity(served: Served, net: Any, samples: Sequence[Any]) -> None:
+    """ParityError that names the first difference between what would be served and what the checkpoint's own pipeline gives."""
+    differences = DIFFERENCES.get(served.metadata.modality)
+    if differences is None:
+        return
+    first = next(iter(differences(served, net, samples[:ITEMS])), None)
+    if first is not None:
+        raise ParityError(
+            f"{served.metadata.source.title} would be served otherwise than it is by its own pipeline: {first}"
+        )
