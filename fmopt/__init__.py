@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fmopt.core.errors import (
+    BoardError,
     BundleError,
     CheckpointError,
     ConfigError,
@@ -27,12 +28,14 @@ from fmopt.core.errors import (
 )
 
 if TYPE_CHECKING:
+    from fmopt.core.recipe import Recipe, Step
     from fmopt.core.target import Target
     from fmopt.evaluation.comparison import compare
     from fmopt.evaluation.gate import Budget
     from fmopt.evaluation.history import history
     from fmopt.evaluation.record import Record
     from fmopt.exporters.bundle import load
+    from fmopt.exporters.bundle import verify_bundle as verify
     from fmopt.models.adapters import merge
     from fmopt.models.checkpoint import load_model
     from fmopt.models.vocabulary import trim
@@ -40,10 +43,12 @@ if TYPE_CHECKING:
     from fmopt.workflow.evaluate import evaluate
     from fmopt.workflow.explain import explain
     from fmopt.workflow.export import export
-    from fmopt.workflow.optimize import optimize
+    from fmopt.workflow.finetune import finetune
+    from fmopt.workflow.optimize import optimize, optimize_family, plan
     from fmopt.workflow.request import Training
 
 __all__ = [
+    "BoardError",
     "Budget",
     "BundleError",
     "CheckpointError",
@@ -53,7 +58,9 @@ __all__ = [
     "ParityError",
     "PassError",
     "PlanError",
+    "Recipe",
     "Record",
+    "Step",
     "StoreError",
     "Target",
     "Training",
@@ -64,17 +71,23 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "finetune",
     "history",
     "load",
     "load_model",
     "merge",
     "optimize",
+    "optimize_family",
+    "plan",
     "trim",
+    "verify",
 ]
 
 _HOMES = {
     "Budget": "fmopt.evaluation.gate",
+    "Recipe": "fmopt.core.recipe",
     "Record": "fmopt.evaluation.record",
+    "Step": "fmopt.core.recipe",
     "Target": "fmopt.core.target",
     "Training": "fmopt.workflow.request",
     "benchmark": "fmopt.workflow.benchmark.suite",
@@ -83,17 +96,23 @@ _HOMES = {
     "evaluate": "fmopt.workflow.evaluate",
     "explain": "fmopt.workflow.explain",
     "export": "fmopt.workflow.export",
+    "finetune": "fmopt.workflow.finetune",
     "history": "fmopt.evaluation.history",
     "load": "fmopt.exporters.bundle",
     "load_model": "fmopt.models.checkpoint",
     "merge": "fmopt.models.adapters",
     "optimize": "fmopt.workflow.optimize",
+    "optimize_family": "fmopt.workflow.optimize",
+    "plan": "fmopt.workflow.optimize",
     "trim": "fmopt.models.vocabulary",
+    "verify": "fmopt.exporters.bundle",
 }
+
+_CALLED = {"verify": "verify_bundle"}  # where that name is another there
 
 
 def __getattr__(name: str) -> Any:
     # torch and the runtimes load only when a verb that needs them is asked for
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(_HOMES[name]), _CALLED.get(name, name))
     raise AttributeError(f"module 'fmopt' has no attribute {name!r}")

@@ -79,8 +79,14 @@ def data_path(data: Data | None) -> str | None:
         )
 
     def write(folder: Path) -> None:
-        for split, rows in splits.items():
-            rows.to_parquet(folder / f"{split}.parquet")
+        shown = not datasets.utils.are_progress_bars_disabled()
+        datasets.utils.disable_progress_bars()
+        try:
+            for split, rows in splits.items():
+                rows.to_parquet(folder / f"{split}.parquet")
+        finally:
+            if shown:
+                datasets.utils.enable_progress_bars()
 
     folder = _kept("given-data", "data", write)
     return str(folder / "rows.parquet" if set(splits) == {"rows"} else folder)
