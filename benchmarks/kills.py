@@ -209,7 +209,9 @@ def damage(bench: Bench, count: int, draw: random.Random, until: float) -> dict[
         said = Said()
         optimize_request(bench.request(out), said)
         done += 1
-        same = path.is_file() and (path.read_bytes() == before or not path.parent.name.startswith(SAME))
+        # one that nothing had to be made of again is gone, and another run of the clock has other numbers
+        again = path.is_file() and path.parent.name.startswith(SAME)
+        same = path.read_bytes() == before if again else True
         if same and any(" is made again: " in line for line in said.lines):
             noticed += 1
         else:

@@ -45,6 +45,9 @@ class Store:
             for left_over in root.glob(pattern):
                 seals.remove_half(left_over)
         forget_halves(root)
+        for path in sorted(root.iterdir()):  # each file is read once, also of stages that this run may not need
+            if (path / KEY).is_file() or (path / seals.FILES).is_file():
+                seals.reusable(path, say)
         self._by_content: dict[str, Path] | None = None
 
     def folder(self, name: str, key: Mapping[str, Any], make: Callable[[Path], object]) -> Path:

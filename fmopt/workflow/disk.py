@@ -3,8 +3,10 @@ by `clean`."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from fmopt.core import formatting
@@ -69,8 +71,13 @@ def drop_on_the_way(stages: Path) -> int:
 
 def disk_bytes(folder: Path) -> int:
     """Bytes of all files in a folder; one that has several names counts once."""
-    found = (path.lstat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return sum({(one.st_dev, one.st_ino): one.st_size for one in found}.values())
+    found: dict[tuple[int, int], int] = {}
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with suppress(OSError):  # gone meanwhile
+                one = (Path(root) / name).lstat()
+                found[one.st_dev, one.st_ino] = one.st_size
+    return sum(found.values())
 
 
 def _stages(folder: Path) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from fmopt.core.errors import PlanError
-from fmopt.core.model import CheckpointMetadata, generates, takes_length
+from fmopt.core.model import TOKENIZER, CheckpointMetadata, generates, takes_length
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Frozen
 from fmopt.core.target import Target
@@ -50,8 +50,10 @@ class Plan(Frozen):
     estimates: Estimates = Field(default_factory=lambda: Estimates(minutes=0, ram_gb=0, disk_gb=0))
 
 
-GRAPH_BYTES = 0.2e6  # of a graph without its weights
-BESIDE_BYTES = 2e6  # report, record, predictions, and what encodes samples
+# Read off runs of BERTs of two layers: a layer of a graph without its weights, in ONNX and in OpenVINO's XML; and what a run
+# writes of itself (report, programs, record), once and for each recipe (its samples, profile and predictions).
+ONNX_LAYER_BYTES, OPENVINO_LAYER_BYTES = 9e3, 45e3
+RUN_BYTES, RECIPE_BYTES = 0.15e6, 0.06e6
 TOKENS = 128  # of a text; with fewer, what is kept of the teacher takes less disk
 
 
@@ -159,22 +161,26 @@ def stage_bytes(metadata: CheckpointMetadata, recipes: Sequence[Recipe]) -> floa
     """
     tables = 4 * int(metadata.config.get("vocab_size") or 0) * metadata.hidden_size
     rest = max(4 * metadata.parameters - tables, 0)
+    graph = ONNX_LAYER_BYTES * metadata.layers
     taken: dict[tuple[str, ...], float] = {}
     for recipe in recipes:
         if recipe.runtime == "torch":
             continue
         left, done = (1.0, 1.0), [""]
-        taken.setdefault(("",), GRAPH_BYTES + tables + rest)
+        taken.setdefault(("",), graph + tables + rest)
         for step in recipe.steps:
             kept = traits_of(step).bytes_left
             left = (left[0] * kept[0], left[1] * kept[1])
             done.append(str(step))
-            taken[tuple(done)] = GRAPH_BYTES + left[0] * tables + left[1] * rest
+            taken[tuple(done)] = graph + left[0] * tables + left[1] * rest
         if recipe.runtime == "openvino":
             half = 0.5 if recipe.options.get("fp16_weights") else 1.0
             key = ("openvino", f"{half}", *done)
-            taken[key] = GRAPH_BYTES + half * (left[0] * tables + left[1] * rest)
-    return sum(taken.values()) + max(taken.values(), default=0.0) + BESIDE_BYTES
+            xml = OPENVINO_LAYER_BYTES * metadata.layers
+            taken[key] = xml + half * (left[0] * tables + left[1] * rest)
+    encoder = metadata.folder / TOKENIZER
+    beside = RUN_BYTES + RECIPE_BYTES * len(recipes) + (encoder.stat().st_size if encoder.is_file() else 0)
+    return sum(taken.values()) + max(taken.values(), default=0.0) + beside
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -144,3 +144,10 @@ def test_a_gpu_gets_what_its_tensor_cores_multiply(metadata):
     assert {"tensorrt-int8", "tensorrt-bf16"} <= {recipe.name for recipe in ampere.candidates}
     host = make_plan(metadata, load_target("x86-amx"), effort="quick")
     assert not any("tensorrt" in refusal.recipe for refusal in host.refused)
+
+
+def test_disk_is_what_a_run_of_a_tiny_model_takes(metadata):
+    """960 kB were counted on disk, stages and bundle, for this one with one recipe beside the baselines."""
+    recipe = Recipe(name="mine", runtime="onnxruntime", precision="int8", steps=(Step(use="quantize_dynamic"),))
+    found = make_plan(metadata, load_target("host"), effort="quick", recipe=recipe).estimates
+    assert 0.8 * 0.00096 < found.disk_gb < 1.2 * 0.00096
