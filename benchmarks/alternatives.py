@@ -25,7 +25,7 @@ import torch
 
 from fmopt.core import progress
 from fmopt.core.recipe import Recipe, Step
-from fmopt.evaluation.gate import Budget
+from fmopt.core.workload import Workload
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint
 from fmopt.models.families.base import Kind
@@ -134,12 +134,9 @@ def main() -> None:
     asked = parser.parse_args()
     name = Path(asked.checkpoint).name
     out = Path("out") / f"alternatives-{name}-{asked.layers}"
-    request = workflow_request.make_request(
-        asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max",
-        training=workflow_request.Training(),
-        budget=Budget(), batch=1, length=128, threads=1, recipe=None, time_limit_s=None, seed=0, out=out, fresh=False,
-        allow_pickle=False, max_calibration_memory=1 << 30, command="",
-    )  # fmt: skip
+    request = workflow_request.Request(
+        model=asked.checkpoint, data=asked.data, effort="max", workload=Workload(length=128), out=out
+    )
     run = start(prepare(request), progress.Silent())
     clock = RecipeTimer(run.builder, DEPLOYED)
     ctx = replace(run.builder.context(), clock=clock, progress=lambda text: print(f"  {text}", flush=True))

@@ -49,15 +49,14 @@ def pack(asked: argparse.Namespace) -> None:
 def _pack(asked: argparse.Namespace) -> None:
     """Prune, and train what no earlier run did, up to the distillation that is meant; write the folder."""
     from fmopt.core import progress
-    from fmopt.evaluation.gate import Budget
+    from fmopt.core.workload import Workload
     from fmopt.workflow import request as workflow_request
     from fmopt.workflow.prepare import prepare, start
     from fmopt.workflow.search.network_timer import RecipeTimer
 
-    request = workflow_request.make_request(
-        asked.checkpoint, target="host", data=asked.data, task=None, columns=None, effort="max", training=None,
-        budget=Budget(), batch=1, length=128, threads=1, recipe=asked.recipe, time_limit_s=None, seed=0, out=asked.out,
-        fresh=False, allow_pickle=False, max_calibration_memory=1 << 30, command="",
+    request = workflow_request.Request(
+        model=asked.checkpoint, data=asked.data, effort="max", workload=Workload(length=128), recipe=asked.recipe,
+        out=asked.out,
     )  # fmt: skip
     run = start(prepare(request), progress.Silent())
     (recipe,) = run.job.plan.candidates

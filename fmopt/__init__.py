@@ -30,6 +30,7 @@ from fmopt.core.errors import (
 if TYPE_CHECKING:
     from fmopt.core.recipe import Recipe, Step
     from fmopt.core.target import Target
+    from fmopt.core.workload import Workload
     from fmopt.evaluation.comparison import compare
     from fmopt.evaluation.gate import Budget
     from fmopt.evaluation.history import history
@@ -65,6 +66,7 @@ __all__ = [
     "Target",
     "Training",
     "UnmeasuredError",
+    "Workload",
     "benchmark",
     "benchmark_matrix",
     "compare",
@@ -90,6 +92,7 @@ _HOMES = {
     "Step": "fmopt.core.recipe",
     "Target": "fmopt.core.target",
     "Training": "fmopt.workflow.request",
+    "Workload": "fmopt.core.workload",
     "benchmark": "fmopt.workflow.benchmark.suite",
     "benchmark_matrix": "fmopt.workflow.benchmark.suite",
     "compare": "fmopt.evaluation.comparison",

@@ -147,7 +147,9 @@ def evaluate(
 def explain(
     model: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or an .onnx file.")],
     batch: Annotated[int, typer.Option("--batch")] = 1,
-    length: Annotated[int, typer.Option("--length", help="Tokens.")] = 128,
+    length: Annotated[
+        int | None, typer.Option("--length", help="Tokens; by default a bundle's own golden item of middle length.")
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", help="More than one are timed against fewer.")] = 1,
     seed: Seed = 0,
     as_json: Json = False,

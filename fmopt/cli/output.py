@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.console import Group as Stack
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
@@ -34,10 +36,20 @@ from fmopt.workflow.benchmark.page import view
 from fmopt.workflow.benchmark.record import Benchmark
 from fmopt.workflow.search.plan import Plan
 
+INTERRUPTED = "fmopt: interrupted; the same command goes on where this one stopped"
 SHOWN = 12  # rows of a table that --json gives in full
 
-# A file or a pipe has no width to fit into; a table cut at 80 columns would lose names there.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+# A file or a pipe has no width to fit into; what reads logs shows about so many columns, and cells fold within them.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+SECONDS_BETWEEN = 10.0  # lines of progress where there is no terminal to draw a bar in
+
+
+def show(drawn: Table | Stack) -> None:
+    """Print a table, or tables and lines, whose long words go on in the next line instead of being cut."""
+    for table in [drawn] if isinstance(drawn, Table) else [one for one in drawn.renderables if isinstance(one, Table)]:
+        for column in table.columns:
+            column.overflow = "fold"
+    out.print(drawn)
 
 
 class LiveProgress:
@@ -69,9 +81,65 @@ class LiveProgress:
             self.task = None
 
 
+class LoggedProgress:
+    """Lines for a log: each stage when it begins, and how far it is at least every `SECONDS_BETWEEN`, also where a stage does
+    not step meanwhile."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self.write = write
+        self.lock = threading.Lock()
+        self.text, self.done, self.total = "", 0, 0
+        self.said = self.begun = time.monotonic()
+        self.ended = threading.Event()
+        threading.Thread(target=self._remind, daemon=True, name="fmopt-progress").start()
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self._line(text)
+
+    def start(self, text: str, total: int) -> None:
+        """A line for a stage that begins."""
+        with self.lock:
+            self.text, self.done, self.total, self.begun = text, 0, total, time.monotonic()
+        self._line(text)
+
+    def step(self, done: int = 1) -> None:
+        """Count; it is written when it is time to."""
+        self.done += done
+
+    def stop(self) -> None:
+        """No stage runs."""
+        self.text = ""
+
+    def close(self) -> None:
+        """No more lines."""
+        self.ended.set()
+
+    def _line(self, text: str) -> None:
+        with self.lock:
+            self.said = time.monotonic()
+            self.write(text)
+
+    def _remind(self) -> None:
+        while not self.ended.wait(1.0):
+            if self.text and time.monotonic() - self.said >= SECONDS_BETWEEN:
+                count = f", {self.done} of {self.total}" if self.total > 1 else ""
+                self._line(f"{self.text}{count}, for {time.monotonic() - self.begun:.0f} s")
+
+
 @contextmanager
-def live_progress() -> Iterator[LiveProgress]:
-    """Progress on stderr; an interrupt says that nothing finished is lost."""
+def live_progress() -> Iterator[LiveProgress | LoggedProgress]:
+    """Progress on stderr, a bar in a terminal and lines in a log; an interrupt says that nothing finished is lost."""
+    if not sys.stderr.isatty():
+        logged = LoggedProgress(lambda text: print(text, file=sys.stderr, flush=True))
+        try:
+            yield logged
+        except KeyboardInterrupt:
+            print(INTERRUPTED, file=sys.stderr)
+            raise
+        finally:
+            logged.close()
+        return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     bars = Progress(*columns, console=console, transient=True)
@@ -79,7 +147,7 @@ def live_progress() -> Iterator[LiveProgress]:
         yield LiveProgress(bars)
     except KeyboardInterrupt:
         bars.stop()
-        print("fmopt: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         raise
     finally:
         if bars.live.is_started:
@@ -89,7 +157,7 @@ def live_progress() -> Iterator[LiveProgress]:
 def record(found: Record, folder: Path) -> None:
     """The verdict, the candidates, and where things are."""
     out.print(verdict_panel(found))
-    out.print(trial_table(found))
+    show(trial_table(found))
     script = folder / script_of(folder)
     out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {script} verify", markup=False)
 
@@ -121,7 +189,7 @@ def family(speedups: Sequence[float], records: Sequence[Record], folder: Path) -
             formatting.times(trial.speedup) if trial.speedup else "–", formatting.points(drop.point) if drop else "–",
             f"{(trial.size_bytes or 0) / 1e6:.1f}", found.verdict.outcome.value, str(folder / f"{asked:g}x"),
         )  # fmt: skip
-    out.print(table)
+    show(table)
 
 
 def plan(found: Plan) -> None:
@@ -129,7 +197,7 @@ def plan(found: Plan) -> None:
     table = Table("#", "candidate", "runtime", "passes", title="would be tried, in this order", title_justify="left")
     for number, recipe in enumerate((*found.baselines, *found.candidates), 1):
         table.add_row(str(number), recipe.name, recipe.runtime, " → ".join(map(str, recipe.steps)) or "as it is")
-    out.print(table)
+    show(table)
     for line in found.later:
         out.print(f"then {line}", markup=False)
     for refusal in found.refused:
@@ -154,7 +222,7 @@ def bench(found: Sequence[tuple[str, Latency]]) -> None:
             f"{base / p50:.2f}×",
             str(len(latency.samples_ms)),
         )
-    out.print(table)
+    show(table)
 
 
 def bench_on_board(found: Benchmark, rows: Sequence[tuple[str, Latency]], folder: Path) -> None:
@@ -181,7 +249,7 @@ def matrix(found: Benchmark, folder: Path) -> None:
                 variant.name,
                 *(f"{s.ratio or formatting.MISSING} {s.figure}" if s else formatting.MISSING for s in shades),
             )
-        out.print(table)
+        show(table)
     if shown["missing"]:
         left = f"{shown['missing']} of {len(found.places)} cells are not measured: {found.stopped}"
         out.print(f"{left}; the same command goes on", markup=False)
@@ -196,7 +264,7 @@ def metrics(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         interval = f"{row['low']:.4f} to {row['high']:.4f}"
         table.add_row(row["metric"], f"{row['value']:.4f}", interval, str(row["items"]))
-    out.print(table)
+    show(table)
 
 
 def diagnosis(found: Diagnosis) -> None:
@@ -209,12 +277,12 @@ def diagnosis(found: Diagnosis) -> None:
         table = Table(Column("of the time", justify="right"), "why it is not faster", "what would change it")
         for finding in found.findings:
             table.add_row(formatting.percent(finding.share), finding.text, finding.remedy)
-        out.print(table)
+        show(table)
     else:
         out.print("nothing to see: no sort of overhead takes a tenth of the time")
-    out.print(_kinds_table(found))
+    show(_kinds_table(found))
     if found.layers and found.roof:
-        out.print(_layers_table(found))
+        show(_layers_table(found))
     for timed in found.threads:
         gained = f" ({formatting.times(timed.speedup)} as fast, {formatting.times_interval(timed.speedup)})"
         out.print(
@@ -255,13 +323,13 @@ def _layers_table(found: Diagnosis) -> Table:
 
 def comparison(found: Comparison) -> None:
     """Differences that matter first."""
-    out.print(comparison_table(found))
+    show(comparison_table(found))
 
 
 def history(found: History) -> None:
     """Every group, the oldest record first, and what was skipped."""
     for group in found.groups:
-        out.print(history_table(group))
+        show(history_table(group))
     for line in found.skipped:
         out.print(f"skipped: {line}", markup=False)
     marks = "▼ worse than an earlier record by more than noise; ▽ so too, but explained, which does not count"
@@ -276,7 +344,7 @@ def trimmed(found: Trimmed) -> None:
     table.add_row("tokens", f"{found.tokens_before:,}", f"{found.tokens:,}")
     table.add_row("weights", f"{found.bytes_before / 1e6:,.1f} MB", f"{found.bytes / 1e6:,.1f} MB")
     table.add_row("tokenizer and weights read in", f"{found.load_ms_before:.0f} ms", f"{found.load_ms:.0f} ms")
-    out.print(table)
+    show(table)
     out.print("The texts give the same tokens as before; other words are spelled in more tokens.")
 
 
@@ -304,7 +372,7 @@ def metadata(found: CheckpointMetadata) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    out.print(table)
+    show(table)
 
 
 def _size(pipeline: Mapping[str, Any]) -> list[str]:
@@ -328,7 +396,7 @@ def targets(known: Sequence[Target]) -> None:
             " ".join(target.precisions),
             " ".join(target.runtimes),
         )
-    out.print(table)
+    show(table)
 
 
 def target(found: Target) -> None:
@@ -337,7 +405,7 @@ def target(found: Target) -> None:
     for name, value in found.model_dump(mode="json").items():
         if value not in (None, [], {}):
             table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-    out.print(table)
+    show(table)
 
 
 def tensorrt_check(found: Checked) -> None:
@@ -362,4 +430,4 @@ def doctor(lines: Sequence[Line]) -> None:
     table = Table("", "what", "detail")
     for line in lines:
         table.add_row({"ok": "✓", "missing": "✗", "warning": "!"}[line.state], line.what, line.detail)
-    out.print(table)
+    show(table)

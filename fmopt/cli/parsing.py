@@ -50,6 +50,18 @@ def parse_count(name: str, text: str, word: str) -> Any:
     return int(text)
 
 
+def parse_threads(text: str, board: str | None) -> int:
+    """A number, or "all" cores of this machine; ConfigError for "all" of a `board`, whose cores are counted there."""
+    count = parse_count("threads", text, "all")
+    if count != "all":
+        return int(count)
+    if board is not None:
+        raise ConfigError("--threads all is about this machine; with --on say how many of the board's cores")
+    from fmopt.measurement import host_probe
+
+    return host_probe.cores()
+
+
 def parse_counts(name: str, text: str) -> list[int]:
     """`1,8` → [1, 8]."""
     parts = text.split(",")

@@ -12,7 +12,15 @@ from typing import Annotated
 import typer
 
 from fmopt.cli.options import Clean, Columns, Data, Json, Model, On, Pickle, Seed, Task, answer
-from fmopt.cli.parsing import parse_bytes, parse_choice, parse_columns, parse_count, parse_seconds, read_lines
+from fmopt.cli.parsing import (
+    parse_bytes,
+    parse_choice,
+    parse_columns,
+    parse_count,
+    parse_seconds,
+    parse_threads,
+    read_lines,
+)
 from fmopt.core.errors import ConfigError
 
 
@@ -54,8 +62,28 @@ def optimize(
     accept_undecided: Annotated[
         bool, typer.Option("--accept-undecided", help="Exit 0 when only the point estimate is within budget.")
     ] = False,
-    batch: Annotated[int, typer.Option("--batch", help="Batch size that is judged.")] = 1,
-    length: Annotated[str, typer.Option("--length", help="Tokens that are judged: a number, or from-data.")] = "128",
+    arrival: Annotated[
+        str,
+        typer.Option(
+            "--workload",
+            help="What is judged: single (one call after another), batch (items/s), server (--rate, --p99).",
+        ),
+    ] = "single",
+    batch: Annotated[int, typer.Option("--batch", help="Items of one call.")] = 1,
+    length: Annotated[
+        str,
+        typer.Option(
+            "--length", help="from-data: the items at their own lengths. A number: a stated shape of so many tokens."
+        ),
+    ] = "from-data",
+    also_length: Annotated[
+        int | None, typer.Option("--also-length", help="Time this shape too, for comparison: 128.")
+    ] = None,
+    from_tokens: Annotated[
+        bool, typer.Option("--from-tokens", help="Time the model alone, without tokenizer and answer.")
+    ] = False,
+    rate: Annotated[float | None, typer.Option("--rate", help="server: queries per second that arrive.")] = None,
+    p99: Annotated[str | None, typer.Option("--p99", help="server: 99 % are answered within this: 20ms.")] = None,
     threads: Annotated[str, typer.Option("--threads", help="A number, or all.")] = "1",
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="Try this recipe (TOML) instead of the plan's candidates.")
@@ -81,6 +109,7 @@ def optimize(
 ) -> None:
     """Find, prove and bundle the fastest variant that keeps its accuracy."""
     from fmopt.cli import output as cli_output
+    from fmopt.core.workload import ARRIVALS, Workload
     from fmopt.evaluation import gate
     from fmopt.workflow import optimize as workflow_optimize
     from fmopt.workflow import request as workflow_request
@@ -94,8 +123,8 @@ def optimize(
         confidence=confidence,
         accept_undecided=accept_undecided,
     )
-    request = workflow_request.make_request(
-        model,
+    request = workflow_request.Request(
+        model=model,
         target=target,
         data=data,
         task=task,
@@ -105,9 +134,16 @@ def optimize(
             teacher=teacher, unlabelled=None if unlabelled is None else str(unlabelled), epochs=epochs
         ),
         budget=budget,
-        batch=batch,
-        length=parse_count("length", length, "from-data"),
-        threads=parse_count("threads", threads, "all"),
+        workload=Workload(
+            arrival=parse_choice("workload", arrival, ARRIVALS),
+            length=None if length == "from-data" else parse_count("length", length, "from-data"),
+            batch=batch,
+            threads=parse_threads(threads, on),
+            from_raw=not from_tokens,
+            rate=rate,
+            p99_ms=None if p99 is None else gate.parse_latency(p99, "p99"),
+            also_length=also_length,
+        ),
         recipe=recipe,
         time_limit_s=None if time_limit is None else parse_seconds(time_limit),
         seed=seed,

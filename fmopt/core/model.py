@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from fmopt.edge.parts import part_of
+from fmopt.edge.text import Preprocessor
+
 if TYPE_CHECKING:
     pass
 
@@ -103,6 +106,14 @@ def makes_answers(pipeline: Mapping[str, Any]) -> bool:
 def generates(pipeline: Mapping[str, Any]) -> bool:
     """Whether a pipeline makes texts, one token at a time: it goes on with one, or answers to one."""
     return "eos_token_id" in pipeline
+
+
+def reads_texts_at_once(pipeline: Mapping[str, Any]) -> bool:
+    """Whether it is plain texts that a network reads, each answered by one pass through one graph."""
+    part = part_of(pipeline)
+    texts = getattr(part, "Preprocessor", Preprocessor) is Preprocessor
+    steps = any(hasattr(part, name) for name in ("run", "timed", "work"))
+    return texts and takes_length(pipeline) and not generates(pipeline) and not steps
 
 
 def continues_texts(pipeline: Mapping[str, Any]) -> bool:

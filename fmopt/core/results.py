@@ -77,6 +77,16 @@ class Latency(Frozen):
     end_to_end: bool = False  # True: tokenizer and post-processing included
 
 
+class UnderLoad(Frozen):
+    """Queries that arrived at a rate, each timed from its arrival to its answer."""
+
+    rate: float  # queries/s that were asked for
+    limit_ms: float  # that 99 % of them are to keep
+    samples_ms: list[float]  # fewer than there were queries where the limit was certain to be missed
+    met: bool
+    highest_rate: float  # at which the limit was kept, as far as was tried; 0 where at none
+
+
 class Footprint(Frozen):
     """Peak memory and load time, measured in a fresh process that only serves the artifact."""
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .host import available_cores, host_fingerprint, package_version, peak_memory_mb
-from .loading import GOLDEN, load, sample_from_json, timed_call
+from .host import host_fingerprint, package_version, peak_memory_mb
+from .loading import GOLDEN, judged_threads, load, sample_from_json, timed_call
 from .parts import EdgeError, Sample, part_of
 
 
@@ -44,7 +44,7 @@ def bench(
         "steps": hasattr(part, "timed") and not hasattr(part, "work"),
         "batch": batch,
         "tokens": int(encoded.mask.shape[1]) if "max_length" in model.pipeline else None,  # what has none has no tokens
-        "threads": threads or available_cores(),
+        "threads": threads or judged_threads(model.metadata),
         "load_ms": load_ms,
         "peak_memory_mb": peak_memory_mb(),
         "host": host_fingerprint(),

@@ -67,7 +67,7 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
     if hasattr(own, "add_commands"):
         own.add_commands(commands)
     for each in (predict, timed, checked):
-        each.add_argument("--threads", type=_count, help="by default every core this process may use")
+        each.add_argument("--threads", type=_count, help="by default as many as it was judged with")
         each.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return parser
 

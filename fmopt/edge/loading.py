@@ -312,8 +312,9 @@ def load(
 ) -> Model:
     """Open a bundle: hashes are verified, and on a machine it has not run on before its golden items too.
 
-    `threads`: by default every core this process may use. Warns when the CPU lacks a feature that the graph was judged
-    with. EdgeError when the bundle is damaged, or its predictions are outside the tolerance here.
+    `threads`: by default as many as it was judged with; where it was not, every core this process may use. Warns when the CPU
+    lacks a feature that the graph was judged with. EdgeError when the bundle is damaged, or its predictions are outside the
+    tolerance here.
     """
     folder = Path(folder)
     metadata = read_manifest(folder)
@@ -335,9 +336,17 @@ def open_model(folder: Path, metadata: Mapping[str, Any], threads: int | None, o
     """The model of a bundle, without any check."""
     preprocessor = open_preprocessor(folder, metadata["pipeline"])
     runner = opener(
-        metadata["runtime"], folder / metadata["model_file"], metadata["options"], threads or available_cores()
+        metadata["runtime"], folder / metadata["model_file"], metadata["options"], threads or judged_threads(metadata)
     )
     return Model(metadata, preprocessor, runner)
+
+
+def judged_threads(metadata: Mapping[str, Any]) -> int:
+    """How many threads a bundle was judged with, as far as there are cores; all of those where it was not judged."""
+    threads = (metadata.get("judged") or {}).get("threads")
+    if not isinstance(threads, int) or threads < 1:
+        return available_cores()
+    return min(threads, available_cores())
 
 
 def isa_warnings(metadata: Mapping[str, Any], isa: Sequence[str]) -> list[str]:

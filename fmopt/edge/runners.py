@@ -125,7 +125,9 @@ class OpenVinoRunner:
 
     Options: "precision", "f32" (default) or "bf16"; "shape", [batch, tokens] that it is compiled for: other shapes run
     too, on a second compilation that is made when the first of them comes (a fraction of a second); "kv_cache", "f32"
-    (default) or "u8", how a stateful graph keeps keys and values. `half`: of two, the one that is opened.
+    (default) or "u8", how a stateful graph keeps keys and values. "buckets", rising lengths: a batch of "rows" texts (1) is
+    padded to the next one, by the values that "pad" has for each input, and runs on a compilation for it, made when the first
+    such text comes; what is longer, or of other rows, runs on dynamic shapes. `half`: of two, the one that is opened.
     """
 
     def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
@@ -140,6 +142,8 @@ class OpenVinoRunner:
             **({"KV_CACHE_PRECISION": str(options.get("kv_cache", "f32"))} if options.get("stateful") else {}),
         }
         self.shape = tuple(options.get("shape") or ()) or None
+        self.options = options
+        self.token_axes: list[list[int]] = []  # of every output, found when the first text is padded
         self.requests: dict[tuple[int, ...] | None, Any] = {}
         try:
             compiled = self._request(self.shape).get_compiled_model()
@@ -162,10 +166,25 @@ class OpenVinoRunner:
         """Outputs by name, of a `new_request` where one is given."""
         feed = cast_inputs(self.inputs, inputs)
         shape = next(iter(feed.values())).shape
+        bucket = None if request else bucket_for(self.options, shape)
+        if bucket is not None:
+            return self._padded(feed, shape[1], bucket)
         running = request or self._request(shape if shape == self.shape else None)
         # Views of the request's own memory, which the next call writes to: copied here, for OpenVINO's way takes far longer.
         results = running.infer(feed, share_inputs=True, share_outputs=True)
         return {name: value.copy() for name, value in zip(self.outputs, results.values(), strict=True)}
+
+    def _padded(self, feed: Mapping[str, np.ndarray], length: int, bucket: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Outputs for inputs of `length` tokens, by the compilation for a bucket; what stands for padding is cut off."""
+        running = self._request(bucket)
+        self.token_axes = self.token_axes or token_axes(self.path, self.half)
+        results = running.infer(
+            padded(feed, bucket[1], self.options.get("pad", {})), share_inputs=True, share_outputs=True
+        )
+        found = {}
+        for name, value, axes in zip(self.outputs, results.values(), self.token_axes, strict=True):
+            found[name] = value[tuple(slice(length if axis in axes else None) for axis in range(value.ndim))].copy()
+        return found
 
     def new_request(self) -> Any:
         """A further request, with a state of its own."""
@@ -181,6 +200,33 @@ class OpenVinoRunner:
     def close(self) -> None:
         """Give back memory and threads."""
         self.requests = {}
+
+
+def bucket_for(options: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, int] | None:
+    """The shape that inputs of a `shape` are padded to by the option "buckets"; None where they run as they are."""
+    buckets = options.get("buckets") or ()
+    if len(shape) != 2 or shape[0] != options.get("rows", 1):
+        return None
+    length = next((bucket for bucket in buckets if bucket >= shape[1]), None)
+    return None if length is None else (int(shape[0]), int(length))
+
+
+def padded(feed: Mapping[str, np.ndarray], length: int, pad: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Inputs [rows, tokens] filled up to `length` tokens at their end, with 0 where `pad` has no other value."""
+    more = length - next(iter(feed.values())).shape[1]
+    return {name: np.pad(array, ((0, 0), (0, more)), constant_values=pad.get(name, 0)) for name, array in feed.items()}
+
+
+def token_axes(path: Path, half: int | None) -> list[list[int]]:
+    """Of every output of an OpenVINO graph the axes that are as long as its texts: those that follow two lengths."""
+    shapes = []
+    for length in (3, 5):
+        model = read_openvino(path, (1, length), half)
+        shapes.append([[dim.get_max_length() for dim in port.partial_shape] for port in model.outputs])
+    return [
+        [axis for axis, sizes in enumerate(zip(*both, strict=True)) if sizes == (3, 5)]
+        for both in zip(*shapes, strict=True)
+    ]
 
 
 def _openvino_name(port: Any, otherwise: str) -> str:

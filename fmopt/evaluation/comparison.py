@@ -233,8 +233,9 @@ def between_times(a: Latency | None, b: Latency | None, confidence: float) -> Ce
     """
     if a is None or b is None or not a.samples_ms or not b.samples_ms:
         return None
-    if (a.batch, a.length, a.threads) != (b.batch, b.length, b.threads):
-        return Cell(shown="", change=f"not comparable: {formatting.shape(b.batch, b.length, b.threads)}")
+    if (a.batch, a.length, a.threads, a.end_to_end) != (b.batch, b.length, b.threads, b.end_to_end):
+        what = "from raw input to answer" if b.end_to_end else "the model alone"
+        return Cell(shown="", change=f"not comparable: {formatting.shape(b.batch, b.length, b.threads)}, {what}")
     ratio = ratio_of(bootstrap.median_latency(a, confidence), bootstrap.median_latency(b, confidence))
     slower = ratio.point < 1
     shown = Estimate(point=1 / ratio.point, low=1 / ratio.high, high=1 / max(ratio.low, 1e-9)) if slower else ratio

@@ -83,6 +83,7 @@ class Group(Frozen):
     target: str
     batch: int
     length: int | None
+    from_raw: bool = False  # judged from raw input to answer; False: the model alone
     entries: list[Entry]
 
     @computed_field  # type: ignore[prop-decorator]
@@ -153,7 +154,9 @@ class Dated:
         """What records must have in common to be one history."""
         record = self.record
         model = [str(record.model.get(name, "")) for name in ("title", "digest", "task")]
-        return (*model, record.target.name, record.circumstances.batch, record.circumstances.length)
+        workload = record.judged_on
+        judged = (workload.batch, workload.length, workload.arrival, workload.from_raw)
+        return (*model, record.target.name, *judged)
 
     @property
     def date(self) -> str:
@@ -189,7 +192,7 @@ class Dated:
 
 
 def _group(members: Sequence[Dated]) -> Group:
-    title, digest, task, target, batch, length = members[0].group
+    title, digest, task, target, batch, length, _, from_raw = members[0].group
     return Group(
         title=title,
         digest=digest,
@@ -197,6 +200,7 @@ def _group(members: Sequence[Dated]) -> Group:
         target=target,
         batch=batch,
         length=length,
+        from_raw=from_raw,
         entries=[_entry(one, members[:number]) for number, one in enumerate(members)],
     )
 
@@ -374,4 +378,5 @@ def day(date: str) -> str:
 def place(group: Group) -> str:
     """What a group has in common, in words."""
     tokens = formatting.tokens(group.length)
-    return f"{group.task} on {group.target}, batch {group.batch:,}, {tokens}, model {group.digest[:8] or formatting.MISSING}"
+    judged = f"batch {group.batch:,}, {tokens}{', from raw input to answer' if group.from_raw else ''}"
+    return f"{group.task} on {group.target}, {judged}, model {group.digest[:8] or formatting.MISSING}"

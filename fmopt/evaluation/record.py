@@ -22,10 +22,12 @@ from fmopt.core.results import (
     Outcome,
     Parity,
     Scores,
+    UnderLoad,
     Verdict,
 )
 from fmopt.core.store import write_whole
 from fmopt.core.target import Target
+from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import settle
 from fmopt.evaluation.metrics import METRICS
 from fmopt.models.structure import LayerMetadata
@@ -61,8 +63,10 @@ class Trial(Frozen):
     size_bytes: int | None = None
     scores: list[Scores] = Field(default_factory=list)  # on the validation split
     test_scores: list[Scores] = Field(default_factory=list)
-    latency: Latency | None = None  # the model alone
-    end_to_end: Latency | None = None  # tokenizer and post-processing included
+    latency: Latency | None = None  # on the workload: what is judged
+    end_to_end: Latency | None = None  # from raw to answer at the items' own lengths, where the model alone is judged
+    at_length: Latency | None = None  # the model alone at a stated length, beside a workload of the data's own items
+    under_load: UnderLoad | None = None  # of a server workload
     footprint: Footprint | None = None
     parity: Parity | None = None
     drop: Estimate | None = None  # validation, in units of the metric: 0.01 is one point
@@ -81,13 +85,19 @@ class Trial(Frozen):
         return self.recipe.name
 
     @property
+    def timings(self) -> list[tuple[str, Latency]]:
+        """Everything that it was timed on, what is judged first, each with what the clock saw of it."""
+        timed = [one for one in (self.latency, self.end_to_end, self.at_length) if one is not None]
+        return [("from raw input to answer" if one.end_to_end else "the model alone", one) for one in timed]
+
+    @property
     def title(self) -> str:
         """`INT8 on OpenVINO`."""
         return f"{formatting.precision(self.recipe.precision)} on {formatting.runtime(self.recipe.runtime)}"
 
     @property
     def p50(self) -> float | None:
-        """Median milliseconds of the model alone; None when it was not timed."""
+        """Median milliseconds on what is judged; None when it was not timed."""
         return percentile(self.latency, 50)
 
     @property
@@ -140,6 +150,9 @@ class Record(Frozen):
     target: Target
     budget: Json
     effort: str
+    workload: Workload | None = (
+        None  # what is judged; None in records of before, whose latencies say it (see `judged_on`)
+    )
     reference: str  # name of the fastest full-precision trial
     winner: str  # name of the trial that is shipped; may be the reference
     baselines: list[Trial]
@@ -166,6 +179,14 @@ class Record(Frozen):
     def fastest_full_precision(self) -> Trial | None:
         """The trial that speedups are claimed against."""
         return self.find(self.reference)
+
+    @property
+    def judged_on(self) -> Workload:
+        """The workload; that of a record made before there were any: the model alone, at the shape it was timed at."""
+        if self.workload is not None:
+            return self.workload
+        around = self.circumstances
+        return Workload(batch=around.batch, length=around.length, threads=around.threads, from_raw=False)
 
     @property
     def confidence(self) -> float:
@@ -344,7 +365,9 @@ def _speed(record: Record, winner: Trial, reference: Trial | None) -> str:
             )
         )
         return f"{winner.title} ({winner.name}) was built for {record.target.title}, which is not here{known}."
-    at = formatting.shape(winner.latency.batch, winner.latency.length, winner.latency.threads)
+    at = record.judged_on.sentence()
+    if record.workload is not None:
+        at += f"; {_beside(winner.latency)}"
     if winner in record.baselines:
         tried = sum(trial.status in ("measured", "stopped early") for trial in record.trials)
         return (
@@ -360,6 +383,14 @@ def _speed(record: Record, winner: Trial, reference: Trial | None) -> str:
         f"({reference.title}): {formatting.milliseconds(reference.p50)} → {formatting.milliseconds(winner.p50)} "
         f"at the median ({at})."
     )
+
+
+def _beside(latency: Latency) -> str:
+    """What stands beside a median: `p90 5.1 ms, p99 6.0 ms, 312 items per second`."""
+    p90, p99 = (float(np.percentile(latency.samples_ms, q)) for q in (90, 99))
+    rate = latency.batch * 1e3 * len(latency.samples_ms) / sum(latency.samples_ms)
+    tails = f"p90 {formatting.milliseconds(p90)}, p99 {formatting.milliseconds(p99)}"
+    return f"{tails}, {formatting.number(rate)} items per second"
 
 
 def most_accurate_in_time(record: Record) -> Trial | None:

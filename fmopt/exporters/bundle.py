@@ -79,6 +79,15 @@ def bundle_precision(folder: Path) -> str:
     return str(_manifest(Path(folder))["recipe"].get("precision", "fp32"))
 
 
+def golden_samples(folder: Path) -> list[Sample]:
+    """The raw items that a bundle carries with their judged predictions; BundleError when they cannot be read."""
+    try:
+        items = json.loads((Path(folder) / loading.GOLDEN).read_text(encoding="utf-8"))["items"]
+        return [loading.sample_from_json(item["raw"]) for item in items]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{folder}: {loading.GOLDEN} cannot be read: {error}") from error
+
+
 def verify_bundle(folder: str | Path) -> list[str]:
     """What is wrong with the bundle in `folder`, one line each; empty when its files are whole and golden predictions are met.
 

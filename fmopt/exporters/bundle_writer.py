@@ -43,13 +43,15 @@ def write_bundle(
     needs_isa: Sequence[str],
     record_files: Mapping[str, Path] | None = None,
     for_browser: bool = False,
+    judged: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a bundle into the folder `out`: made beside it and moved in when whole. Returns `out`.
 
     `golden` are samples with their predictions as judged; another machine must reproduce them within `tolerance`
     (absolute, in units of the prediction). `needs_isa` are CPU features the graph was judged with and may compute
     otherwise without. `record_files` are further files by their name in the bundle. `for_browser` lays the graph where
-    transformers.js looks for it and adds a page that runs it. StoreError when `out` holds something that is not ours or
+    transformers.js looks for it and adds a page that runs it. `judged` says on what it was ("workload") and how it is opened so
+    ("threads"), where it was. StoreError when `out` holds something that is not ours or
     cannot be written; BundleError when a part is missing.
     """
     _refuse_foreign(out)
@@ -70,7 +72,7 @@ def write_bundle(
             )
             for name, path in (record_files or {}).items():
                 shutil.copyfile(path, staging / name)
-            _put_manifest(metadata, artifact, model_file, recipe, verdict, needs_isa, staging)
+            _put_manifest(metadata, artifact, model_file, recipe, verdict, needs_isa, judged or {}, staging)
         return publish(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -183,7 +185,7 @@ def _put_golden(golden: Sequence[tuple[Sample, Any]], tolerance: float, folder: 
 
 def _put_manifest(
     metadata: CheckpointMetadata, artifact: Artifact, model_file: str, recipe: Mapping[str, Any], verdict: str,
-    needs_isa: Sequence[str], folder: Path,
+    needs_isa: Sequence[str], judged: Mapping[str, Any], folder: Path,
 ) -> None:  # fmt: skip
     """Write fmopt.json, last: it vouches for every other file, and by its digest for itself."""
     written = {
@@ -201,6 +203,7 @@ def _put_manifest(
         "options": dict(artifact.options),
         "model_file": model_file,
         "needs_isa": sorted(needs_isa),
+        **({"judged": dict(judged)} if judged else {}),
         "pipeline": dict(metadata.pipeline),
         "recipe": dict(recipe),
         "checkpoint": {

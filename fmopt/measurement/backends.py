@@ -1,13 +1,13 @@
-"""The one place where a run's variants are timed: on this machine here, or on a board (see board_clock.py).
+"""The one place where a run's variants are timed: on this machine here, or on a board (see remote/backend.py).
 
 Everything else asks a clock and does not know where it stands.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,9 +31,10 @@ class Work:
     threads: int
     seed: int
     inputs: Sequence[Mapping[str, np.ndarray]] = ()  # of the model alone, replayed in order
-    batches: Sequence[Sequence[Sample]] = ()  # from raw to answer, replayed in order
+    batches: Sequence[Sequence[Sample]] = ()  # from raw to answer, replayed in order; then that is what is timed
+    preprocessor: Any = None  # that encodes them
     full_precision: Sequence[str] = ()  # the fastest of them is timed to the end
-    samples: int = interleaved.MIN_SAMPLES  # of the model alone, at least, of each that is not slow
+    samples: int = interleaved.MIN_SAMPLES  # at least, of each that is not slow
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,7 @@ class TimingBackend(Protocol):
         """`name` was built: a clock that is elsewhere fetches it and tries it against full precision meanwhile."""
 
     def in_turn(self, work: Work, progress: Progress) -> Timed:
-        """The model alone."""
-
-    def end_to_end(self, work: Work, preprocessor: Any, progress: Progress) -> dict[str, list[float]]:
-        """From raw to answer."""
+        """All variants on the same input in the same round: from raw to answer, or the model alone."""
 
     def footprint(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Footprint:
         """Peak memory and load time of a fresh process that serves an artifact."""
@@ -95,7 +93,7 @@ class HostBackend:
         """Nothing: timing beside building would spoil it."""
 
     def in_turn(self, work: Work, progress: Progress) -> Timed:
-        """The model alone."""
+        """All variants on the same input in the same round: from raw to answer, or the model alone."""
         warnings = latency.quiet_machine()
         progress.start(f"timing {len(work.artifacts)} variants in turn", work.samples)
         runners: dict[str, Runner] = {}
@@ -118,26 +116,6 @@ class HostBackend:
                 runner.close()
         return Timed(samples, warnings, failed)
 
-    def end_to_end(self, work: Work, preprocessor: Any, progress: Progress) -> dict[str, list[float]]:
-        """From raw to answer."""
-        runners = {name: _open(artifact, work.threads) for name, artifact in work.artifacts.items()}
-        metadata = {"pipeline": dict(work.pipeline)}
-
-        def serve(runner: Runner) -> Callable[[], object]:
-            turn, model = itertools.cycle(work.batches), Model(metadata, preprocessor, runner)
-            return lambda: model.soonest(next(turn))
-
-        progress.start("timing end to end", interleaved.MIN_SAMPLES)
-        try:
-            return interleaved.time_in_turn(
-                {name: serve(runner) for name, runner in runners.items()},
-                seed=work.seed,
-                progress=lambda: progress.step(),
-            )
-        finally:
-            for runner in runners.values():
-                runner.close()
-
     def footprint(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Footprint:
         """Of a process here."""
         return latency.footprint(artifact, inputs, threads)
@@ -150,6 +128,14 @@ def fastest(samples: Mapping[str, Sequence[float]], names: Sequence[str]) -> lis
     """Of some names the one that is fastest by the samples so far; none when none has any."""
     there = [name for name in names if samples.get(name)]
     return sorted(there, key=lambda name: float(np.median(samples[name])))[:1]
+
+
+def timed_calls(work: Work, runner: Runner) -> list[Callable[[], object]]:
+    """A call for each input of a workload, as the bundle makes it: from raw to answer where raw items are given."""
+    if not work.batches:
+        return [timed_call(work.pipeline, runner, one) for one in work.inputs]
+    model = Model({"pipeline": dict(work.pipeline)}, work.preprocessor, runner)
+    return [partial(model.soonest, batch) for batch in work.batches]
 
 
 def measured(
@@ -169,7 +155,7 @@ def _tried(runners: dict[str, Runner], work: Work) -> tuple[dict[str, list[Calla
         try:
             runners[name] = _open(artifact, work.threads)
             step = "compute what is timed"
-            made = [timed_call(work.pipeline, runners[name], one) for one in work.inputs]
+            made = timed_calls(work, runners[name])
             for call in made:
                 call()
         except Exception as error:  # runtimes have classes of their own

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from fmopt.edge.runners import RUNNERS
 from fmopt.edge.text import Preprocessor
 
 DISTINCT_INPUTS = 8  # inputs of one length that are replayed in turn
-REPLAYED_ITEMS = 64  # items of the data replayed at their own lengths
+GOLDEN = (5**0.5 - 1) / 2
+REPLAYED_CALLS, FEWEST_CALLS = 100, 8  # calls on items of the data, replayed at their own lengths
 SERVE_TIMEOUT_S = 600
 
 
@@ -39,15 +41,13 @@ def latency_inputs(
     """Inputs to time with, each array [batch, tokens] for texts (windows of a long text add rows at its own length).
 
     With `length`, every row is filled with exactly that many tokens of real text, joined from several items, so that
-    nothing is padding. With None, or for items that are not made of tokens, a seeded sample of the items as they are, in
-    an order that is the same every time. DataError when the texts hold no tokens to fill with.
+    nothing is padding. With None, or for items that are not made of tokens, the items of `replayed`. DataError when the
+    texts hold no tokens to fill with.
     """
     if not samples:
         raise DataError("there is nothing to time with")
     if length is None or not takes_length(preprocessor.pipeline):
-        chosen = random.Random(seed).choices(range(len(samples)), k=max(batch, REPLAYED_ITEMS // batch * batch))
-        groups = [chosen[i : i + batch] for i in range(0, len(chosen), batch)]
-        return [dict(preprocessor.encode([samples[i] for i in group]).inputs) for group in groups]
+        return [dict(preprocessor.encode(group).inputs) for group in replayed(preprocessor, samples, batch, seed)]
     order = list(range(len(samples)))
     random.Random(seed).shuffle(order)
     starts = [order[i * len(order) // (DISTINCT_INPUTS * batch) :] + order for i in range(DISTINCT_INPUTS * batch)]
@@ -57,6 +57,39 @@ def latency_inputs(
         {name: np.concatenate([row[name] for row in rows[i : i + batch]]) for name in names}
         for i in range(0, len(rows), batch)
     ]
+
+
+def replayed(preprocessor: Preprocessor, samples: Sequence[Sample], batch: int, seed: int = 0) -> list[list[Sample]]:
+    """The items that a workload is timed on, `batch` a call, in an order that is the same every time.
+
+    A sample stratified by length: the items sorted by it are cut into as many strata as are wanted and one of each is drawn, so
+    that the mixture of lengths is the data's own, and not luck. With fewer items than that all are replayed, some twice.
+    DataError when every item is empty.
+    """
+    if all(isinstance(sample, str) and not sample.strip() for sample in samples):
+        raise DataError(
+            "every item is empty, so that there is nothing to time or judge; which column is it? (--columns)"
+        )
+    draw = random.Random(seed)
+    count = min(max(REPLAYED_CALLS // batch, FEWEST_CALLS), REPLAYED_CALLS) * batch
+    sizes = item_sizes(preprocessor, samples)
+    ordered = sorted(range(len(samples)), key=lambda index: (sizes[index], index))
+    edges = [round(number * len(ordered) / count) for number in range(count + 1)]
+    chosen = [ordered[draw.randrange(low, high) if high > low else low - (low == len(ordered))]
+              for low, high in pairwise(edges)]  # fmt: skip
+    # In an order of which every beginning has all lengths too, for variants that are stopped early (a Kronecker sequence).
+    start = draw.random()
+    chosen = [
+        index for _, index in sorted(((start + number * GOLDEN) % 1, index) for number, index in enumerate(chosen))
+    ]
+    return [[samples[index] for index in chosen[start : start + batch]] for start in range(0, count, batch)]
+
+
+def item_sizes(preprocessor: Preprocessor, samples: Sequence[Sample]) -> list[int]:
+    """How long every item is: tokens of texts, windows added up; bytes or entries of what is not made of tokens."""
+    if not takes_length(preprocessor.pipeline):
+        return [len(sample) for sample in samples]
+    return [int(preprocessor.encode([sample]).mask.sum()) for sample in samples]
 
 
 def footprint(artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int = 1) -> Footprint:

@@ -304,7 +304,7 @@ def _facts_of(record: Record) -> dict[str, list[tuple[str, str]]]:
     target = record.target.model_dump(exclude={"name", "present", "gops_scope"})
     around = record.circumstances
     run = {
-        "shape": formatting.shape(around.batch, around.length, around.threads),
+        "judged on": record.judged_on.sentence(),
         "effort": record.effort,
         "seed": around.seed,
         "date": around.date,

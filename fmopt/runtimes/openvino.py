@@ -22,8 +22,9 @@ from fmopt.runtimes.base import opening_options, unfit
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3
 PRECISIONS = {"f32": "fp32", "bf16": "bf16"}  # OpenVINO's word -> the target's
+SHAPES = ("shape", "buckets", "rows", "pad")  # options of what it is compiled for
 CACHES = ("f32", "u8")  # how keys and values are kept between calls
-OPTIONS = ("precision", "fp16_weights", "shape", "stateful", "kv_cache")
+OPTIONS = ("precision", "fp16_weights", "shape", "buckets", "rows", "pad", "stateful", "kv_cache")
 
 
 class OpenVino:
@@ -31,13 +32,14 @@ class OpenVino:
 
     Options: `precision` "f32" (default) or "bf16", what float operators compute in; `fp16_weights` stores them in half;
     `shape`, of its inputs ([batch, tokens] for texts), is compiled for on its own, where element-wise chains fuse (MiniLM
-    at 1 × 128: 6 % faster). `stateful` lets a network that generates keep its keys and values itself, in `kv_cache` "f32"
-    (default) or "u8".
+    at 1 × 128: 6 % faster); `buckets` are lengths that texts of `rows` (1) at once are padded to, with `pad` values by input,
+    and that it is compiled for one by one (see `length_buckets`). `stateful` lets a network that generates keep its keys and
+    values itself, in `kv_cache` "f32" (default) or "u8".
     """
 
     name = "openvino"
     format = "onnx"
-    opening = ("precision", "shape", "kv_cache")
+    opening = ("precision", "shape", "buckets", "rows", "pad", "kv_cache")
 
     def missing(self) -> str | None:
         """None when the package is installed."""
@@ -60,6 +62,8 @@ class OpenVino:
             return (
                 f"{self.name} option 'kv_cache' says how a graph keeps keys and values itself; give stateful = true too"
             )
+        if reason := _unfit_buckets(options):
+            return reason
         shape = options.get("shape", [1, 1])
         if not (
             isinstance(shape, list | tuple) and len(shape) >= 2 and all(isinstance(n, int) and n > 0 for n in shape)
@@ -81,7 +85,7 @@ class OpenVino:
             make_stateful(model)
             kept["stateful"] = True
         path = save_ir(model, out / "model.xml", fp16_weights=fp16)
-        return Artifact(self.name, path, kept | {name: options[name] for name in ("shape",) if name in options})
+        return Artifact(self.name, path, kept | {name: options[name] for name in SHAPES if name in options})
 
     def open(self, artifact: Artifact, threads: int) -> Runner:
         """The runner that bundles use."""
@@ -103,7 +107,10 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": str(artifact.options.get("precision", "f32")),
         }
         half = runners.part_for(inputs) if artifact.options.get(runners.ENCODER_DECODER) else None
-        model = runners.read_openvino(artifact.path, artifact.options.get("shape"), half)
+        shape = artifact.options.get("shape")
+        if bucket := runners.bucket_for(artifact.options, next(iter(inputs.values())).shape):
+            inputs, shape = runners.padded(inputs, bucket[1], artifact.options.get("pad", {})), bucket
+        model = runners.read_openvino(artifact.path, shape, half)
         if stateful := bool(artifact.options.get("stateful")):
             properties["KV_CACHE_PRECISION"] = str(artifact.options.get("kv_cache", "f32"))
             inputs = {**inputs, "beam_idx": np.arange(len(inputs["input_ids"]))}
@@ -126,6 +133,19 @@ class OpenVino:
         work = openvino_work(compiled.get_runtime_model(), model)
         times = [_op_time(*key, median(taken), work.get(key[0])) for key, taken in samples.items()]
         return sorted((op for op in times if op.ms > 0), key=lambda op: -op.ms)
+
+
+def _unfit_buckets(options: Mapping[str, Any]) -> str | None:
+    """Why the option `buckets` cannot be used as it is; None when it can, or is not there."""
+    buckets = options.get("buckets")
+    if buckets is None:
+        return None
+    lengths = list(buckets) if isinstance(buckets, list | tuple) else []
+    if not lengths or not all(isinstance(n, int) and n > 0 for n in lengths) or sorted(set(lengths)) != lengths:
+        return f"openvino option 'buckets' is {buckets!r}; it is a list of rising lengths, for example [16, 32, 64]"
+    if options.get("shape") or options.get("stateful"):
+        return "openvino option 'buckets' is for graphs without 'shape' and 'stateful'; leave one of them out"
+    return None
 
 
 def _tokens(feed: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:

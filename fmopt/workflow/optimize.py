@@ -1,6 +1,6 @@
 """The story: baselines, candidates, one clock for all, selection on validation, judgement on test, a bundle, a record.
 
-The only file that knows the order; what depends on how candidates came out is in follow-up.py. Selection and judgement
+The only file that knows the order; what depends on how candidates came out is in search/followups.py. Selection and judgement
 use different items: the fastest candidate that keeps its accuracy on the validation split is chosen, and only that one is
 judged on the test split, so that trying many candidates does not make luck look like quality.
 """
@@ -8,10 +8,10 @@ judged on the test split, so that trying many candidates does not make luck look
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Unpack
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from fmopt.core.progress import Progress, Silent
 from fmopt.core.recipe import Recipe
 from fmopt.core.results import Verdict
 from fmopt.core.store import disk_errors, own_folder
+from fmopt.core.workload import Workload
 from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.metrics import METRICS
@@ -29,8 +30,8 @@ from fmopt.reports.run_status import noted
 from fmopt.workflow.disk import drop_on_the_way, require_room
 from fmopt.workflow.prepare import prepare, start
 from fmopt.workflow.publish import make_record, publish
-from fmopt.workflow.request import Effort, Request, Training, make_request
-from fmopt.workflow.search import trials
+from fmopt.workflow.request import Effort, Request, RunOptions, Training
+from fmopt.workflow.search import trials, under_load
 from fmopt.workflow.search.ablation import waterfall
 from fmopt.workflow.search.followups import fallback_to_mixed_precision, prune_to_budget
 from fmopt.workflow.search.partial_record import so_far
@@ -42,60 +43,41 @@ from fmopt.workflow.search.selection import answers, choose, drop_limit, fastest
 def optimize(
     model: str | Path,
     *,
-    target: str = "host",
     data: str | Path | None = None,
     task: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    target: str = "host",
+    budget: Budget | None = None,
+    workload: Workload | None = None,
     effort: Effort = "quick",
     training: Training | None = None,
-    budget: Budget | None = None,
-    batch: int = 1,
-    length: int | Literal["from-data"] = 128,
-    threads: int | Literal["all"] = 1,
     recipe: str | Path | None = None,
-    time_limit_s: float | None = None,
-    seed: int = 0,
     out: str | Path = "fmopt-out",
-    fresh: bool = False,
-    allow_pickle: bool = False,
-    max_calibration_memory: int = 1 << 30,
-    on: str | None = None,
-    clean: bool = False,
-    command: str = "",
-    progress: Progress | None = None,
+    seed: int = 0,
+    **options: Unpack[RunOptions],
 ) -> Record:
     """Make `model` as fast on `target` as its accuracy allows, prove it, and leave a bundle and a report in `out`.
 
     `effort` "quick" quantizes; "standard" prunes in one shot too, towards the budget's speedup or latency; "max" distils
-    after each step of pruning. Latency is judged at `batch` × `length` tokens with `threads`; `max_calibration_memory` is
-    in bytes. With `on` ("ssh://user@host") variants are timed on that board, and `clean` leaves nothing there. The same call
-    again resumes. Raises FmoptError subclasses; an impossible budget is no error but a verdict:
-    see `Record.verdict`.
+    after each step of pruning. Speed is judged on `workload`: by default the data's own items, one by one, from raw input to
+    answer. With the option `on` ("ssh://user@host") variants are timed on that board. The same call again resumes. Raises
+    FmoptError subclasses; an impossible budget is no error but a verdict: see `Record.verdict`.
     """
-    request = make_request(
-        model,
-        target=target,
-        data=data,
-        task=task,
-        columns=columns,
-        effort=effort,
-        training=training,
-        budget=budget,
-        batch=batch,
-        length=length,
-        threads=threads,
-        recipe=recipe,
-        time_limit_s=time_limit_s,
-        seed=seed,
-        out=out,
-        fresh=fresh,
-        allow_pickle=allow_pickle,
-        max_calibration_memory=max_calibration_memory,
-        on=on,
-        clean=clean,
-        command=command,
+    return optimize_request(
+        Request(
+            model=str(model),
+            data=None if data is None else str(data),
+            task=task,
+            target=target,
+            budget=budget or Budget(),
+            workload=workload or Workload(),
+            effort=effort,
+            training=training or Training(),
+            recipe=None if recipe is None else Path(recipe),
+            out=Path(out),
+            seed=seed,
+            **options,
+        )
     )
-    return optimize_request(request, progress)
 
 
 def plan(request: Request) -> Plan:
@@ -208,7 +190,7 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
     run.seconds["test"] = round(time.monotonic() - begun, 3)
     present = run.job.target.present
     if present:
-        trials.time_end_to_end(run, sorted({reference, winner}))
+        time_for_comparison(run, sorted({reference, winner}))
         for name in sorted({reference, winner}):
             trials.footprint(run, name)
     both = run.timed_together(reference, winner)
@@ -217,7 +199,7 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
             run.update(name, latency=latency)
         run.update(winner, speedup=speedup(run, winner, reference))
     trial = run.trials[winner]
-    return gate.judge(
+    verdict = gate.judge(
         request.budget,
         drop=drop,
         baseline_metric=value_of(theirs),
@@ -233,6 +215,22 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
         n=len(ours.values),
         samples=len(trial.latency.samples_ms) if trial.latency else 0,
     )
+    if request.workload.arrival == "server":
+        verdict = Verdict(checks=[*verdict.checks, under_load.check(run, winner, reference)])
+    return verdict
+
+
+def time_for_comparison(run: Run, names: Sequence[str]) -> None:
+    """What is told beside the speed that is judged: a stated shape beside the data's items, their own items beside that."""
+    workload = run.job.request.workload
+    if workload.also_length is not None:
+        shape = Workload(length=workload.also_length, threads=workload.threads)
+        for name, latency in trials.time_beside(run, names, shape).items():
+            run.update(name, at_length=latency)
+    if not workload.from_raw:
+        own = Workload(batch=workload.batch, threads=workload.threads)
+        for name, latency in trials.time_beside(run, names, own).items():
+            run.update(name, end_to_end=latency)
 
 
 def explain_losers(run: Run, winner: str, reference: str) -> None:
@@ -253,7 +251,7 @@ def profile_all(run: Run, winner: str) -> None:
     for name, artifact in run.artifacts.items():
         profile = trials.profile(run, name)
         found = findings.why_not_faster(
-            profile, against, graph_path=artifact.path, target=run.job.target, threads=run.job.request.threads
+            profile, against, graph_path=artifact.path, target=run.job.target, threads=run.job.request.workload.threads
         )
         run.update(name, findings=found, profile=profile, layer_bytes=trials.layer_bytes(artifact))
 

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fmopt.core.errors import ConfigError, PlanError
-from fmopt.core.model import CheckpointMetadata, static_shape, takes_length
+from fmopt.core.model import (
+    CheckpointMetadata,
+    generates,
+    makes_answers,
+    reads_texts_at_once,
+    static_shape,
+    takes_length,
+)
 from fmopt.core.progress import Progress
 from fmopt.core.recipe import read_recipe
 from fmopt.core.store import Store
 from fmopt.core.target import Target
+from fmopt.core.workload import Workload
 from fmopt.data.datasets import load_data
+from fmopt.edge.parts import Sample
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import browser_files
-from fmopt.measurement import host_probe
+from fmopt.measurement import host_probe, latency
 from fmopt.measurement.backends import HostBackend, TimingBackend
 from fmopt.measurement.remote.backend import board_target
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
+from fmopt.runtimes import length_buckets
 from fmopt.tasks.base import find_task
 from fmopt.workflow.label_names import with_labels
 from fmopt.workflow.request import Request, Training
@@ -26,6 +38,7 @@ from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.plan import make_plan
 from fmopt.workflow.search.run import Job, Run
 
+HISTOGRAM_ITEMS = 1024  # whose lengths say for which ones to compile
 CALIBRATION_ITEMS = {"quick": 300, "standard": 1024, "max": 1024}  # second-order scores want more than ranges do
 
 
@@ -33,13 +46,7 @@ def prepare(request: Request) -> Job:
     """Look everything up and refuse what can be refused, before any weight is touched."""
     source = resolve(request.model)
     metadata = checkpoint.inspect(source, request.task or source.task, allow_pickle=request.allow_pickle)
-    if not takes_length(metadata.pipeline):
-        request = request.model_copy(update={"length": None})
-    if request.length is not None and request.length > metadata.pipeline["max_length"]:
-        raise ConfigError(
-            f"--length {request.length} is more than the {metadata.pipeline['max_length']} tokens that "
-            f"{source.title} takes"
-        )
+    request = request.model_copy(update={"workload": fitting(request.workload, metadata)})
     task = find_task(metadata.task)
     spec = request.data or source.default_data
     if spec is None:
@@ -53,13 +60,66 @@ def prepare(request: Request) -> Job:
     data = load_data(spec, task, metadata, columns=request.columns, seed=request.seed)
     metadata = with_labels(metadata, data)
     recipe = read_recipe(request.recipe) if request.recipe else None
-    shape = static_shape(metadata.pipeline, request.batch, request.length)
+    workload = request.workload
+    shape = static_shape(metadata.pipeline, workload.items_per_call, workload.length)
     check_training(request, metadata)
     texts = len(data.splits.get("train", ())) + (request.training.unlabelled is not None)
+    calibration = [item.sample for item in task.items(data.split("calibration"), metadata)[:HISTOGRAM_ITEMS]]
+    buckets = {} if shape is not None else length_options(workload, metadata, calibration, request.seed)
     plan = make_plan(
-        metadata, target, effort=request.effort, recipe=recipe, shape=shape, texts=texts, training=request.training
-    )
+        metadata, target, effort=request.effort, recipe=recipe, shape=shape, buckets=buckets, texts=texts,
+        training=request.training,
+    )  # fmt: skip
     return Job(request, metadata, task, target, data, plan, clock)
+
+
+def fitting(workload: Workload, metadata: CheckpointMetadata) -> Workload:
+    """The workload as the task can have it. ConfigError for one that it cannot.
+
+    Items without tokens are timed as they are. Of answers that are made token by token, whose number depends on the weights, it
+    is the model's own work that is timed: a step of decoding, or an answer as long as its text.
+    """
+    title, pipeline = metadata.source.title, metadata.pipeline
+    stepwise = generates(pipeline) or makes_answers(pipeline)
+    if workload.arrival != "single" and stepwise:
+        raise ConfigError(
+            f"--workload {workload.arrival} is for models that answer at once; {title} makes its answers token by token: "
+            "leave it out, and give --batch for several at once"
+        )
+    if not takes_length(pipeline):
+        if workload.also_length is not None:
+            raise ConfigError(
+                f"--also-length {workload.also_length} means tokens, and {title} takes none; leave it out"
+            )
+        from_raw = (workload.from_raw or not workload.own_items) and not stepwise
+        return workload.model_copy(update={"length": None, "from_raw": from_raw})
+    for name, length in (("length", workload.length), ("also-length", workload.also_length)):
+        if length is not None and length > pipeline["max_length"]:
+            raise ConfigError(f"--{name} {length} is more than the {pipeline['max_length']} tokens that {title} takes")
+    return workload.model_copy(update={"from_raw": False}) if stepwise else workload
+
+
+def length_options(
+    workload: Workload, metadata: CheckpointMetadata, samples: Sequence[Sample], seed: int
+) -> dict[str, Any]:
+    """Options of runtimes that compile for lengths, from those of calibration items; none where padding could change answers
+    or items are no plain texts."""
+    pipeline = metadata.pipeline
+    padding = pipeline.get("padding") or {}
+    if not reads_texts_at_once(pipeline) or padding.get("side", "right") != "right":
+        return {}
+    preprocessor = open_preprocessor(metadata.folder, dict(pipeline))
+    rows = workload.items_per_call
+    if rows == 1:
+        lengths = latency.item_sizes(preprocessor, samples)
+    else:
+        lengths = [
+            int(preprocessor.encode(group).mask.shape[1])
+            for group in latency.replayed(preprocessor, samples, rows, seed)
+        ]
+    found = length_buckets.choose(lengths, length_buckets.most_buckets(metadata.weight_bytes))
+    pad = {"input_ids": int(padding.get("id", 0)), "token_type_ids": int(padding.get("type_id", 0))}
+    return {"buckets": found, "rows": rows, "pad": {name: pad[name] for name in pipeline["inputs"] if name in pad}}
 
 
 def device(request: Request, metadata: CheckpointMetadata) -> tuple[Target, TimingBackend]:
@@ -99,17 +159,33 @@ def start(job: Job, progress: Progress) -> Run:
         memory_cap_bytes=request.max_calibration_memory,
         progress=progress,
         train=job.data.splits.get("train", ()),
-        batch=request.batch,
-        length=request.length,
-        threads=request.threads,
+        workload=request.workload,
         deadline=deadline,
     )
     run = Run(job, builder, progress, deadline)
     if job.clock.note:
         run.warnings.append(job.clock.note)
+    if uncovered := longer_than_compiled(job, builder):
+        run.warnings.append(uncovered)
     if "tensorrt" in job.target.runtimes and not job.target.present:
         run.warnings.append(
             f"{job.target.title} is not here: accuracy is that of the graphs that TensorRT builds from, computed by ONNX "
             "Runtime and rounded after every operator in half precision; no engine was built, and no speed measured"
         )
     return run
+
+
+def longer_than_compiled(job: Job, builder: Builder) -> str:
+    """A line where items are longer than every length that a recipe compiles for; else empty."""
+    listed = [recipe.options["buckets"] for recipe in job.plan.candidates if recipe.options.get("buckets")]
+    if not listed:
+        return ""
+    longest = min(max(buckets) for buckets in listed)
+    sizes = latency.item_sizes(builder.preprocessor, builder.calibration)
+    longer = sum(size > longest for size in sizes)
+    return (
+        f"{longer} of {len(sizes)} calibration items are longer than the {longest} tokens that OpenVINO is compiled for; such "
+        "items run on dynamic shapes, which takes longer"
+        if longer
+        else ""
+    )

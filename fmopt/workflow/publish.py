@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 from fmopt.core.results import Verdict
 from fmopt.evaluation.predictions import changed_items
@@ -71,6 +72,7 @@ def publish(run: Run, record: Record, winner: str) -> None:
         tolerance=1e-3 if precision == "fp32" else 0.1,
         needs_isa=needed_isa(run, precision),
         for_browser=run.job.target.kind == "browser",
+        judged=judged_as(run),
     )
     made = run.builder.networks(run.recipes[winner].steps)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
@@ -79,6 +81,14 @@ def publish(run: Run, record: Record, winner: str) -> None:
     record.save(out / "record.json")
     write_report(record, out / "report.html")
     write_markdown(record, out / "report.md")
+
+
+def judged_as(run: Run) -> dict[str, Any]:
+    """What the bundle was judged on, and on how many threads it is opened as it was; empty where its device is not here."""
+    if not run.job.target.present:
+        return {}
+    workload = run.job.request.workload
+    return {"workload": workload.model_dump(mode="json"), "threads": workload.threads}
 
 
 def needed_isa(run: Run, precision: str) -> list[str]:

@@ -3,72 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pydantic import Field
 
-from fmopt.core.errors import ConfigError
 from fmopt.core.results import Frozen
+from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget
-from fmopt.measurement import host_probe
-
-
-def make_request(
-    model: str | Path,
-    *,
-    target: str,
-    data: str | Path | None,
-    task: str | None,
-    columns: Mapping[str, str] | None,
-    effort: Effort,
-    training: Training | None,
-    budget: Budget | None,
-    batch: int,
-    length: int | Literal["from-data"],
-    threads: int | Literal["all"],
-    recipe: str | Path | None,
-    time_limit_s: float | None,
-    seed: int,
-    out: str | Path,
-    fresh: bool,
-    allow_pickle: bool,
-    max_calibration_memory: int,
-    on: str | None = None,
-    clean: bool = False,
-    command: str,
-) -> Request:
-    """The words of the call as a checked value."""
-    for name, value in (("batch", batch), ("length", length), ("threads", threads)):
-        if isinstance(value, int) and value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1")
-    if on is not None and threads == "all":
-        raise ConfigError("--threads all is about this machine; with --on say how many of the board's cores")
-    return Request(
-        model=str(model),
-        target=target,
-        data=None if data is None else str(data),
-        task=task,
-        columns=dict(columns) if columns else None,
-        effort=effort,
-        training=training or Training(),
-        budget=budget or Budget(),
-        batch=batch,
-        length=None if length == "from-data" else length,
-        threads=host_probe.cores() if threads == "all" else threads,
-        recipe=Path(recipe) if recipe else None,
-        time_limit_s=time_limit_s,
-        seed=seed,
-        out=Path(out),
-        fresh=fresh,
-        allow_pickle=allow_pickle,
-        max_calibration_memory=max_calibration_memory,
-        on=on,
-        clean=clean,
-        command=command,
-    )
-
 
 Effort = Literal["quick", "standard", "max"]
 
@@ -90,6 +32,19 @@ class Training(Frozen):
         return self.model_copy(update={"epochs": float(min(max(math.ceil(STEPS * BATCH / max(rows, 1)), 3), 30))})
 
 
+class RunOptions(TypedDict, total=False):
+    """What says how a run goes about it, not what is asked for; fields of `Request`."""
+
+    columns: dict[str, str] | None  # role -> column of the data
+    on: str | None  # ssh://… of the board that it is for and timed on
+    clean: bool  # leave nothing there
+    time_limit_s: float | None
+    fresh: bool  # forget finished stages
+    allow_pickle: bool
+    max_calibration_memory: int  # bytes
+    command: str  # how the record says that it was asked for
+
+
 class Request(Frozen):
     """What the user asked for, in the words of the command."""
 
@@ -101,9 +56,7 @@ class Request(Frozen):
     effort: Effort = "quick"
     training: Training = Training()
     budget: Budget = Budget()
-    batch: int = 1
-    length: int | None = 128  # tokens; None: the data's own lengths
-    threads: int = 1
+    workload: Workload = Workload()
     on: str | None = None  # ssh://… of the board that it is for and timed on
     clean: bool = False  # leave nothing there
     recipe: Path | None = None

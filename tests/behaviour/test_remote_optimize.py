@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fmopt.cli.parsing import parse_threads
 from fmopt.core.errors import ConfigError
 from fmopt.core.model import Artifact
 from fmopt.core.progress import Silent
 from fmopt.core.target import read_target
+from fmopt.core.workload import Workload
 from fmopt.edge.board.agent import FOLDER
 from fmopt.evaluation.record import Record
 from fmopt.measurement.backends import Work
@@ -24,7 +26,7 @@ from fmopt.measurement.remote import backend
 from fmopt.measurement.remote import ssh as boards
 from fmopt.measurement.remote.ssh import open_board
 from fmopt.workflow.optimize import optimize_request
-from fmopt.workflow.request import Request, make_request
+from fmopt.workflow.request import Request
 from tests import openssh
 from tests.conftest import LABELS, SENTENCES
 from tests.exporters.test_bundle import facts_of, write_graph
@@ -98,8 +100,8 @@ def test_variants_are_timed_there_and_judged_here(device: openssh.Device, tmp_pa
     out = tmp_path / "out"
     record = optimize_request(
         Request(
-            model=str(tiny_checkpoint("bert", "text-classification")), data=str(data), length=16, out=out, recipe=recipe,
-            on=device.url, clean=True,
+            model=str(tiny_checkpoint("bert", "text-classification")), data=str(data), workload=Workload(length=16),
+            out=out, recipe=recipe, on=device.url, clean=True,
         ),
         Reported(),
     )  # fmt: skip
@@ -159,8 +161,4 @@ def test_a_target_that_the_board_is_not_is_refused(device: openssh.Device) -> No
 
 def test_all_threads_are_not_those_of_this_machine() -> None:
     with pytest.raises(ConfigError, match="--threads all is about this machine"):
-        make_request(
-            "m", target="host", data=None, task=None, columns=None, effort="quick", training=None, budget=None, batch=1,
-            length=128, threads="all", recipe=None, time_limit_s=None, seed=0, out="out", fresh=False, allow_pickle=False,
-            max_calibration_memory=1, on="ssh://board", command="",
-        )  # fmt: skip
+        parse_threads("all", "ssh://board")

@@ -118,7 +118,7 @@ def test_other_metrics_and_other_shapes_are_not_compared() -> None:
     )
     found = compare(a, b)
     assert second(found, "MRR@10, shipped").change == "no metric in common"
-    assert second(found, "latency, shipped").change == "not comparable: batch 1, 128 tokens, 2 threads"
+    assert second(found, "latency, shipped").change == "not comparable: batch 1, 128 tokens, 2 threads, the model alone"
 
 
 def test_verdict_size_versions_and_missing_variants() -> None:

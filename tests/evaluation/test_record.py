@@ -75,7 +75,8 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
 def test_summary_of_a_pass_says_how_fast_at_what_cost_over_how_many_items() -> None:
     assert summary_sentence(records.realistic()) == (
         "INT8 on OpenVINO (openvino-static-int8) is 2.15× (2.12–2.19) as fast as the fastest full-precision variant "
-        "(fp32 on ONNX Runtime): 31.5 ms → 14.6 ms at the median (batch 1, 128 tokens, 1 thread). "
+        "(fp32 on ONNX Runtime): 31.5 ms → 14.6 ms at the median (batch 1 of 128 tokens, a stated shape, the model alone, "
+        "1 thread). "
         "MRR@10 fell by 0.10 pt, at most 0.39 pt at 95 % confidence over 1,800 items of the test split. "
         "The files went from 90.3 MB to 23.4 MB. "
         "PASS: every check of the budget holds."

@@ -194,10 +194,42 @@ def test_the_datas_own_lengths_are_a_seeded_sample_in_order(tmp_path: Path) -> N
         latency.latency_inputs(preprocessor(tmp_path), texts, batch=2, length=None, seed=seed) for seed in (0, 0, 1)
     )
     lengths = [inputs["input_ids"].shape for inputs in first]
-    assert len(first) == latency.REPLAYED_ITEMS // 2
+    assert len(first) == latency.REPLAYED_CALLS // 2
     assert lengths == [inputs["input_ids"].shape for inputs in same]
     assert lengths != [inputs["input_ids"].shape for inputs in other]
     assert len(set(lengths)) > 3
+
+
+def test_replayed_items_have_the_lengths_of_all(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    words = np.minimum(draw.lognormal(2, 0.8, 500).astype(int) + 1, 55)
+    texts = [" ".join(["w1"] * int(count)) for count in words]
+    chosen = latency.replayed(preprocessor(tmp_path), texts, batch=1)
+    found = np.array([len(batch[0].split()) for batch in chosen])
+    assert len(chosen) == latency.REPLAYED_CALLS
+    for share in (0.1, 0.25, 0.5, 0.75, 0.9):
+        assert abs(np.quantile(found, share) - np.quantile(words, share)) <= 1 + 0.1 * np.quantile(words, share)
+    assert found.tolist() != sorted(found)  # long and short ones in turn
+    for rounds in (20, 40):  # what a variant that is stopped early has seen
+        assert abs(np.median(found[:rounds]) - np.median(words)) <= 1 + 0.15 * np.median(words)
+
+
+def test_few_items_are_replayed_again_and_all_empty_ones_are_refused(tmp_path: Path) -> None:
+    chosen = latency.replayed(preprocessor(tmp_path), ["w1", "w2 w3", ""], batch=2)
+    assert {text for batch in chosen for text in batch} == {"w1", "w2 w3", ""}
+    assert {len(batch) for batch in chosen} == {2}
+    with pytest.raises(DataError, match="every item is empty"):
+        latency.replayed(preprocessor(tmp_path), ["", "  "], batch=1)
+
+
+def test_variants_are_compared_on_the_same_item_not_on_its_length() -> None:
+    """Items differ by a factor of thirty; a variant that always takes a fifth longer is found all the same."""
+    draw = np.random.default_rng(0)
+    items = draw.lognormal(0, 1, 40)
+    samples = {name: (factor * items * draw.normal(1, 0.02, 40)).tolist() for name, factor in (("a", 1.0), ("b", 1.2))}
+    samples["c"] = (1.05 * items).tolist()
+    assert interleaved.certainly_slower(samples) == {"b"}
+    assert interleaved.certainly_slower(samples, keep=["b"]) == set()
 
 
 def test_texts_without_tokens_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from fmopt.core.errors import PassError
 from fmopt.core.progress import Silent
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.store import Store
+from fmopt.core.workload import Workload
 from fmopt.edge.loading import timed_call
 from fmopt.edge.text import Preprocessor
 from fmopt.models import checkpoint
@@ -137,7 +138,7 @@ def shop_of(model: TorchModel, scratch: Path, texts: tuple[str, ...] = TEXTS) ->
     preprocessor = Preprocessor(checkpoint.tokenizer_file(model.metadata), dict(model.metadata.pipeline))
     return Builder(
         metadata=model.metadata, target=target(), store=Store(scratch), preprocessor=preprocessor, calibration=list(TEXTS),
-        calibration_digest="", seed=0, memory_cap_bytes=1 << 30, progress=Silent(), length=16,
+        calibration_digest="", seed=0, memory_cap_bytes=1 << 30, progress=Silent(), workload=Workload(length=16),
         train=[{"text": text} for text in texts],
     )  # fmt: skip
 

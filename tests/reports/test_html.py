@@ -96,7 +96,7 @@ def test_all_sections_say_what_a_reader_looks_for(tmp_path: Path) -> None:
         "the exported graph differs from the torch model by 3.1",
         "on test 0.10",
         "−0.18 to 0.39",
-        "end to end, tokenizer included",
+        "from raw input to answer",
         "softmax, GELU and LayerNorm stay in float",
         "activations are quantized again before each of 36 MatMul",
         "openvino-bf16 : this CPU has no bf16",

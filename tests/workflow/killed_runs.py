@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import fmopt.workflow.export  # noqa: F401  (imported before forking: seconds of imports are not what is being killed)
+from fmopt.core.workload import Workload
 from fmopt.workflow.optimize import optimize_request
 from fmopt.workflow.request import Request
 
@@ -26,7 +27,7 @@ def run(words: list[str], out: Path) -> int:
     if child == 0:
         torch.set_num_threads(1)
         model, data, recipe = words
-        optimize_request(Request(model=model, data=data, recipe=Path(recipe), length=32, out=out, keep_stages=True))
+        optimize_request(Request(model=model, data=data, recipe=Path(recipe), workload=Workload(length=32), out=out, keep_stages=True))
         os._exit(0)
     return child
 

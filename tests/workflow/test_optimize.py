@@ -13,6 +13,7 @@ import pytest
 
 from fmopt.cli.app import main
 from fmopt.core.results import Outcome
+from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget, exit_code
 from fmopt.evaluation.record import Record
 from fmopt.exporters.bundle import load, verify_bundle
@@ -50,7 +51,7 @@ def request(checkpoint: Path, data: Path, out: Path, **changes) -> Request:
         **{
             "model": str(checkpoint),
             "data": str(data),
-            "length": 32,
+            "workload": Workload(length=32),
             "out": out,
             "command": "fmopt optimize …",
             **changes,
@@ -74,6 +75,38 @@ def test_it_leaves_a_bundle_a_record_and_a_report(finished):
     assert record.winner in (out / "report.html").read_text("utf8")
     assert record.summary
     assert record.reference in {"torch-fp32", "onnxruntime-fp32", "openvino-fp32"}
+
+
+def test_what_users_run_is_judged_and_the_bundle_opens_as_it_was(tiny_checkpoint, labelled, tmp_path):
+    out = tmp_path / "out"
+    usual = Workload(also_length=24)
+    asked = request(
+        tiny_checkpoint("bert", "text-classification"), labelled, out, workload=usual, recipe=recipe(tmp_path)
+    )
+    record = optimize_request(asked)
+    winner, reference = record.find(record.winner), record.find(record.reference)
+    assert record.workload == usual
+    for trial in (winner, reference):
+        assert trial.latency.end_to_end
+        assert trial.latency.length is None
+        assert trial.at_length.length == 24
+        assert not trial.at_length.end_to_end
+    assert "the data's own items one by one, from raw input to answer" in record.summary
+    manifest = json.loads((out / "fmopt.json").read_text())
+    assert manifest["judged"] == {"workload": usual.model_dump(), "threads": 1}
+    assert winner.recipe.options.items() <= manifest["options"].items()
+    lengths = record.find("openvino-fp32").recipe.options["buckets"]  # of the data: a token for each word, and two more
+    assert lengths == sorted(set(lengths))
+    assert set(lengths) <= set(range(10, 64))
+    timed = run_bench(out)
+    assert timed["threads"] == 1
+    assert timed["end_to_end"]["samples_ms"]
+
+
+def run_bench(out: Path) -> dict:
+    """What the bundle says of itself without fmopt, on its golden texts."""
+    asked = [sys.executable, str(out / "run.py"), "bench", "--json", "--seconds", "0"]
+    return json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
 
 
 def test_every_variant_is_measured_or_says_why_not(finished):
@@ -119,7 +152,9 @@ def test_the_same_command_again_makes_nothing_anew(finished, tiny_checkpoint, la
 def test_another_length_measures_again_but_builds_nothing(finished, tiny_checkpoint, labelled):
     out, _ = finished
     before = {p.name for p in (out / "stages").iterdir()}
-    optimize_request(request(tiny_checkpoint("bert", "text-classification"), labelled, out, length=16))
+    optimize_request(
+        request(tiny_checkpoint("bert", "text-classification"), labelled, out, workload=Workload(length=16))
+    )
     new = {p.name.split("-")[0] for p in (out / "stages").iterdir() if p.name not in before}
     assert "latency" in new
     assert new <= {"latency", "end", "footprint", "profile", "predictions", "prediction"}
@@ -236,7 +271,7 @@ def coarse(monkeypatch):
 def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider, labelled, tmp_path, monkeypatch):
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
-    wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="standard", length=64)
+    wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="standard", workload=Workload(length=64))
     whole = optimize_request(wish.model_copy(update={"effort": "quick"}))
     reached = whole.find("dynamic").speedup.point
     budget = Budget.parse(max_drop="100pt", min_speedup=f"{1.5 * reached:.3f}x")
@@ -280,7 +315,7 @@ def test_a_family_is_trained_on_from_member_to_member(wider, labelled, tmp_path,
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
     out = tmp_path / "out"
-    wish = request(wider, labelled, out, recipe=recipe, effort="max", length=64, training=Training(epochs=1.0),
+    wish = request(wider, labelled, out, recipe=recipe, effort="max", workload=Workload(length=64), training=Training(epochs=1.0),
                    budget=Budget.parse(max_drop="100pt"))  # fmt: skip
     # as if INT8 alone took as long as full precision, whatever it takes on this machine and whichever is the fastest just now
     monkeypatch.setattr(followups, "median_ms", lambda run, name: 10.0)
@@ -307,7 +342,7 @@ def test_max_effort_distils_and_trains_the_rounding_where_only_that_loses(wider,
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
     budget = Budget.parse(max_drop="100pt", max_latency="1000ms")
-    wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="max", length=64, budget=budget,
+    wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="max", workload=Workload(length=64), budget=budget,
                    training=Training(epochs=1.0))  # fmt: skip
     # as if rounding cost every INT8 variant its accuracy until it is trained
     for module in (followups, selection):

@@ -75,14 +75,17 @@ def certainly_slower(
 ) -> set[str]:
     """Names that cannot become the fastest any more: 99 % sure to take `margin` times as long as the best.
 
-    By the order statistics of the median, which assume nothing about the distribution (David and Nagaraja, Order
-    Statistics, 2003, chapter 7). Names in `keep` (what a speedup is claimed against) are never among them.
+    Judged on the ratio to the best in the same round, for there both had the same input: items of many lengths spread the
+    times themselves far more than variants differ. By the order statistics of the median, which assume nothing about the
+    distribution (David and Nagaraja, Order Statistics, 2003, chapter 7). Names in `keep` (what a speedup is claimed against)
+    are never among them.
     """
-    bounds = {name: _median_bounds(np.asarray(ms)) for name, ms in samples.items() if len(ms) >= FEWEST}
-    if not bounds:
+    sampled = {name: np.asarray(ms) for name, ms in samples.items() if len(ms) >= FEWEST}
+    if not sampled:
         return set()
-    best = min(high for _, high in bounds.values())
-    return {name for name, (low, _) in bounds.items() if low > margin * best and name not in keep}
+    rounds = min(map(len, sampled.values()))
+    best = min(sampled.values(), key=lambda ms: float(np.median(ms[:rounds])))[:rounds]
+    return {name for name, ms in sampled.items() if name not in keep and _median_bounds(ms[:rounds] / best)[0] > margin}
 
 
 def best_seconds(kernel: Callable[[], object], seconds: float) -> float:

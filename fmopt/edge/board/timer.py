@@ -6,10 +6,10 @@ variant that cannot be opened or run there is told with its reason, and the othe
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ def whole(request: dict[str, Any], runners: dict[str, Any]) -> Iterator[tuple[st
     preprocessor = open_preprocessor(Path(request["reader"]), request["pipeline"])
     batches = [[sample_from_json(sample) for sample in batch] for batch in request["batches"]]
     for name, runner in runners.items():
-        model, turn = Model({"pipeline": request["pipeline"]}, preprocessor, runner), itertools.cycle(batches)
-        yield name, (lambda model=model, turn=turn: model.soonest(next(turn)))
+        model = Model({"pipeline": request["pipeline"]}, preprocessor, runner)
+        yield name, interleaved.Replay([partial(model.soonest, batch) for batch in batches])
 
 
 def keep(samples: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[str]:
@@ -70,7 +70,7 @@ def main(path: str) -> None:
             max_seconds=request["max_seconds"],
             dominated=lambda so_far: interleaved.certainly_slower(so_far, keep=keep(so_far, request["full_precision"])),
             seed=request["seed"],
-            clock=None if request["batches"] else interleaved.settled_ms,
+            clock=interleaved.settled_ms,
         )
     drift = interleaved.drift_warning(before, sorted(interleaved.spin_ms() for _ in range(20))[10])
     runtimes = {one["runtime"] for one in request["variants"].values()}

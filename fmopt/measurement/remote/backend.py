@@ -23,7 +23,6 @@ from fmopt.core.results import Footprint
 from fmopt.core.target import Target, read_target
 from fmopt.edge import loading
 from fmopt.edge import parts as edge_parts
-from fmopt.edge.board import interleaved
 from fmopt.exporters.bundle_readme import readers
 from fmopt.exporters.bundle_writer import ENCODERS
 from fmopt.measurement.backends import Timed, Work
@@ -64,7 +63,7 @@ class BoardBackend:
         self.tries[name] = self.worker.submit(self._timed, quiet, asked, TRIED_SAMPLES, TRIED_SECONDS)
 
     def in_turn(self, work: Work, progress: Progress) -> Timed:
-        """The model alone; those that failed their first try there are not timed again."""
+        """All variants on the same input in the same round; those that failed their first try there are not timed again."""
         failed: dict[str, str] = {}
         for name in work.artifacts:
             if name not in self.tries:
@@ -80,16 +79,6 @@ class BoardBackend:
         return replace(
             got, failed=got.failed | {name: f"on {self.board.address}: {why}" for name, why in failed.items()}
         )
-
-    def end_to_end(self, work: Work, preprocessor: Any, progress: Progress) -> dict[str, list[float]]:
-        """From raw to answer, by the files that the checkpoint's samples are encoded by."""
-        self.board.send({f"{FOLDER}/{path.name}": path for path in self._encoders()})
-        progress.start(f"timing end to end on {self.board.address.host}", 1)
-        got = self._timed(replace(self.board, progress=progress), work, interleaved.MIN_SAMPLES, None)
-        if got.failed:
-            name, why = next(iter(got.failed.items()))
-            raise BoardError(f"{name} does not run on {self.board.address}: {why}")
-        return got.samples
 
     def footprint(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Footprint:
         """Of a process there that only serves it."""
@@ -116,6 +105,8 @@ class BoardBackend:
         with tempfile.TemporaryDirectory(prefix="fmopt-board-") as scratch:
             files = self._programs() | input_files(work.inputs, Path(scratch))
             inputs = [name.removeprefix(f"{FOLDER}/") for name in files if name.endswith(".npz")]
+            if work.batches:
+                files |= {f"{FOLDER}/{path.name}": path for path in self._encoders()}
             for artifact in work.artifacts.values():
                 files |= artifact_files(artifact)
             request = {

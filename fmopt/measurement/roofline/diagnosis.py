@@ -66,11 +66,13 @@ def diagnose(
     samples: int = SAMPLES,
     seed: int = 0,
     progress: Progress | None = None,
+    beside: Callable[..., list[Finding]] | None = None,
 ) -> Diagnosis:
     """Run `artifact` with `threads` on what `inputs_of` makes for an opened runner (of texts [batch, length] each), and say
     what takes the time.
 
-    More threads than one are timed in turn against fewer, `samples` times each, so that what they gain is measured.
+    More threads than one are timed in turn against fewer, `samples` times each, so that what they gain is measured. `beside`
+    (see `short_findings`) is asked with the opened `runner` and its `profile` what is spent around the model.
     """
     warnings = measurement_latency.quiet_machine()
     latency = {
@@ -82,13 +84,14 @@ def diagnose(
     runner = runtime.open(artifact, threads)
     try:
         profile = runtime.profile(artifact, inputs_of(runner), threads)
+        around = [] if beside is None else beside(runner=runner, profile=profile)
     finally:
         runner.close()
     points, ceilings = layer_points(profile, target, threads), roof(target, threads)
     shape = (batch, length or 1)  # without tokens no axis is free but the batch
     # threads=1: whether they are too many has been measured, and is not judged from the number of cores
     found = why_not_faster(profile, [], graph_path=artifact.path, target=target, threads=1, shape=shape)
-    found += roof_findings(points, ceilings, threads)
+    found += [*roof_findings(points, ceilings, threads), *around]
     return Diagnosis(
         model=model,
         runtime=artifact.runtime,

@@ -12,6 +12,7 @@ from fmopt.core.model import CheckpointMetadata, Inputs
 from fmopt.core.progress import Progress
 from fmopt.core.store import Store
 from fmopt.core.target import Target
+from fmopt.core.workload import Workload
 from fmopt.edge.parts import Sample
 from fmopt.edge.text import Preprocessor
 from fmopt.models import checkpoint
@@ -20,6 +21,8 @@ from fmopt.models.source import resolve
 from fmopt.passes.base import Context
 from fmopt.tasks.base import find_task
 from fmopt.training.examples import Example, known_examples
+
+WORKLOAD = Workload()  # the data's own items, one by one
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,7 @@ class BuildContext:
     memory_cap_bytes: int
     progress: Progress
     train: Sequence[Mapping[str, Any]] = ()  # rows of the train split, for passes that train
-    batch: int = 1  # what latency is judged at, for passes that time networks
-    length: int | None = 128  # tokens; None: the data's own lengths
-    threads: int = 1
+    workload: Workload = WORKLOAD  # what latency is judged on, for passes that time networks
     deadline: float | None = None  # time.monotonic() of the user's time limit
 
     def pass_context(self) -> Context:

@@ -198,17 +198,24 @@ def keeps_kv_cache(metadata: CheckpointMetadata) -> bool:
 
 
 def compiled_for(
-    shape: tuple[int, ...] | None, recipes: Sequence[Recipe], most: int, *, stateful: bool = False
+    shape: tuple[int, ...] | None,
+    recipes: Sequence[Recipe],
+    most: int,
+    *,
+    stateful: bool = False,
+    buckets: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, ...]:
-    """The recipes, those on runtimes that compile made for the judged shape: full precision and INT8 alike, so that it is
-    fair. TensorRT's engines take texts of up to `most` tokens too, in a profile of their own. `stateful`: OpenVINO is to
-    keep what earlier tokens left."""
+    """The recipes, those on runtimes that compile made for the judged shape, or for `buckets` of lengths (options of OpenVINO)
+    where items come at their own: full precision and INT8 alike, so that it is fair. TensorRT's engines take texts of up to
+    `most` tokens too, in a profile of their own. `stateful`: OpenVINO is to keep what earlier tokens left."""
 
     def options(recipe: Recipe) -> dict[str, Any]:
         if recipe.runtime == "openvino" and stateful:
             return {"stateful": True} | ({"kv_cache": "u8"} if recipe.precision in ("int8", "int4") else {})
         if recipe.runtime == "openvino" and shape is not None:
             return {"shape": list(shape)}
+        if recipe.runtime == "openvino" and buckets and "shape" not in recipe.options:
+            return dict(buckets)
         if recipe.runtime == "tensorrt":
             batch, length = shape if shape is not None and len(shape) == 2 else (1, most)
             return {"batch": [1, batch, batch], "lengths": sorted({min(length, most), most})}

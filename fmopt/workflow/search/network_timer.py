@@ -20,16 +20,17 @@ from fmopt.core.errors import PassError
 from fmopt.core.model import Artifact, Graph, Runner, read_artifact, write_artifact
 from fmopt.core.recipe import Recipe, Step
 from fmopt.edge.board import interleaved
-from fmopt.edge.loading import timed_call
 from fmopt.exporters import to_onnx
 from fmopt.measurement import host_probe, latency
+from fmopt.measurement.backends import Work, timed_calls
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import traits_of
 from fmopt.workflow.search.build_context import BuildContext
 
 CALIBRATED_ON = 8  # items; ranges do not change time
 SAMPLES = 100
-METHOD = 3  # of timing: times of another are not compared with these
+METHOD = 4  # of timing: times of another are not compared with these
+KEPT_OPTIONS = ("providers", "shape", "buckets", "rows", "pad")  # of a recipe, for its network in full precision too
 A_FEW, COMPANY = 2, "in full precision"  # of more networks each has company
 SECONDS, MANY = 60.0, 12  # at most, of so many networks together; of more, more
 
@@ -50,23 +51,21 @@ class RecipeTimer:
             "method": METHOD, "host": host_probe.host_fingerprint(), "versions": host_probe.versions(),
             "runtime": self.recipe.runtime,
             "options": self.recipe.options, "steps": [step.model_dump() for step in self._later()],
-            "shape": (context.batch, context.length, context.threads), "int8_dot": context.target.int8_dot,
+            "workload": context.workload.model_dump(), "int8_dot": context.target.int8_dot,
             "inputs": context.metadata.pipeline["inputs"],
-            "data": context.calibration_digest if context.length is None else "",
+            "data": context.calibration_digest if context.workload.own_items else "",
         }  # fmt: skip
         return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
 
     def __call__(self, networks: Mapping[str, Callable[[], TorchModel]]) -> dict[str, float]:
-        """Median milliseconds of every network, timed in turn.
+        """Median milliseconds of every network on the workload, timed in turn: on the mixture of lengths that calibration items
+        have, from raw input to answer, unless a shape is stated.
 
         The first of a few is what the others are compared with. It is built once, for later calls too. Where it is graphs that
         are quantized it runs among them in full precision as well, as something will where they are judged: beside that a pruned
         network took 1 to 2 % less of the uncut one's time in INT8 than without.
         """
         context = self.context
-        inputs = latency.latency_inputs(
-            context.preprocessor, context.calibration, context.batch, context.length, context.seed
-        )
         runtime = plugins.find("runtimes", self.recipe.runtime)
         runners: dict[str, Runner] = {}
         with tempfile.TemporaryDirectory(dir=context.store.root, prefix="unfinished-") as scratch:
@@ -79,10 +78,10 @@ class RecipeTimer:
                     else:
                         built = {name: self._built(make(), Path(scratch) / str(number))[1]}
                     for one, artifact in built.items():
-                        runners[one] = runtime.open(artifact, context.threads)
-                pipeline = context.metadata.pipeline
+                        runners[one] = runtime.open(artifact, context.workload.threads)
+                work = self._work()
                 for name, runner in runners.items():
-                    calls[name] = interleaved.Replay([timed_call(pipeline, runner, one) for one in inputs])
+                    calls[name] = interleaved.Replay(timed_calls(work, runner))
                 seconds = SECONDS * max(1.0, len(networks) / MANY)  # whole answers of many networks take long
                 samples = interleaved.time_in_turn(
                     calls, min_samples=SAMPLES, max_seconds=seconds, seed=context.seed, clock=interleaved.settled_ms
@@ -91,6 +90,15 @@ class RecipeTimer:
                 for runner in runners.values():
                     runner.close()
         return {name: float(np.median(samples[name])) for name in networks}
+
+    def _work(self) -> Work:
+        """What the networks are timed on."""
+        context, workload = self.context, self.context.workload
+        asked = (context.preprocessor, context.calibration, workload.items_per_call)
+        work = Work({}, context.metadata.pipeline, workload.threads, context.seed, preprocessor=context.preprocessor)
+        if workload.from_raw:
+            return replace(work, batches=latency.replayed(*asked, context.seed))
+        return replace(work, inputs=latency.latency_inputs(*asked, workload.length, context.seed))
 
     def _later(self) -> tuple[Step, ...]:
         """What follows the first priced step, as it is timed; training changes weights only, and not the time."""
@@ -111,7 +119,7 @@ class RecipeTimer:
             "config": repr(model.net.config),
             "shapes": shapes,
         }
-        where = {name: value for name, value in self.recipe.options.items() if name in ("providers", "shape")}
+        where = {name: value for name, value in self.recipe.options.items() if name in KEPT_OPTIONS}
         narrows_graphs = {step.build().stage for step in self._later()} == {"graph"}
         runtime = plugins.find("runtimes", self.recipe.runtime)
 

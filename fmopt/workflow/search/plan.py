@@ -5,7 +5,7 @@ The plan refuses before work starts, all reasons at once, and never touches weig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -64,12 +64,14 @@ def make_plan(
     effort: Effort,
     recipe: Recipe | None = None,
     shape: tuple[int, ...] | None = None,
+    buckets: Mapping[str, Any] | None = None,
     texts: int = 0,
     training: Training | None = None,
 ) -> Plan:
     """The plan for a model on a target; PlanError when not a single baseline can run.
 
-    `shape` is that of the inputs that will be judged, None for the data's own lengths; `texts` says how many rows
+    `shape` is that of the inputs that will be judged, None for the data's own lengths, for which `buckets` has the options of
+    runtimes that compile for lengths; `texts` says how many rows
     there are to train on, `training` how they are used.
     """
     if effort == "max" and not texts:
@@ -87,13 +89,17 @@ def make_plan(
     full = (TENSORRT_BASELINE, *BASELINES) if on_tensorrt else BASELINES
     most = int(metadata.pipeline.get("max_length", 0))
     stateful = keeps_kv_cache(metadata)
-    baselines = _possible(compiled_for(shape, full, most, stateful=stateful), metadata, target, refused)
+    baselines = _possible(
+        compiled_for(shape, full, most, stateful=stateful, buckets=buckets), metadata, target, refused
+    )
     if not baselines:
         raise PlanError(
             f"no full-precision variant of {metadata.source.title} can be built for {target.name}: "
             + "; ".join(f"{r.recipe}: {r.reason}" for r in refused)
         )
-    candidates = _possible(compiled_for(shape, asked, most, stateful=stateful), metadata, target, refused)
+    candidates = _possible(
+        compiled_for(shape, asked, most, stateful=stateful, buckets=buckets), metadata, target, refused
+    )
     if on_tensorrt and not recipe:
         refused += not_for_gpus(target)
     if recipe and not candidates:

@@ -42,7 +42,7 @@ def answers(run: Run, name: str, split: str) -> bool:
 
 
 def score_candidates(run: Run, reference: str) -> None:
-    """Score on validation, fastest first; those that can no longer be chosen, and are no smaller, are not scored."""
+    """Score on validation, fastest first; those that can no longer be chosen are not scored."""
     begun = time.monotonic()
     nothing = Estimate(point=0.0, low=0.0, high=0.0)
     baseline = trials.predictions(run, reference, "validation")
@@ -67,10 +67,9 @@ def score_candidates(run: Run, reference: str) -> None:
 
 
 def overtaken(run: Run, name: str, passed: str) -> bool:
-    """Whether a variant is certainly slower than one that keeps its accuracy, and no smaller: nobody would choose it."""
+    """Whether a variant is certainly slower than one that keeps its accuracy: it would not be chosen."""
     behind = search_run.speedup(run, passed, name)
-    larger = (run.trials[name].size_bytes or 0) >= (run.trials[passed].size_bytes or 0)
-    return larger and behind is not None and behind.low > NEAR
+    return behind is not None and behind.low > NEAR
 
 
 def stop_early(run: Run, name: str, speedup: Estimate | None) -> None:

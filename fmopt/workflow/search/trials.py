@@ -1,6 +1,6 @@
 """Measuring what was built: one clock for all variants, scores per item, footprints; each result kept in the store.
 
-Knows how to measure, not in which order and not what follows from it: that is story.py.
+Knows how to measure, not in which order and not what follows from it: that is workflow/optimize.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import numpy as np
 
 from fmopt.core import plugins
 from fmopt.core.errors import BoardError, FmoptError, StoreError, UnmeasuredError, explained
-from fmopt.core.model import Artifact
+from fmopt.core.model import Artifact, reads_texts_at_once
 from fmopt.core.recipe import Recipe
 from fmopt.core.results import Footprint, Latency, OpTime
+from fmopt.core.workload import Workload
 from fmopt.edge.board import interleaved
+from fmopt.edge.parts import Sample
 from fmopt.evaluation.predictions import load_predictions, predict, save_predictions
 from fmopt.evaluation.record import Trial
 from fmopt.measurement import host_probe
@@ -31,7 +33,7 @@ from fmopt.models.structure import LayerMetadata
 from fmopt.workflow.search.builder import plain_steps, tool_versions
 from fmopt.workflow.search.run import Run, line
 
-REPLAYED_ITEMS = 64  # items replayed when lengths are the data's own
+TOGETHER = 16  # texts of like length that full precision predicts at once
 
 
 def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
@@ -72,23 +74,25 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
         )
     )
     first = next(iter(run.artifacts))
-    run.clock.offer(recipe.name, lambda: timed_work(run, list(dict.fromkeys([first, recipe.name]))))
+    offered = list(dict.fromkeys([first, recipe.name]))
+    run.clock.offer(recipe.name, lambda: timed_work(run, offered, run.job.request.workload))
     return True
 
 
 def time_in_turn(run: Run, names: Sequence[str], timing_runs: int = 1) -> None:
-    """Latency of variants, in turn, at the asked batch, length and threads, on the run's clock.
+    """Latency of variants on the workload, in turn, on the run's clock.
 
     In several `timing runs`, of half as many rounds, each opens them anew, and all their rounds are judged together: what a
     call costs beside its arithmetic changes from one minute to the next, which narrow networks feel most. One that was
     stopped early is not in later ones. One that the clock could not run is a failed trial with its reason; where it ran
     before, it keeps the time that it took then.
     """
+    workload = run.job.request.workload
     samples: dict[str, list[float]] = {name: [] for name in names}
     left = list(names)
     rounds = interleaved.MIN_SAMPLES if timing_runs == 1 else interleaved.MIN_SAMPLES // 2
     for number in range(timing_runs):
-        timed = _timing_run(run, left, number, rounds)
+        timed = _timing_run(run, left, workload, number, rounds)
         for warning in timed["warnings"]:
             run.warn(warning)
         for name, reason in timed.get("failed", {}).items():
@@ -102,107 +106,118 @@ def time_in_turn(run: Run, names: Sequence[str], timing_runs: int = 1) -> None:
         left = [name for name, took in timed["samples"].items() if len(took) == most]
         if not left:
             break
-    request = run.job.request
-    run.timings.append(
-        {
-            name: Latency(samples_ms=took, batch=request.batch, length=request.length, threads=request.threads)
-            for name, took in samples.items()
-            if took
-        }
-    )
+    run.timings.append({name: latency_on(workload, took) for name, took in samples.items() if took})
     for name, latency in run.timings[-1].items():
         run.update(name, latency=latency)
 
 
-def _timing_run(run: Run, names: Sequence[str], number: int, rounds: int) -> dict[str, Any]:
+def time_beside(run: Run, names: Sequence[str], workload: Workload) -> dict[str, Latency]:
+    """The same variants on something that is not judged: a stated shape beside the data's items, or the other way round. None,
+    with a warning, where that fails."""
+    try:
+        timed = _timing_run(run, names, workload, 0, interleaved.MIN_SAMPLES)
+    except (UnmeasuredError, BoardError) as error:
+        run.warn(f"{' and '.join(names)} were not timed on {workload.sentence()}: {error}")
+        return {}
+    for name, reason in timed.get("failed", {}).items():
+        run.warn(f"{name} was not timed on {workload.sentence()}: {reason}")
+    return {name: latency_on(workload, took) for name, took in timed["samples"].items() if took}
+
+
+def latency_on(workload: Workload, samples_ms: list[float]) -> Latency:
+    """Samples with what they were taken on."""
+    return Latency(
+        samples_ms=samples_ms,
+        batch=workload.items_per_call,
+        length=workload.length,
+        threads=workload.threads,
+        end_to_end=workload.from_raw,
+    )
+
+
+def _timing_run(run: Run, names: Sequence[str], workload: Workload, number: int, rounds: int) -> dict[str, Any]:
     """What the clock said of variants that were opened once."""
     key = {
         "artifacts": {name: run.artifacts[name].digest for name in names},
-        **_workload(run),
+        **_circumstances(run),
+        "workload": workload.model_dump(),
         "sitting": number,
         "rounds": rounds,
     }
 
     def clock() -> dict[str, Any]:
-        work = dataclasses.replace(timed_work(run, names), samples=rounds)
+        work = dataclasses.replace(timed_work(run, names, workload), samples=rounds)
         return dataclasses.asdict(run.clock.in_turn(work, run.progress))
 
     timed: dict[str, Any] = run.store.value("latency", key, clock)
     return timed
 
 
-def _workload(run: Run) -> dict[str, Any]:
+def _circumstances(run: Run) -> dict[str, Any]:
     """What every measurement depends on beside the artifact: how samples become inputs, which they are, and where it runs."""
     request, metadata = run.job.request, run.job.metadata
     return {
         "model": metadata.digest,  # with its tokenizer
         "pipeline": dict(metadata.pipeline),
         "data": run.job.data.digest,
-        "batch": request.batch,
-        "length": request.length,
-        "threads": request.threads,
+        "workload": request.workload.model_dump(),
         "seed": request.seed,
         "host": run.clock.host,
         **run.clock_versions(),
     }
 
 
-def timed_work(run: Run, names: Sequence[str]) -> Work:
+def timed_work(run: Run, names: Sequence[str], workload: Workload) -> Work:
     """What a clock is given to time."""
-    request = run.job.request
-    return Work(
+    preprocessor, seed = run.builder.preprocessor, run.job.request.seed
+    work = Work(
         artifacts={name: run.artifacts[name] for name in names},
         pipeline=run.job.metadata.pipeline,
-        threads=request.threads,
-        seed=request.seed,
-        inputs=latency_inputs(run),
+        threads=workload.threads,
+        seed=seed,
         full_precision=[recipe.name for recipe in run.job.plan.baselines],
+        preprocessor=preprocessor,
     )
+    if not workload.from_raw:
+        return dataclasses.replace(work, inputs=latency_inputs(run, workload))
+    batches = measurement_latency.replayed(preprocessor, _samples(run), workload.items_per_call, seed)
+    return dataclasses.replace(work, batches=batches, inputs=[dict(preprocessor.encode(batches[0]).inputs)])
 
 
-def time_end_to_end(run: Run, names: Sequence[str]) -> None:
-    """Latency from text to answer, tokenizer and post-processing included, for a few variants in turn; where that fails, a
-    warning says why there is none."""
-    request = run.job.request
-    key = {"artifacts": {name: run.artifacts[name].digest for name in names}, **_workload(run), "length": None}
-
-    def clock() -> dict[str, list[float]]:
-        texts = [item.sample for item in run.items("validation")[:REPLAYED_ITEMS]]
-        batches = [texts[i : i + request.batch] for i in range(0, len(texts), request.batch)]
-        work = dataclasses.replace(timed_work(run, names), batches=batches)
-        with explained("it broke", UnmeasuredError):
-            return run.clock.end_to_end(work, run.builder.preprocessor, run.progress)
-
-    try:
-        timed = run.store.value("end-to-end", key, clock)
-    except (UnmeasuredError, BoardError) as error:
-        run.warn(f"{' and '.join(names)} were not timed from sample to answer: {error}")
-        return
-    for name, samples in timed.items():
-        run.update(
-            name,
-            end_to_end=Latency(
-                samples_ms=samples, batch=request.batch, length=None, threads=request.threads, end_to_end=True
-            ),
-        )
-
-
-def latency_inputs(run: Run) -> list[dict[str, np.ndarray]]:
-    """What is timed: real text filling exactly `length` tokens, or items of the data at their own lengths."""
-    request = run.job.request
-    samples = [item.sample for item in run.items("validation")]
+def latency_inputs(run: Run, workload: Workload | None = None) -> list[dict[str, np.ndarray]]:
+    """Encoded inputs of the workload: rows of exactly `length` tokens of real text, or items of the data at their own lengths."""
+    asked = workload or run.job.request.workload
     return measurement_latency.latency_inputs(
-        run.builder.preprocessor, samples, batch=request.batch, length=request.length, seed=request.seed
+        run.builder.preprocessor,
+        _samples(run),
+        batch=asked.items_per_call,
+        length=asked.length,
+        seed=run.job.request.seed,
     )
+
+
+def _samples(run: Run) -> list[Sample]:
+    return [item.sample for item in run.items("validation")]
+
+
+def by_size(run: Run) -> list[dict[str, np.ndarray]]:
+    """Encoded inputs of the workload, the smallest first: the middle one to look into a call, the last for its memory."""
+    return sorted(latency_inputs(run), key=lambda inputs: sum(array.size for array in inputs.values()))
+
+
+def usual_inputs(run: Run) -> dict[str, np.ndarray]:
+    """The inputs of middle size among those that are timed."""
+    found = by_size(run)
+    return found[len(found) // 2]
 
 
 def predict_latency(run: Run) -> None:
     """What the target's ceilings and the runtimes' fitted curves let expect: shown beside what is measured, and alone, as no
     claim, where the device is not here."""
-    request = run.job.request
-    # Of sounds, whose length is not one of tokens, the first that would be timed stands for all.
-    audio = run.job.metadata.modality == "audio"
-    length = next(iter(latency_inputs(run)[0].values())).shape[1] if audio else request.length or 128
+    workload = run.job.request.workload
+    # Of sounds, whose length is not one of tokens, and of items at their own lengths the middle one stands for all.
+    first = next(iter(usual_inputs(run).values()))
+    length = int(first.shape[1]) if first.ndim > 1 else 1
     for name, artifact in run.artifacts.items():
         if artifact.path.suffix not in (".onnx", ".xml"):
             continue
@@ -210,7 +225,7 @@ def predict_latency(run: Run) -> None:
         key = {
             "artifact": artifact.digest,
             "target": run.job.target.model_dump(mode="json"),
-            "shape": (request.batch, length, request.threads),
+            "shape": (workload.items_per_call, length, workload.threads),
             "precision": precision,
             "curves": efficiency.fitted(),
         }
@@ -222,10 +237,10 @@ def predict_latency(run: Run) -> None:
                 artifact.path,
                 artifact.runtime,
                 run.job.target,
-                request.batch,
+                workload.items_per_call,
                 length,
                 precision,
-                threads=request.threads,
+                threads=workload.threads,
             ),
         )
         run.update(name, predicted_ms=ms)
@@ -244,9 +259,13 @@ def float_precision(recipe: Recipe) -> str:
 def predictions(run: Run, name: str, split: str) -> list[Any]:
     """What a variant predicts for every item of a split, as deployed; threads do not change results, so all cores are used.
 
+    Full precision answers alike whatever shares its batch, so there texts of like length go together, which takes less time.
     PassError when it cannot be opened, or cannot compute an item.
     """
     items = run.items(split)
+    full = name in {recipe.name for recipe in run.job.plan.baselines}
+    together = full and reads_texts_at_once(run.job.metadata.pipeline)
+    batch = max(run.job.request.workload.batch, TOGETHER if together else 1)
     key = {
         "artifact": run.artifacts[name].digest,
         "model": run.job.metadata.digest,  # with its tokenizer
@@ -254,7 +273,7 @@ def predictions(run: Run, name: str, split: str) -> list[Any]:
         "split": split,
         "items": len(items),
         "pipeline": dict(run.job.metadata.pipeline),
-        "batch": run.job.request.batch,
+        "batch": batch,
         **tool_versions(),
     }
 
@@ -266,7 +285,7 @@ def predictions(run: Run, name: str, split: str) -> list[Any]:
                 run.builder.preprocessor,
                 dict(run.job.metadata.pipeline),
                 items,
-                batch=run.job.request.batch,
+                batch=batch,
                 progress=run.progress.step,
             )
         save_predictions(folder / "predictions", got)
@@ -278,12 +297,12 @@ def footprint(run: Run, name: str) -> None:
     """Peak memory and load time of a variant, in a fresh process that only serves it; where that fails (too slow, out of
     memory), a warning says why there are none."""
     artifact = run.artifacts[name]
-    key = {"artifact": artifact.digest, **_workload(run)}
-    inputs = latency_inputs(run)[0]
+    key = {"artifact": artifact.digest, **_circumstances(run)}
+    inputs, threads = by_size(run)[-1], run.job.request.workload.threads
 
     def serve() -> dict[str, Any]:
         with explained("it broke", UnmeasuredError):
-            return run.clock.footprint(artifact, inputs, run.job.request.threads).model_dump()
+            return run.clock.footprint(artifact, inputs, threads).model_dump()
 
     try:
         run.update(name, footprint=Footprint(**run.store.value("footprint", key, serve)))
@@ -294,14 +313,14 @@ def footprint(run: Run, name: str) -> None:
 def profile(run: Run, name: str) -> list[OpTime]:
     """Time per operator of a variant, from its runtime's own profile; empty, with a warning, where it gives none."""
     artifact = run.artifacts[name]
-    threads = run.job.request.threads
-    key = {"artifact": artifact.digest, **_workload(run)}
+    threads = run.job.request.workload.threads
+    key = {"artifact": artifact.digest, **_circumstances(run)}
 
     def make() -> list[dict[str, Any]]:
         runtime = plugins.find("runtimes", artifact.runtime)
         with explained("it broke", UnmeasuredError):
             with closing(run.open(name, threads)) as runner:
-                inputs = measured(run.job.metadata.pipeline, runner, latency_inputs(run)[:1])[0]
+                inputs = measured(run.job.metadata.pipeline, runner, [usual_inputs(run)])[0]
             return [op.model_dump() for op in runtime.profile(artifact, inputs, threads)]
 
     try:

@@ -60,7 +60,7 @@ def test_rounds_of_several_sittings_are_judged_together(tmp_path, monkeypatch):
     for name in names:
         line = RecipeLine(name=name, runtime="openvino", steps=[], options={}, effort="standard", precision="fp32")
         run.put(Trial(recipe=line, status="measured"))
-    monkeypatch.setattr(trials, "timed_work", lambda run, names: Work(dict.fromkeys(names), {}, 1, 0))
+    monkeypatch.setattr(trials, "timed_work", lambda run, names, workload: Work(dict.fromkeys(names), {}, 1, 0))
     trials.time_in_turn(run, names, timing_runs=3)
     assert clock.asked == [(names, 100), (["fp32", "narrow"], 100), (["fp32", "narrow"], 100)]
     assert run.trials["narrow"].latency.samples_ms == [5.0] * 40 + [6.0] * 40 + [7.0] * 40
