@@ -153,8 +153,9 @@ def optimize(
         max_calibration_memory=parse_bytes(max_calibration_memory),
         on=on,
         clean=clean,
+        keep_stages=keep_stages,
         command=shlex.join(["fmopt", *sys.argv[1:]]),
-    ).model_copy(update={"keep_stages": keep_stages})
+    )
     if dry_run:
         plan = workflow_optimize.plan(request)
         return answer(plan.model_dump(mode="json"), as_json, lambda: cli_output.plan(plan))

@@ -40,6 +40,7 @@ class RunOptions(TypedDict, total=False):
     clean: bool  # leave nothing there
     time_limit_s: float | None
     fresh: bool  # forget finished stages
+    keep_stages: bool  # also those that nothing reads once the bundle is written
     allow_pickle: bool
     max_calibration_memory: int  # bytes
     command: str  # how the record says that it was asked for

@@ -27,7 +27,11 @@ def run(words: list[str], out: Path) -> int:
     if child == 0:
         torch.set_num_threads(1)
         model, data, recipe = words
-        optimize_request(Request(model=model, data=data, recipe=Path(recipe), workload=Workload(length=32), out=out, keep_stages=True))
+        optimize_request(
+            Request(
+                model=model, data=data, recipe=Path(recipe), workload=Workload(length=32), out=out, keep_stages=True
+            )
+        )
         os._exit(0)
     return child
 
