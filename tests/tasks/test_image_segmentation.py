@@ -14,6 +14,7 @@ from fmopt.core.errors import DataError
 from fmopt.core.images import png_file
 from fmopt.edge import image, text
 from fmopt.evaluation.metrics import METRICS
+from fmopt.tasks.base import Item
 from tests.tasks.cases import by_name, metadata
 
 TASK = plugins.find("tasks", "image-segmentation")
@@ -69,6 +70,18 @@ def test_maps_grow_as_by_torch(size):
 
 def test_people_see_each_class_with_its_share_and_where_it_is():
     shown = text.present(dict(FACTS.pipeline), np.array([[1, 0], [1, 1]], dtype=np.uint8), b"")
-    assert shown == {"size": [2, 2], "segments": [{"label": "cell", "share": 0.75, "mask": [0, 2, 1, 1]}]}
+    background = {"label": "background", "share": 0.25, "mask": [2, 1, 1]}  # as transformers' pipeline tells it too
+    assert shown == {"size": [2, 2], "segments": [background, {"label": "cell", "share": 0.75, "mask": [0, 2, 1, 1]}]}
     assert image.difference([[1, 0], [1, 1]], np.array([[1, 0], [0, 1]])) == 0.25
     assert image.difference([[1, 0]], np.array([[1, 0], [0, 1]])) == float("inf")
+
+
+def test_a_class_0_that_is_no_background_is_judged():
+    """Of streets it is "road"; "background", and a class without a name, are of no interest."""
+    wanted, got = np.array([[0, 0], [1, 1]], dtype=np.uint8), np.array([[0, 1], [1, 1]], dtype=np.uint8)
+    for labels, dice in (["background", "cell"], 0.8), (["LABEL_0", "LABEL_1"], 0.8), (["road", "building"], 0.75):
+        facts = metadata("image-segmentation", labels, modality="image")
+        items = [Item(0, b"", wanted)]
+        score = next(score for score in TASK.scores([got], items, None, facts) if score.primary)
+        hits, false, missed = score.values[0]
+        assert 2 * hits / (2 * hits + false + missed) == dice
