@@ -6,7 +6,8 @@ A sound longer than the window of the network is read in windows, each beginning
 ended by the network's own timestamps (Radford et al., 2022, section 3.8), as `generate` of transformers does it.
 
 A pipeline says under "whisper", by the names that generation_config.json has: lang_to_id (ids by codes), task_to_id (ids by
-names), language (a code) and task where the checkpoint has its own, no_timestamps_token_id, max_initial_timestamp_index,
+names), language (a code) and task where the checkpoint has its own, no_timestamps_token_id, timestamp_begin (the first
+timestamp), max_initial_timestamp_index,
 return_timestamps; and language_names (codes by names in English). What the checkpoint lacks is not there.
 """
 
@@ -112,7 +113,7 @@ class TimestampRule:
     def __init__(self, pipeline: Mapping[str, Any]):
         settings = pipeline["whisper"]
         self.quiet = int(settings["no_timestamps_token_id"])
-        self.first = self.quiet + 1
+        self.first = int(settings["timestamp_begin"])
         self.latest = settings.get("max_initial_timestamp_index")
         self.end = int(pipeline["eos_token_id"][0])
 
@@ -154,9 +155,9 @@ def heard(
         cross = seq2seq.encode(runner, {"input_features": np.stack([features[number] for number in short])})
         start = question.starts(pipeline, runner, cross, False)
         made = seq2seq.decoded(pipeline, runner, cross, start, wish)
-        stamps = settings.get("no_timestamps_token_id", math.inf)  # above it; they are no words, unasked for or not
+        stamps = settings.get("timestamp_begin", math.inf)  # which are no words, unasked for or not
         for number, ids, begun in zip(short, made, start.tolist(), strict=True):
-            words = [token for token in ids if token <= stamps]
+            words = [token for token in ids if token < stamps]
             found[number] = {"tokens": words, "segments": None, "language": _language(settings, begun)}
     for number in sorted(set(range(len(features))) - set(short)):
         parts = list(windows(pipeline, runner, features[number], wish, question))
@@ -173,7 +174,7 @@ def in_windows(pipeline: Mapping[str, Any], features: np.ndarray, question: Ques
     settings, audio_steps = pipeline.get("whisper", {}), pipeline["audio"]
     long = features.shape[1] > audio_steps["frames"]
     times = settings.get("return_timestamps") is True if question.timestamps is None else question.timestamps
-    if (long or times) and "no_timestamps_token_id" not in settings:
+    if (long or times) and "timestamp_begin" not in settings:
         if times:
             raise ValueError("this model has no timestamps; leave them out")
         taken, most = (n * audio_steps["hop"] / audio_steps["rate"] for n in (features.shape[1], audio_steps["frames"]))
@@ -309,8 +310,8 @@ def stream(
     else:
         cross = seq2seq.encode(runner, {"input_features": features[None]})
         steps = seq2seq.steps(pipeline, runner, cross, question.starts(pipeline, runner, cross, False), wish)
-        stamps = pipeline.get("whisper", {}).get("no_timestamps_token_id", math.inf)
-        tokens = (int(token or 0) for (token,) in steps if int(token or 0) <= stamps)
+        stamps = pipeline.get("whisper", {}).get("timestamp_begin", math.inf)
+        tokens = (int(token or 0) for (token,) in steps if int(token or 0) < stamps)
     yield from seq2seq.pieces(model, tokens, wish.stop)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -198,3 +199,24 @@ def test_to_learn_transcripts_a_language_must_be_named(folder: Path) -> None:
     task = plugins.find("tasks", "automatic-speech-recognition")
     with pytest.raises(DataError, match="the checkpoint names no language"):
         list(training_examples(made.model.preprocessor, made.metadata, task.items(rows, made.metadata), rows))
+
+
+def test_words_after_the_last_special_token_are_no_timestamps(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "words"))
+    written = (
+        (copy / "tokenizer.json")
+        .read_text()
+        .replace('"<|0.', '" x0.')
+        .replace('"<|1.', '" x1.')
+        .replace('0|>":', '0":')
+    )
+    (copy / "tokenizer.json").write_text(written)
+    made = opened(copy)
+    assert "timestamp_begin" not in made.pipeline["whisper"]
+    sample = sound(0.8)
+    with torch.inference_mode():
+        ids = made.net.generate(features_of(copy, sample), do_sample=False)[0].tolist()
+    spelled = made.model.preprocessor.own.tokenizer.decode([one for one in ids if one != 59]).strip()
+    assert made.model(sample)["text"] == spelled
+    with pytest.raises(EdgeError, match="has no timestamps that tell where to go on"):
+        made.model(sound(2.9))

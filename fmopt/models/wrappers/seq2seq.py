@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmopt.core.errors import CheckpointError
-from fmopt.core.model import Runner
+from fmopt.core.model import TOKENIZER, Runner
 from fmopt.edge.generation import CACHE_PREFIX, PRESENT, cache_of
 from fmopt.edge.seq2seq import NEW, SOURCE_MASK
 from fmopt.models.preprocessors.generation import (
@@ -60,7 +60,11 @@ def answer_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) -> dic
         )
     speech = config.model_type == "whisper"
     tell_left_out(folder, settings, sample, speech=speech)
-    start, whisper = speech_start(folder, int(first), settings, own) if speech else ([int(first)], {})
+    start, whisper = (
+        speech_start(folder, int(first), settings, {"vocab_size": config.vocab_size, **own})
+        if speech
+        else ([int(first)], {})
+    )
     positions = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
     most = min((int(number) for number in positions if number and number > 0), default=None)
     # The positions of an answer, those of its start among them; Whisper's own limit counts without its start.
@@ -109,6 +113,7 @@ def speech_start(
     start += [quiet] if quiet is not None and start[-1] != quiet else []
     known = {"max_initial_timestamp_index": settings.get("max_initial_timestamp_index"), "task": task, "language": code,
              "return_timestamps": settings.get("return_timestamps") or None, "no_timestamps_token_id": quiet,
+             "timestamp_begin": _first_timestamp(folder, quiet, int(own["vocab_size"])),
              "lang_to_id": languages or None, "task_to_id": tasks or None,
              "language_names": {name: code for name, code in names.items() if code in languages} or None}  # fmt: skip
     whisper = {name: value for name, value in known.items() if value is not None}
@@ -128,6 +133,16 @@ def _speech_ids(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, in
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / FILE}: lang_to_id or task_to_id has no ids by names ({error})") from error
+
+
+def _first_timestamp(folder: Path, quiet: int | None, words: int) -> int | None:
+    """The id of the first timestamp, which comes after the one that says "none"; None where that is a word, or nothing."""
+    from tokenizers import Tokenizer
+
+    if quiet is None or quiet + 1 >= words:
+        return None
+    named = Tokenizer.from_file(str(folder / TOKENIZER)).id_to_token(quiet + 1)
+    return quiet + 1 if named in (None, "<|0.00|>") else None
 
 
 def _language_names() -> dict[str, str]:
