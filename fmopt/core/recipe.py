@@ -65,6 +65,11 @@ def read_recipe(path: Path) -> Recipe:
             recipe = Recipe(**{"name": path.stem, **tomllib.load(stream)})
     except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a recipe: {' '.join(str(error).split())[:200]}") from error
+    return checked(recipe)
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe, whose runtime and passes there are, with these options; ConfigError for one that there is not."""
     plugins.find("runtimes", recipe.runtime)
     for step in recipe.steps:
         step.build()

@@ -1,4 +1,4 @@
-"""The story: baselines, candidates, one clock for all, selection on validation, judgement on test, a bundle, a record.
+"""The order of a run: baselines, candidates, one clock for all, selection on validation, judgement on test, a bundle, a record.
 
 The only file that knows the order; what depends on how candidates came out is in search/followups.py. Selection and judgement
 use different items: the fastest candidate that keeps its accuracy on the validation split is chosen, and only that one is
@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from fmopt.reports.run_status import noted
 from fmopt.workflow.disk import drop_on_the_way, require_room
 from fmopt.workflow.prepare import prepare, start
 from fmopt.workflow.publish import make_record, publish
-from fmopt.workflow.request import Effort, Request, RunOptions, Training
+from fmopt.workflow.request import Asked, Effort, Request, RunOptions, Training, make_request
 from fmopt.workflow.search import trials, under_load
 from fmopt.workflow.search.ablation import waterfall
 from fmopt.workflow.search.followups import fallback_to_mixed_precision, prune_to_budget
@@ -39,50 +39,75 @@ from fmopt.workflow.search.plan import Plan
 from fmopt.workflow.search.run import Run, primary, speedup, time_ratio
 from fmopt.workflow.search.selection import answers, choose, drop_limit, fastest_baseline, score_candidates
 
+if TYPE_CHECKING:
+    from fmopt.workflow.given import Data, Model
+
 
 def optimize(
-    model: str | Path,
+    model: Model,
     *,
-    data: str | Path | None = None,
+    data: Data | None = None,
     task: str | None = None,
     target: str = "host",
     budget: Budget | None = None,
     workload: Workload | None = None,
     effort: Effort = "quick",
     training: Training | None = None,
-    recipe: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
     out: str | Path = "fmopt-out",
     seed: int = 0,
     **options: Unpack[RunOptions],
 ) -> Record:
     """Make `model` as fast on `target` as its accuracy allows, prove it, and leave a bundle and a report in `out`.
 
-    `effort` "quick" quantizes; "standard" prunes in one shot too, towards the budget's speedup or latency; "max" distils
-    after each step of pruning. Speed is judged on `workload`: by default the data's own items, one by one, from raw input to
-    answer. With the option `on` ("ssh://user@host") variants are timed on that board. The same call again resumes. Raises
-    FmoptError subclasses; an impossible budget is no error but a verdict: see `Record.verdict`.
+    The same call again resumes. An impossible budget is no error but a verdict: see `Record.verdict`.
+
+    Arguments:
+        model: a checkpoint's folder, a known name, a hub name, or a live `torch.nn.Module` of transformers.
+        data: a file, a folder, a hub name, a `datasets.Dataset` or `DatasetDict`, or a list of dicts; None takes the data of a
+            known model.
+        task: what the model is for, where its files do not show it.
+        target: the device: "host", a name of `targets/`, or a TOML file.
+        budget: the drop in accuracy that is accepted, and the speedup, latency (ms), size (MB) or memory (MB) that is wanted.
+        workload: what speed is judged on; by default the data's own items, one by one, from raw input to answer.
+        effort: "quick" quantizes; "standard" prunes in one shot too, towards the budget's speedup or latency; "max" distils after
+            each step of pruning.
+        training: what effort "max" may use beside the data's train split.
+        recipe: a `Recipe`, or a TOML file of one, that is tried instead of the plan's candidates.
+        out: the folder of the bundle, the record, the report and the stages that are resumed.
+        seed: decides every draw.
+        options: tokenizer or processor (what reads a live network's samples), columns (the data's column for each role), on
+            ("ssh://user@host": variants are timed on that board) and clean (leave nothing there), time_limit_s (seconds after
+            which no further candidate is begun), fresh (forget finished stages), allow_pickle, max_calibration_memory (bytes),
+            command (how the record says that it was asked for).
+
+    Returns the `Record` of all measurements, which is in `out`/record.json too. Raises ConfigError, CheckpointError, DataError or
+    PlanError before any work when something cannot be as it is asked for; BoardError, StoreError or ParityError later.
+
+    >>> recipe = fmopt.Recipe(name="int8", runtime="onnxruntime", precision="int8", steps=(fmopt.Step(use="quantize_dynamic"),))
+    >>> record = fmopt.optimize(checkpoint, data=rows, recipe=recipe, workload=fmopt.Workload(length=16), out=out / "made")
+    >>> record.verdict.outcome in ("PASS", "FAIL", "UNDECIDED")
+    True
     """
-    return optimize_request(
-        Request(
-            model=str(model),
-            data=None if data is None else str(data),
-            task=task,
-            target=target,
-            budget=budget or Budget(),
-            workload=workload or Workload(),
-            effort=effort,
-            training=training or Training(),
-            recipe=None if recipe is None else Path(recipe),
-            out=Path(out),
-            seed=seed,
-            **options,
-        )
-    )
+    asked = {
+        "data": data, "task": task, "target": target, "budget": budget, "workload": workload, "effort": effort,
+        "training": training, "recipe": recipe, "out": out, "seed": seed, **options,
+    }  # fmt: skip
+    return optimize_request(make_request(model, asked))
 
 
-def plan(request: Request) -> Plan:
-    """What `optimize` would try, what not and why, and what it would take; nothing is written."""
-    return prepare(request).plan
+def plan(model: Model | Request, **asked: Unpack[Asked]) -> Plan:
+    """What `optimize` would try for the same arguments, what not and why, and what it would take; nothing is written to `out`.
+
+    `model` is what `optimize` takes, and `asked` are its keywords. Returns a `Plan`: `baselines` and `candidates` in the order in
+    which they are tried, `refused` with the reasons, and `estimates` of minutes, RAM and disk (GB). Raises what `optimize` raises
+    before any work.
+
+    >>> found = fmopt.plan(checkpoint, data=rows)
+    >>> [recipe.name for recipe in found.baselines][:2]
+    ['torch-fp32', 'onnxruntime-fp32']
+    """
+    return prepare(make_request(model, asked)).plan
 
 
 def optimize_request(request: Request, progress: Progress | None = None) -> Record:
@@ -116,9 +141,16 @@ def optimize_request(request: Request, progress: Progress | None = None) -> Reco
     return record
 
 
-def optimize_family(request: Request, speedups: Sequence[float], progress: Progress | None = None) -> list[Record]:
-    """A bundle for each speedup, slowest first, in `request.out`/2x, /4x …; what they share is built and measured once, and
-    with effort "max" each one's network is trained on from the one before."""
+def optimize_family(
+    model: Model | Request, speedups: Sequence[float], progress: Progress | None = None, **asked: Unpack[Asked]
+) -> list[Record]:
+    """A bundle for each speedup, slowest first, in `out`/2x, /4x …; what they share is built and measured once, and with effort
+    "max" each one's network is trained on from the one before.
+
+    `model` is what `optimize` takes, and `asked` are its keywords; `speedups` are against the fastest full-precision variant.
+    Returns a `Record` for each, in that order. Raises what `optimize` raises.
+    """
+    request = make_request(model, asked)
     ordered = sorted(speedups)
     with own_folder(request.out, fresh=request.fresh):
         records = [

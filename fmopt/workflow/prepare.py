@@ -17,7 +17,7 @@ from fmopt.core.model import (
     takes_length,
 )
 from fmopt.core.progress import Progress
-from fmopt.core.recipe import read_recipe
+from fmopt.core.recipe import checked, read_recipe
 from fmopt.core.store import Store
 from fmopt.core.target import Target
 from fmopt.core.workload import Workload
@@ -59,7 +59,9 @@ def prepare(request: Request) -> Job:
         browser_files.check(metadata.pipeline)
     data = load_data(spec, task, metadata, columns=request.columns, seed=request.seed)
     metadata = with_labels(metadata, data)
-    recipe = read_recipe(request.recipe) if request.recipe else None
+    recipe = (
+        read_recipe(request.recipe) if isinstance(request.recipe, Path) else request.recipe and checked(request.recipe)
+    )
     workload = request.workload
     shape = static_shape(metadata.pipeline, workload.items_per_call, workload.length)
     check_training(request, metadata)

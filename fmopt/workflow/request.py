@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import Field
 
+from fmopt.core.errors import ConfigError
+from fmopt.core.plugins import did_you_mean
+from fmopt.core.recipe import Recipe
 from fmopt.core.results import Frozen
 from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget
+from fmopt.workflow.given import data_path, model_path
+
+if TYPE_CHECKING:
+    from fmopt.workflow.given import Data, Model
 
 Effort = Literal["quick", "standard", "max"]
 
@@ -33,8 +41,10 @@ class Training(Frozen):
 
 
 class RunOptions(TypedDict, total=False):
-    """What says how a run goes about it, not what is asked for; fields of `Request`."""
+    """What says how a run goes about it, not what is asked for; fields of `Request`, and what reads a live network's samples."""
 
+    tokenizer: Any  # what reads the samples of a live network of texts
+    processor: Any  # the same of images or audio
     columns: dict[str, str] | None  # role -> column of the data
     on: str | None  # ssh://… of the board that it is for and timed on
     clean: bool  # leave nothing there
@@ -44,6 +54,21 @@ class RunOptions(TypedDict, total=False):
     allow_pickle: bool
     max_calibration_memory: int  # bytes
     command: str  # how the record says that it was asked for
+
+
+class Asked(RunOptions, total=False):
+    """The keywords of `optimize`."""
+
+    data: Data | None
+    task: str | None
+    target: str
+    budget: Budget | None
+    workload: Workload | None
+    effort: Effort
+    training: Training | None
+    recipe: str | Path | Recipe | None
+    out: str | Path
+    seed: int
 
 
 class Request(Frozen):
@@ -60,7 +85,7 @@ class Request(Frozen):
     workload: Workload = Workload()
     on: str | None = None  # ssh://… of the board that it is for and timed on
     clean: bool = False  # leave nothing there
-    recipe: Path | None = None
+    recipe: Path | Recipe | None = None
     slower: tuple[float, ...] = ()  # speedups of its family that are made before it: trained pruning goes by them
     time_limit_s: float | None = None
     seed: int = 0
@@ -76,3 +101,19 @@ class Request(Frozen):
     def stages_folder(self) -> Path:
         """Where finished stages are kept."""
         return self.stages or self.out / "stages"
+
+
+def make_request(model: Model | Request, asked: Mapping[str, Any]) -> Request:
+    """What was asked for, as a value: live networks and data are written to the cache, and named by where they lie there.
+
+    ConfigError or DataError for what cannot be handed over, and for a keyword that there is not.
+    """
+    if isinstance(model, Request):
+        return model.model_copy(update=dict(asked))
+    known = {*Request.model_fields, "tokenizer", "processor"}
+    unknown = next((name for name in asked if name not in known), None)
+    if unknown is not None:
+        raise ConfigError(f"there is no option {unknown!r}{did_you_mean(unknown, known)}")
+    path = model_path(model, asked.get("tokenizer"), asked.get("processor"))
+    given = {name: value for name, value in asked.items() if value is not None and name in Request.model_fields}
+    return Request(**{**given, "model": path, "data": data_path(asked.get("data"))})
