@@ -15,7 +15,7 @@ from tests.conftest import LABELS, SENTENCES
 
 PUBLIC = [
     "BoardError", "Budget", "BundleError", "CheckpointError", "ConfigError", "DataError", "FmoptError", "ParityError",
-    "PassError", "PlanError", "Recipe", "Record", "Step", "StoreError", "Target", "Training", "UnmeasuredError",
+    "PassError", "PlanError", "Recipe", "Record", "Step", "StoreError", "Target", "Training", "UnmeasuredError", "Workload",
     "benchmark", "benchmark_matrix", "compare", "evaluate", "explain", "export", "finetune", "history", "load", "load_model",
     "merge", "optimize", "optimize_family", "plan", "trim", "verify",
 ]  # fmt: skip
@@ -48,7 +48,7 @@ def test_the_public_names() -> None:
 def test_a_verb_says_what_it_takes_gives_and_raises(name: str) -> None:
     verb = getattr(fmopt, name)
     said = inspect.getdoc(verb) or ""
-    assert len(inspect.signature(verb).parameters) <= 22
+    assert len(inspect.signature(verb).parameters) <= 13
     assert said
     if name in WITH_EXAMPLES:
         lacking = [one for one in inspect.signature(verb).parameters if f"{one}" not in said and one != "progress"]
