@@ -35,6 +35,14 @@ Clean = Annotated[
 ]
 
 
+Golden = Annotated[
+    str,
+    typer.Option(
+        "--golden", help="Items that the bundle carries for its self-test: data, none, synthetic, or a data file."
+    ),
+]
+
+
 def answer(data: Any, as_json: bool, show: Callable[[], Any]) -> None:
     """One JSON document on stdout, or what a person reads."""
     if as_json:

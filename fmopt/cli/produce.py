@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fmopt.cli.options import Clean, Columns, Data, Json, Model, On, Pickle, Seed, Task, answer
+from fmopt.cli.options import Clean, Columns, Data, Golden, Json, Model, On, Pickle, Seed, Task, answer
 from fmopt.cli.parsing import (
     parse_bytes,
     parse_choice,
@@ -105,6 +105,10 @@ def optimize(
     ] = False,
     allow_pickle: Pickle = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    golden: Golden = "data",
+    no_items: Annotated[
+        bool, typer.Option("--no-items", help="Show no items of the data in the record and the report.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find, prove and bundle the fastest variant that keeps its accuracy."""
@@ -155,7 +159,7 @@ def optimize(
         clean=clean,
         keep_stages=keep_stages,
         command=shlex.join(["fmopt", *sys.argv[1:]]),
-    )
+    ).model_copy(update={"golden": golden, "items": not no_items})
     if dry_run:
         plan = workflow_optimize.plan(request)
         return answer(plan.model_dump(mode="json"), as_json, lambda: cli_output.plan(plan))
@@ -186,6 +190,7 @@ def export(
     columns: Columns = None,
     seed: Seed = 0,
     allow_pickle: Pickle = False,
+    golden: Golden = "data",
     as_json: Json = False,
 ) -> None:
     """Export in one format and precision, checked against the torch model; no candidates, no gate."""
@@ -205,6 +210,7 @@ def export(
             columns=parse_columns(columns),
             seed=seed,
             allow_pickle=allow_pickle,
+            golden=golden,
             progress=progress,
         )
     metadata = json.loads((folder / "fmopt.json").read_text())

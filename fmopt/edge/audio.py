@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from .parts import present_scores
+from .parts import CHANGE, present_scores
 
 Pipeline = Mapping[str, Any]
 
@@ -367,6 +367,11 @@ def difference(written: Any, got: Any) -> float:
     before, now = np.asarray(written, dtype=np.float64), np.asarray(got, dtype=np.float64)
     gap = float(np.abs(before - now).max(initial=0.0)) if before.shape == now.shape else float("inf")
     return gap if np.isfinite(gap) else float("inf")
+
+
+def distance(pipeline: Pipeline) -> tuple[str, Callable[[Any, Any], float]]:
+    """What golden predictions are compared by: texts, or logits."""
+    return ("difference", difference) if "ctc" in pipeline else CHANGE
 
 
 def present(pipeline: Pipeline, prediction: Any, sample: bytes, preprocessor: Any = None) -> dict[str, Any]:

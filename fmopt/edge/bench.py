@@ -30,7 +30,7 @@ def bench(
     golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
     samples = [sample_from_json(item["raw"]) for item in golden["items"]]
     if not samples:
-        raise EdgeError(f"{folder} has no golden texts to run")
+        raise EdgeError(f"{folder} carries no inputs to run; make it with --golden synthetic, or a file of inputs")
     samples = [samples[index % len(samples)] for index in range(batch)]
     encoded = model.preprocessor.encode(
         [_repeated(sample, length) for sample in samples] if length else samples, length

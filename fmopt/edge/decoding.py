@@ -152,7 +152,7 @@ def _force(scores: np.ndarray, ids: Ids) -> None:
 # -------------------------------------------------------------------------------- which token comes
 
 
-def sampled(logits: np.ndarray, wish: Any, draw: np.random.Generator) -> np.ndarray:
+def sampled(logits: np.ndarray, wish: Any, draws: Sequence[np.random.Generator]) -> np.ndarray:
     """One token id for each row of logits, drawn as the `GenerationConfig` says."""
     logs = log_softmax(logits.astype(np.float64) / wish.temperature)
     order = np.argsort(-logs, axis=1, kind="stable")
@@ -162,7 +162,8 @@ def sampled(logits: np.ndarray, wish: Any, draw: np.random.Generator) -> np.ndar
     if wish.top_k:
         left[:, wish.top_k :] = False
     shares = np.where(left, shares, 0).cumsum(axis=1)
-    place = (shares <= draw.random((len(logits), 1)) * shares[:, -1:]).sum(axis=1)
+    chance = np.array([[draw.random()] for draw in draws])  # one a row: what is drawn for it depends on no other
+    place = (shares <= chance * shares[:, -1:]).sum(axis=1)
     return np.take_along_axis(order, place[:, None], axis=1)[:, 0]
 
 

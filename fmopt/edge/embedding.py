@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .parts import EdgeError, Pipeline, Sample
+from .parts import EdgeError, Pipeline, Sample, cosine_distance
 from .text import Batch, named_outputs
 
 POOLING = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -61,6 +61,11 @@ def _pooled(hidden: np.ndarray, mask: np.ndarray, places: np.ndarray, mode: str)
         raise EdgeError(f"there is no pooling {mode!r}; there are {', '.join(POOLING)}")
     total = np.maximum(weights.sum(axis=1), 1e-9)
     return np.asarray((hidden * weights).sum(axis=1) / (np.sqrt(total) if mode == "mean_sqrt_len_tokens" else total))
+
+
+def distance(pipeline: Pipeline) -> tuple[str, Callable[[Any, Any], float]]:
+    """What golden vectors are compared by."""
+    return "cosine distance", cosine_distance
 
 
 def present(pipeline: Pipeline, prediction: Any, sample: Sample, preprocessor: Any = None) -> list[float]:

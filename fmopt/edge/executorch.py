@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .host import ForkSafeLock
 from .parts import EdgeError, last_line, need
 
 NAME = "executorch"
@@ -47,6 +48,7 @@ class ExecuTorchRunner:
                 raise EdgeError(f"{path}: ExecuTorch cannot open it: {last_line(error)}") from error
         metas = [self.method.metadata.input_tensor_meta(number) for number in range(len(self.inputs))]
         self.kinds = [KINDS[meta.dtype()] for meta in metas]
+        self._lock = ForkSafeLock()  # a method has one memory for all its calls
         self.most = [tuple(meta.sizes()) for meta in metas]  # of each axis
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -68,7 +70,8 @@ class ExecuTorchRunner:
             for name, kind in zip(self.inputs, self.kinds, strict=True)
         ]
         # What it returns lies in memory that the next call writes to.
-        return [output.float().numpy().copy() for output in self.method.execute(feed)]
+        with self._lock:
+            return [output.float().numpy().copy() for output in self.method.execute(feed)]
 
     def close(self) -> None:
         """Forget the program."""

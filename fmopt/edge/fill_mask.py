@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .parts import EdgeError, Pipeline, Sample, shorten
+from .parts import EdgeError, Pipeline, Sample, moved_probability, shorten
 from .text import Batch, named_outputs
 
 FILLS = 5  # tokens shown for a mask, as transformers' pipeline does
@@ -33,6 +33,11 @@ def _fills(logits: np.ndarray, ids: np.ndarray, sample: Sample, pipeline: Pipeli
     shifted = logits[at] - logits[at].max(axis=-1, keepdims=True)
     total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
     return np.asarray(shifted - np.log(total), dtype=np.float32)
+
+
+def distance(pipeline: Pipeline) -> tuple[str, Callable[[Any, Any], float]]:
+    """What golden log-probabilities are compared by."""
+    return "probability moved", moved_probability
 
 
 def present(pipeline: Pipeline, prediction: np.ndarray, sample: Sample, preprocessor: Any = None) -> Any:

@@ -289,11 +289,11 @@ def going_on(
     """The next token of every row of `rows` (`Rows`, or what takes its place), at most as many as it has `room` for."""
     stops = list(pipeline.get("eos_token_id", ()))
     pad = int(pipeline["padding"]["id"])
-    draw = np.random.default_rng(wish.seed)
+    draws = [np.random.default_rng(wish.seed) for _ in room]  # one a row: what is drawn for it depends on no other row
     ended = np.zeros(len(room), dtype=bool)
     for step in range(max(room)):
         logits = rows.allowed(rows.logits())
-        tokens = logits.argmax(axis=1) if wish.temperature == 0 else sampled(logits, wish, draw)
+        tokens = logits.argmax(axis=1) if wish.temperature == 0 else sampled(logits, wish, draws)
         ended |= np.array([step >= most for most in room])
         ended |= np.isin(tokens, stops)
         if ended.all():
@@ -406,7 +406,7 @@ def prompt_ids(model: Any, sample: Any) -> list[int]:
     limit = int(model.pipeline["max_length"])
     if not isinstance(sample, str):
         raise ValueError(f"a prompt is a text, not {type(sample).__name__}")
-    ids = model.preprocessor.ids(sample)
+    ids = model.preprocessor.ids(sample, most=limit)
     if not ids:
         raise ValueError("the prompt is empty, and this model's tokenizer begins a text with no token of its own")
     if len(ids) >= limit:

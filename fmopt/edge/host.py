@@ -1,17 +1,24 @@
-"""This machine: its processor, the features that decide which kernels run, memory, versions, caches."""
+"""This machine: its processor, the features that decide which kernels run, memory, versions, caches; and what threads and
+forked processes may share on it."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
 import stat
 import subprocess
 import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from .parts import EdgeError
 
 # CPU features that sum 8-bit products in 32 bits; a graph that needs one is served by any of them.
 INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})
@@ -133,8 +140,99 @@ def _only_ours(group: int) -> bool:
     return (members | first) <= {me, 0}
 
 
+def too_old(metadata: Mapping[str, Any]) -> str:
+    """What to install where a package that the bundle runs by is older than the one it was made with; empty when none is."""
+    for package in (metadata["runtime"], "tokenizers", "numpy"):
+        made, here = metadata["versions"].get(package), package_version(package)
+        if made and here and _numbers(here) < _numbers(made):
+            return (
+                f"{package} {here} is too old for this bundle, which was made with {made}: pip install "
+                f"'{package}>={made}' (Python {platform.python_version()} here)"
+            )
+    return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
 def cache_folder() -> Path:
-    """Where this user's caches are, as the system wants it."""
-    home = Path.home()
-    system = {"darwin": home / "Library" / "Caches", "win32": Path(os.environ.get("LOCALAPPDATA", home))}
-    return Path(os.environ.get("XDG_CACHE_HOME") or system.get(sys.platform, home / ".cache")) / "fmopt"
+    """Where this user's caches are, as the system wants it; EdgeError for a user without a home."""
+    given = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None)
+    if given:
+        return Path(given) / "fmopt"
+    try:
+        home = Path.home()
+    except (RuntimeError, KeyError) as error:  # no HOME, and no entry among the users: what containers have
+        raise EdgeError(
+            "there is no home folder to keep files in; set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "fmopt"
+
+
+# -------------------------------------------------------------------------------- its threads and forked processes
+#
+# Several threads may call one model at once. A child of `os.fork` has its parent's memory and none of its other threads: a
+# lock that one of those held would stay held for ever, and a runtime would wait for workers that are gone. So locks are free
+# in a child, and what a runtime opened is opened again there by its first call.
+
+T = TypeVar("T")
+
+
+class ForkSafeLock:
+    """A mutual exclusion lock that is free in a forked child, whoever held it in the parent."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        _shared.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def forked(self) -> None:
+        """Forget who holds it."""
+        self._lock = threading.Lock()
+
+
+class PerProcess(Generic[T]):
+    """A value made once in every process that asks for it, by whichever thread asks first."""
+
+    def __init__(self, make: Callable[[], T]):
+        self._make, self._lock = make, ForkSafeLock()
+        self._made: T | None = None
+        _shared.add(self)
+
+    def get(self) -> T:
+        """The value of this process."""
+        made = self._made
+        if made is None:
+            with self._lock:
+                made = self._made
+                if made is None:
+                    made = self._made = self._make()
+        return made
+
+    def clear(self) -> None:
+        """Forget the value."""
+        self._made = None
+
+    def forked(self) -> None:
+        """Leave the parent's value to the parent. It is never freed here: a runtime would wait for the parent's threads."""
+        if self._made is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._made))
+        self._made = None
+
+
+_shared: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for one in list(_shared):
+        one.forked()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_in_child)

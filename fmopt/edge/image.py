@@ -13,14 +13,14 @@ out, in this order:
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .parts import present_scores
+from .parts import CHANGE, cosine_distance, present_scores
 
 Pipeline = Mapping[str, Any]
 DETECTION, SEGMENTATION, FEATURES = "object-detection", "image-segmentation", "image-feature-extraction"
@@ -263,6 +263,14 @@ def add_arguments(parser: Any) -> None:
 def options_of(asked: Any) -> dict[str, Any]:
     """The wishes in parsed arguments."""
     return {} if asked.threshold is None else {"threshold": asked.threshold}
+
+
+def distance(pipeline: Pipeline) -> tuple[str, Callable[[Any, Any], float]]:
+    """What golden predictions are compared by: vectors, maps of classes and boxes, or logits."""
+    if pipeline["task"] == "image-feature-extraction":
+        return "cosine distance", cosine_distance
+    maps = pipeline["task"] in ("image-segmentation", "object-detection")
+    return ("difference", difference) if maps else CHANGE
 
 
 def present(pipeline: Pipeline, prediction: np.ndarray, sample: bytes, preprocessor: Any = None) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,18 @@ from .host import (
     host_fingerprint,
     isa_features,
     package_version,
+    too_old,
     writable_by_others,
 )
-from .parts import EdgeError, Pipeline, Sample, explained, last_line, part_of
-from .runners import open_runner
+from .parts import EdgeError, Pipeline, Sample, distance_of, explained, last_line, like_lengths, part_of
+from .runners import mixes_rows, open_runner, takes_batches
 from .text import open_preprocessor, postprocess, present, read_sample
 
 FORMAT = "fmopt-bundle-1"
+
+
+# Texts that are answered together, token by token: tokens at most, and how many of them may be padding.
+DECODED_TOKENS, DECODED_PADDING = 1024, 0.5
 
 
 MANIFEST, GOLDEN, UNFINISHED = "fmopt.json", "golden.json", ".fmopt-writing"
@@ -57,14 +64,53 @@ class Model:
         self.runner = runner
 
     def predict(self, samples: Sequence[Sample], batch_size: int = 1) -> list[Any]:
-        """Predictions as they are judged; see `postprocess`."""
+        """Predictions as they are judged; see `postprocess`. EdgeError says which item cannot be read.
+
+        Warns when several are asked for at once of a network that gives an item another answer beside others.
+        """
+        if batch_size > 1 and len(samples) > 1 and mixes_rows(self.runner):
+            warnings.warn(self._mixing(), stacklevel=2)
         found: list[Any] = []
         for start in range(0, len(samples), batch_size):
             part = samples[start : start + batch_size]
-            batch = self.preprocessor.encode(part)
-            outputs = run_batch(self.pipeline, self.runner, batch, batch_size)
-            found += postprocess(self.pipeline, outputs, batch, part)
+            with numbered(range(start, start + len(part))):
+                batch = self.preprocessor.encode(part)
+            found += self._answered(range(start, start + len(part)), batch, samples, batch_size)
         return found
+
+    def predict_all(self, samples: Sequence[Sample]) -> list[Any]:
+        """Predictions of many samples, those of like length at once, where that changes none of them; else one by one."""
+        if not hasattr(self.preprocessor, "batches") or not takes_batches(self.runner):
+            return Model.predict(self, samples)
+        found: list[Any] = [None] * len(samples)
+        for indices, batch in self.preprocessor.batches(samples):
+            for index, one in zip(indices, self._answered(indices, batch, samples, len(batch.owner)), strict=True):
+                found[index] = one
+        return found
+
+    def _answered(self, indices: Sequence[int], batch: Any, samples: Sequence[Sample], most: int) -> list[Any]:
+        """Predictions of one batch of samples."""
+        part = [samples[index] for index in indices]
+        outputs = run_batch(self.pipeline, self.runner, batch, most)
+        try:
+            return list(postprocess(self.pipeline, outputs, batch, part))
+        except EdgeError:
+            if len(part) == 1 < len(samples):
+                with numbered(indices):
+                    raise
+            if len(part) > 1:
+                for index in indices:  # which of them it is
+                    with numbered([index]):
+                        Model.predict(self, [samples[index]])
+            raise
+
+    def _mixing(self) -> str:
+        measured = self.metadata.get("invariance") or {}
+        by = f", by up to {measured['batched']:.2g} ({measured['distance']}) when it was made" if measured else ""
+        return (
+            f"this model takes its scales from a whole batch, so that an item's answer depends on what is beside it{by}; "
+            "batch_size=1, and model([…]), keep them apart"
+        )
 
     def soonest(self, samples: Sequence[Sample]) -> Any:
         """What a latency from raw to answer is taken of: the predictions, or the first piece of answers made in pieces."""
@@ -77,7 +123,8 @@ class Model:
     def __call__(self, sample: Any, **options: Any) -> Any:
         """What people read, for one sample or, given a list, for each of its samples (so a list of words goes in a list).
 
-        A `pathlib.Path` stands for the bytes of that file. `wishes` are what the task's part takes, such as max_new_tokens.
+        A `pathlib.Path` stands for the bytes of that file. `options` are what the task's part takes, such as max_new_tokens.
+        Several threads may call one model at once.
         """
         samples = [
             _file_bytes(one) if isinstance(one, Path) else one
@@ -91,12 +138,27 @@ class Model:
         if not samples:
             return []
         if hasattr(part, "answer"):
-            with explained():
-                return list(part.answer(self, samples, **options))
+            return self._written(part, samples, options)
         if options:
             raise EdgeError(f"{self.pipeline['task']} takes no {', '.join(options)}")
-        made = Model.predict(self, samples)  # not a subclass's, which may refuse by errors of its own
+        made = self.predict_all(samples)
         return [present(self.pipeline, *pair, self.preprocessor) for pair in zip(made, samples, strict=True)]
+
+    def _written(self, part: Any, samples: Sequence[Sample], options: Mapping[str, Any]) -> list[Any]:
+        """Answers that a part makes itself: to texts of like length together where that changes none, else one by one."""
+        together = hasattr(self.preprocessor, "rows") and takes_batches(self.runner)
+        indices = [[index] for index in range(len(samples))]
+        if together and len(samples) > 1:
+            lengths = [sum(map(len, windows)) for windows in self.preprocessor.rows(samples)]
+            # A step of decoding reads all weights, whatever the rows, so that more padding pays off.
+            indices = like_lengths(lengths, DECODED_TOKENS, DECODED_PADDING)
+        found: list[Any] = [None] * len(samples)
+        for group in indices:
+            with numbered(group if len(samples) > 1 else ()), explained():
+                made = list(part.answer(self, [samples[index] for index in group], **options))
+            for index, one in zip(group, made, strict=True):
+                found[index] = one
+        return found
 
     def stream(self, sample: Any, **options: Any) -> Iterator[Any]:
         """The answer to one sample in pieces, as they are made; EdgeError for a task that answers at once."""
@@ -121,6 +183,20 @@ class Model:
     def close(self) -> None:
         """Give back memory and threads."""
         self.runner.close()
+
+
+@contextmanager
+def numbered(indices: Sequence[int]) -> Iterator[None]:
+    """An EdgeError about one of some samples says its number among all of a call, of which these are the indices."""
+    try:
+        yield
+    except EdgeError as error:
+        found = re.match(r"item (\d+): ", str(error))
+        place = int(found[1]) - 1 if found else 0
+        if place >= len(indices) or (found is None and len(indices) > 1):
+            raise
+        text = str(error)[found.end() :] if found else str(error)
+        raise EdgeError(f"item {indices[place] + 1}: {text}") from error
 
 
 def run_batch(pipeline: Pipeline, runner: Any, batch: Any, most: int) -> Mapping[str, Any]:
@@ -244,11 +320,20 @@ def damaged_files(folder: Path, metadata: Mapping[str, Any]) -> list[str]:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
+        elif not belongs(folder, path):
+            problems.append(f"{name} is a link to what lies outside")
         elif path.stat().st_size != written["bytes"]:
             problems.append(f"{name} has {path.stat().st_size} bytes instead of {written['bytes']}")
         elif sha256_file(path) != written["sha256"]:
             problems.append(f"{name} was changed: its sha256 is not the one in {MANIFEST}")
     return problems
+
+
+def belongs(folder: Path, path: Path) -> bool:
+    """Whether a file lies in its folder, or in the cache of a model hub that the folder is a snapshot of, made of links."""
+    home, real = folder.resolve(), path.resolve()
+    cached = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
+    return cached or home in real.parents
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
@@ -295,12 +380,15 @@ def self_test(folder: Path, model: Model) -> tuple[float, float]:
         written = [item["prediction"] for item in items]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EdgeError(f"{folder}: {GOLDEN} cannot be read: {last_line(error)}") from error
-    gap = getattr(part_of(model.pipeline), "difference", difference)
+    # Bundles made before distances were named hold absolute differences.
+    earlier = getattr(part_of(model.pipeline), "difference", difference)
+    gap = distance_of(model.pipeline)[1] if golden.get("distance") else earlier
     worst = max(map(gap, written, model.predict(samples)), default=0.0)
     if not worst <= tolerance:
+        unit = f" ({golden['distance']})" if golden.get("distance") else ""
         raise EdgeError(
             f"{folder} computes something else here than where it was judged: golden predictions differ by up to "
-            f"{worst:.3g}, allowed is {tolerance:.3g}; optimize the model again on this machine"
+            f"{worst:.3g}{unit}, allowed is {tolerance:.3g}; optimize the model again on this machine"
         )
     return worst, tolerance
 
@@ -324,20 +412,23 @@ def load(
     for warning in isa_warnings(metadata, isa_features()):
         warnings.warn(warning, stacklevel=2)
     model = open_model(folder, metadata, threads, opener)
-    marker = _marker(metadata)
-    believed = marker.is_file() and not writable_by_others(marker.parent)
-    if not _known_here(metadata) and not believed:
+    if not _known_here(metadata) and not _passed_before(metadata):
         self_test(folder, model)
-        _leave(marker, metadata)
+        _leave(metadata)
     return model
 
 
 def open_model(folder: Path, metadata: Mapping[str, Any], threads: int | None, opener: Callable[..., Any]) -> Model:
-    """The model of a bundle, without any check."""
-    preprocessor = open_preprocessor(folder, metadata["pipeline"])
-    runner = opener(
-        metadata["runtime"], folder / metadata["model_file"], metadata["options"], threads or judged_threads(metadata)
-    )
+    """The model of a bundle, without any check. EdgeError names the version that is needed where an older one is installed."""
+    path = folder / metadata["model_file"]
+    try:
+        preprocessor = open_preprocessor(folder, metadata["pipeline"])
+        runner = opener(metadata["runtime"], path, metadata["options"], threads or judged_threads(metadata))
+    except Exception as error:  # what is too old lacks functions, takes other arguments, or refuses the graph
+        old = too_old(metadata)
+        if not old:
+            raise
+        raise EdgeError(f"{old} ({last_line(error)})") from error
     return Model(metadata, preprocessor, runner)
 
 
@@ -385,9 +476,18 @@ def _marker(metadata: Mapping[str, Any]) -> Path:
     return cache_folder() / "self-tests" / hashlib.sha256(key.encode()).hexdigest()
 
 
-def _leave(marker: Path, metadata: Mapping[str, Any]) -> None:
+def _passed_before(metadata: Mapping[str, Any]) -> bool:
     try:
+        marker = _marker(metadata)
+        return marker.is_file() and not writable_by_others(marker.parent)
+    except (OSError, EdgeError):  # no home, or one that cannot be read
+        return False
+
+
+def _leave(metadata: Mapping[str, Any]) -> None:
+    try:
+        marker = _marker(metadata)
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.write_text(metadata["digest"])
-    except OSError:
-        return  # a read-only home: the self-test runs again next time
+    except (OSError, EdgeError):
+        return  # no home, or a read-only one: the self-test runs again next time

@@ -20,11 +20,13 @@ and, where a checkpoint asks for it:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 Sample = str | tuple[str, str] | list[str] | bytes
 Pipeline = Mapping[str, Any]
@@ -49,7 +51,8 @@ BACKGROUND = ("background", "bg", "void", "unlabeled", "unlabelled", "ignore", "
 #     stream(model, sample, **options)     the same of one sample, in pieces as they come
 #     soonest(model, samples)          the first piece of every answer, for its latency; else the predictions
 #     add_arguments(parser), options_of(arguments)   options on the command line
-#     difference(written, got)         of a golden prediction; else `difference`
+#     distance(pipeline) -> (name, function of what was written and what was got), by which golden predictions are compared; else
+#     difference(written, got)         the same for every pipeline; else `relative_change`
 #     NEEDS                            names of further parts that one of another package works by
 PARTS: dict[str, str] = {
     "sentence-embedding": "embedding",
@@ -83,6 +86,11 @@ NEEDS = {
 }  # parts that work by others: bundles carry those too
 COMMON = ("__init__", "bench", "command", "host", "loading", "parts", "runners", "text")  # what every bundle carries
 OWN_RUNTIMES = ("tensorrt", "executorch")  # runtimes with a module of their own in this folder
+
+
+# Batches: enough rows that what a call costs beside its arithmetic is shared, few enough that activations stay in a core's cache.
+TOKENS = 256
+PADDING = 0.1  # at most this share of a batch is padding
 
 
 class EdgeError(Exception):
@@ -128,6 +136,67 @@ def module_files(pipeline: Pipeline, runtime: str) -> list[Path]:
     for name in names:
         names += [other for other in NEEDS.get(name, ()) if other not in names]
     return [*(Path(__file__).with_name(f"{name}.py") for name in names), *(Path(module.__file__) for module in own)]
+
+
+def like_lengths(lengths: Sequence[int], tokens: int = TOKENS, padding: float = PADDING) -> list[list[int]]:
+    """Indices in batches: of like length, and at most so many tokens with their padding. What is longer is alone."""
+    batches: list[list[int]] = []
+    used = 0  # tokens of the last batch that are no padding
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        length = lengths[index]
+        padded = (len(batches[-1]) + 1) * length if batches else 0
+        if batches and padded <= tokens and padded - used - length <= padding * padded:
+            batches[-1].append(index)
+            used += length
+        else:
+            batches.append([index])
+            used = length
+    return batches
+
+
+def distance_of(pipeline: Pipeline) -> tuple[str, Callable[[Any, Any], float]]:
+    """What two predictions of one item are compared by, 0 for equal ones: its name, and the function. NaN is infinitely far."""
+    part = part_of(pipeline)
+    if hasattr(part, "distance"):
+        name, distance = part.distance(pipeline)
+    else:
+        name, distance = ("difference", part.difference) if hasattr(part, "difference") else CHANGE
+
+    def finite(written: Any, got: Any) -> float:
+        found = float(distance(written, got))
+        return found if found == found else float("inf")
+
+    return name, finite
+
+
+def _arrays(written: Any, got: Any) -> tuple[np.ndarray, np.ndarray]:
+    before, now = (np.asarray(one, dtype=np.float64) for one in (written, got))
+    return (before, now) if before.shape == now.shape else (np.array([1.0]), np.array([np.nan]))
+
+
+def cosine_distance(written: Any, got: Any) -> float:
+    """1 minus the cosine of two vectors; NaN when they are not of one size."""
+    before, now = _arrays(written, got)
+    lengths = float(np.linalg.norm(before)) * float(np.linalg.norm(now))
+    return 1 - float(before.ravel() @ now.ravel()) / max(lengths, 1e-12)
+
+
+def relative_change(written: Any, got: Any) -> float:
+    """The length of what changed against that of what was; of logits, what shifts all of a row alike left out, for no
+    probability depends on it. NaN when the two are not of one size."""
+    before, now = _arrays(written, got)
+    if before.ndim and before.shape[-1] > 1:
+        before, now = (one - one.mean(axis=-1, keepdims=True) for one in (before, now))
+    return float(np.linalg.norm(before - now)) / max(float(np.linalg.norm(before)), 1e-3) if before.size else 0.0
+
+
+def moved_probability(written: Any, got: Any) -> float:
+    """Of log-probabilities: half the sum of all changes of a row (total variation), the largest of any row."""
+    before, now = _arrays(written, got)
+    return float(np.abs(np.exp(before) - np.exp(now)).sum(axis=-1).max(initial=0.0) / 2)
+
+
+CHANGE = ("relative change", relative_change)
 
 
 @contextmanager

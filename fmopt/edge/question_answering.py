@@ -18,16 +18,16 @@ def windows(preprocessor: Preprocessor, sample: Any, limit: int) -> list[Any]:
     """Windows over the context, each with the whole question; a question longer than half of it is cut."""
     question, context = as_pair(sample)
     tokenizer = preprocessor.tokenizer
-    preprocessor.truncate_at(None)
-    asked = preprocessor.encoding(question, None, words=False, special=False)
+    question = preprocessor.beginning(question, limit)
+    asked = preprocessor.encoding(question, special=False)
     if len(asked) > limit // 2:
         question, asked = question[: asked.offsets[limit // 2 - 1][1]], asked.ids[: limit // 2]
     room = limit - len(asked) - tokenizer.num_special_tokens_to_add(True)
     if room < 2:
         raise EdgeError(f"{limit} tokens leave no room for a context; raise max_length")
     # The tokenizer aborts when windows do not advance, so neighbours share at most half of the room.
-    preprocessor.truncate_at(limit, min(int(preprocessor.pipeline.get("stride") or 128), room // 2), "only_second")
-    first = preprocessor.encoding(question, context, words=False)
+    stride = min(int(preprocessor.pipeline.get("stride") or 128), room // 2)
+    first = preprocessor.encoding(question, context, cut=(limit, stride, "only_second"))
     return [first, *first.overflowing]
 
 
@@ -88,6 +88,17 @@ def _best_span(start: np.ndarray, end: np.ndarray) -> tuple[float, int, int]:
 def _share(total: float, sides: Sequence[np.ndarray]) -> float:
     """exp(total) as a share of what both sides could be."""
     return float(np.exp(total - sum(np.logaddexp.reduce(side.astype(np.float64)) for side in sides)))
+
+
+def distance(pipeline: Pipeline) -> tuple[str, Callable[[Any, Any], float]]:
+    """What golden answers are compared by."""
+    return "change of the answer", _other_answer
+
+
+def _other_answer(written: Mapping[str, Any], got: Mapping[str, Any]) -> float:
+    """1 for an answer elsewhere, else how far its score moved."""
+    same = all(written[key] == got[key] for key in ("text", "start", "end"))
+    return float(abs(written["score"] - got["score"])) if same else 1.0
 
 
 def present(

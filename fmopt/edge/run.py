@@ -11,11 +11,14 @@ from __future__ import annotations
 import os
 import sys
 
-HERE = os.path.dirname(os.path.realpath(__file__))
+# In the cache of a model hub this file is a link, and the others lie beside the link; elsewhere they lie beside what it leads to.
+PLACES = [os.path.realpath(os.path.dirname(path)) for path in (os.path.abspath(__file__), os.path.realpath(__file__))]
+HERE = PLACES[0] if os.path.isfile(os.path.join(PLACES[0], "fmopt.json")) else PLACES[1]
 # Before anything is imported by its name: a file beside this one may have the name of a library.
-sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) != HERE]
+sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) not in PLACES]
 if sys.version_info < (3, 10):  # noqa: UP036 - it may be run by an older one
-    sys.exit("error: run.py needs Python 3.10 or newer; this is " + sys.version.split()[0])
+    print("error: run.py needs Python 3.10 or newer; this is " + sys.version.split()[0], file=sys.stderr)
+    sys.exit(2)
 
 import hashlib  # noqa: E402
 import importlib  # noqa: E402
@@ -59,9 +62,12 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def read(name: str) -> bytes:
-    """The bytes of a plain file of this folder, no link at any level."""
+    """The bytes of a plain file of this folder; no link at any level, but those that a hub's cache consists of."""
     path = os.path.join(HERE, *name.split("/"))
-    if os.path.realpath(path) != path or not os.path.isfile(path):
+    real, above = os.path.realpath(path), os.path.dirname(HERE)
+    blobs = os.path.join(os.path.dirname(above), "blobs")  # beside snapshots/REVISION, which is this folder
+    cached = os.path.basename(above) == "snapshots" and os.path.dirname(real) == blobs
+    if not (real == path or cached) or not os.path.isfile(path):
         raise ValueError(name + " is missing, or is no plain file")
     with open(path, "rb") as stream:
         found = stream.read(LARGEST_BYTES + 1)

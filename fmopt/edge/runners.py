@@ -1,14 +1,22 @@
-"""Graphs opened by ONNX Runtime or OpenVINO, by one interface: `run(inputs) -> outputs`, arrays by name."""
+"""Graphs opened by ONNX Runtime or OpenVINO, by one interface: `run(inputs) -> outputs`, arrays by name.
+
+Several threads may call `run` of one runner at once, and so may a forked child. A runner whose `mixes_rows` is true gives a
+row other outputs beside other rows: its scales are taken from all of a batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .host import ForkSafeLock, PerProcess
 from .parts import OWN_RUNTIMES, EdgeError, last_line, load_part, need
 
 APPENDS = "fmopt.appends"  # metadata of a graph whose past may lie in buffers with room for more
@@ -23,6 +31,10 @@ ENCODER_DECODER = "halves"  # option of a graph of two halves, each opened by it
 DECODER_INPUT = "decoder_input_ids"  # … and the input that the second takes
 
 
+# Operators that take one scale from all values of an activation, those of other rows and of padding too.
+TENSOR_SCALES = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"DynamicQuantizeLSTM")
+
+
 # element types of graph inputs, by ONNX's names and by OpenVINO's
 ONNX_KINDS = {"int64": np.int64, "int32": np.int32, "float": np.float32, "float16": np.float16, "bool": np.bool_}
 
@@ -34,23 +46,9 @@ class OnnxRuntimeRunner:
     """An ONNX graph opened by ONNX Runtime, or one `half` of it. Option: "providers", by default the CPU's."""
 
     def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
-        self.ort = ort = need("onnxruntime", "onnxruntime")
-        session = ort.SessionOptions()
-        session.intra_op_num_threads = threads
-        session.inter_op_num_threads = 1
-        session.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        session.log_severity_level = 3
-        if threads > 1:
-            # Idle threads of one session must not spin beside another that is being timed.
-            session.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self.session = ort.InferenceSession(
-                onnx_model(path, session, half),
-                session,
-                providers=list(options.get("providers", ["CPUExecutionProvider"])),
-            )
-        except Exception as error:  # pybind classes derive from Exception only
-            raise EdgeError(f"ONNX Runtime {ort.__version__} cannot open {path}: {last_line(error)}") from error
+        self.ort = need("onnxruntime", "onnxruntime")
+        self.path, self.options, self.threads, self.half = path, options, threads, half
+        self._opened = PerProcess(self._open)
         kinds = {f"tensor({name})": kind for name, kind in ONNX_KINDS.items()}
         self.inputs = {port.name: kinds.get(port.type, np.int64) for port in self.session.get_inputs()}
         self.optional = {
@@ -61,9 +59,32 @@ class OnnxRuntimeRunner:
         }
         self.outputs = [port.name for port in self.session.get_outputs()]
         self.appends = APPENDS in self.session.get_modelmeta().custom_metadata_map
-        self.bound: tuple[dict[str, np.ndarray], Any] | None = (
-            None  # the last past that was appended to, with its binding
-        )
+        self.mixes_rows = has_operator(path, TENSOR_SCALES)
+
+    def _open(self) -> Any:
+        """A session and, for each thread, the past that it last appended to with its binding."""
+        ort, session = self.ort, self.ort.SessionOptions()
+        session.intra_op_num_threads = self.threads
+        session.inter_op_num_threads = 1
+        session.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        session.log_severity_level = 3
+        if self.threads > 1:
+            # Idle threads of one session must not spin beside another that is being timed.
+            session.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            opened = ort.InferenceSession(
+                onnx_model(self.path, session, self.half),
+                session,
+                providers=list(self.options.get("providers", ["CPUExecutionProvider"])),
+            )
+        except Exception as error:  # pybind classes derive from Exception only
+            raise EdgeError(f"ONNX Runtime {ort.__version__} cannot open {self.path}: {last_line(error)}") from error
+        return opened, threading.local()
+
+    @property
+    def session(self) -> Any:
+        """The session of this process."""
+        return self._opened.get()[0]
 
     def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
         """An empty past with room for so many tokens, which `run` appends to in place; nothing where the graph cannot."""
@@ -86,14 +107,16 @@ class OnnxRuntimeRunner:
     def _append(self, asked: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         kv_cache = {name: inputs[name] for name in self.kv_cache}
         presents = {f"present.{name.removeprefix(CACHE_PREFIX)}": array for name, array in kv_cache.items()}
-        if self.bound is None or any(self.bound[0][name] is not array for name, array in kv_cache.items()):
-            binding = self.session.io_binding()
+        session, last = self._opened.get()
+        bound = getattr(last, "bound", None)
+        if bound is None or any(bound[0][name] is not array for name, array in kv_cache.items()):
+            binding = session.io_binding()
             for names in (kv_cache, presents):
                 bind = binding.bind_input if names is kv_cache else binding.bind_output
                 for name, array in names.items():
                     bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-            self.bound = kv_cache, binding
-        binding = self.bound[1]
+            bound = last.bound = kv_cache, binding
+        binding = bound[1]
         feed = cast_inputs(asked, inputs)  # lives until the run is over
         for name, array in feed.items():
             value = self.ort.OrtValue.ortvalue_from_numpy(array)
@@ -101,13 +124,21 @@ class OnnxRuntimeRunner:
         rest = [name for name in self.outputs if name not in presents]
         for name in rest:
             binding.bind_output(name, "cpu")
-        self.session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         made = dict(zip([*presents, *rest], binding.get_outputs(), strict=True))
         return {**{name: made[name].numpy() for name in rest}, **presents}
 
     def close(self) -> None:
         """Give back memory and threads."""
-        self.session = self.bound = None
+        self._opened.clear()
+
+
+def has_operator(path: Path, names: Sequence[bytes]) -> bool:
+    """Whether an ONNX file names one of these operators anywhere."""
+    if not Path(path).stat().st_size:
+        return False
+    with Path(path).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(name) >= 0 for name in names)
 
 
 def onnx_model(path: Path, session: Any, half: int | None) -> str | bytes:
@@ -143,10 +174,12 @@ class OpenVinoRunner:
         }
         self.shape = tuple(options.get("shape") or ()) or None
         self.options = options
+        self.fixed_rows = bool(options.get("buckets") or options.get("shape"))
         self.token_axes: list[list[int]] = []  # of every output, found when the first text is padded
-        self.requests: dict[tuple[int, ...] | None, Any] = {}
+        self._compiled: PerProcess[dict[tuple[int, ...] | None, CompiledGraph]] = PerProcess(dict)
+        self._lock = ForkSafeLock()
         try:
-            compiled = self._request(self.shape).get_compiled_model()
+            compiled = self.compiled_for(self.shape).model
         except Exception as error:
             raise EdgeError(f"OpenVINO {openvino.__version__} cannot open {path}: {last_line(error)}") from error
         self.inputs = {
@@ -169,37 +202,69 @@ class OpenVinoRunner:
         bucket = None if request else bucket_for(self.options, shape)
         if bucket is not None:
             return self._padded(feed, shape[1], bucket)
-        running = request or self._request(shape if shape == self.shape else None)
-        # Views of the request's own memory, which the next call writes to: copied here, for OpenVINO's way takes far longer.
-        results = running.infer(feed, share_inputs=True, share_outputs=True)
+        if request is not None:
+            return self._outputs(request, feed)
+        with self.compiled_for(shape if shape == self.shape else None).idle_request() as idle:
+            return self._outputs(idle, feed)
+
+    def _outputs(self, request: Any, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # Views of the request's own memory, which its next call writes to: copied here, for OpenVINO's way takes far longer.
+        results = request.infer(feed, share_inputs=True, share_outputs=True)
         return {name: value.copy() for name, value in zip(self.outputs, results.values(), strict=True)}
 
     def _padded(self, feed: Mapping[str, np.ndarray], length: int, bucket: tuple[int, int]) -> dict[str, np.ndarray]:
         """Outputs for inputs of `length` tokens, by the compilation for a bucket; what stands for padding is cut off."""
-        running = self._request(bucket)
         self.token_axes = self.token_axes or token_axes(self.path, self.half)
-        results = running.infer(
-            padded(feed, bucket[1], self.options.get("pad", {})), share_inputs=True, share_outputs=True
-        )
+        with self.compiled_for(bucket).idle_request() as idle:
+            results = self._outputs(idle, padded(feed, bucket[1], self.options.get("pad", {})))
         found = {}
         for name, value, axes in zip(self.outputs, results.values(), self.token_axes, strict=True):
-            found[name] = value[tuple(slice(length if axis in axes else None) for axis in range(value.ndim))].copy()
+            found[name] = value[tuple(slice(length if axis in axes else None) for axis in range(value.ndim))]
         return found
 
     def new_request(self) -> Any:
         """A further request, with a state of its own."""
-        return self._request(self.shape).get_compiled_model().create_infer_request()
+        return self.compiled_for(self.shape).model.create_infer_request()
 
-    def _request(self, shape: tuple[int, ...] | None) -> Any:
-        if shape not in self.requests:
-            core = need("openvino", "openvino").Core()
-            model = read_openvino(self.path, shape, self.half)
-            self.requests[shape] = core.compile_model(model, "CPU", self.properties).create_infer_request()
-        return self.requests[shape]
+    @property
+    def graphs(self) -> dict[tuple[int, ...] | None, CompiledGraph]:
+        """What is compiled in this process, by the shape that it is for."""
+        return self._compiled.get()
+
+    def compiled_for(self, shape: tuple[int, ...] | None) -> CompiledGraph:
+        """The graph compiled for a shape, or for any; compiled by the first that asks."""
+        graphs = self.graphs
+        if shape not in graphs:
+            with self._lock:
+                if shape not in graphs:
+                    core = need("openvino", "openvino").Core()
+                    model = read_openvino(self.path, shape, self.half)
+                    graphs[shape] = CompiledGraph(core.compile_model(model, "CPU", self.properties))
+        return graphs[shape]
 
     def close(self) -> None:
         """Give back memory and threads."""
-        self.requests = {}
+        self._compiled.clear()
+
+
+class CompiledGraph:
+    """A compiled graph and its idle requests: calls at the same time have one each."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self._idle: list[Any] = [model.create_infer_request()]
+
+    @contextmanager
+    def idle_request(self) -> Iterator[Any]:
+        """A request that nobody else uses meanwhile."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self.model.create_infer_request()
+        try:
+            yield request
+        finally:
+            self._idle.append(request)
 
 
 def bucket_for(options: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, int] | None:
@@ -252,6 +317,7 @@ class EncoderDecoderRunner:
 
     def __init__(self, halves: Sequence[Any]):
         self.halves = halves
+        self.mixes_rows = any(mixes_rows(half) for half in halves)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs of that half whose inputs these are."""
@@ -261,6 +327,16 @@ class EncoderDecoderRunner:
         """Give back memory and threads."""
         for half in self.halves:
             half.close()
+
+
+def takes_batches(runner: Any) -> bool:
+    """Whether rows may go together: none changes another, and what the graph was compiled for is not one row at a time."""
+    return not mixes_rows(runner) and not getattr(runner, "fixed_rows", False)
+
+
+def mixes_rows(runner: Any) -> bool:
+    """Whether a row's outputs depend on the other rows of its batch."""
+    return bool(getattr(runner, "mixes_rows", False))
 
 
 def part_for(inputs: Mapping[str, Any]) -> int:

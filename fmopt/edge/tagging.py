@@ -34,8 +34,7 @@ def windows(preprocessor: Preprocessor, sample: Any, limit: int) -> list[Any]:
     split_words(sample)  # refuses what is neither
     room = limit - preprocessor.tokenizer.num_special_tokens_to_add(False)
     stride = min(int(preprocessor.pipeline.get("stride") or room // 4), room // 2)
-    preprocessor.truncate_at(limit, stride, "longest_first")
-    first = preprocessor.encoding(sample, None, words=isinstance(sample, list))
+    first = preprocessor.encoding(sample, words=isinstance(sample, list), cut=(limit, stride, "longest_first"))
     found = [first, *first.overflowing]
     return found[::-1] if preprocessor.direction == "left" else found  # in the order of the text
 

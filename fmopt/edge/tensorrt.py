@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from .host import cache_folder, writable_by_others
+from .host import ForkSafeLock, cache_folder, writable_by_others
 from .loading import read_manifest, sha256_file
 from .parts import EdgeError, need
 
@@ -289,13 +289,15 @@ class TensorRtRunner:
         self.engine = opened(engine, Path(path), self.options)
         self.stream = cuda("cudaStreamCreate")
         self.slots: OrderedDict[tuple[int, ...], Slot] = OrderedDict()
+        self._lock = ForkSafeLock()  # a slot has one memory for all its calls
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; inputs the engine does not take are ignored. EdgeError for a shape that no profile is for."""
         shape = tuple(next(iter(inputs.values())).shape)
-        slot = self.slots.pop(shape, None) or self._slot(shape)
-        self.slots[shape] = slot  # the last used is the last to go
-        return slot.run(inputs)
+        with self._lock:
+            slot = self.slots.pop(shape, None) or self._slot(shape)
+            self.slots[shape] = slot  # the last used is the last to go
+            return slot.run(inputs)
 
     def _slot(self, shape: tuple[int, ...]) -> Slot:
         fitting = next((n for n, one in enumerate(profiles(self.options)) if one.takes(shape)), None)

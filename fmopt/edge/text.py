@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .parts import EdgeError, Pipeline, Sample, explained, last_line, need, part_of, shorten
+from .host import ForkSafeLock
+from .parts import EdgeError, Pipeline, Sample, explained, last_line, like_lengths, need, part_of, shorten
+
+LONG = 32  # a text of more characters than this for each token that is read is cut before it is tokenized
+Cut = tuple[int, int, str]  # tokens, stride, strategy
 
 
 def read_sample(pipeline: Pipeline, argument: Any) -> Any:
@@ -47,7 +52,7 @@ class Batch:
 
 
 class Preprocessor:
-    """Encodes samples exactly as the checkpoint's own (fast) Hugging Face tokenizer does."""
+    """Encodes samples exactly as the checkpoint's own (fast) Hugging Face tokenizer does; several threads may use one."""
 
     def __init__(self, tokenizer_file: Path, pipeline: Pipeline):
         tokenizers = need("tokenizers", "tokenizers")
@@ -61,6 +66,7 @@ class Preprocessor:
         self.part = part_of(pipeline)
         truncation = self.tokenizer.truncation or {}
         self.direction = str(pipeline.get("truncation_side") or truncation.get("direction", "right")).lower()
+        self._lock = ForkSafeLock()  # where a text is cut is a setting of the tokenizer, not of a call
         self.tokenizer.no_padding()  # padded here, to the longest row of a batch
         self.tokenizer.encode_special_tokens = bool(pipeline.get("split_special_tokens"))
         # Byte-level tokenizers see words apart from their text, so each word of a list brings its own space.
@@ -69,30 +75,42 @@ class Preprocessor:
         )
         if not getattr(self.part, "WORDS", False):
             self.tokenizer = self._word_tokenizer
-        self._truncation: tuple[int | None, int, str] | None = None
+        self._truncation: dict[int, Cut | None] = {}  # of each tokenizer
 
     def encode(self, samples: Sequence[Sample], length: int | None = None) -> Batch:
         """Arrays of the samples, cut at the pipeline's max_length and padded to the longest row.
 
         With `length`, rows are cut and padded to exactly that many tokens. EdgeError on a sample the task cannot read.
         """
-        limit = length or int(self.pipeline["max_length"])
-        rows, owner = [], []
-        for index, sample in enumerate(samples):
-            try:
-                windows = self._windows(sample, limit)
-            except EdgeError as error:
-                raise EdgeError(f"item {index + 1}: {error}") from error
-            rows += windows
-            owner += [index] * len(windows)
-        if not rows:
+        rows = self.rows(samples, length)
+        owner = [index for index, windows in enumerate(rows) for _ in windows]
+        flat = [row for windows in rows for row in windows]
+        if not flat:
             raise EdgeError("there is no text to encode")
-        return self._batch(rows, owner, length or max(len(row) for row in rows))
+        return self._batch(flat, owner, length or max(map(len, flat)))
 
-    def ids(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of a whole text, however long; without `special` those of its own words alone."""
-        self.truncate_at(None)
-        return list(self.encoding(text, None, words=False, special=special).ids)
+    def rows(self, samples: Sequence[Sample], length: int | None = None) -> list[list[Any]]:
+        """The tokenizer's encodings of every sample, one or several windows. EdgeError says which sample cannot be read."""
+        found = []
+        for number, sample in enumerate(samples, start=1):
+            try:
+                found.append(self._windows(sample, length or int(self.pipeline["max_length"])))
+            except EdgeError as error:
+                raise EdgeError(f"item {number}: {error}") from error
+        return found
+
+    def batches(self, samples: Sequence[Sample]) -> Iterator[tuple[list[int], Batch]]:
+        """All samples in batches of like length (see `like_lengths`), each with the indices of its samples."""
+        rows = self.rows(samples)
+        for indices in like_lengths([sum(map(len, windows)) for windows in rows]):
+            flat = [row for index in indices for row in rows[index]]
+            owner = [place for place, index in enumerate(indices) for _ in rows[index]]
+            yield indices, self._batch(flat, owner, max(map(len, flat)))
+
+    def ids(self, text: str, *, special: bool = True, most: int | None = None) -> list[int]:
+        """Token ids of a whole text; without `special` those of its own words alone. Of one that is far longer than `most`
+        tokens, only more than so many."""
+        return list(self.encoding(text if most is None else self.beginning(text, most), special=special).ids)
 
     def _windows(self, sample: Any, limit: int) -> list[Any]:
         """The tokenizer's encodings of one sample: one, or several windows that overlap by `stride` tokens."""
@@ -100,27 +118,49 @@ class Preprocessor:
             sample = self.pipeline["prefix"] + sample
         if hasattr(self.part, "windows"):
             return list(self.part.windows(self, sample, limit))
-        self.truncate_at(limit)
         text, pair = as_pair(sample) if isinstance(sample, tuple) else (sample, None)
-        return [self.encoding(text, pair, words=isinstance(sample, list))]
+        text, pair = self.beginning(text, limit), self.beginning(pair, limit)
+        return [self.encoding(text, pair, words=isinstance(sample, list), cut=(limit, 0, "longest_first"))]
 
-    def truncate_at(self, limit: int | None, stride: int = 0, strategy: str = "longest_first") -> None:
-        """Cut the texts encoded from now on at so many tokens, what is left in windows that share `stride`; None: nowhere."""
-        for tokenizer in {id(one): one for one in (self.tokenizer, self._word_tokenizer)}.values():
-            if limit is None:
-                tokenizer.no_truncation()
-            elif self._truncation != (limit, stride, strategy):
-                tokenizer.enable_truncation(limit, stride=stride, strategy=strategy, direction=self.direction)
-        self._truncation = (limit, stride, strategy)
+    def beginning(self, text: Any, tokens: int) -> Any:
+        """Of a text far longer than so many tokens, the part that the first of them come from and some more; of a tokenizer that
+        cuts on the left, the last. Others, and what is no text, as they are."""
+        size = LONG * (tokens + LONG)
+        while isinstance(text, str) and size < len(text):
+            last = self.direction == "left"
+            part = text[-size:] if last else text[:size]
+            # Between words, where there are any: half a word at the end has other tokens.
+            space = re.search(r"\s", part) if last else re.search(r"\s\S*$", part[-size // 4 :])
+            if space is not None:
+                part = part[space.start() :] if last else part[: len(part) - size // 4 + space.start()]
+            if len(self.encoding(part, special=False)) > tokens + LONG:
+                return part
+            size *= 4  # blanks and what the tokenizer drops
+        return text
 
-    def encoding(self, text: Any, pair: Any, *, words: bool, special: bool = True) -> Any:
-        """The tokenizer's encoding of a text, of a list of `words`, or of a pair; EdgeError for what is none of these."""
+    def encoding(
+        self, text: Any, pair: Any = None, *, words: bool = False, special: bool = True, cut: Cut | None = None
+    ) -> Any:
+        """The tokenizer's encoding of a text, of a list of `words`, or of a pair, cut at so many tokens with what is left in
+        windows that share `stride`, where `cut` says so. EdgeError for what is none of these."""
         # One by one: the library's own batching starts threads of its own beside those the caller asked for.
         tokenizer = self._word_tokenizer if words else self.tokenizer
         try:
-            return tokenizer.encode(text, pair, is_pretokenized=words, add_special_tokens=special)
+            with self._lock:
+                self._cut_at(tokenizer, cut)
+                return tokenizer.encode(text, pair, is_pretokenized=words, add_special_tokens=special)
         except (TypeError, ValueError, UnicodeError) as error:
             raise EdgeError(f"{shorten(text)} is not a text, a pair of texts or a list of words") from error
+
+    def _cut_at(self, tokenizer: Any, cut: Cut | None) -> None:
+        if self._truncation.get(id(tokenizer), ()) == cut:
+            return
+        if cut is None:
+            tokenizer.no_truncation()
+        else:
+            limit, stride, strategy = cut
+            tokenizer.enable_truncation(limit, stride=stride, strategy=strategy, direction=self.direction)
+        self._truncation[id(tokenizer)] = cut
 
     def _batch(self, rows: list[Any], owner: list[int], width: int) -> Batch:
         padding = self.pipeline["padding"]

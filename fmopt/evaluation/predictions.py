@@ -28,9 +28,12 @@ def predict(
     items: Sequence[Item],
     *,
     batch: int = 1,
+    mixed: bool = False,
+    length: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Any]:
-    """One prediction per item, in order. Batches hold texts of like length, so that little is padding.
+    """One prediction per item, in order. Batches hold texts of like length, so that little is padding; `mixed` ones hold what
+    comes together in the data. With `length`, texts are padded to that many tokens.
 
     A text that occurs several times is run once. `progress` gets how many more items are done. DataError that names the
     row of a sample that cannot be read.
@@ -39,13 +42,13 @@ def predict(
     for index, item in enumerate(items):
         places.setdefault(tuple(item.sample) if isinstance(item.sample, list) else item.sample, []).append(index)
     same = list(places.values())
-    if batch > 1:
+    if batch > 1 and not mixed:
         same.sort(key=lambda indices: _length(items[indices[0]].sample))
     found: list[Any] = [None] * len(items)
     for start in range(0, len(same), batch):
         part = same[start : start + batch]
         samples = [items[indices[0]].sample for indices in part]
-        encoded = _encoded(preprocessor, samples, [items[indices[0]].row for indices in part])
+        encoded = _encoded(preprocessor, samples, [items[indices[0]].row for indices in part], length)
         outputs = run_batch(pipeline, runner, encoded, len(encoded.owner))
         made = postprocess(pipeline, outputs, encoded, samples)
         for indices, prediction in zip(part, made, strict=True):
@@ -56,9 +59,11 @@ def predict(
     return found
 
 
-def _encoded(preprocessor: Preprocessor, samples: Sequence[Sample], rows: Sequence[int]) -> Any:
+def _encoded(
+    preprocessor: Preprocessor, samples: Sequence[Sample], rows: Sequence[int], length: int | None = None
+) -> Any:
     try:
-        return preprocessor.encode(samples)
+        return preprocessor.encode(samples, length)
     except EdgeError:
         for sample, row in zip(samples, rows, strict=True):
             try:

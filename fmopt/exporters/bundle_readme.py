@@ -33,7 +33,9 @@ def readers(metadata: CheckpointMetadata) -> tuple[str, ...]:
     return ("pillow",) if encoder == PROCESSOR and metadata.modality != "audio" else ()
 
 
-def readme(metadata: CheckpointMetadata, artifact: Artifact, verdict: str, model_file: str, *, page: bool) -> str:
+def readme(
+    metadata: CheckpointMetadata, artifact: Artifact, verdict: str, model_file: str, *, page: bool, golden: str
+) -> str:
     """The text of a bundle's README."""
     task = find_task(metadata.task)
     argument = task.usage.argument.format(mask=metadata.pipeline.get("mask", {}).get("token", ""))
@@ -44,7 +46,7 @@ def readme(metadata: CheckpointMetadata, artifact: Artifact, verdict: str, model
     reads = "".join(f" {package}" for package in readers(metadata))
     others = " (and soundfile, for other files than WAV)" if metadata.modality == "audio" else ""
     needs = (
-        f"It needs no fmopt: `pip install numpy{reads} {packages}`{others}."
+        f"It needs no fmopt, but Python 3.10 or newer: `pip install numpy{reads} {packages}`{others}."
         if alone
         else "It is a PyTorch checkpoint and runs by fmopt: `pip install fmopt`."
         if artifact.runtime == "torch"
@@ -86,7 +88,7 @@ model({sample})     # or a list of them
 | `{weights}` | the model |
 | `{encoder}`, `config.json` | of the checkpoint, as transformers and optimum read them |
 | `fmopt.json` | what it was made from and how, versions, host, sha256 of every file |
-| `golden.json` | inputs with the predictions that were judged; run on first load on a new machine |
+| `golden.json` | inputs with the predictions that were judged ({golden}); run on first load on a new machine |
 | `record.json`, `report.html` | every measurement, and the page drawn from it (where it was judged) |
 
 {long}Licence of the original model: {metadata.source.licence or "not stated; see its source"}.

@@ -16,10 +16,10 @@ from fmopt.core.model import Artifact, CheckpointMetadata
 from fmopt.core.store import MARKER, disk_errors
 from fmopt.edge import host, loading, parts
 from fmopt.edge.loading import GOLDEN, MANIFEST, UNFINISHED
-from fmopt.edge.parts import Sample
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.exporters import browser_files
 from fmopt.exporters.bundle_readme import PROCESSOR, VOCABULARY, encoder_file, readme
+from fmopt.exporters.golden import Golden
 
 # Protobuf ends at 2 GB; below this one file is handier than two.
 EXTERNAL_DATA_BYTES = 1_500_000_000
@@ -38,8 +38,7 @@ def write_bundle(
     artifact: Artifact,
     recipe: Mapping[str, Any],
     verdict: str,
-    golden: Sequence[tuple[Sample, Any]],
-    tolerance: float,
+    golden: Golden,
     needs_isa: Sequence[str],
     record_files: Mapping[str, Path] | None = None,
     for_browser: bool = False,
@@ -47,8 +46,8 @@ def write_bundle(
 ) -> Path:
     """Write a bundle into the folder `out`: made beside it and moved in when whole. Returns `out`.
 
-    `golden` are samples with their predictions as judged; another machine must reproduce them within `tolerance`
-    (absolute, in units of the prediction). `needs_isa` are CPU features the graph was judged with and may compute
+    `golden` are samples with their predictions as judged; another machine must reproduce them within its tolerance.
+    `needs_isa` are CPU features the graph was judged with and may compute
     otherwise without. `record_files` are further files by their name in the bundle. `for_browser` lays the graph where
     transformers.js looks for it and adds a page that runs it. `judged` says on what it was ("workload") and how it is opened so
     ("threads"), where it was. StoreError when `out` holds something that is not ours or
@@ -65,14 +64,14 @@ def write_bundle(
             if for_browser:
                 model_file = browser_files.move_graph(staging, model_file, str(recipe.get("precision", "fp32")))
             _put_checkpoint_files(metadata, artifact, staging)
-            _put_golden(golden, tolerance, staging)
+            _put_golden(golden, staging)
             put_programs(metadata.pipeline, artifact.runtime, staging)
             (staging / "README.md").write_text(
-                readme(metadata, artifact, verdict, model_file, page=page), encoding="utf-8"
+                readme(metadata, artifact, verdict, model_file, page=page, golden=golden.origin), encoding="utf-8"
             )
             for name, path in (record_files or {}).items():
                 shutil.copyfile(path, staging / name)
-            _put_manifest(metadata, artifact, model_file, recipe, verdict, needs_isa, judged or {}, staging)
+            _put_manifest(metadata, artifact, model_file, recipe, verdict, needs_isa, judged or {}, golden, staging)
         return publish(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -171,21 +170,21 @@ def _put_checkpoint_files(metadata: CheckpointMetadata, artifact: Artifact, fold
     shutil.copyfile(config, folder / "config.json")
 
 
-def _put_golden(golden: Sequence[tuple[Sample, Any]], tolerance: float, folder: Path) -> None:
+def _put_golden(golden: Golden, folder: Path) -> None:
     items = [
-        {"raw": loading.sample_to_json(sample), "prediction": loading.prediction_to_json(got)} for sample, got in golden
+        {"raw": loading.sample_to_json(sample), "prediction": loading.prediction_to_json(got)}
+        for sample, got in golden.items
     ]
-    for item, (sample, got) in zip(items, golden, strict=True):
+    for number, (_, got) in enumerate(golden.items, start=1):
         if isinstance(got, np.ndarray) and not np.isfinite(got).all():
-            raise BundleError(
-                f"the prediction for {item['raw']} is not finite; such a model is not handed over: {sample!r}"
-            )
-    _write_json(folder / GOLDEN, {"tolerance": tolerance, "items": items})
+            raise BundleError(f"the prediction for golden item {number} is not finite; such a model is not handed over")
+    about = {"origin": golden.origin, "distance": golden.distance, "tolerance": golden.tolerance, "noise": golden.noise}
+    _write_json(folder / GOLDEN, {**about, "items": items})
 
 
 def _put_manifest(
     metadata: CheckpointMetadata, artifact: Artifact, model_file: str, recipe: Mapping[str, Any], verdict: str,
-    needs_isa: Sequence[str], judged: Mapping[str, Any], folder: Path,
+    needs_isa: Sequence[str], judged: Mapping[str, Any], golden: Golden, folder: Path,
 ) -> None:  # fmt: skip
     """Write fmopt.json, last: it vouches for every other file, and by its digest for itself."""
     written = {
@@ -204,6 +203,7 @@ def _put_manifest(
         "model_file": model_file,
         "needs_isa": sorted(needs_isa),
         **({"judged": dict(judged)} if judged else {}),
+        "invariance": {"distance": golden.distance, "batched": golden.batched} if golden.items else {},
         "pipeline": dict(metadata.pipeline),
         "recipe": dict(recipe),
         "checkpoint": {

@@ -8,13 +8,14 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fmopt.core.model import Graph, Inputs, axes_of, continues_texts, makes_answers
+from fmopt.core.errors import CheckpointError
+from fmopt.core.model import CheckpointMetadata, Graph, Inputs, axes_of, continues_texts, makes_answers
 from fmopt.models.loading import TorchModel
 from fmopt.models.wrappers import decoder, seq2seq
 
@@ -22,6 +23,44 @@ OPSET = 20  # the first with Gelu; ONNX Runtime and OpenVINO both know it
 
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB
+
+
+# Kinds of rotary positions whose angles depend on how long a text is, with the configuration's name of the length they change at
+# and the way out.
+SCALED_BY_LENGTH = {
+    "dynamic": (
+        "max_position_embeddings",
+        "set rope_type to 'default' in config.json, which is the same for texts up to that",
+    ),
+    "longrope": (
+        "original_max_position_embeddings",
+        "use the checkpoint of the shorter context, which has no such positions",
+    ),
+}
+SCALED_BY_LENGTH["su"] = SCALED_BY_LENGTH["longrope"]  # as it was called first
+
+
+def check_positions(metadata: CheckpointMetadata) -> None:
+    """CheckpointError for a network whose position angles change with a text's length: a graph keeps those it was traced with."""
+    for found in _rotary_settings(metadata.config):
+        kind = str(found.get("rope_type") or found.get("type"))
+        if kind in SCALED_BY_LENGTH:
+            name, way_out = SCALED_BY_LENGTH[kind]
+            most = found.get(name) or metadata.config.get(name) or metadata.config.get("max_position_embeddings")
+            raise CheckpointError(
+                f"{metadata.source.title}: its rotary positions are of the kind {kind!r}, whose angles change when a text is "
+                f"longer than {most} tokens, and an exported graph would keep one set of them; {way_out}"
+            )
+
+
+def _rotary_settings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Every block of a configuration that says how positions turn, those of its parts too."""
+    for name, value in config.items():
+        if not isinstance(value, Mapping):
+            continue
+        if "rope_type" in value or (name == "rope_scaling" and "type" in value):
+            yield value
+        yield from _rotary_settings(value)
 
 
 def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str = "model.onnx") -> Graph:

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from fmopt.core.errors import StoreError
 from fmopt.core.results import Frozen
 from fmopt.core.target import Precision, Target, read_target
-from fmopt.edge.host import writable_by_others
+from fmopt.edge.host import cache_folder, writable_by_others
+from fmopt.edge.parts import EdgeError
 
 # What kernels of the runtimes ask for; /proc/cpuinfo's names on the right where they differ from ours.
 ISA_X86 = {
@@ -166,7 +167,10 @@ def save_target(target: Target, path: Path) -> None:
 def _remembered_host(*, fresh: bool) -> Target:
     """The probe of this machine and these libraries, from the user's cache folder where it is."""
     key = json.dumps([EDITION, host_fingerprint(), versions()], sort_keys=True)
-    path = _cache_folder() / f"host-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    try:
+        path = cache_folder() / f"host-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    except EdgeError:
+        return probe_host()  # no home: the next run probes again
     if not fresh and not writable_by_others(path.parent):
         try:
             return Target.model_validate_json(path.read_text())
@@ -186,12 +190,6 @@ def _write_whole(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
-
-
-def _cache_folder() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "fmopt"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmopt"
 
 
 def precisions_of(isa: Sequence[str]) -> tuple[Precision, ...]:

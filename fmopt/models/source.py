@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.core import plugins
-from fmopt.core.errors import CheckpointError
+from fmopt.core.errors import CheckpointError, StoreError
 from fmopt.core.model import ModelSource
 from fmopt.core.seals import require_own
 from fmopt.models.loading import auto_loader, quiet
@@ -144,8 +144,14 @@ def made_once(place: Path, make: Callable[[Path], None]) -> Path:
 def cache_folder() -> Path:
     """Where converted and untrained checkpoints are kept: $FMOPT_CACHE, or fmopt in the user's cache folder."""
     settings = os.environ.get("FMOPT_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(settings) if settings else base / "fmopt"
+    if settings:
+        return Path(settings)
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "fmopt"
+    try:
+        return Path.home() / ".cache" / "fmopt"
+    except (RuntimeError, KeyError) as error:
+        raise StoreError("there is no home folder to keep checkpoints in; set FMOPT_CACHE to a folder") from error
 
 
 def _from_hub(name: str) -> Path:

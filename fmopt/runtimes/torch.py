@@ -16,6 +16,7 @@ from fmopt.core.model import Artifact, CheckpointMetadata, Graph, Runner
 from fmopt.core.plugins import did_you_mean
 from fmopt.core.results import OpTime
 from fmopt.core.target import Target
+from fmopt.edge.host import ForkSafeLock
 from fmopt.edge.runners import CACHE_PREFIX
 from fmopt.edge.seq2seq import SOURCE_MASK
 from fmopt.models.structure import load_network
@@ -104,7 +105,8 @@ class Torch:
 
 
 class TorchRunner:
-    """A network in inference mode. The number of threads is a setting of the whole process: it is set for each run."""
+    """A network in inference mode, one call at a time: some networks keep what a call computes (frequencies of positions,
+    buffers of CUDA graphs). The number of threads is a setting of the whole process: it is set for each run."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         options = artifact.options
@@ -114,24 +116,29 @@ class TorchRunner:
         net: Any = load_network(artifact.path, str(options["auto_class"]), str(options.get("dtype", "fp32")))
         self.net: Any = on_device(net, self.device, options.get("quantize"))
         self.call = MODES[str(options.get("mode", "eager"))](self.net)
-        self.threads = threads
+        self.threads, self.process, self.lock = threads, os.getpid(), ForkSafeLock()
         self.halves = seq2seq.EncoderDecoder(self.net) if seq2seq.is_encoder_decoder(self.net) else None
         self.names = _input_names(self.net) | {SOURCE_MASK}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, as fp32; inputs the network does not take are ignored."""
+        # OpenMP's workers are not in a forked child, and waiting for them would never end.
+        threads = self.threads if os.getpid() == self.process else 1
+        with self.lock, _threads(threads):
+            return self._outputs(inputs)
+
+    def _outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import torch
 
         if self.halves is not None:
-            with _threads(self.threads):
-                return self.halves.run({name: inputs[name] for name in inputs if name in self.names or "." in name})
+            return self.halves.run({name: inputs[name] for name in inputs if name in self.names or "." in name})
         feed = {
             name: torch.from_numpy(np.asarray(inputs[name])).to(self.device)
             for name in inputs
             if name in self.names or name.startswith(CACHE_PREFIX)
         }
         feed = {name: given.to(self.net.dtype) if given.is_floating_point() else given for name, given in feed.items()}
-        with _threads(self.threads), torch.inference_mode():
+        with torch.inference_mode():
             outputs = self.call(feed)
         found = {
             name: value.float().cpu().numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,15 +13,16 @@ from fmopt.core.recipe import Recipe, Step
 from fmopt.core.store import Store, disk_errors, own_folder
 from fmopt.data.datasets import load_data
 from fmopt.edge.text import open_preprocessor
-from fmopt.evaluation.predictions import predict
 from fmopt.exporters import browser_files, bundle_writer, to_executorch
+from fmopt.exporters.to_onnx import check_positions
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.passes.base import traits_of
 from fmopt.tasks.base import find_task
-from fmopt.workflow.deployed import open_artifact, plain_example
+from fmopt.workflow.deployed import plain_example
 from fmopt.workflow.given import data_path, model_path
+from fmopt.workflow.golden_items import golden_of
 from fmopt.workflow.label_names import with_labels
 from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.candidates import compiled_for, keeps_kv_cache, refusal
@@ -44,6 +45,7 @@ def export(
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
     allow_pickle: bool = False,
+    golden: str = "data",
     progress: Progress | None = None,
 ) -> Path:
     """Export `model` as a bundle in one format and precision, checked against the torch model; no candidates, no gate.
@@ -59,6 +61,7 @@ def export(
         data: a file, a folder, a hub name, a `datasets.Dataset` or `DatasetDict`, or a list of dicts.
         columns: the data's column for each role, such as {"text": "review"}.
         seed: decides what is cut from what in data without splits.
+        golden: what the bundle carries for its self-test: "data" (items of `data`), "none", "synthetic", or a data file.
         allow_pickle: whether pickled weights are read (with weights_only).
 
     Returns the folder `out`. Raises ConfigError for a format that the model or device does not have, DataError for data that
@@ -71,6 +74,7 @@ def export(
     out, data = Path(out), data_path(data)
     source = resolve(model_path(model, tokenizer, processor))
     metadata = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
+    check_positions(metadata)
     asked = export_recipe(format, precision, metadata)
     (recipe,) = compiled_for(None, (asked,), 0, stateful=keeps_kv_cache(metadata))
     device = host_probe.load_target(target)
@@ -105,19 +109,17 @@ def export(
             progress or Silent(),
         )
         artifact = builder.artifact(recipe)
-        runner = open_artifact(artifact, host_probe.cores())
-        try:
-            golden = predict(runner, builder.preprocessor, dict(metadata.pipeline), kind_items(samples[:8]), batch=1)
-        finally:
-            runner.close()
+        chosen = "synthetic" if spec is None and golden == "data" else golden
+        found = golden_of(chosen, samples, metadata, artifact, precision, columns)
+        if progress is not None:
+            progress.say(f"golden.json, the bundle's self-test, holds {found.origin}")
         bundle_writer.write_bundle(
             out,
             metadata=metadata,
             artifact=artifact,
             recipe=recipe.model_dump(mode="json"),
             verdict="UNMEASURED",
-            golden=list(zip(samples[:8], golden, strict=True)),
-            tolerance=1e-3 if precision == "fp32" else 0.1,
+            golden=found,
             needs_isa=[],
             for_browser=device.kind == "browser",
         )
@@ -156,10 +158,3 @@ def export_recipe(format: str, precision: str, metadata: CheckpointMetadata) -> 
         "fp16": {"precision": "f32", "fp16_weights": True},
     }
     return Recipe(name=name, runtime=runtime, precision=precision, options=options[precision])
-
-
-def kind_items(samples: Sequence[Any]) -> list[Any]:
-    """Items without labels, for golden predictions."""
-    from fmopt.tasks.base import Item
-
-    return [Item(row=number, sample=sample) for number, sample in enumerate(samples)]

@@ -28,6 +28,7 @@ from fmopt.evaluation.record import AblationStep, Record, endless, value_of
 from fmopt.measurement.roofline import findings
 from fmopt.reports.run_status import noted
 from fmopt.workflow.disk import drop_on_the_way, require_room
+from fmopt.workflow.invariance import answers_alone, invariance_check, other_ways, worst_scores
 from fmopt.workflow.prepare import prepare, start
 from fmopt.workflow.publish import make_record, publish
 from fmopt.workflow.request import Asked, Effort, Request, RunOptions, Training, make_request
@@ -217,6 +218,9 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
     for name, predicted in ((reference, baseline), (winner, got)):
         run.update(name, test_scores=run.job.task.scores(predicted, items, baseline, run.job.metadata))
     ours, theirs = primary(run.trials[winner].test_scores), primary(run.trials[reference].test_scores)
+    one_by_one, ways = answers_alone(run, winner), other_ways(run, winner, got)
+    if not one_by_one:
+        ours = worst_scores(run, ways, ours, baseline, theirs)
     drop = bootstrap.paired_drop(theirs, ours, confidence=request.budget.confidence, seed=request.seed)
     run.update(winner, test_drop=drop)
     run.seconds["test"] = round(time.monotonic() - begun, 3)
@@ -249,7 +253,8 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
     )
     if request.workload.arrival == "server":
         verdict = Verdict(checks=[*verdict.checks, under_load.check(run, winner, reference)])
-    return verdict
+    check = invariance_check(run, ways, one_by_one=one_by_one)
+    return Verdict(checks=[*verdict.checks, check])
 
 
 def time_for_comparison(run: Run, names: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from fmopt.data.datasets import load_data
 from fmopt.edge.parts import Sample
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import browser_files
+from fmopt.exporters.to_onnx import check_positions
 from fmopt.measurement import host_probe, latency
 from fmopt.measurement.backends import HostBackend, TimingBackend
 from fmopt.measurement.remote.backend import board_target
@@ -46,6 +47,7 @@ def prepare(request: Request) -> Job:
     """Look everything up and refuse what can be refused, before any weight is touched."""
     source = resolve(request.model)
     metadata = checkpoint.inspect(source, request.task or source.task, allow_pickle=request.allow_pickle)
+    check_positions(metadata)
     request = request.model_copy(update={"workload": fitting(request.workload, metadata)})
     task = find_task(metadata.task)
     spec = request.data or source.default_data

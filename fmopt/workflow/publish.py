@@ -10,6 +10,7 @@ from fmopt.evaluation.predictions import changed_items
 from fmopt.evaluation.record import AblationStep, Record, summary_sentence
 from fmopt.exporters import bundle_writer
 from fmopt.reports.html import write_markdown, write_report
+from fmopt.workflow.golden_items import golden_of
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.builder import CHECKPOINT
 from fmopt.workflow.search.partial_record import by_kind, known
@@ -18,19 +19,20 @@ from fmopt.workflow.search.run import Run
 CHANGED_SHOWN = 40
 
 
-GOLDEN_ITEMS = 8
-
-
 def make_record(run: Run, winner: str, reference: str, verdict: Verdict, steps: list[AblationStep]) -> Record:
     """Everything that was found, as the report reads it."""
     items = run.items("test")
-    changed = changed_items(
-        run.job.task,
-        items,
-        trials.predictions(run, reference, "test"),
-        trials.predictions(run, winner, "test"),
-        run.job.metadata,
-        limit=CHANGED_SHOWN,
+    changed = (
+        []
+        if not run.job.request.items
+        else changed_items(
+            run.job.task,
+            items,
+            trials.predictions(run, reference, "test"),
+            trials.predictions(run, winner, "test"),
+            run.job.metadata,
+            limit=CHANGED_SHOWN,
+        )
     )
     baselines, candidates = by_kind(run)
     return with_summary(
@@ -58,18 +60,18 @@ def publish(run: Run, record: Record, winner: str) -> None:
     """Write the bundle, the record and the report; a bundle is made beside and moved in whole."""
     out, metadata = run.job.request.out, run.job.metadata
     run.progress.say("writing the bundle")
-    items = run.items("test")
-    golden_items = items[:GOLDEN_ITEMS]
-    predicted = trials.predictions(run, winner, "test")[:GOLDEN_ITEMS]
+    request, artifact = run.job.request, run.artifacts[winner]
     precision = run.recipes[winner].precision
+    judged = [item.sample for item in run.items("test")]
+    golden = golden_of(request.golden, judged, metadata, artifact, precision, request.columns)
+    run.progress.say(f"golden.json, the bundle's self-test, holds {golden.origin}; --golden says otherwise")
     bundle_writer.write_bundle(
         out,
         metadata=metadata,
-        artifact=run.artifacts[winner],
+        artifact=artifact,
         recipe=run.recipes[winner].model_dump(mode="json"),
         verdict=record.verdict.outcome.value,
-        golden=[(item.sample, got) for item, got in zip(golden_items, predicted, strict=True)],
-        tolerance=1e-3 if precision == "fp32" else 0.1,
+        golden=golden,
         needs_isa=needed_isa(run, precision),
         for_browser=run.job.target.kind == "browser",
         judged=judged_as(run),

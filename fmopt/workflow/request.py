@@ -96,6 +96,8 @@ class Request(Frozen):
     allow_pickle: bool = False
     max_calibration_memory: int = 1 << 30
     command: str = ""
+    golden: str = "data"  # what a bundle's self-test holds: "data", "none", "synthetic", or a data file
+    items: bool = True  # whether records and reports show items of the data
 
     @property
     def stages_folder(self) -> Path:

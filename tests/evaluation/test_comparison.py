@@ -16,6 +16,7 @@ from fmopt.core.results import Estimate, Outcome, Scores
 from fmopt.evaluation.comparison import Cell, Comparison, Difference, compare, ratio_of
 from fmopt.evaluation.record import Record, Trial
 from fmopt.exporters.bundle_writer import write_bundle
+from fmopt.exporters.golden import Golden
 from tests import records
 from tests.conftest import write_tokenizer
 from tests.exporters.test_bundle import facts_of, write_graph
@@ -195,8 +196,7 @@ def exported(tmp_path: Path) -> Path:
         artifact=Artifact("onnxruntime", write_graph(tmp_path / "graph" / "model.onnx"), {}),
         recipe={"name": "onnx-fp16", "precision": "fp16"},
         verdict="UNMEASURED",
-        golden=[("a text", [0.0])],
-        tolerance=0.1,
+        golden=Golden([("a text", [0.0])], tolerance=0.1),
         needs_isa=[],
     )
 

@@ -23,6 +23,7 @@ from fmopt.edge import command as edge_command
 from fmopt.edge import host, loading, parts, runners
 from fmopt.edge import text as edge_text
 from fmopt.exporters import bundle, bundle_writer
+from fmopt.exporters.golden import Golden
 
 GOLDEN = ["the cat sat on the mat", "a small dog", "Paris"]
 PADDING = {"id": 0, "type_id": 0, "token": "[PAD]", "side": "right"}
@@ -75,7 +76,7 @@ def write(tiny_checkpoint: Any, tmp_path: Path) -> Write:
         preprocessor = edge_text.Preprocessor(checkpoint / "tokenizer.json", metadata.pipeline)
         runner = runners.open_runner(runtime, path, artifact.options, 1)
         predicted = loading.Model({"pipeline": metadata.pipeline}, preprocessor, runner).predict(GOLDEN)
-        options = {"golden": list(zip(GOLDEN, predicted, strict=True)), "tolerance": 1e-3, "needs_isa": [], **more}
+        options = {"golden": Golden(list(zip(GOLDEN, predicted, strict=True)), tolerance=1e-3), "needs_isa": [], **more}
         return bundle_writer.write_bundle(
             out, metadata=metadata, artifact=artifact, recipe={"name": "onnx-fp32"}, verdict="PASS", **options
         )
@@ -203,7 +204,7 @@ def test_a_torch_winner_brings_its_weights_and_says_what_it_needs(tiny_checkpoin
     checkpoint = tiny_checkpoint("bert", "text-classification")
     out = bundle_writer.write_bundle(
         tmp_path / "out", metadata=facts_of(checkpoint), artifact=Artifact("torch", checkpoint, {"dtype": "fp32"}),
-        recipe={}, verdict="PASS", golden=[], tolerance=1e-3, needs_isa=[],
+        recipe={}, verdict="PASS", golden=Golden(), needs_isa=[],
     )  # fmt: skip
     assert (out / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
     assert loading.verify(out) == []
@@ -367,7 +368,7 @@ def test_a_failure_in_the_middle_leaves_nothing(write: Write, tmp_path: Path) ->
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "out", record_files={"record.json": tmp_path / "absent"})
     with pytest.raises(BundleError, match="is not finite"):
-        write(tmp_path / "new", golden=[("a", np.array([np.nan, 1, 2]))])
+        write(tmp_path / "new", golden=Golden([("a", np.array([np.nan, 1, 2]))]))
     assert not (tmp_path / "new").exists()
     assert bundle.verify_bundle(before) == []
 
@@ -375,7 +376,7 @@ def test_a_failure_in_the_middle_leaves_nothing(write: Write, tmp_path: Path) ->
 def test_the_parts_that_a_bundle_cannot_do_without(write: Write, tmp_path: Path, tiny_checkpoint: Any) -> None:
     (tmp_path / "empty").mkdir()
     base = facts_of(tiny_checkpoint("bert", "text-classification"))
-    options = {"recipe": {}, "verdict": "PASS", "golden": [], "tolerance": 1.0, "needs_isa": []}
+    options = {"recipe": {}, "verdict": "PASS", "golden": Golden(), "needs_isa": []}
     for artifact, reported in (
         (Artifact("torch", tmp_path / "empty"), "holds no safetensors"),
         (Artifact("onnxruntime", tmp_path / "model.gguf"), "is neither model.onnx nor model.xml"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from fmopt.core.errors import ParityError
+from fmopt.core.errors import CheckpointError, ParityError
 from fmopt.edge import runners
 from fmopt.exporters import onnx_graph, openvino_graph, to_onnx
 from fmopt.exporters import parity as exporters_parity
@@ -176,3 +179,27 @@ def test_what_was_there_before_rests_while_a_network_is_exported():
     with to_onnx.heap_at_rest():
         assert gc.get_freeze_count() > before + 10_000
     assert gc.get_freeze_count() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+            "'dynamic', whose angles.* longer than 64 tokens",
+        ),
+        ({"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 32}, "'su', .* longer than 32 tokens"),
+        (
+            {"text_config": {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 16}}},
+            "'longrope', .* longer than 16 tokens",
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}, "'dynamic'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, None),
+        ({"rope_scaling": None}, None),
+    ],
+)
+def test_positions_whose_angles_depend_on_the_length_are_refused_before_the_export(settings, said) -> None:
+    config = {"max_position_embeddings": 64, **settings}
+    metadata: Any = SimpleNamespace(config=config, source=SimpleNamespace(title="tiny"))
+    with pytest.raises(CheckpointError, match=said) if said else nullcontext():
+        to_onnx.check_positions(metadata)

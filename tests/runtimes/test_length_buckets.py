@@ -67,7 +67,7 @@ def test_a_padded_text_has_the_answer_that_it_has_alone(tiny_graph, task: str) -
             assert ours[name].shape == value.shape
             np.testing.assert_allclose(ours[name], value, atol=2e-5)
     # compiled for what came, and for each once: two lengths, and dynamic shapes for what is longer or has other rows
-    assert set(bucketed.requests) == {None, (1, 6), (1, 12)}
+    assert set(bucketed.graphs) == {None, (1, 6), (1, 12)}
 
 
 def test_what_is_padded_to_what() -> None:

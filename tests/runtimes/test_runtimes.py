@@ -70,8 +70,8 @@ def test_openvino_compiled_for_a_shape_runs_at_every_shape(graph, tmp_path):
         np.testing.assert_allclose(
             fixed.run(given)["last_hidden_state"], free.run(given)["last_hidden_state"], atol=1e-5
         )
-    assert set(fixed.requests) == {(1, 9), None}
-    assert set(free.requests) == {None}
+    assert set(fixed.graphs) == {(1, 9), None}
+    assert set(free.graphs) == {None}
 
 
 def test_openvino_builds_from_its_own_graphs_too(graph, tmp_path):

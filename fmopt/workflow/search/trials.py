@@ -256,16 +256,20 @@ def float_precision(recipe: Recipe) -> str:
     return next((str(to) for to in casts if to in ("fp16", "bf16")), stored)
 
 
-def predictions(run: Run, name: str, split: str) -> list[Any]:
+def predictions(
+    run: Run, name: str, split: str, *, most: int | None = None, batch: int | None = None, length: int | None = None
+) -> list[Any]:
     """What a variant predicts for every item of a split, as deployed; threads do not change results, so all cores are used.
 
     Full precision answers alike whatever shares its batch, so there texts of like length go together, which takes less time.
+    For the first `most` items, in mixed batches of `batch`, or padded to `length` tokens, where these are given.
     PassError when it cannot be opened, or cannot compute an item.
     """
-    items = run.items(split)
+    items = run.items(split)[:most]
     full = name in {recipe.name for recipe in run.job.plan.baselines}
     together = full and reads_texts_at_once(run.job.metadata.pipeline)
-    batch = max(run.job.request.workload.batch, TOGETHER if together else 1)
+    usual = max(run.job.request.workload.batch, TOGETHER if together else 1)
+    another = {"mixed batch": batch, "padded to": length}
     key = {
         "artifact": run.artifacts[name].digest,
         "model": run.job.metadata.digest,  # with its tokenizer
@@ -273,7 +277,8 @@ def predictions(run: Run, name: str, split: str) -> list[Any]:
         "split": split,
         "items": len(items),
         "pipeline": dict(run.job.metadata.pipeline),
-        "batch": batch,
+        "batch": usual,
+        **(another if batch or length else {}),
         **tool_versions(),
     }
 
@@ -285,7 +290,9 @@ def predictions(run: Run, name: str, split: str) -> list[Any]:
                 run.builder.preprocessor,
                 dict(run.job.metadata.pipeline),
                 items,
-                batch=batch,
+                batch=batch or (1 if length else usual),
+                mixed=batch is not None,
+                length=length,
                 progress=run.progress.step,
             )
         save_predictions(folder / "predictions", got)

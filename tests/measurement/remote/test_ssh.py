@@ -22,6 +22,7 @@ from fmopt.core.model import Artifact
 from fmopt.core.target import read_target
 from fmopt.edge.board.agent import FOLDER
 from fmopt.exporters import bundle_writer
+from fmopt.exporters.golden import Golden
 from fmopt.measurement.remote import python_env
 from fmopt.measurement.remote import ssh as boards
 from fmopt.measurement.remote.ssh import Address, Board, open_board
@@ -84,7 +85,7 @@ def write_tiny(out: Path, checkpoint: Path, scratch: Path, needs: tuple[str, ...
     )
     return bundle_writer.write_bundle(
         out, metadata=metadata, artifact=artifact, recipe={"name": "tiny", "precision": "fp32"}, verdict="PASS",
-        golden=list(zip(samples, model.predict(samples), strict=True)), tolerance=1e-3, needs_isa=needs,
+        golden=Golden(list(zip(samples, model.predict(samples), strict=True)), tolerance=1e-3), needs_isa=needs,
     )  # fmt: skip
 
 

@@ -119,13 +119,17 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
 
 def test_sampling_keeps_to_top_k_and_top_p_and_to_its_seed() -> None:
     logits = np.log(np.array([[0.5, 0.25, 0.15, 0.1]])).repeat(4000, axis=0)
-    draw = np.random.default_rng(0)
-    shares = np.bincount(sampled(logits, GenerationConfig(temperature=1.0), draw), minlength=4) / 4000
+    draws = [np.random.default_rng(0)] * len(logits)
+    shares = np.bincount(sampled(logits, GenerationConfig(temperature=1.0), draws), minlength=4) / 4000
     assert shares == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=0.03)
-    assert set(sampled(logits, GenerationConfig(temperature=1.0, top_k=2), draw)) == {0, 1}
-    assert set(sampled(logits, GenerationConfig(temperature=1.0, top_p=0.7), draw)) == {0, 1}
-    assert set(sampled(logits, GenerationConfig(temperature=0.05), draw)) == {0}
-    first, second = (sampled(logits, GenerationConfig(temperature=1.0), np.random.default_rng(5)) for _ in range(2))
+    assert set(sampled(logits, GenerationConfig(temperature=1.0, top_k=2), draws)) == {0, 1}
+    assert set(sampled(logits, GenerationConfig(temperature=1.0, top_p=0.7), draws)) == {0, 1}
+    assert set(sampled(logits, GenerationConfig(temperature=0.05), draws)) == {0}
+    seeds = range(len(logits))
+    first, second = (
+        sampled(logits, GenerationConfig(temperature=1.0), [np.random.default_rng(seed) for seed in seeds])
+        for _ in range(2)
+    )
     assert (first == second).all()
 
 
