@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -135,6 +136,9 @@ def _only_ours(group: int) -> bool:
 
 def cache_folder() -> Path:
     """Where this user's caches are, as the system wants it."""
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home, as containers have them
+        home = Path(tempfile.gettempdir()) / f"home-{os.getuid() if hasattr(os, 'getuid') else ''}"
     system = {"darwin": home / "Library" / "Caches", "win32": Path(os.environ.get("LOCALAPPDATA", home))}
     return Path(os.environ.get("XDG_CACHE_HOME") or system.get(sys.platform, home / ".cache")) / "fmopt"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,17 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from .host import (
-    INT8_DOT,
-    available_cores,
-    cache_folder,
-    host_fingerprint,
-    isa_features,
-    package_version,
-    writable_by_others,
+from .files import (
+    SHA256,
+    damage_of,
+    external_files,
+    file_bytes,
+    hashed,
+    is_left,
+    is_plain_name,
+    leave,
+    parsed,
+    printable,
+    read_inside,
+    read_json,
+    require_signed,
+    strangers,
+    tried_apart,
 )
-from .parts import EdgeError, Pipeline, Sample, explained, last_line, part_of
-from .runners import open_runner
+from .host import INT8_DOT, available_cores, cache_folder, host_fingerprint, isa_features, package_version
+from .parts import EdgeError, Pipeline, Sample, check_pipeline, explained, last_line, part_of, shorten
+from .runners import RUNNERS, open_runner
 from .text import open_preprocessor, postprocess, present, read_sample
 
 FORMAT = "fmopt-bundle-1"
@@ -42,9 +53,18 @@ UNLISTED = frozenset(
         "running",
         "checkpoint",
         "bundle.tmp",
-        "__pycache__",
+        ".fmopt",
+        ".fmopt.lock",
     }
 )
+SIGNED_WITHOUT = UNLISTED - {MANIFEST}  # what a signature does not cover: it is written after, or by a run of ours
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "format": str, "digest": str, "title": str, "task": str, "verdict": str, "runtime": str, "options": dict, "model_file": str,
+    "needs_isa": list, "pipeline": dict, "recipe": dict, "checkpoint": dict, "versions": dict, "host": dict, "files": dict,
+}  # fmt: skip  # of what a manifest says
+# A graph that was never opened on this machine is tried in a process of its own first: so long, and with so much memory.
+TRY_SECONDS, TRY_SECONDS_PER_MB = 20.0, 0.5
+TRY_MEMORY_MB, TRY_MEMORY_PER_CORE_MB, TRY_MEMORY_TIMES = 1600, 64, 8
 
 
 class Model:
@@ -61,9 +81,10 @@ class Model:
         found: list[Any] = []
         for start in range(0, len(samples), batch_size):
             part = samples[start : start + batch_size]
-            batch = self.preprocessor.encode(part)
-            outputs = run_batch(self.pipeline, self.runner, batch, batch_size)
-            found += postprocess(self.pipeline, outputs, batch, part)
+            with explained():
+                batch = self.preprocessor.encode(part)
+                outputs = run_batch(self.pipeline, self.runner, batch, batch_size)
+                found += postprocess(self.pipeline, outputs, batch, part)
         return found
 
     def soonest(self, samples: Sequence[Sample]) -> Any:
@@ -80,7 +101,7 @@ class Model:
         A `pathlib.Path` stands for the bytes of that file. `wishes` are what the task's part takes, such as max_new_tokens.
         """
         samples = [
-            _file_bytes(one) if isinstance(one, Path) else one
+            file_bytes(one) if isinstance(one, Path) else one
             for one in (sample if isinstance(sample, list) else [sample])
         ]
         shown = self._shown(samples, options)
@@ -147,13 +168,6 @@ def timed_call(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]
     return lambda: runner.run(call)
 
 
-def _file_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise EdgeError(f"{path} cannot be read: {error.strerror}") from error
-
-
 def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
     """Run at most `most` rows at once: a long text has many windows, and memory is for `most`."""
     rows = len(next(iter(inputs.values())))
@@ -164,24 +178,30 @@ def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[s
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A bundle's fmopt.json, checked against its own digest. EdgeError when it is damaged or no bundle."""
+    """A bundle's fmopt.json, checked against its own digest and for what it must say. EdgeError when it is none, or damaged."""
     path = Path(folder) / MANIFEST
-    if (Path(folder) / UNFINISHED).exists():
+    if os.path.lexists(Path(folder) / UNFINISHED):
         raise EdgeError(f"{folder} is not finished: writing it was interrupted; make the bundle again")
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise EdgeError(f"{folder} is not a bundle: it has no {MANIFEST}")
     try:
-        text = path.read_bytes().decode()
-        metadata = json.loads(text)
-        if metadata["format"] != FORMAT:
-            raise EdgeError(
-                f"{path} is of format {metadata['format']!r}, this file reads {FORMAT!r}; use the run.py beside it"
-            )
-        intact = metadata["digest"] == manifest_digest(text, metadata["digest"])
-    except (ValueError, KeyError, TypeError) as error:
+        text = read_inside(folder, MANIFEST).decode()
+        metadata: dict[str, Any] = parsed(text, MANIFEST)
+    except EdgeError as error:
+        raise EdgeError(f"{Path(folder) / str(error)}") from error
+    except ValueError as error:
         raise EdgeError(f"{path} is damaged: {last_line(error)}") from error
-    if not intact:
+    if metadata.get("format") != FORMAT:
+        raise EdgeError(
+            f"{path} is of format {shorten(repr(metadata.get('format')))}, this file reads {FORMAT!r}; use the run.py beside it"
+        )
+    digest = metadata.get("digest")
+    if not isinstance(digest, str) or not SHA256.fullmatch(digest) or digest != manifest_digest(text, digest):
         raise EdgeError(f"{path} was changed after it was written; make the bundle again")
+    try:
+        _check_manifest(metadata)
+    except EdgeError as error:
+        raise EdgeError(f"{path} is damaged: {error}") from error
     metadata["pipeline"] = with_current_names(metadata["pipeline"])
     return metadata
 
@@ -211,6 +231,29 @@ def with_current_names(pipeline: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _check_manifest(metadata: Mapping[str, Any]) -> None:
+    """EdgeError for a manifest that lacks something, or says it by another kind of value."""
+    for key, kind in KINDS.items():
+        if not isinstance(metadata.get(key), kind):
+            raise EdgeError(f"it says {shorten(metadata.get(key))} for {key!r}")
+    files, name = metadata["files"], metadata["model_file"]
+    for listed, entry in files.items():
+        entry = entry if isinstance(entry, dict) else {}
+        size, digest = entry.get("bytes"), entry.get("sha256")
+        if not is_plain_name(listed):
+            raise EdgeError(f"it lists {shorten(printable(listed))}, which is not the name of a file inside the folder")
+        if type(size) is not int or size < 0 or not isinstance(digest, str) or not SHA256.fullmatch(digest):
+            raise EdgeError(f"it does not say how many bytes {listed} has, and which sha256")
+    if name not in files and not (name == "." and any(one.endswith(".safetensors") for one in files)):
+        raise EdgeError(f"the model is in {shorten(printable(name))}, which is none of its files")
+    if not all(isinstance(feature, str) for feature in metadata["needs_isa"]):
+        raise EdgeError("it says no names of CPU features for 'needs_isa'")
+    host = metadata["host"]
+    if not isinstance(host.get("cpu"), str) or not isinstance(host.get("isa"), list):
+        raise EdgeError("it does not say on which host it was made")
+    check_pipeline(metadata["pipeline"])
+
+
 def manifest_digest(text: str, digest: str) -> str:
     """sha256 of a manifest's text without its own digest, so that it vouches for every other byte of itself."""
     return hashlib.sha256(text.replace(digest, "").encode()).hexdigest()
@@ -218,11 +261,8 @@ def manifest_digest(text: str, digest: str) -> str:
 
 def sha256_file(path: Path) -> str:
     """sha256 of a file, read in blocks."""
-    total = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
+        return hashed(stream)
 
 
 def verify(folder: Path) -> list[str]:
@@ -232,23 +272,41 @@ def verify(folder: Path) -> list[str]:
         metadata = read_manifest(folder)
     except EdgeError as error:
         return [str(error)]
-    beside = sorted({path.name for path in folder.iterdir()} - {Path(name).parts[0] for name in metadata["files"]})
-    strangers = [name for name in beside if name not in UNLISTED and not name.startswith(".fmopt")]
-    return damaged_files(folder, metadata) + [f"{name} does not belong to the bundle" for name in strangers]
+    problems = damaged_files(folder, metadata)
+    beside = strangers(folder, metadata["files"], UNLISTED)
+    return problems + [f"{printable(name)} does not belong to the bundle" for name in beside]
 
 
 def damaged_files(folder: Path, metadata: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the files that a manifest lists, one line each."""
-    problems = []
-    for name, written in metadata["files"].items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != written["bytes"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes instead of {written['bytes']}")
-        elif sha256_file(path) != written["sha256"]:
-            problems.append(f"{name} was changed: its sha256 is not the one in {MANIFEST}")
-    return problems
+    """What is wrong with the files that a manifest lists, and with those that its graph reads, one line each."""
+    problems = [
+        found
+        for name, entry in metadata["files"].items()
+        if (found := damage_of(folder, name, entry)) is not None
+    ]  # fmt: skip
+    model = metadata["model_file"]
+    if problems or not model.endswith(".onnx"):
+        return problems
+    try:
+        read = external_files(memoryview(read_inside(folder, model, metadata["files"][model]["bytes"])))
+    except ValueError as error:
+        return [f"{model} is no ONNX file: {error}"]
+    beside = model.rpartition("/")[0]
+    names = [f"{beside}/{name}" if beside else name for name in sorted(read)]
+    return [
+        f"{model} wants weights from {shorten(printable(name))}, which is none of the bundle's files"
+        for name in names
+        if name not in metadata["files"]
+    ]
+
+
+def whole_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle whose files are all as they were written; EdgeError names those that are not."""
+    metadata = read_manifest(folder)
+    damage = damaged_files(Path(folder), metadata)
+    if damage:
+        raise EdgeError(f"{folder} is damaged: {'; '.join(damage)}; copy the bundle again, or make it again")
+    return metadata
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
@@ -260,11 +318,20 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
     return {"pair": list(sample)} if isinstance(sample, tuple) else {"words": list(sample)}
 
 
-def sample_from_json(written: Mapping[str, Any]) -> Sample:
-    """The inverse of `raw_to_json`."""
-    if "bytes" in written:
-        return base64.b64decode(written["bytes"])
-    return tuple(written["pair"]) if "pair" in written else written.get("words", written.get("text"))
+def sample_from_json(written: Any) -> Sample:
+    """The inverse of `sample_to_json`; EdgeError for what it never wrote."""
+    kind, value = next(iter(written.items())) if isinstance(written, Mapping) and len(written) == 1 else ("", None)
+    if kind == "text" and isinstance(value, str):
+        return value
+    if kind == "bytes" and isinstance(value, str):
+        with explained("bytes"):
+            return base64.b64decode(value, validate=True)
+    if kind in ("pair", "words") and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        if kind == "words":
+            return value
+        if len(value) == 2:
+            return value[0], value[1]
+    raise EdgeError(f"{shorten(printable(written))} is no text, pair of texts, list of words or file")
 
 
 def prediction_to_json(prediction: Any) -> Any:
@@ -286,17 +353,27 @@ def difference(written: Any, got: Any) -> float:
     return float("inf") if np.isnan(gap).any() else float(gap.max(initial=0.0))
 
 
+def read_golden(folder: Path) -> tuple[list[Sample], list[Any], float]:
+    """Golden samples, their predictions, and how far others may be from these; EdgeError when they cannot be read."""
+    golden = read_json(folder, GOLDEN)
+    items, tolerance = golden.get("items"), golden.get("tolerance")
+    fit = isinstance(items, list) and all(isinstance(item, dict) and "prediction" in item for item in items)
+    if not fit or type(tolerance) not in (int, float) or not 0 <= tolerance < float("inf"):
+        raise EdgeError(f"{Path(folder) / GOLDEN} holds no golden items, or no tolerance")
+    try:
+        samples = [sample_from_json(item.get("raw")) for item in items]
+    except EdgeError as error:
+        raise EdgeError(f"{Path(folder) / GOLDEN}: {error}") from error
+    return samples, [item["prediction"] for item in items], float(tolerance)
+
+
 def self_test(folder: Path, model: Model) -> tuple[float, float]:
     """(largest difference to the golden predictions, tolerance); EdgeError when it is outside the tolerance."""
-    try:
-        golden = json.loads((Path(folder) / GOLDEN).read_text(encoding="utf-8"))
-        items, tolerance = golden["items"], float(golden["tolerance"])
-        samples = [sample_from_json(item["raw"]) for item in items]
-        written = [item["prediction"] for item in items]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EdgeError(f"{folder}: {GOLDEN} cannot be read: {last_line(error)}") from error
+    samples, written, tolerance = read_golden(folder)
     gap = getattr(part_of(model.pipeline), "difference", difference)
-    worst = max(map(gap, written, model.predict(samples)), default=0.0)
+    made = model.predict(samples)
+    with explained(f"{Path(folder) / GOLDEN} holds no predictions of this model; it"):
+        worst = float(max(map(gap, written, made), default=0.0))
     if not worst <= tolerance:
         raise EdgeError(
             f"{folder} computes something else here than where it was judged: golden predictions differ by up to "
@@ -309,34 +386,75 @@ def load(
     folder: str | Path,
     threads: int | None = None,
     opener: Callable[[str, Path, Mapping[str, Any], int], Any] = open_runner,
+    *,
+    trust: str | Path | None = None,
 ) -> Model:
     """Open a bundle: hashes are verified, and on a machine it has not run on before its golden items too.
+
+    With `trust`, a public key or an issuer's certificate (PEM), the bundle must be signed by it; see `require_trusted`.
 
     `threads`: by default every core this process may use. Warns when the CPU lacks a feature that the graph was judged
     with. EdgeError when the bundle is damaged, or its predictions are outside the tolerance here.
     """
     folder = Path(folder)
-    metadata = read_manifest(folder)
-    damage = damaged_files(folder, metadata)
-    if damage:
-        raise EdgeError(f"{folder} is damaged: {'; '.join(damage)}; copy the bundle again, or make it again")
+    if trust is not None:
+        require_trusted(folder, Path(trust))
+    metadata = whole_manifest(folder)
     for warning in isa_warnings(metadata, isa_features()):
         warnings.warn(warning, stacklevel=2)
+    known = is_known_here(metadata)
+    if not known:
+        require_tried(folder, metadata, threads)
     model = open_model(folder, metadata, threads, opener)
-    marker = _marker(metadata)
-    believed = marker.is_file() and not writable_by_others(marker.parent)
-    if not _known_here(metadata) and not believed:
+    if not known:
         self_test(folder, model)
-        _leave(marker, metadata)
+        remember(metadata)
     return model
 
 
-def open_model(folder: Path, metadata: Mapping[str, Any], threads: int | None, opener: Callable[..., Any]) -> Model:
-    """The model of a bundle, without any check."""
-    preprocessor = open_preprocessor(folder, metadata["pipeline"])
-    runner = opener(
-        metadata["runtime"], folder / metadata["model_file"], metadata["options"], threads or available_cores()
+def require_trusted(folder: Path, trust: Path) -> None:
+    """EdgeError unless a bundle is signed by what `trust` holds: a public key, or the certificate of an issuer."""
+    by_certificate = b"BEGIN CERTIFICATE" in file_bytes(trust)
+    require_signed(folder, SIGNED_WITHOUT, **{"trust" if by_certificate else "key": trust})
+
+
+def require_tried(folder: Path, metadata: Mapping[str, Any], threads: int | None = None) -> None:
+    """Run a bundle's golden items in a process with limits of time and memory; EdgeError with what went wrong there.
+
+    Its graph may never come to an end, may ask for all memory, or make its runtime crash. Only for runtimes that this file
+    opens by itself.
+    """
+    if metadata["runtime"] not in RUNNERS:
+        return
+    megabytes = sum(entry["bytes"] for entry in metadata["files"].values()) / 1e6
+    memory = TRY_MEMORY_MB + TRY_MEMORY_PER_CORE_MB * (os.cpu_count() or 1) + TRY_MEMORY_TIMES * megabytes
+    words = ["self-test", "--memory", str(int(memory)), *(["--threads", str(threads)] if threads else [])]
+    wrong = tried_apart(_own_command(folder, words), TRY_SECONDS + TRY_SECONDS_PER_MB * megabytes)
+    if wrong is not None:
+        raise EdgeError(wrong if str(folder) in wrong else f"{folder} cannot be used: {wrong}")
+
+
+def _own_command(folder: Path, words: Sequence[str]) -> list[str]:
+    """A command line that does what run.py does with a bundle, by this very code: that of fmopt, or of the bundle it is in."""
+    home, package = Path(__file__).resolve().parents, str(__package__)
+    if package.startswith("fmopt_bundle_"):
+        root, named = [], f"get('runpy').run_path({str(home[1] / 'run.py')!r})['package']()"
+    else:
+        root, named = [str(home[package.count(".") + 1])], repr(package)
+    code = (
+        f"import sys; sys.path[:] = [*{root!r}, *sys.argv.pop(1).split(chr(10))]; from importlib import import_module as get\n"
+        f"main = get({named} + '.command').main; sys.exit(main(sys.argv[2:], get('pathlib').Path(sys.argv[1])))"
     )
+    return [sys.executable, "-c", code, "\n".join(sys.path), str(Path(folder).absolute()), *words]
+
+
+def open_model(folder: Path, metadata: Mapping[str, Any], threads: int | None, opener: Callable[..., Any]) -> Model:
+    """The model of a bundle whose files were verified."""
+    with explained(folder):
+        preprocessor = open_preprocessor(folder, metadata["pipeline"])
+        runner = opener(
+            metadata["runtime"], folder / metadata["model_file"], metadata["options"], threads or available_cores()
+        )
     return Model(metadata, preprocessor, runner)
 
 
@@ -363,22 +481,16 @@ def circumstances(runtime: str) -> dict[str, Any]:
     return {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, package_version(runtime)]}
 
 
-def _known_here(metadata: Mapping[str, Any]) -> bool:
-    runtime = metadata["runtime"]
-    host = metadata["host"]
-    built = {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, metadata["versions"].get(runtime)]}
-    return built == circumstances(runtime)
+def is_known_here(metadata: Mapping[str, Any]) -> bool:
+    """Whether this very bundle passed its self-test here, or was made here."""
+    return is_left(_marker(metadata))
+
+
+def remember(metadata: Mapping[str, Any]) -> None:
+    """Leave word that it did."""
+    leave(_marker(metadata))
 
 
 def _marker(metadata: Mapping[str, Any]) -> Path:
-    """The file that says this very bundle passed its self-test in these circumstances."""
     key = json.dumps([metadata["digest"], circumstances(metadata["runtime"])], sort_keys=True)
     return cache_folder() / "self-tests" / hashlib.sha256(key.encode()).hexdigest()
-
-
-def _leave(marker: Path, metadata: Mapping[str, Any]) -> None:
-    try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.write_text(metadata["digest"])
-    except OSError:
-        return  # a read-only home: the self-test runs again next time

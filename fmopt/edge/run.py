@@ -27,7 +27,7 @@ from types import ModuleType  # noqa: E402
 from typing import Any  # noqa: E402
 
 MODULES = (
-    "__init__", "audio", "bench", "classification", "command", "decoding", "embedding", "executorch", "fill_mask",
+    "__init__", "audio", "bench", "classification", "command", "decoding", "embedding", "executorch", "files", "fill_mask",
     "generation", "host", "image", "loading", "parts", "question_answering", "recommendation", "regression", "runners",
     "seq2seq", "speech", "tagging", "tensorrt", "text", "whisper",
 )  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .parts import EdgeError, Pipeline, Sample, explained, last_line, need, part_of, shorten
+from .files import open_tokenizer
+from .parts import EdgeError, Pipeline, Sample, explained, part_of, shorten
 
 
 def read_sample(pipeline: Pipeline, argument: Any) -> Any:
@@ -50,13 +51,7 @@ class Preprocessor:
     """Encodes samples exactly as the checkpoint's own (fast) Hugging Face tokenizer does."""
 
     def __init__(self, tokenizer_file: Path, pipeline: Pipeline):
-        tokenizers = need("tokenizers", "tokenizers")
-        if not Path(tokenizer_file).is_file():
-            raise EdgeError(f"{tokenizer_file} is missing; a model needs the tokenizer.json it was trained with")
-        try:
-            self.tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
-        except Exception as error:  # the library raises bare Exception
-            raise EdgeError(f"{tokenizer_file} is not a tokenizer this library reads: {last_line(error)}") from error
+        self.tokenizer = open_tokenizer(Path(tokenizer_file))
         self.pipeline = pipeline
         self.part = part_of(pipeline)
         truncation = self.tokenizer.truncation or {}

@@ -59,7 +59,17 @@ def read_side(thing: Record | str | Path) -> RecordView:
         if not (path / MANIFEST).is_file():
             raise BundleError(f"{path} has neither {FILE} nor {MANIFEST}; name a folder that fmopt wrote, or a record")
         return side_of_bundle(path)
+    if path.is_dir() and (path / MANIFEST).is_file():
+        require_whole(path)
     return side_of_record(Record.load(path, lenient=True))
+
+
+def require_whole(folder: Path) -> None:
+    """BundleError for a bundle whose files are not as they were made: what its record says is not of these."""
+    try:
+        loading.whole_manifest(folder)
+    except parts.EdgeError as error:
+        raise BundleError(str(error)) from error
 
 
 def side_of_record(record: Record) -> RecordView:
@@ -85,7 +95,7 @@ def side_of_record(record: Record) -> RecordView:
 def side_of_bundle(folder: Path) -> RecordView:
     """A bundle by its manifest alone, as `fmopt export` writes it."""
     try:
-        metadata = loading.read_manifest(folder)
+        metadata = loading.whole_manifest(folder)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
     recipe, host = metadata["recipe"], dict(metadata["host"])

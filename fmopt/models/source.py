@@ -17,6 +17,7 @@ from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import ModelSource
 from fmopt.core.seals import require_own
+from fmopt.edge import host
 from fmopt.models.loading import auto_loader, quiet
 from fmopt.models.networks import known_transformers
 from fmopt.tasks.base import find_task
@@ -31,7 +32,7 @@ def resolve(model: str) -> ModelSource:
 
     Only a hub name makes network access; its safetensors, configuration and tokenizer files are fetched, no pickles.
     """
-    folder = Path(model).expanduser()
+    folder = path_of(model)
     if folder.is_dir():
         return ModelSource(asked=model, folder=folder.resolve(), title=folder.resolve().name)
     if folder.is_file():
@@ -47,6 +48,16 @@ def resolve(model: str) -> ModelSource:
         f"there is no folder and no known model {model!r}{near} "
         "(give a folder in Hugging Face format, a known name, or a hub name org/name)"
     )
+
+
+def path_of(text: str) -> Path:
+    """What a user typed, as a path; CheckpointError for what is none."""
+    try:
+        path = Path(text).expanduser()
+        path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{text[:200]!r} is no path and no known model ({error})") from error
+    return path
 
 
 def known_models() -> tuple[str, ...]:
@@ -144,8 +155,7 @@ def made_once(place: Path, make: Callable[[Path], None]) -> Path:
 def cache_folder() -> Path:
     """Where converted and untrained checkpoints are kept: $FMOPT_CACHE, or fmopt in the user's cache folder."""
     settings = os.environ.get("FMOPT_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(settings) if settings else base / "fmopt"
+    return Path(settings) if settings else host.cache_folder()
 
 
 def _from_hub(name: str) -> Path:

@@ -13,7 +13,7 @@ from fmopt.core.errors import BoardError, BundleError, ConfigError
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.results import Latency
 from fmopt.core.store import own_folder
-from fmopt.edge import loading, parts, runners
+from fmopt.edge import loading, runners
 from fmopt.exporters import bundle as bundles
 from fmopt.exporters import bundle_readme
 from fmopt.measurement import host_probe
@@ -93,17 +93,11 @@ def runnable_alone(bundle: Path) -> dict[str, Any]:
         raise BundleError(
             f"{bundle} is not a bundle: only what `fmopt optimize` or `export` wrote can run --on a board"
         )
-    try:
-        manifest = loading.read_manifest(bundle)
-    except parts.EdgeError as error:
-        raise BundleError(str(error)) from error
+    manifest = bundles.checked(bundle)
     if manifest["runtime"] not in runners.RUNNERS:
         raise BundleError(
             f"{bundle} is for {manifest['runtime']}; on a board runs what run.py opens: {', '.join(runners.RUNNERS)}"
         )
-    absent = [name for name in manifest["files"] if not (bundle / name).is_file()]
-    if absent:
-        raise BundleError(f"{bundle} is damaged: {absent[0]} is missing; copy the bundle again, or make it again")
     return manifest
 
 
