@@ -29,7 +29,8 @@ from fmopt.core import plugins
 from fmopt.core.errors import FmoptError
 from fmopt.core.results import Check, Estimate, Outcome, Scores, Verdict
 from fmopt.data.datasets import load_data
-from fmopt.edge import host, loading, parts
+from fmopt.edge import host, parts
+from fmopt.edge import manifest as edge_manifest
 from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.metrics import METRICS
 from fmopt.exporters import bundle
@@ -112,7 +113,7 @@ def features(folder: Path, cpu: str) -> list[str]:
 
 def one_bundle(folder: Path, asked: argparse.Namespace, native: dict[str, Any] | None) -> dict[str, Any]:
     """Golden predictions on every CPU, the task's metric on one, and the checks they come to."""
-    metadata = loading.read_manifest(folder)
+    metadata = edge_manifest.read_manifest(folder)
     exact = metadata["recipe"]["precision"] == "fp32"
     golden = {
         cpu: json.loads(emulated(cpu, str(folder / "run.py"), "verify", "--json", "--threads", "1"))

@@ -29,7 +29,8 @@ from fmopt.core import plugins
 from fmopt.core.errors import ConfigError, FmoptError, UnmeasuredError
 from fmopt.core.results import Latency, Scores
 from fmopt.data.datasets import load_data
-from fmopt.edge import loading, parts, text
+from fmopt.edge import manifest as edge_manifest
+from fmopt.edge import parts, text
 from fmopt.edge.board import interleaved
 from fmopt.edge.page import serve_page
 from fmopt.evaluation import bootstrap, gate
@@ -91,7 +92,7 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": host_probe.host_fingerprint(),
         "versions": host_probe.versions(),
-        "bundles": {name: loading.read_manifest(folder)["recipe"] for name, folder in folders.items()},
+        "bundles": {name: edge_manifest.read_manifest(folder)["recipe"] for name, folder in folders.items()},
         "length": asked.length, "batch": 1, "seed": asked.seed, "warnings": latency.quiet_machine(), "threads": {},
     }  # fmt: skip
     drop: dict[str, Any] = {}

@@ -13,7 +13,8 @@ import numpy as np
 from fmopt.core import plugins
 from fmopt.core.model import Artifact, CheckpointMetadata, Runner, model_files
 from fmopt.core.results import Scores
-from fmopt.edge import loading, parts
+from fmopt.edge import manifest as edge_manifest
+from fmopt.edge import parts
 from fmopt.models import checkpoint
 
 # Names peers give to the tokens' vectors [rows, tokens, width]; a sentence-transformers export calls them the second.
@@ -71,13 +72,13 @@ def bundle(folder: Path, metadata: CheckpointMetadata, threads: int) -> Contende
     meta: dict[str, Any] = {"peer": "fmopt", "variant": folder.name, "lines": 1, "minutes": _run_minutes(folder)}
     contender = Contender(f"fmopt {folder.name}", meta)
     try:
-        reported = loading.read_manifest(folder)
+        reported = edge_manifest.read_manifest(folder)
     except parts.EdgeError as error:
         contender.error = str(error)
         return contender
     meta |= {key: reported[key] for key in ("runtime", "options", "recipe", "verdict", "versions", "digest")}
     ours, theirs = folder / "tokenizer.json", checkpoint.tokenizer_file(metadata)
-    if loading.sha256_file(ours) != loading.sha256_file(theirs):
+    if edge_manifest.sha256_file(ours) != edge_manifest.sha256_file(theirs):
         # all are given the same token ids; a bundle of another checkpoint, or with its own vocabulary, reads them wrong
         contender.error = (
             f"{folder} has another tokenizer than {metadata.source.asked}; compare a bundle of that checkpoint"

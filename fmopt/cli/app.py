@@ -15,7 +15,10 @@ from typing import Annotated
 import typer
 
 from fmopt.cli import evaluate, inspect, produce
+from fmopt.core import escaping
 from fmopt.core.errors import FmoptError
+from fmopt.edge.files import mend_streams
+from fmopt.edge.parts import EdgeError
 from fmopt.training import distributed
 
 # in the order that `fmopt --help` lists them
@@ -26,6 +29,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     produce.merge,
     produce.trim,
     produce.clean,
+    produce.sign,
     evaluate.bench,
     evaluate.evaluate,
     evaluate.explain,
@@ -75,17 +79,22 @@ for verb in TARGET_VERBS:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; what fmopt can explain is one line on stderr."""
+    mend_streams()
     if distributed.follows():
         distributed.follow()
         return 0
-    warnings.formatwarning = lambda message, *rest: f"warning: {message}\n"  # what is worth a warning is one line
+    # what is worth a warning is one line
+    warnings.formatwarning = lambda message, *rest: f"warning: {escaping.one_line(message)}\n"
     try:
         app(args=argv)
     except SystemExit as stop:
         return int(stop.code or 0)
     except FmoptError as error:
-        print(f"fmopt: {error}", file=sys.stderr)
+        print(f"fmopt: {escaping.one_line(error)}", file=sys.stderr)
         return error.exit_code
+    except EdgeError as error:  # of what a bundle carries, from a verb that did not expect it
+        print(f"fmopt: {escaping.one_line(error)}", file=sys.stderr)
+        return FmoptError.exit_code
     finally:
         distributed.dismiss()
     return 0

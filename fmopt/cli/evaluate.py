@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +11,10 @@ import typer
 
 from fmopt.cli.options import Clean, Columns, Data, Json, On, Seed, Task, answer
 from fmopt.cli.parsing import parse_choices, parse_columns, parse_counts, parse_seconds, read_lines
+from fmopt.core import escaping
 from fmopt.core.errors import BundleError, ConfigError
+from fmopt.edge.files import json_line
+from fmopt.edge.loading import require_trusted
 
 
 def bench(
@@ -233,27 +235,37 @@ def predict(
         if len(samples) != 1 or as_json:
             raise ConfigError("--stream prints one text as it is made; give one, and leave --json out")
         for piece in model.stream(samples[0], **options):
-            print(piece, end="", flush=True)
+            print(escaping.terminal(piece), end="", flush=True)
         print()
         return
     got, problems = model.answers(samples, **options)
-    answer(got, as_json, lambda: [print(json.dumps(one, ensure_ascii=False)) for one in got if one is not None])
+    answer(got, as_json, lambda: [print(json_line(one)) for one in got if one is not None])
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {escaping.one_line(problem)}", file=sys.stderr)
     if problems:
         raise typer.Exit(2)
 
 
-def verify(bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")], as_json: Json = False) -> None:
-    """Check every file of a bundle against its hash and the golden items against the model."""
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    key: Annotated[
+        Path | None, typer.Option("--key", help="The public key (PEM) that must have signed it; see `fmopt sign`.")
+    ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option("--trust", help="An issuer's certificate (PEM); one that it issued must have signed it."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every file of a bundle against its hash, the golden items against the model, and who signed it."""
     from fmopt.exporters import bundle as bundles
 
     if not bundles.is_bundle(bundle):
         raise BundleError(f"{bundle} is not a bundle: it has no fmopt.json; name a folder that `fmopt optimize` wrote")
+    for path in (key, trust):
+        if path is not None:
+            require_trusted(bundle, path)
     problems = bundles.verify_bundle(bundle)
-    answer(
-        {"bundle": str(bundle), "problems": problems},
-        as_json,
-        lambda: print("\n".join(problems) if problems else f"{bundle}: every file is as it was made"),
-    )
+    told = "\n".join(problems) if problems else f"{bundle}: every file is as it was made"
+    answer({"bundle": str(bundle), "problems": problems}, as_json, lambda: print(escaping.terminal(told)))
     raise typer.Exit(1 if problems else 0)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fmopt.cli.options import Clean, Json, Model, On, Pickle, Task, answer, record_path
-from fmopt.core.errors import ConfigError
+from fmopt.core.errors import BundleError, ConfigError
 
 
 def compare(
@@ -28,8 +28,19 @@ def compare(
     answer(found.model_dump(mode="json"), as_json, lambda: cli_output.comparison(found))
 
 
-def inspect(model: Model, task: Task = None, allow_pickle: Pickle = False, as_json: Json = False) -> None:
+def inspect(
+    model: Model,
+    task: Task = None,
+    allow_pickle: Pickle = False,
+    sbom: Annotated[
+        bool, typer.Option("--sbom", help="Of a bundle: print its parts list (CycloneDX 1.6) and nothing else.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """What a checkpoint is: architecture, task, labels, size, and what fmopt can do with it."""
+    if sbom:
+        print(parts_list(Path(model)))
+        return
     from fmopt.cli import output as cli_output
     from fmopt.models import checkpoint
     from fmopt.models.source import resolve
@@ -39,13 +50,28 @@ def inspect(model: Model, task: Task = None, allow_pickle: Pickle = False, as_js
     answer(cli_output.facts_data(metadata), as_json, lambda: cli_output.metadata(metadata))
 
 
+def parts_list(bundle: Path) -> str:
+    """The parts list that a bundle carries, as one document; BundleError for one that has none."""
+    from fmopt.edge.files import json_line, read_json
+    from fmopt.exporters import bundle as bundles
+    from fmopt.exporters.parts_list import SBOM
+
+    if not bundles.is_bundle(bundle):
+        raise BundleError(f"{bundle} is not a bundle: it has no fmopt.json")
+    if SBOM not in bundles.checked(bundle)["files"]:
+        raise BundleError(f"{bundle} has no {SBOM}: an older fmopt made it; make it again")
+    return json_line(read_json(bundle, SBOM))
+
+
 def report(
     output: Annotated[Path, typer.Argument(help="Folder of an optimization or of a benchmark.")],
     watch: Annotated[bool, typer.Option("--watch", help="Follow a running optimization until it has ended.")] = False,
     as_json: Json = False,
 ) -> None:
     """Draw the report again from its record; with --watch, of a run that is under way."""
+    from fmopt.edge.manifest import MANIFEST
     from fmopt.evaluation.record import Record
+    from fmopt.evaluation.record_view import require_whole
     from fmopt.reports.html import write_markdown, write_report
     from fmopt.workflow.benchmark import record as benchmark_record
     from fmopt.workflow.benchmark.page import write_benchmark
@@ -57,6 +83,8 @@ def report(
         page = write_benchmark(benchmark_record.Benchmark.load(output), folder)
         markdown = page.with_suffix(".md")
     else:
+        if (folder / MANIFEST).is_file():
+            require_whole(folder)
         record = Record.load(record_path(output))
         markdown = write_markdown(record, folder / "report.md")
         page = write_report(record, folder / "report.html")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from fmopt.edge.files import json_line
 
 Model = Annotated[
     str, typer.Argument(help="A folder in Hugging Face format, a hub name, or an entry of models/ (minilm).")
@@ -46,7 +47,7 @@ Golden = Annotated[
 def answer(data: Any, as_json: bool, show: Callable[[], Any]) -> None:
     """One JSON document on stdout, or what a person reads."""
     if as_json:
-        print(json.dumps(data, ensure_ascii=False, default=str))
+        print(json_line(data))
     else:
         show()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import threading
 import time
@@ -16,11 +17,12 @@ from rich.console import Console
 from rich.console import Group as Stack
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Column, Table
 
 from fmopt.cli.doctor import Line
 from fmopt.cli.tables import comparison_table, history_table, running_table, trial_table, verdict_panel
-from fmopt.core import formatting
+from fmopt.core import escaping, formatting
 from fmopt.core.model import CheckpointMetadata, static_shape, takes_length
 from fmopt.core.results import Latency
 from fmopt.core.target import Target
@@ -39,8 +41,21 @@ from fmopt.workflow.search.plan import Plan
 INTERRUPTED = "fmopt: interrupted; the same command goes on where this one stopped"
 SHOWN = 12  # rows of a table that --json gives in full
 
+
+class PlainConsole(Console):
+    """A console that obeys nothing in a text: neither rich's markup, nor what a terminal would take for a command."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        """Everything that is shown comes by here, cell by cell."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=escaping.terminal(segment.text))
+
+
 # A file or a pipe has no width to fit into; what reads logs shows about so many columns, and cells fold within them.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+out = PlainConsole(width=None if sys.stdout.isatty() else 100)
 SECONDS_BETWEEN = 10.0  # lines of progress where there is no terminal to draw a bar in
 
 
@@ -141,7 +156,7 @@ def live_progress() -> Iterator[LiveProgress | LoggedProgress]:
             logged.close()
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     bars = Progress(*columns, console=console, transient=True)
     try:
         yield LiveProgress(bars)
@@ -159,12 +174,13 @@ def record(found: Record, folder: Path) -> None:
     out.print(verdict_panel(found))
     show(trial_table(found))
     script = folder / script_of(folder)
-    out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     python {script} verify", markup=False)
+    verify = f"python {shlex.quote(escaping.one_line(script))} verify"
+    out.print(f"bundle  {folder}\nreport  {folder / 'report.html'}\ntry     {verify}", markup=False)
 
 
 def followed(looks: Iterable[Seen], page: Page, *, aside: bool) -> Seen:
     """Draw a run again and again until it has ended; the last look. `aside`: on stderr, because stdout takes JSON."""
-    console = Console(stderr=True, highlight=False) if aside else out
+    console = PlainConsole(stderr=True) if aside else out
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for seen in looks:
             page.draw(seen)

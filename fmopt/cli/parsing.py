@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.core.errors import ConfigError
+from fmopt.edge.files import file_bytes
+from fmopt.edge.parts import EdgeError
 
 
 def read_lines(path: Path) -> list[str]:
     """Texts of a file, one per line; empty lines are skipped."""
     try:
-        return [text for text in path.read_text("utf8").split("\n") if text.strip()]
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no file {path}") from error
+        return [text for text in file_bytes(path).decode().split("\n") if text.strip()]
+    except EdgeError as error:
+        raise ConfigError(str(error) if path.exists() else f"there is no file {path}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from error
 

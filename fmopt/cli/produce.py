@@ -21,6 +21,7 @@ from fmopt.cli.parsing import (
     parse_threads,
     read_lines,
 )
+from fmopt.core import escaping
 from fmopt.core.errors import ConfigError
 
 
@@ -217,7 +218,10 @@ def export(
     answer(
         metadata,
         as_json,
-        lambda: print(f"{folder} holds {metadata['model_file']}; try: python {folder / script_of(folder)} verify"),
+        lambda: print(
+            escaping.terminal(f"{folder} holds {metadata['model_file']}; try: python ")
+            + f"{shlex.quote(escaping.one_line(folder / script_of(folder)))} verify"
+        ),
     )
 
 
@@ -275,7 +279,13 @@ def merge(
     from fmopt.models import adapters
 
     made = adapters.merge(adapter, output, base=base)
-    answer({"checkpoint": str(made)}, as_json, lambda: print(f"{made} is a checkpoint; try: fmopt inspect {made}"))
+    answer(
+        {"checkpoint": str(made)},
+        as_json,
+        lambda: print(
+            f"{escaping.one_line(made)} is a checkpoint; try: fmopt inspect {shlex.quote(escaping.one_line(made))}"
+        ),
+    )
 
 
 def trim(
@@ -305,4 +315,26 @@ def clean(
         done.model_dump(mode="json"),
         as_json,
         lambda: print(f"{output}: {formatting.size(done.freed_bytes)} freed, {done.stages} finished stages removed"),
+    )
+
+
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    key: Annotated[Path, typer.Option("--key", help="The private key (PEM, elliptic curve) to sign with.")],
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="The certificate (PEM) that was made for that key.")
+    ] = None,
+    chain: Annotated[
+        list[Path] | None, typer.Option("--chain", help="The certificates of its issuers (PEM); repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Sign a bundle (OpenSSF model-signing), so that others can check that it comes from you; see `fmopt verify --key`."""
+    from fmopt.exporters.signing import sign_bundle
+
+    made = sign_bundle(bundle, key=key, certificate=certificate, chain=tuple(chain or ()))
+    answer(
+        {"signature": str(made)},
+        as_json,
+        lambda: print(escaping.terminal(f"{made} is the signature; keep both together")),
     )

@@ -19,6 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from fmopt.edge.parts import EdgeError
 
 
 class FmoptError(Exception):
@@ -82,3 +85,31 @@ def explained(what: str, kind: type[FmoptError] = PassError) -> Iterator[None]:
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise kind(f"{what}: {type(error).__name__}: {first[:200]}") from error
+
+
+@contextmanager
+def reading(where: object, kind: type[FmoptError], way_out: str = "get it again") -> Iterator[None]:
+    """Whatever a library raises while it reads what was received, as one line that names where it lies.
+
+    For blocks that only read: libraries raise what they like over a damaged file, and some panic (a BaseException) or want
+    more memory than there is.
+    """
+    try:
+        yield
+    except FmoptError:
+        raise
+    except EdgeError as error:
+        raise kind(f"{where}: {error}") from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+        raise kind(f"{where} cannot be used ({said}); {way_out}") from error
+
+
+def first_fault(error: Any) -> str:
+    """The first thing wrong by a pydantic ValidationError, in a few words: where, and what."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else str(first["msg"])

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fmopt.edge.image import FORMATS, MOST_PIXELS
+
 THUMBNAIL = 96  # pixels of the longer edge
 UNKNOWN = 255  # a pixel of a map of classes that is not judged, as in Pascal VOC and Cityscapes; losses leave it out
 
@@ -33,8 +35,10 @@ def problem(value: Any) -> str | None:
     if not isinstance(value, bytes):
         return f"is {str(value)[:40]!r}, no image; give files, their bytes or their paths"
     try:
-        Image.open(io.BytesIO(value)).close()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        with Image.open(io.BytesIO(value), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                return f"has {image.width} × {image.height} pixels; the most is {MOST_PIXELS:,}: make it smaller"
+    except Exception:  # each of Pillow's readers raises others
         return f"is no image that can be read ({len(value)} bytes that begin with {value[:8]!r}); remove or mend it"
     return None
 

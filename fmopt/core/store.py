@@ -8,6 +8,7 @@ the sha256 of its files, by which it is checked before it is used again; files o
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -200,6 +201,46 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A new empty folder on the disk of `out`, under a name that nobody can guess, gone when the block ends.
+
+    What a killed run of ours left there is removed first.
+    """
+    begins = f".fmopt-making-{out.name[:64]}-"
+    parent = out.absolute().parent
+    with disk_errors(out):
+        _make(parent)
+        for left_over in parent.glob(f"{glob.escape(begins)}*-*"):
+            owner = left_over.name.removeprefix(begins).partition("-")[0]
+            if left_over.is_dir() and not left_over.is_symlink() and _is_ours(left_over) and _has_ended(owner):
+                shutil.rmtree(left_over, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{begins}{os.getpid()}-", dir=parent))
+        try:
+            inside = work / "made"
+            inside.mkdir()  # with the rights of the umask, which mkdtemp does not look at
+            yield inside
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _has_ended(process: str) -> bool:
+    """Whether no process of that number runs."""
+    if not process.isdecimal() or int(process) >= 1 << 31:
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _is_ours(path: Path) -> bool:
+    return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
 
 
 def _make(folder: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from fmopt.core import audio as core_audio
 from fmopt.core import images
-from fmopt.core.errors import DataError
+from fmopt.core.errors import DataError, reading
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.plugins import did_you_mean
 from fmopt.data.builtin_code import stdlib_splits
@@ -37,7 +37,7 @@ from fmopt.data.labels import (
     spell_classes,
     unanswerable,
 )
-from fmopt.data.readers import Row, Table, label_names, read_file, read_folder, read_hub, suffix
+from fmopt.data.readers import Row, Table, bytes_beside, label_names, read_file, read_folder, read_hub, suffix
 from fmopt.tasks.base import Task, find_task
 
 BUILTIN, SOURCE_CODE = "builtin:pydoc", "builtin:stdlib"
@@ -97,6 +97,13 @@ def load_data(
     `columns` maps roles to column names where they are not the usual ones. `seed` decides what is cut from what.
     DataError, one line with the way out, when it cannot be used.
     """
+    with reading(spec, DataError, "mend the data"):
+        return _loaded(spec, task, metadata, columns, seed)
+
+
+def _loaded(
+    spec: str, task: Task, metadata: CheckpointMetadata, columns: Mapping[str, str] | None, seed: int
+) -> Dataset:
     tables, names = _read(spec)
     notes: list[str] = []
     chosen = _histories({split: _by_role(table, task, columns or {}) for split, table in tables.items()}, notes)
@@ -202,7 +209,11 @@ def _read(spec: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
         if spec not in BUILTINS:
             raise DataError(f"there is no data set {spec!r}{did_you_mean(spec, BUILTINS)}")
         return {split: Table(f"{spec} ({split})", [*rows]) for split, rows in BUILTINS[spec]().items()}, {}
-    path = Path(spec).expanduser()
+    try:
+        path = Path(spec).expanduser()
+        path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{spec[:200]!r} is no path ({error}); give a file or a folder") from error
     if path.is_dir():
         return read_folder(path), label_names(path / "labels.json")
     if path.is_file():
@@ -309,11 +320,7 @@ def _file(role: str, value: Any, row: Row, where: str) -> Any:
             raise DataError(f"{where}: {role} {error}") from error
     if not isinstance(value, str):
         return value
-    beside = Path(where.rpartition(", row ")[0]).parent / value  # an absolute path stays as it is
-    try:
-        return beside.read_bytes()
-    except OSError as error:
-        raise DataError(f"{where}: {role} {value!r} cannot be read: {error.strerror or error}") from error
+    return bytes_beside(Path(where.rpartition(", row ")[0]).parent, value, f"{where}: {role}")
 
 
 def _listed(role: str, value: Any) -> Any:
@@ -324,7 +331,7 @@ def _listed(role: str, value: Any) -> Any:
         for read in (json.loads, ast.literal_eval):
             try:
                 return read(value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
                 continue
     return value.split() if role in LISTS else value
 

@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.errors import DataError
+from fmopt.core.errors import DataError, reading
+from fmopt.edge.files import parsed
+from fmopt.edge.parts import EdgeError
 
 Row = dict[str, Any]
 Names = Mapping[str, tuple[str, ...]]  # column → names of its label ids
@@ -38,6 +41,8 @@ MEDIA = {
     "audio": (".wav", ".flac", ".ogg", ".mp3"),
 }
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
+# What a file may become in memory; a megabyte of a bomb becomes a gigabyte, and data sets that judge have some thousand rows.
+LARGEST_UNPACKED, MOST_ROWS, LARGEST_MEDIA = 2 << 30, 20_000_000, 256 << 20
 PASSAGE_WORDS = 64  # fewest of a passage of plain text: some 90 tokens, so that most fit a network of 128
 
 
@@ -60,17 +65,42 @@ def read_file(path: Path) -> Table:
     reader = READERS.get(suffix(path))
     if reader is None:
         raise DataError(f"{path} is no data file by its name: give one that ends in {', '.join(READERS)}")
+    with reading(path, DataError, "mend the file, or get it again"):
+        try:
+            require_plain(path, path)
+            if path.stat().st_size == 0:
+                raise DataError(f"{path} is empty; give a file with some hundred rows")
+            return reader(path)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; convert it, for example with "
+                f"iconv -f latin1 -t utf8"
+            ) from error
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def require_plain(path: Path, named: object) -> None:
+    """DataError unless a path is that of a plain file: a device or a FIFO may never end. `named` is how the user knows it."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no plain file"
+        raise DataError(f"{named} is {kind}; give a file")
+
+
+def bytes_beside(folder: Path, name: str, where: str) -> bytes:
+    """A file that a row of data names, within the folder that the data lie in. DataError for any other, or one too large."""
     try:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty; give a file with some hundred rows")
-        return reader(path)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; convert it, for example with "
-            f"iconv -f latin1 -t utf8"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise DataError(f"{where} {name[:80]!r} lies outside {folder}; keep files that a table names beside it")
+        require_plain(path, f"{where} {name[:80]!r}")
+        if path.stat().st_size > LARGEST_MEDIA:
+            raise DataError(f"{where} {name[:80]!r} has {path.stat().st_size:,} bytes; the most is {LARGEST_MEDIA:,}")
+        return path.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{where} {name[:80]!r} cannot be read: {said}") from error
 
 
 def suffix(path: Path) -> str:
@@ -120,7 +150,12 @@ def _read_media(folder: Path) -> Table:
     for path in sorted(folder.glob("*/*")):
         column = next((name for name, endings in MEDIA.items() if path.suffix.lower() in endings), None)
         if column is not None:
-            rows.append({column: path.read_bytes(), "label": path.parent.name})
+            rows.append(
+                {
+                    column: bytes_beside(folder, path.relative_to(folder).as_posix(), f"{folder}: {column}"),
+                    "label": path.parent.name,
+                }
+            )
     return Table(str(folder), rows)
 
 
@@ -175,8 +210,8 @@ def label_names(path: Path) -> dict[str, tuple[str, ...]]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        content = parsed(path.read_bytes(), path.name, object)
+    except EdgeError as error:
         raise DataError(
             f"{path} is not JSON: {error}; write a list of label names in the order of their ids"
         ) from error
@@ -194,7 +229,9 @@ def _text_of(path: Path) -> str:
     content = path.read_bytes()
     if path.name.lower().endswith(".gz"):
         try:
-            content = gzip.decompress(content)
+            with gzip.open(path) as stream:
+                content = stream.read(LARGEST_UNPACKED + 1)
+            require_bounded(path, len(content))
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path} cannot be unpacked: {error}; get the file again") from error
     if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -273,7 +310,7 @@ def _read_json_lines(path: Path) -> Table:
         if line.strip():
             try:
                 rows.append(json.loads(line, object_pairs_hook=_once))
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: not JSON ({error}); write one object per line") from error
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: {error}; rename one of them") from error
@@ -286,7 +323,7 @@ def _read_json(path: Path) -> Table:
     """A list of objects, {"data": list}, {"column": list, …}, SQuAD's nested form, or JSON Lines under another name."""
     try:
         content = json.loads(_text_of(path), object_pairs_hook=_once)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return _read_json_lines(path)
     except ValueError as error:
         raise DataError(f"{path}: {error}; rename one of them") from error
@@ -320,9 +357,16 @@ def _read_parquet(path: Path) -> Table:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
-    except pa.ArrowException as error:
-        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0][:160]}") from error
+        with parquet.ParquetFile(path) as stored:
+            groups = [stored.metadata.row_group(number) for number in range(stored.metadata.num_row_groups)]
+            unpacked = sum(
+                group.column(at).total_uncompressed_size for group in groups for at in range(group.num_columns)
+            )
+            require_bounded(path, unpacked, stored.metadata.num_rows)
+            table = stored.read()
+        require_bounded(path, table.nbytes, table.num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {(str(error).splitlines() or [''])[0][:160]}") from error
     _refuse_twice(table.column_names, path)
     written = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     return Table(str(path), table.to_pylist(), _class_names(written.get("info", {}).get("features") or {}))
@@ -332,11 +376,21 @@ def _read_npz(path: Path) -> Table:
     """Arrays side by side, one item of each a row. With `offsets` (n + 1), row i holds what lies between two of them in the
     arrays that are as long as the last one says; an array without axes is the same in every row."""
     try:
+        with zipfile.ZipFile(path) as packed:
+            require_bounded(path, sum(member.file_size for member in packed.infolist()))
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as npz: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # every kind of damage has its own
+        raise DataError(f"{path} cannot be read as npz: {str(error)[:160] or type(error).__name__}") from error
+    if not arrays or not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise DataError(f"{path} holds no arrays, or something else than arrays; write it with numpy.savez")
     offsets = arrays.pop("offsets", None)
+    if offsets is not None:
+        whole = offsets.ndim == 1 and len(offsets) > 0 and offsets.dtype.kind in "iu"
+        if not whole or offsets[0] < 0 or (np.diff(offsets.astype(np.int64)) < 0).any():
+            raise DataError(f"{path}: offsets are no row of places, each at or after the one before")
     same = {name: array.item() for name, array in arrays.items() if array.ndim == 0}
     each = {name: array for name, array in arrays.items() if array.ndim}
     pooled = {name: a for name, a in each.items() if offsets is not None and len(a) == offsets[-1] != len(offsets) - 1}
@@ -376,6 +430,15 @@ def _read_text(path: Path) -> Table:
     if not rows:
         raise DataError(f"{path} is empty; give a text of some thousand words")
     return Table(str(path), rows)
+
+
+def require_bounded(path: Path, unpacked: int, rows: int = 0) -> None:
+    """DataError for a file that becomes too much when it is unpacked."""
+    if unpacked > LARGEST_UNPACKED or rows > MOST_ROWS:
+        raise DataError(
+            f"{path} holds {unpacked / 1e9:.1f} GB unpacked, {rows:,} rows; the most is {LARGEST_UNPACKED / 1e9:.0f} GB and "
+            f"{MOST_ROWS:,} rows: give a part of it"
+        )
 
 
 def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

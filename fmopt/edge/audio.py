@@ -14,7 +14,6 @@ lower (whether what it spells is made lower case); vocab.json beside the model h
 
 from __future__ import annotations
 
-import json
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from .parts import CHANGE, present_scores
+from .files import file_bytes, parsed
+from .parts import CHANGE, LARGEST_NUMBER, EdgeError, present_scores
 
 Pipeline = Mapping[str, Any]
 
@@ -36,6 +36,7 @@ FBANK_HOP, FBANK_FFT, FBANK_LOWEST_HZ, PREEMPHASIS = 160, 512, 20, 0.97
 FRAMES_AT_ONCE = 4096  # of spectra: a long sound takes no more memory for them than a short one
 FBANK_FLOOR, LOG_MEL_FLOOR = 1.192092955078125e-07, 1e-10  # energies below count as this much
 SINC_LOBES, KAISER_BETA = 10, 5.0  # of the resampling filter, as scipy.signal.resample_poly has them
+LOWEST_RATE, HIGHEST_RATE, MOST_SAMPLES = 100, 1_000_000, 100_000_000  # an hour and more, at any usual rate
 READABLE = "give a WAV file (PCM or float)"
 
 
@@ -115,9 +116,9 @@ class Preprocessor:
 def read_sample(text: str) -> bytes:
     """The file that an argument of the command names."""
     try:
-        return Path(text).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{text} cannot be read: {error.strerror or error}; give the path of a sound") from error
+        return file_bytes(Path(text))
+    except EdgeError as error:
+        raise ValueError(f"{error}; give the path of a sound") from error
 
 
 # -------------------------------------------------------------------------------- files → samples
@@ -130,8 +131,10 @@ def read_audio(sample: Any) -> tuple[np.ndarray, int]:
     samples, rate = _read_wav(bytes(sample)) if sample[:4] in (b"RIFF", b"RF64") else _read_other(bytes(sample))
     if not samples.size:
         raise ValueError("the sound is empty: it has no samples; remove it, or record it again")
-    if rate < 1:
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise ValueError(f"the sound has {rate} samples a second; {READABLE}")
+    if samples.size > MOST_SAMPLES:
+        raise ValueError(f"the sound has {samples.size:,} samples; the most is {MOST_SAMPLES:,}: cut it into parts")
     mono = samples.mean(axis=1, dtype=np.float64).astype(np.float32) if samples.shape[1] > 1 else samples[:, 0]
     if not np.isfinite(mono).all():
         raise ValueError("the sound has samples that are no numbers (NaN or infinite); record it again")
@@ -191,8 +194,11 @@ def _read_other(sample: bytes) -> tuple[np.ndarray, int]:
     except ImportError as error:
         raise ValueError(f"{begins} are no WAV file, and others need: pip install soundfile") from error
     try:
-        samples, rate = soundfile.read(io.BytesIO(sample), dtype="float32", always_2d=True)
-    except (RuntimeError, TypeError, ValueError) as error:  # LibsndfileError is a RuntimeError
+        with soundfile.SoundFile(io.BytesIO(sample)) as sound:
+            if sound.frames * sound.channels > MOST_SAMPLES:
+                raise ValueError(f"{sound.frames:,} frames are too many")
+            samples, rate = sound.read(dtype="float32", always_2d=True), sound.samplerate
+    except Exception as error:  # LibsndfileError is a RuntimeError; others come of broken heads
         raise ValueError(f"{begins} are no sound that can be read; {READABLE}") from error
     return samples, int(rate)
 
@@ -390,8 +396,10 @@ def read_vocabulary(folder: Path) -> list[str]:
     """The tokens of a folder's vocab.json, by their ids."""
     path = Path(folder) / "vocab.json"
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = parsed(path.read_bytes(), path.name)
         tokens = {int(number): str(token) for token, number in given.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        if tokens and not 0 <= min(tokens) <= max(tokens) <= LARGEST_NUMBER:
+            raise ValueError("its ids are no places in a list")
+    except (OSError, EdgeError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is no vocabulary (token to id): {error}; copy the model's own") from error
     return [tokens.get(number, "") for number in range(max(tokens, default=-1) + 1)]

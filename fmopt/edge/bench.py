@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .host import host_fingerprint, package_version, peak_memory_mb
-from .loading import GOLDEN, judged_threads, load, sample_from_json, timed_call
+from .loading import judged_threads, load, read_golden, timed_call
 from .parts import EdgeError, Sample, part_of
 
 
@@ -27,8 +26,7 @@ def bench(
     started = time.perf_counter()
     model = load(folder, threads)
     load_ms = (time.perf_counter() - started) * 1e3
-    golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
-    samples = [sample_from_json(item["raw"]) for item in golden["items"]]
+    samples = read_golden(folder)[0]
     if not samples:
         raise EdgeError(f"{folder} carries no inputs to run; make it with --golden synthetic, or a file of inputs")
     samples = [samples[index % len(samples)] for index in range(batch)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .bench import bench
+from .files import file_bytes, json_line, limit_memory, mend_streams, printable
 from .host import isa_features
-from .loading import Model, isa_warnings, load, open_model, read_manifest, self_test, verify
+from .loading import Model, isa_warnings, load, open_model, require_tried, require_trusted, self_test
+from .manifest import read_manifest, verify
 from .parts import EdgeError, Sample, part_of
 from .runners import open_runner, own_module
 from .text import read_sample
@@ -27,14 +28,15 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None, folder: Path) -> int:
     """`predict`, `bench` and `verify` for the bundle in `folder`; returns the exit code."""
+    mend_streams()
     try:
         with warnings.catch_warnings():
             # A warning is one line on stderr, not a place in this file.
-            warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *rest: print(f"warning: {printable(message)}", file=sys.stderr)
             asked = _parser(folder).parse_args(argv)
             return asked.command(folder, asked)
     except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -63,10 +65,16 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
     timed.add_argument("--seconds", type=float, default=10.0, help="sample at least so long (10)")
     timed.set_defaults(command=_bench)
     checked = commands.add_parser("verify", help="are the files whole, and does it compute here what it should")
+    checked.add_argument(
+        "--key", type=Path, help="a public key, or an issuer's certificate (PEM), that must have signed it"
+    )
     checked.set_defaults(command=_verify)
+    tried = commands.add_parser("self-test")  # without help: `load` runs it, in a process of its own
+    tried.add_argument("--memory", type=_count, required=True)
+    tried.set_defaults(command=_self_test)
     if hasattr(own, "add_commands"):
         own.add_commands(commands)
-    for each in (predict, timed, checked):
+    for each in (predict, timed, checked, tried):
         each.add_argument("--threads", type=_count, help="by default as many as it was judged with")
         each.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return parser
@@ -88,16 +96,16 @@ def _predict(folder: Path, asked: argparse.Namespace) -> int:
     model = load(folder, asked.threads)
     if getattr(asked, "stream", False):
         for piece in _one_streamed(model, [read_sample(pipeline, sample) for sample in samples], options):
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
         print()
         return 0
     shown, problems = model.answers(samples, **options)
     if asked.json:
-        print(json.dumps(shown, ensure_ascii=False))
+        print(json_line(shown))
     else:
-        print("\n".join(json.dumps(one, ensure_ascii=False) for one in shown if one is not None))
+        print("\n".join(json_line(one) for one in shown if one is not None))
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
     return 2 if problems else 0
 
 
@@ -120,10 +128,8 @@ def _raws(asked: argparse.Namespace, *, pairs: bool) -> Iterator[Sample]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_bytes().decode().split("\n")  # str.splitlines would also cut at characters inside texts
+        lines = file_bytes(path).decode().split("\n")  # str.splitlines would also cut at characters inside texts
         return [line.removesuffix("\r") for line in lines if line.strip()]
-    except OSError as error:
-        raise EdgeError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise EdgeError(f"{path} is not UTF-8: byte {error.start}; convert it first") from error
 
@@ -131,7 +137,7 @@ def _lines(path: Path) -> list[str]:
 def _bench(folder: Path, asked: argparse.Namespace) -> int:
     got = bench(folder, batch=asked.batch, length=asked.length, threads=asked.threads, seconds=asked.seconds)
     if asked.json:
-        print(json.dumps(got))
+        print(json_line(got))
         return 0
     size = f"batch {got['batch']}" + (f" × {got['tokens']} tokens" if got["tokens"] else "")
     print(f"{size}, {got['threads']} threads, {' '.join(map(str, got['runtime']))}")
@@ -149,12 +155,21 @@ def _bench(folder: Path, asked: argparse.Namespace) -> int:
     return 0
 
 
+def _self_test(folder: Path, asked: argparse.Namespace) -> int:
+    limit_memory(asked.memory)
+    self_test(folder, open_model(folder, read_manifest(folder), asked.threads, open_runner))
+    return 0
+
+
 def _verify(folder: Path, asked: argparse.Namespace) -> int:
+    if asked.key is not None:
+        require_trusted(folder, asked.key)
     problems = verify(folder)
     answer: dict[str, Any] = {"largest_difference": None, "tolerance": None}
     if not problems:
         metadata = read_manifest(folder)
         try:
+            require_tried(folder, metadata, asked.threads)
             worst, tolerance = self_test(folder, open_model(folder, metadata, asked.threads, open_runner))
             answer = {"largest_difference": worst, "tolerance": tolerance}
         except EdgeError as error:
@@ -162,9 +177,9 @@ def _verify(folder: Path, asked: argparse.Namespace) -> int:
         for warning in isa_warnings(metadata, isa_features()):
             warnings.warn(warning, stacklevel=1)
     if asked.json:
-        print(json.dumps({"ok": not problems, "problems": problems, **answer}))
+        print(json_line({"ok": not problems, "problems": problems, **answer}))
     elif problems:
-        print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+        print("\n".join(f"error: {printable(problem)}" for problem in problems), file=sys.stderr)
     else:
         differ = f"golden predictions differ by {answer['largest_difference']:.2g}, allowed {answer['tolerance']:.2g}"
         print(

@@ -20,10 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from .parts import CHANGE, cosine_distance, present_scores
+from .files import file_bytes
+from .parts import CHANGE, EdgeError, cosine_distance, present_scores
 
 Pipeline = Mapping[str, Any]
 DETECTION, SEGMENTATION, FEATURES = "object-detection", "image-segmentation", "image-feature-extraction"
+MOST_PIXELS = 50_000_000  # 24-bit: 150 MB; what any camera makes is smaller
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # others are read by code that few look after
 MOST_BOXES, LEAST_SCORE = 100, 0.01  # of a image, as COCO judges; scores below it are of no use to anyone
 
 
@@ -59,9 +62,9 @@ class Preprocessor:
 def read_sample(text: str) -> bytes:
     """The file that an argument of the command names."""
     try:
-        return Path(text).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{text} cannot be read: {error.strerror or error}; give the path of an image") from error
+        return file_bytes(Path(text))
+    except EdgeError as error:
+        raise ValueError(f"{error}; give the path of an image") from error
 
 
 def open_image(sample: Any) -> Any:
@@ -74,14 +77,16 @@ def open_image(sample: Any) -> Any:
     if not isinstance(sample, bytes | bytearray):
         raise ValueError(f"{str(sample)[:60]!r} is not an image; give the bytes of an image file")
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(sample)))
+        image: Any = Image.open(io.BytesIO(sample), formats=FORMATS)
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(
+                f"an image of {image.width} × {image.height} pixels is too large; the most is {MOST_PIXELS:,}"
+            )
+        image = ImageOps.exif_transpose(image)
         image.load()
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # what Pillow raises for bad files
+    except Exception as error:  # each of Pillow's readers raises others for bad files
+        if str(error).startswith("an image of "):
+            raise
         begins = bytes(sample[:8])
         raise ValueError(
             f"{len(sample)} bytes that begin with {begins!r} are no image that can be read; give a PNG or JPEG file"

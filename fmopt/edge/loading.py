@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,44 +16,40 @@ from typing import Any
 
 import numpy as np
 
-from .host import (
-    INT8_DOT,
-    available_cores,
-    cache_folder,
-    host_fingerprint,
-    isa_features,
-    package_version,
-    too_old,
-    writable_by_others,
+from .files import (
+    file_bytes,
+    is_left,
+    leave,
+    printable,
+    read_json,
+    require_signed,
+    tried_apart,
 )
-from .parts import EdgeError, Pipeline, Sample, distance_of, explained, last_line, like_lengths, part_of
-from .runners import mixes_rows, open_runner, takes_batches
+from .host import INT8_DOT, available_cores, cache_folder, host_fingerprint, isa_features, package_version, too_old
+from .manifest import (
+    GOLDEN,
+    SIGNED_WITHOUT,
+    whole_manifest,
+)
+from .parts import (
+    EdgeError,
+    Pipeline,
+    Sample,
+    distance_of,
+    explained,
+    last_line,
+    like_lengths,
+    part_of,
+    shorten,
+)
+from .runners import RUNNERS, mixes_rows, open_runner, takes_batches
 from .text import open_preprocessor, postprocess, present, read_sample
-
-FORMAT = "fmopt-bundle-1"
-
 
 # Texts that are answered together, token by token: tokens at most, and how many of them may be padding.
 DECODED_TOKENS, DECODED_PADDING = 1024, 0.5
-
-
-MANIFEST, GOLDEN, UNFINISHED = "fmopt.json", "golden.json", ".fmopt-writing"
-
-
-# What may lie beside the files of a manifest: written after it, or by a run of ours.
-UNLISTED = frozenset(
-    {
-        MANIFEST,
-        "record.json",
-        "report.html",
-        "report.md",
-        "stages",
-        "running",
-        "checkpoint",
-        "bundle.tmp",
-        "__pycache__",
-    }
-)
+# A graph that was never opened on this machine is tried in a process of its own first: so long, and with so much memory.
+TRY_SECONDS, TRY_SECONDS_PER_MB = 20.0, 0.5
+TRY_MEMORY_MB, TRY_MEMORY_PER_CORE_MB, TRY_MEMORY_TIMES = 1600, 64, 8
 
 
 class Model:
@@ -127,7 +125,7 @@ class Model:
         Several threads may call one model at once.
         """
         samples = [
-            _file_bytes(one) if isinstance(one, Path) else one
+            file_bytes(one) if isinstance(one, Path) else one
             for one in (sample if isinstance(sample, list) else [sample])
         ]
         shown = self._shown(samples, options)
@@ -223,13 +221,6 @@ def timed_call(pipeline: Pipeline, runner: Any, inputs: Mapping[str, np.ndarray]
     return lambda: runner.run(call)
 
 
-def _file_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise EdgeError(f"{path} cannot be read: {error.strerror}") from error
-
-
 def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
     """Run at most `most` rows at once: a long text has many windows, and memory is for `most`."""
     rows = len(next(iter(inputs.values())))
@@ -237,103 +228,6 @@ def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[s
         return dict(runner.run(inputs))
     parts = [runner.run({k: v[i : i + most] for k, v in inputs.items()}) for i in range(0, rows, most)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """A bundle's fmopt.json, checked against its own digest. EdgeError when it is damaged or no bundle."""
-    path = Path(folder) / MANIFEST
-    if (Path(folder) / UNFINISHED).exists():
-        raise EdgeError(f"{folder} is not finished: writing it was interrupted; make the bundle again")
-    if not path.is_file():
-        raise EdgeError(f"{folder} is not a bundle: it has no {MANIFEST}")
-    try:
-        text = path.read_bytes().decode()
-        metadata = json.loads(text)
-        if metadata["format"] != FORMAT:
-            raise EdgeError(
-                f"{path} is of format {metadata['format']!r}, this file reads {FORMAT!r}; use the run.py beside it"
-            )
-        intact = metadata["digest"] == manifest_digest(text, metadata["digest"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise EdgeError(f"{path} is damaged: {last_line(error)}") from error
-    if not intact:
-        raise EdgeError(f"{path} was changed after it was written; make the bundle again")
-    metadata["pipeline"] = with_current_names(metadata["pipeline"])
-    return metadata
-
-
-# What a pipeline called settings of generation before it took the names of generation_config.json.
-EARLIER_NAMES = {
-    "start": "decoder_start_token_ids",
-    "stop_ids": "eos_token_id",
-    "beams": "num_beams",
-    "suppress": "suppress_tokens",
-    "suppress_first": "begin_suppress_tokens",
-    "no_repeat": "no_repeat_ngram_size",
-    "fewest": "min_new_tokens",
-    "early": "early_stopping",
-    "first": "forced_bos_token_id",
-    "last": "forced_eos_token_id",
-}
-
-
-def with_current_names(pipeline: Mapping[str, Any]) -> dict[str, Any]:
-    """A pipeline as this version reads it, also one that an earlier version wrote."""
-    found = {EARLIER_NAMES.get(name, name): value for name, value in pipeline.items()}
-    if "early" in pipeline:
-        found["early_stopping"] = bool(pipeline["early"])
-    if "last" in pipeline:
-        found["forced_eos_token_id"] = [pipeline["last"]]
-    return found
-
-
-def manifest_digest(text: str, digest: str) -> str:
-    """sha256 of a manifest's text without its own digest, so that it vouches for every other byte of itself."""
-    return hashlib.sha256(text.replace(digest, "").encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """sha256 of a file, read in blocks."""
-    total = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
-
-
-def verify(folder: Path) -> list[str]:
-    """What is wrong with a bundle's files, one line each naming the file; empty when all is as it was written."""
-    folder = Path(folder)
-    try:
-        metadata = read_manifest(folder)
-    except EdgeError as error:
-        return [str(error)]
-    beside = sorted({path.name for path in folder.iterdir()} - {Path(name).parts[0] for name in metadata["files"]})
-    strangers = [name for name in beside if name not in UNLISTED and not name.startswith(".fmopt")]
-    return damaged_files(folder, metadata) + [f"{name} does not belong to the bundle" for name in strangers]
-
-
-def damaged_files(folder: Path, metadata: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the files that a manifest lists, one line each."""
-    problems = []
-    for name, written in metadata["files"].items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif not belongs(folder, path):
-            problems.append(f"{name} is a link to what lies outside")
-        elif path.stat().st_size != written["bytes"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes instead of {written['bytes']}")
-        elif sha256_file(path) != written["sha256"]:
-            problems.append(f"{name} was changed: its sha256 is not the one in {MANIFEST}")
-    return problems
-
-
-def belongs(folder: Path, path: Path) -> bool:
-    """Whether a file lies in its folder, or in the cache of a model hub that the folder is a snapshot of, made of links."""
-    home, real = folder.resolve(), path.resolve()
-    cached = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
-    return cached or home in real.parents
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
@@ -345,11 +239,20 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
     return {"pair": list(sample)} if isinstance(sample, tuple) else {"words": list(sample)}
 
 
-def sample_from_json(written: Mapping[str, Any]) -> Sample:
-    """The inverse of `raw_to_json`."""
-    if "bytes" in written:
-        return base64.b64decode(written["bytes"])
-    return tuple(written["pair"]) if "pair" in written else written.get("words", written.get("text"))
+def sample_from_json(written: Any) -> Sample:
+    """The inverse of `sample_to_json`; EdgeError for what it never wrote."""
+    kind, value = next(iter(written.items())) if isinstance(written, Mapping) and len(written) == 1 else ("", None)
+    if kind == "text" and isinstance(value, str):
+        return value
+    if kind == "bytes" and isinstance(value, str):
+        with explained("bytes"):
+            return base64.b64decode(value, validate=True)
+    if kind in ("pair", "words") and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        if kind == "words":
+            return value
+        if len(value) == 2:
+            return value[0], value[1]
+    raise EdgeError(f"{shorten(printable(written))} is no text, pair of texts, list of words or file")
 
 
 def prediction_to_json(prediction: Any) -> Any:
@@ -371,21 +274,37 @@ def difference(written: Any, got: Any) -> float:
     return float("inf") if np.isnan(gap).any() else float(gap.max(initial=0.0))
 
 
+def read_golden(folder: Path) -> tuple[list[Sample], list[Any], float, str | None]:
+    """Golden samples, their predictions, how far others may be from these, and by which distance; EdgeError when unreadable."""
+    golden = read_json(folder, GOLDEN)
+    items, tolerance = golden.get("items"), golden.get("tolerance")
+    fit = isinstance(items, list) and all(isinstance(item, dict) and "prediction" in item for item in items)
+    if not fit or type(tolerance) not in (int, float) or not 0 <= tolerance < float("inf"):
+        raise EdgeError(f"{Path(folder) / GOLDEN} holds no golden items, or no tolerance")
+    try:
+        samples = [sample_from_json(item.get("raw")) for item in items]
+    except EdgeError as error:
+        raise EdgeError(f"{Path(folder) / GOLDEN}: {error}") from error
+    distance = golden.get("distance")
+    return (
+        samples,
+        [item["prediction"] for item in items],
+        float(tolerance),
+        None if distance is None else str(distance),
+    )
+
+
 def self_test(folder: Path, model: Model) -> tuple[float, float]:
     """(largest difference to the golden predictions, tolerance); EdgeError when it is outside the tolerance."""
-    try:
-        golden = json.loads((Path(folder) / GOLDEN).read_text(encoding="utf-8"))
-        items, tolerance = golden["items"], float(golden["tolerance"])
-        samples = [sample_from_json(item["raw"]) for item in items]
-        written = [item["prediction"] for item in items]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EdgeError(f"{folder}: {GOLDEN} cannot be read: {last_line(error)}") from error
+    samples, written, tolerance, distance = read_golden(folder)
     # Bundles made before distances were named hold absolute differences.
     earlier = getattr(part_of(model.pipeline), "difference", difference)
-    gap = distance_of(model.pipeline)[1] if golden.get("distance") else earlier
-    worst = max(map(gap, written, model.predict(samples)), default=0.0)
+    gap = distance_of(model.pipeline)[1] if distance else earlier
+    made = model.predict(samples)
+    with explained(f"{Path(folder) / GOLDEN} holds no predictions of this model; it"):
+        worst = float(max(map(gap, written, made), default=0.0))
     if not worst <= tolerance:
-        unit = f" ({golden['distance']})" if golden.get("distance") else ""
+        unit = f" ({distance})" if distance else ""
         raise EdgeError(
             f"{folder} computes something else here than where it was judged: golden predictions differ by up to "
             f"{worst:.3g}{unit}, allowed is {tolerance:.3g}; optimize the model again on this machine"
@@ -397,25 +316,67 @@ def load(
     folder: str | Path,
     threads: int | None = None,
     opener: Callable[[str, Path, Mapping[str, Any], int], Any] = open_runner,
+    *,
+    trust: str | Path | None = None,
 ) -> Model:
     """Open a bundle: hashes are verified, and on a machine it has not run on before its golden items too.
+
+    With `trust`, a public key or an issuer's certificate (PEM), the bundle must be signed by it; see `require_trusted`.
 
     `threads`: by default as many as it was judged with; where it was not, every core this process may use. Warns when the CPU
     lacks a feature that the graph was judged with. EdgeError when the bundle is damaged, or its predictions are outside the
     tolerance here.
     """
     folder = Path(folder)
-    metadata = read_manifest(folder)
-    damage = damaged_files(folder, metadata)
-    if damage:
-        raise EdgeError(f"{folder} is damaged: {'; '.join(damage)}; copy the bundle again, or make it again")
+    if trust is not None:
+        require_trusted(folder, Path(trust))
+    metadata = whole_manifest(folder)
     for warning in isa_warnings(metadata, isa_features()):
         warnings.warn(warning, stacklevel=2)
+    known = is_known_here(metadata)
+    if not known:
+        require_tried(folder, metadata, threads)
     model = open_model(folder, metadata, threads, opener)
-    if not _known_here(metadata) and not _passed_before(metadata):
+    if not known:
         self_test(folder, model)
-        _leave(metadata)
+        remember(metadata)
     return model
+
+
+def require_trusted(folder: Path, trust: Path) -> None:
+    """EdgeError unless a bundle is signed by what `trust` holds: a public key, or the certificate of an issuer."""
+    by_certificate = b"BEGIN CERTIFICATE" in file_bytes(trust)
+    require_signed(folder, SIGNED_WITHOUT, **{"trust" if by_certificate else "key": trust})
+
+
+def require_tried(folder: Path, metadata: Mapping[str, Any], threads: int | None = None) -> None:
+    """Run a bundle's golden items in a process with limits of time and memory; EdgeError with what went wrong there.
+
+    Its graph may never come to an end, may ask for all memory, or make its runtime crash. Only for runtimes that this file
+    opens by itself.
+    """
+    if metadata["runtime"] not in RUNNERS:
+        return
+    megabytes = sum(entry["bytes"] for entry in metadata["files"].values()) / 1e6
+    memory = TRY_MEMORY_MB + TRY_MEMORY_PER_CORE_MB * (os.cpu_count() or 1) + TRY_MEMORY_TIMES * megabytes
+    words = ["self-test", "--memory", str(int(memory)), *(["--threads", str(threads)] if threads else [])]
+    wrong = tried_apart(_own_command(folder, words), TRY_SECONDS + TRY_SECONDS_PER_MB * megabytes)
+    if wrong is not None:
+        raise EdgeError(wrong if str(folder) in wrong else f"{folder} cannot be used: {wrong}")
+
+
+def _own_command(folder: Path, words: Sequence[str]) -> list[str]:
+    """A command line that does what run.py does with a bundle, by this very code: that of fmopt, or of the bundle it is in."""
+    home, package = Path(__file__).resolve().parents, str(__package__)
+    if package.startswith("fmopt_bundle_"):
+        root, named = [], f"get('runpy').run_path({str(home[1] / 'run.py')!r})['package']()"
+    else:
+        root, named = [str(home[package.count(".") + 1])], repr(package)
+    code = (
+        f"import sys; sys.path[:] = [*{root!r}, *sys.argv.pop(1).split(chr(10))]; from importlib import import_module as get\n"
+        f"main = get({named} + '.command').main; sys.exit(main(sys.argv[2:], get('pathlib').Path(sys.argv[1])))"
+    )
+    return [sys.executable, "-c", code, "\n".join(sys.path), str(Path(folder).absolute()), *words]
 
 
 def open_model(folder: Path, metadata: Mapping[str, Any], threads: int | None, opener: Callable[..., Any]) -> Model:
@@ -463,31 +424,16 @@ def circumstances(runtime: str) -> dict[str, Any]:
     return {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, package_version(runtime)]}
 
 
-def _known_here(metadata: Mapping[str, Any]) -> bool:
-    runtime = metadata["runtime"]
-    host = metadata["host"]
-    built = {"cpu": host["cpu"], "isa": host["isa"], "runtime": [runtime, metadata["versions"].get(runtime)]}
-    return built == circumstances(runtime)
+def is_known_here(metadata: Mapping[str, Any]) -> bool:
+    """Whether this very bundle passed its self-test here, or was made here."""
+    return is_left(_marker(metadata))
+
+
+def remember(metadata: Mapping[str, Any]) -> None:
+    """Leave word that it did."""
+    leave(_marker(metadata))
 
 
 def _marker(metadata: Mapping[str, Any]) -> Path:
-    """The file that says this very bundle passed its self-test in these circumstances."""
     key = json.dumps([metadata["digest"], circumstances(metadata["runtime"])], sort_keys=True)
     return cache_folder() / "self-tests" / hashlib.sha256(key.encode()).hexdigest()
-
-
-def _passed_before(metadata: Mapping[str, Any]) -> bool:
-    try:
-        marker = _marker(metadata)
-        return marker.is_file() and not writable_by_others(marker.parent)
-    except (OSError, EdgeError):  # no home, or one that cannot be read
-        return False
-
-
-def _leave(metadata: Mapping[str, Any]) -> None:
-    try:
-        marker = _marker(metadata)
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.write_text(metadata["digest"])
-    except (OSError, EdgeError):
-        return  # no home, or a read-only one: the self-test runs again next time

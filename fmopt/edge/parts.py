@@ -84,7 +84,26 @@ NEEDS = {
     "seq2seq": ("generation",),
     "whisper": ("audio", "seq2seq"),
 }  # parts that work by others: bundles carry those too
-COMMON = ("__init__", "bench", "command", "host", "loading", "parts", "runners", "text")  # what every bundle carries
+COMMON = (
+    "__init__",
+    "bench",
+    "command",
+    "files",
+    "host",
+    "loading",
+    "manifest",
+    "parts",
+    "runners",
+    "text",
+)  # what every bundle carries
+LARGEST_NUMBER = 1 << 24  # that a pipeline may name: of tokens, of pixels along an edge, of samples a second
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "task": str, "max_length": int, "inputs": list, "outputs": list, "labels": list, "multi_label": bool, "padding": dict,
+    "modality": str, "axes": dict, "stride": int, "no_answer": bool, "prefix": str, "add_prefix_space": bool, "mask": dict,
+    "pooling": str, "normalize": bool, "image": dict, "audio": dict, "ctc": dict, "speech": dict, "threshold": (int, float),
+}  # fmt: skip  # of what a pipeline says
+NEVER_EMPTY = ("task", "inputs", "outputs", "max_length", "padding")
+NAMED = ("inputs", "outputs", "labels")  # lists of texts
 OWN_RUNTIMES = ("tensorrt", "executorch")  # runtimes with a module of their own in this folder
 
 
@@ -95,6 +114,31 @@ PADDING = 0.1  # at most this share of a batch is padding
 
 class EdgeError(Exception):
     """Something that can be explained in one line: what, where, and the way out."""
+
+
+def check_pipeline(pipeline: Mapping[str, Any]) -> None:
+    """EdgeError for a pipeline that is not of the form above: a key of another kind, a number beyond all sense."""
+    for key in ("task", "inputs", "outputs"):
+        if key not in pipeline:
+            raise EdgeError(f"the pipeline does not say {key!r}")
+    for key, kind in KINDS.items():
+        value = pipeline.get(key)
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not fits and (value is not None or (key in pipeline and key in NEVER_EMPTY)):
+            raise EdgeError(f"the pipeline says {shorten(value)} for {key!r}")
+        if key in NAMED and not all(isinstance(name, str) for name in value or ()):
+            raise EdgeError(f"the pipeline says {shorten(value)} for {key!r}; these are texts")
+    if (name := part_name(pipeline)) is not None:
+        _require_known(name)
+    todo: list[Any] = [{key: value for key, value in pipeline.items() if key != "labels"}]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Mapping | list):
+            todo += value.values() if isinstance(value, Mapping) else value
+        elif isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
+            raise EdgeError(f"the pipeline says {shorten(value)}, a number beyond all sense")
+    if int(pipeline.get("max_length", 1)) < 1:
+        raise EdgeError(f"the pipeline's max_length is {pipeline['max_length']}")
 
 
 def part_of(pipeline: Pipeline) -> Any:
@@ -111,9 +155,8 @@ def part_name(pipeline: Pipeline) -> str | None:
 
 def load_part(name: str) -> Any:
     """A part by its name. EdgeError for one that is not known here, or that a bundle lacks."""
-    extension = name.startswith(EXTENSION) and name.isidentifier()
-    if name not in NAMES and not extension:
-        raise EdgeError(f"the pipeline names the part {name!r}; there are {', '.join(sorted(NAMES))}")
+    _require_known(name)
+    extension = name not in NAMES
     try:
         return import_module(f"{__package__}.{name}")
     except ModuleNotFoundError as error:
@@ -125,6 +168,11 @@ def load_part(name: str) -> Any:
                 "its own run.py"
             ) from error
         raise EdgeError(f"{name}.py is missing beside {Path(__file__).name}; copy the whole bundle") from error
+
+
+def _require_known(name: str) -> None:
+    if name not in NAMES and not (name.startswith(EXTENSION) and name.isidentifier()):
+        raise EdgeError(f"the pipeline names the part {shorten(name)!r}; there are {', '.join(sorted(NAMES))}")
 
 
 def module_files(pipeline: Pipeline, runtime: str) -> list[Path]:
@@ -200,12 +248,23 @@ CHANGE = ("relative change", relative_change)
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """A part's ValueError as an EdgeError."""
+def explained(where: object = "") -> Iterator[None]:
+    """A part's ValueError as an EdgeError; and whatever else a library raises over what was received, as one that names it.
+
+    The tokenizers library panics where others raise: by a BaseException of that name.
+    """
     try:
         yield
+    except (EdgeError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
     except ValueError as error:
-        raise EdgeError(str(error)) from error
+        raise EdgeError(str(error) if not where else f"{where}: {last_line(error)}") from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        told = last_line(error)
+        said = told if told == type(error).__name__ else f"{type(error).__name__}: {told}"
+        raise EdgeError(f"{where or 'it'} cannot be used: {said}") from error
 
 
 def need(module: str, package: str) -> Any:

@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from .files import parsed
+from .parts import EdgeError
+
 Pipeline = Mapping[str, Any]
 
 CATALOGUE = "items.json"
@@ -77,8 +80,8 @@ def read_catalogue(folder: Path) -> Catalogue:
 @lru_cache(maxsize=4)
 def _read(path: Path, changed: int) -> Catalogue:
     try:
-        return Catalogue([(str(name), str(title)) for name, title in json.loads(path.read_text(encoding="utf-8"))])
-    except (OSError, ValueError, TypeError) as error:
+        return Catalogue([(str(name), str(title)) for name, title in parsed(path.read_bytes(), path.name, list)])
+    except (OSError, EdgeError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is no list of [id, title]: {error}; copy the model's own") from error
 
 

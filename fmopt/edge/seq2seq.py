@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import decoding, generation
+from .files import wire_fields
 
 NEW, SOURCE_MASK = "decoder_input_ids", "encoder_attention_mask"
 TOKENS_OF_SOUNDS = 8
@@ -291,9 +292,9 @@ def halves(path: Path) -> list[bytes]:
     field 7 is its graph; of a graph 1 are nodes, 5 initializers, 11 inputs, 12 outputs.
     """
     model = memoryview(Path(path).read_bytes())
-    top = list(_fields(model))
+    top = list(wire_fields(model))
     graph = next(value for number, _, value in top if number == 7)
-    parts = [(number, whole, value) for number, whole, value in _fields(graph) if number != 13]  # 13: shapes inside
+    parts = [(number, whole, value) for number, whole, value in wire_fields(graph) if number != 13]  # 13: shapes inside
     outputs = {_text(value, 1) for number, _, value in parts if number == 12}
     first = {name for name in outputs if CROSS in name}
     found = []
@@ -345,40 +346,13 @@ def _needed(parts: Sequence[tuple[int, memoryview, memoryview]], wanted: set[str
 
 def _ports(node: memoryview) -> tuple[list[str], list[str]]:
     """Names of the inputs and outputs of a node."""
-    fields = list(_fields(node))
+    fields = list(wire_fields(node))
     inputs, outputs = ([bytes(value).decode() for number, _, value in fields if number == side] for side in (1, 2))
     return inputs, outputs
 
 
 def _text(message: memoryview, wanted: int) -> str:
-    return next((bytes(value).decode() for number, _, value in _fields(message) if number == wanted), "")
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Number, whole and content of every field of a message."""
-    at = 0
-    while at < len(message):
-        begun = at
-        key, at = _read_varint(message, at)
-        kind = key & 7
-        if kind == 2:
-            size, at = _read_varint(message, at)
-        elif kind == 0:
-            size = _read_varint(message, at)[1] - at
-        else:
-            size = 8 if kind == 1 else 4
-        yield key >> 3, message[begun : at + size], message[at : at + size]
-        at += size
-
-
-def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
+    return next((bytes(value).decode() for number, _, value in wire_fields(message) if number == wanted), "")
 
 
 def _varint(value: int) -> bytes:

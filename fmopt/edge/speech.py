@@ -11,7 +11,6 @@ the same text and seed give the same sound on every runtime. A pipeline's "speec
 
 from __future__ import annotations
 
-import json
 import re
 import wave
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .files import parsed
+from .parts import EdgeError
 
 Pipeline = Mapping[str, Any]
 SEED = 0  # of noise, when the caller names none
@@ -137,8 +139,8 @@ def read_letters(folder: Path) -> dict[str, int]:
     """A folder's vocab.json: letters with their ids. ValueError when there is none."""
     path = Path(folder) / "vocab.json"
     try:
-        return {str(letter): int(number) for letter, number in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return {str(letter): int(number) for letter, number in parsed(path.read_bytes(), path.name).items()}
+    except (OSError, EdgeError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is no vocabulary (letter to id): {error}; copy the model's own") from error
 
 

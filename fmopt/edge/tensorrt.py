@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from .host import ForkSafeLock, cache_folder, writable_by_others
-from .loading import read_manifest, sha256_file
+from .manifest import read_manifest, sha256_file
 from .parts import EdgeError, need
 
 NAME = "tensorrt"

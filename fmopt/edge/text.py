@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .files import open_tokenizer
 from .host import ForkSafeLock
-from .parts import EdgeError, Pipeline, Sample, explained, last_line, like_lengths, need, part_of, shorten
+from .parts import EdgeError, Pipeline, Sample, explained, like_lengths, part_of, shorten
 
 LONG = 32  # a text of more characters than this for each token that is read is cut before it is tokenized
 Cut = tuple[int, int, str]  # tokens, stride, strategy
@@ -55,13 +56,7 @@ class Preprocessor:
     """Encodes samples exactly as the checkpoint's own (fast) Hugging Face tokenizer does; several threads may use one."""
 
     def __init__(self, tokenizer_file: Path, pipeline: Pipeline):
-        tokenizers = need("tokenizers", "tokenizers")
-        if not Path(tokenizer_file).is_file():
-            raise EdgeError(f"{tokenizer_file} is missing; a model needs the tokenizer.json it was trained with")
-        try:
-            self.tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
-        except Exception as error:  # the library raises bare Exception
-            raise EdgeError(f"{tokenizer_file} is not a tokenizer this library reads: {last_line(error)}") from error
+        self.tokenizer = open_tokenizer(Path(tokenizer_file))
         self.pipeline = pipeline
         self.part = part_of(pipeline)
         truncation = self.tokenizer.truncation or {}

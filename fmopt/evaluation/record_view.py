@@ -9,8 +9,9 @@ from pydantic import Field
 
 from fmopt.core.errors import BundleError
 from fmopt.core.results import Circumstances, Frozen
-from fmopt.edge import loading, parts
-from fmopt.edge.loading import MANIFEST
+from fmopt.edge import manifest as edge_manifest
+from fmopt.edge import parts
+from fmopt.edge.manifest import MANIFEST
 from fmopt.evaluation.record import FILE, RecipeLine, Record, Trial
 
 
@@ -59,7 +60,17 @@ def read_side(thing: Record | str | Path) -> RecordView:
         if not (path / MANIFEST).is_file():
             raise BundleError(f"{path} has neither {FILE} nor {MANIFEST}; name a folder that fmopt wrote, or a record")
         return side_of_bundle(path)
+    if path.is_dir() and (path / MANIFEST).is_file():
+        require_whole(path)
     return side_of_record(Record.load(path, lenient=True))
+
+
+def require_whole(folder: Path) -> None:
+    """BundleError for a bundle whose files are not as they were made: what its record says is not of these."""
+    try:
+        edge_manifest.whole_manifest(folder)
+    except parts.EdgeError as error:
+        raise BundleError(str(error)) from error
 
 
 def side_of_record(record: Record) -> RecordView:
@@ -85,7 +96,7 @@ def side_of_record(record: Record) -> RecordView:
 def side_of_bundle(folder: Path) -> RecordView:
     """A bundle by its manifest alone, as `fmopt export` writes it."""
     try:
-        metadata = loading.read_manifest(folder)
+        metadata = edge_manifest.whole_manifest(folder)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
     recipe, host = metadata["recipe"], dict(metadata["host"])

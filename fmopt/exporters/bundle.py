@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fmopt.core import plugins
-from fmopt.core.errors import BundleError, DataError
+from fmopt.core.errors import BundleError, DataError, first_fault
 from fmopt.core.model import Artifact, CheckpointMetadata, ModelSource
-from fmopt.edge import loading, parts, runners, tensorrt
-from fmopt.edge.loading import MANIFEST
+from fmopt.core.results import Frozen
+from fmopt.edge import files, loading, parts, runners, tensorrt
+from fmopt.edge import manifest as edge_manifest
+from fmopt.edge.manifest import MANIFEST
 from fmopt.edge.parts import Sample
 from fmopt.tasks.base import find_task
 
@@ -58,34 +61,86 @@ def is_bundle(folder: Path) -> bool:
 def bundle_metadata(folder: Path) -> CheckpointMetadata:
     """The checkpoint a bundle was made from, with the bundle's own folder as its source; BundleError when damaged."""
     folder = Path(folder)
-    manifest = _manifest(folder)
-    checkpoint = dict(manifest["checkpoint"])
+    manifest = checked(folder)
+    try:
+        origin = Origin.model_validate(manifest["checkpoint"])
+    except ValidationError as error:
+        raise BundleError(f"{folder / MANIFEST} is damaged: checkpoint: {first_fault(error)}") from error
+    if "config.json" not in manifest["files"]:
+        raise BundleError(f"{folder / MANIFEST} is damaged: it lists no config.json")
+    try:
+        config = files.read_json(folder, "config.json")
+    except parts.EdgeError as error:
+        raise BundleError(f"{folder}: {error}") from error
     source = ModelSource(
-        asked=checkpoint.pop("asked"), folder=folder, title=checkpoint.pop("title"), task=checkpoint["task"],
-        licence=checkpoint.pop("licence"),
-    )  # fmt: skip
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return CheckpointMetadata(source=source, pipeline=manifest["pipeline"], config=config, **checkpoint)
+        asked=origin.asked, folder=folder, title=origin.title, task=origin.task, licence=origin.licence
+    )
+    known = origin.model_dump(exclude={"asked", "title", "licence"})
+    return CheckpointMetadata(source=source, pipeline=manifest["pipeline"], config=config, **known)
+
+
+class Origin(Frozen):
+    """What a manifest says of the checkpoint that a bundle was made from."""
+
+    asked: str
+    title: str
+    licence: str | None
+    model_type: str
+    architecture: str
+    task: str
+    hidden_size: int
+    layers: int
+    parameters: int
+    weight_bytes: int
+    digest: str
 
 
 def bundle_artifact(folder: Path) -> Artifact:
-    """What a runtime opens in a bundle; BundleError when the manifest is damaged."""
-    manifest = _manifest(Path(folder))
+    """What a runtime opens in a bundle; BundleError when it is damaged."""
+    manifest = checked(Path(folder))
     return Artifact(manifest["runtime"], Path(folder) / manifest["model_file"], manifest["options"])
 
 
 def bundle_precision(folder: Path) -> str:
     """The narrowest that a bundle computes in, by its recipe: "fp32", "bf16", "int8"."""
-    return str(_manifest(Path(folder))["recipe"].get("precision", "fp32"))
+    return str(checked(Path(folder))["recipe"].get("precision", "fp32"))
+
+
+def checked(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle all of whose files are as they were made, and whose graph was tried on this machine.
+
+    BundleError otherwise. What was found whole is not read again in this process unless a file has changed.
+    """
+    manifest = _manifest(folder)
+    stamp = [(name, *_stamp(folder / name)) for name in manifest["files"]]
+    if _CHECKED.get((str(folder.absolute()), manifest["digest"])) != stamp:
+        try:
+            edge_manifest.whole_manifest(folder)
+            if not loading.is_known_here(manifest):
+                loading.require_tried(folder, manifest)
+        except parts.EdgeError as error:
+            raise BundleError(str(error)) from error
+        _CHECKED[str(folder.absolute()), manifest["digest"]] = stamp
+    return manifest
+
+
+_CHECKED: dict[tuple[str, str], list[Any]] = {}
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        at = path.lstat()
+    except OSError:
+        return ()
+    return at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns
 
 
 def golden_samples(folder: Path) -> list[Sample]:
     """The raw items that a bundle carries with their judged predictions; BundleError when they cannot be read."""
     try:
-        items = json.loads((Path(folder) / loading.GOLDEN).read_text(encoding="utf-8"))["items"]
-        return [loading.sample_from_json(item["raw"]) for item in items]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder}: {loading.GOLDEN} cannot be read: {error}") from error
+        return loading.read_golden(Path(folder))[0]
+    except parts.EdgeError as error:
+        raise BundleError(f"{folder}: {edge_manifest.GOLDEN} cannot be read: {error}") from error
 
 
 def verify_bundle(folder: str | Path) -> list[str]:
@@ -97,12 +152,13 @@ def verify_bundle(folder: str | Path) -> list[str]:
     []
     """
     folder = Path(folder)
-    problems = loading.verify(folder)
+    problems = edge_manifest.verify(folder)
     if problems:
         return problems
-    _manifest(folder)
+    manifest = _manifest(folder)
     try:
-        model = loading.open_model(folder, loading.read_manifest(folder), None, _open)
+        loading.require_tried(folder, manifest)
+        model = loading.open_model(folder, manifest, None, _open)
         try:
             loading.self_test(folder, model)
         finally:
@@ -112,12 +168,12 @@ def verify_bundle(folder: str | Path) -> list[str]:
     return []
 
 
-def load(bundle: str | Path, threads: int | None = None) -> Bundle:
+def load(bundle: str | Path, threads: int | None = None, *, trust: str | Path | None = None) -> Bundle:
     """Open the bundle in the folder `bundle` as a callable on samples.
 
     Hashes are verified first, golden items on first use on a machine; warns when the CPU lacks a feature the graph was judged
     with. `threads`: by default every core this process may use. Torch is imported only for a bundle whose winner is a PyTorch
-    checkpoint.
+    checkpoint. With `trust`, a public key or an issuer's certificate (PEM), the bundle must be signed by it: see `fmopt sign`.
 
     Returns a `Bundle`: called with one sample (a text, a pair of texts, the bytes of an image or audio file) it gives what people
     read, with a list of samples a list. Raises BundleError when the bundle is damaged or its predictions are others here.
@@ -128,7 +184,7 @@ def load(bundle: str | Path, threads: int | None = None) -> Bundle:
     """
     _manifest(Path(bundle))
     try:
-        opened = loading.load(bundle, threads, _open)
+        opened = loading.load(bundle, threads, _open, trust=trust)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
     return Bundle(opened.metadata, opened.preprocessor, opened.runner)
@@ -147,7 +203,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     """What a bundle says of itself. The part of another package's task is that of the package as it is installed here, never
     the bundle's own copy: only its run.py runs that."""
     try:
-        found = loading.read_manifest(folder)
+        found = edge_manifest.read_manifest(folder)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
     task = found["pipeline"]["task"]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fmopt.core import escaping
 from fmopt.core.model import Artifact, CheckpointMetadata, takes_length
 from fmopt.edge import executorch, runners, tensorrt
 from fmopt.edge import text as edge_text
@@ -33,10 +34,13 @@ def readers(metadata: CheckpointMetadata) -> tuple[str, ...]:
     return ("pillow",) if encoder == PROCESSOR and metadata.modality != "audio" else ()
 
 
+ALONE = "     # without it: from runpy import run_path; load = run_path('run.py')['load']"
+
+
 def readme(
     metadata: CheckpointMetadata, artifact: Artifact, verdict: str, model_file: str, *, page: bool, golden: str
 ) -> str:
-    """The text of a bundle's README."""
+    """The text of a bundle's README; nothing of a checkpoint stands in it unescaped."""
     task = find_task(metadata.task)
     argument = task.usage.argument.format(mask=metadata.pipeline.get("mask", {}).get("token", ""))
     own = OWN.get(artifact.runtime)
@@ -58,6 +62,9 @@ def readme(
     )
     encoder = encoder.replace("tokenizer.json", "tokenizer*.json")
     sample = task.usage.call or argument
+    if "{mask}" in task.usage.argument:  # a token is whatever a tokenizer says
+        asked = argument.strip('"')
+        argument, sample = escaping.shell_word(asked), json.dumps(escaping.one_line(asked))
     if metadata.modality == "item":
         sample = json.dumps([edge_text.read_sample(metadata.pipeline, argument.strip('"'))])
     elif metadata.modality != "text":
@@ -68,7 +75,7 @@ def readme(
     read = "read in overlapping windows" if task.reads_windows else "cut"
     most = metadata.pipeline.get("max_length")
     long = f"Texts longer than {most} tokens are {read}.\n" if takes_length(metadata.pipeline) else ""
-    return f"""# {metadata.source.title}: {metadata.task}
+    return f"""# {escaping.markdown(metadata.source.title)}: {metadata.task}
 
 Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 
@@ -78,7 +85,7 @@ Made by fmopt for {artifact.runtime}; the gate said **{verdict}**. {needs}
 {verify}     # are the files whole, does it compute here what it should
 ```
 ```python
-{"from run import load     # in this folder; anywhere: from fmopt import load" if alone else "from fmopt import load"}
+from fmopt import load{ALONE if alone else ""}
 model = load(".")
 model({sample})     # or a list of them
 ```
@@ -91,5 +98,5 @@ model({sample})     # or a list of them
 | `golden.json` | inputs with the predictions that were judged ({golden}); run on first load on a new machine |
 | `record.json`, `report.html` | every measurement, and the page drawn from it (where it was judged) |
 
-{long}Licence of the original model: {metadata.source.licence or "not stated; see its source"}.
+{long}Licence of the original model: {escaping.markdown(metadata.source.licence or "not stated; see its source")}.
 """

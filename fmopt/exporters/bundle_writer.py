@@ -6,20 +6,22 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmopt.core.errors import BundleError, StoreError
 from fmopt.core.model import Artifact, CheckpointMetadata
-from fmopt.core.store import MARKER, disk_errors
-from fmopt.edge import host, loading, parts
-from fmopt.edge.loading import GOLDEN, MANIFEST, UNFINISHED
+from fmopt.core.store import MARKER, disk_errors, scratch_beside, write_whole
+from fmopt.edge import files, host, loading, parts
+from fmopt.edge import manifest as edge_manifest
+from fmopt.edge.manifest import GOLDEN, MANIFEST, UNFINISHED
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.exporters import browser_files
 from fmopt.exporters.bundle_readme import PROCESSOR, VOCABULARY, encoder_file, readme
 from fmopt.exporters.golden import Golden
+from fmopt.exporters.parts_list import SBOM, write_parts_list
 
 # Protobuf ends at 2 GB; below this one file is handier than two.
 EXTERNAL_DATA_BYTES = 1_500_000_000
@@ -54,11 +56,8 @@ def write_bundle(
     cannot be written; BundleError when a part is missing.
     """
     _refuse_foreign(out)
-    staging = out.with_name(f".fmopt-making-{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with scratch_beside(out) as staging:
         with disk_errors(staging):
-            staging.mkdir(parents=True)
             model_file = _put_model(artifact, staging)
             page = for_browser and browser_files.put_page(staging, metadata.task)
             if for_browser:
@@ -73,8 +72,6 @@ def write_bundle(
                 shutil.copyfile(path, staging / name)
             _put_manifest(metadata, artifact, model_file, recipe, verdict, needs_isa, judged or {}, golden, staging)
         return publish(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def put_programs(pipeline: Mapping[str, Any], runtime: str, folder: Path) -> None:
@@ -101,6 +98,7 @@ def publish(made: Path, out: Path) -> Path:
             made.rename(out)
         else:
             _replace(made, out)
+    loading.remember(edge_manifest.read_manifest(out))  # it was judged here
     return out
 
 
@@ -187,13 +185,12 @@ def _put_manifest(
     needs_isa: Sequence[str], judged: Mapping[str, Any], golden: Golden, folder: Path,
 ) -> None:  # fmt: skip
     """Write fmopt.json, last: it vouches for every other file, and by its digest for itself."""
-    written = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": loading.sha256_file(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    hashes = {name: edge_manifest.sha256_file(folder / name) for name in _names(folder)}
+    write_parts_list(folder, metadata, artifact, recipe, hashes)
+    hashes[SBOM] = edge_manifest.sha256_file(folder / SBOM)
+    written = {name: {"bytes": (folder / name).stat().st_size, "sha256": hashes[name]} for name in sorted(hashes)}
     manifest = {
-        "format": loading.FORMAT,
+        "format": edge_manifest.FORMAT,
         "digest": "",
         "title": metadata.source.title,
         "task": metadata.task,
@@ -224,9 +221,13 @@ def _put_manifest(
         "files": written,
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    digest = loading.manifest_digest(text, "")
+    digest = edge_manifest.manifest_digest(text, "")
     sealed = text.replace('"digest": ""', f'"digest": "{digest}"', 1)
     (folder / MANIFEST).write_bytes(sealed.encode())
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -240,8 +241,8 @@ def _refuse_foreign(out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()) or (out / MARKER).exists() or (out / UNFINISHED).exists():
         return
     try:
-        ours = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["format"].startswith("fmopt-bundle")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        ours = str(files.read_json(out, MANIFEST).get("format")).startswith("fmopt-bundle")
+    except parts.EdgeError:
         ours = False
     if not ours:
         raise StoreError(f"{out} is not empty and was not made by fmopt; nothing was touched. Choose another folder")
@@ -250,29 +251,30 @@ def _refuse_foreign(out: Path) -> None:
 def _replace(made: Path, out: Path) -> None:
     """Swap the bundle's files inside a folder that holds other things of ours."""
     new = _listed(made)
-    marker = out / UNFINISHED
     # What an earlier, killed move may have brought is remembered too.
-    stale = (_listed(out) | set(json.loads(marker.read_text() or "[]") if marker.is_file() else [])) - new
-    marker.write_text(json.dumps(sorted(new | stale)))
+    stale = (_listed(out) | _unfinished(out)) - new
+    write_whole(out / UNFINISHED, json.dumps(sorted(new | stale)))
     for name in stale:
-        (out / name).unlink(missing_ok=True)
+        files.remove_inside(out, name)
     for name in sorted(new, key=lambda name: name == MANIFEST):  # the manifest comes last
-        (out / name).parent.mkdir(exist_ok=True)
+        files.make_folders(out, name)
         os.replace(made / name, out / name)
     shutil.rmtree(made, ignore_errors=True)
-    marker.unlink()
+    (out / UNFINISHED).unlink()
 
 
 def _listed(folder: Path) -> set[str]:
     """Names of a bundle's files, its manifest included; none when there is no readable manifest."""
     try:
-        names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        names = files.read_json(folder, MANIFEST).get("files")
+    except parts.EdgeError:
         return set()
-    return {MANIFEST, *(name for name in names if _inside(name))}
+    return {MANIFEST, *filter(files.is_plain_name, names if isinstance(names, dict) else ())}
 
 
-def _inside(name: str) -> bool:
-    """Whether a listed name is one in the folder or in a folder of it, never a path out of it."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and len(path.parts) in (1, 2) and ".." not in path.parts
+def _unfinished(folder: Path) -> set[str]:
+    """Names that a move which was cut off has left word of."""
+    try:
+        return set(filter(files.is_plain_name, files.read_json(folder, UNFINISHED, list)))
+    except parts.EdgeError:
+        return set()

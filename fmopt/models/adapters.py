@@ -5,18 +5,18 @@ The arithmetic is peft's own (LoRA, Hu et al., 2021; also its variants, such as 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fmopt.core.errors import CheckpointError
+from fmopt.core.errors import CheckpointError, reading
 from fmopt.core.model import TOKENIZER
 from fmopt.core.store import whole_folder
 from fmopt.models.checkpoint_files import read_json
 from fmopt.models.loading import quiet
 from fmopt.models.preprocessors.tokenizer import copy_encoders
+from fmopt.models.received import look_through, read_config
 from fmopt.models.sentence_transformers import CONFIG as CONFIG_FILE
 from fmopt.models.sentence_transformers import MODULES, SETTINGS_NAMES
 from fmopt.models.source import resolve
@@ -60,10 +60,11 @@ def merge(adapter: str | Path, out: str | Path, *, base: str | None = None) -> P
     if not named:
         raise CheckpointError(f"{folder / CONFIG} names no base model; say which with --base")
     source = resolve(str(named)).folder
+    look_through(source)
     if (source / STRUCTURE).is_file():
         raise CheckpointError(f"{source} is pruned; merge the adapter into the model it was trained on, then prune")
     with whole_folder(out) as work:
-        with quiet(transformers.utils.logging):
+        with quiet(transformers.utils.logging), reading(folder, CheckpointError, "train the adapter again"):
             _merged(folder, source, config).save_pretrained(work)
         _copy_facts((folder, source), work)
     return out
@@ -76,10 +77,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} has no {CONFIG}, so it is no PEFT adapter; give the folder that holds it")
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}; save the adapter with safe_serialization=True")
-    try:
-        config = dict(json.loads((folder / CONFIG).read_text("utf8")))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} cannot be read ({error}); get the file again") from error
+    look_through(folder)
+    config = read_config(folder / CONFIG)
     if config.get("task_type") not in CLASSES:
         known = ", ".join(sorted(name for name in CLASSES if name))
         raise CheckpointError(f"{folder / CONFIG}: task_type {config['task_type']!r} is not one of {known}")

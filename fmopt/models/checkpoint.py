@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmopt.core import plugins
-from fmopt.core.errors import CheckpointError
+from fmopt.core.errors import CheckpointError, reading
 from fmopt.core.model import TOKENIZER, CheckpointMetadata, ModelSource, file_digest
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.models.adapters import is_adapter
@@ -34,6 +34,7 @@ from fmopt.models.preprocessors.tokenizer import (
     prompt_tokens,
     read_tokenizer,
 )
+from fmopt.models.received import inner_folder, look_through, require_possible
 from fmopt.models.sentence_transformers import (
     SentenceSettings,
     makes_vectors,
@@ -80,11 +81,21 @@ def inspect(
     `fresh_head` is for training: the task's head need not be there yet and the labels are not the checkpoint's.
     CheckpointError or ConfigError (unknown task) when the checkpoint cannot be used.
     """
+    with reading(source.folder, CheckpointError, "get the checkpoint again"):
+        return _inspected(source, task, allow_pickle, max_length, fresh_head)
+
+
+def _inspected(
+    source: ModelSource, task: str | None, allow_pickle: bool, max_length: int | None, fresh_head: bool
+) -> CheckpointMetadata:
     home = source.folder
     source = replace(source, folder=_network_folder(home))
+    for folder in {home, source.folder}:
+        look_through(folder)
     network, sample = source.folder, _read_config(source.folder)
     source = replace(source, folder=_prepared(source.folder, allow_pickle))
     weights = read_weights(source.folder)
+    require_possible(source.folder / "config.json", sample, weights.shapes)
     read_structure(source.folder)  # a record that cannot be read is refused before any work
     config = _auto_config(source.folder, sample)
     architecture = str((sample.get("architectures") or [""])[0])
@@ -122,8 +133,9 @@ def inspect(
 
 
 def load(metadata: CheckpointMetadata, dtype: str = "fp32") -> TorchModel:
-    """The network of a checkpoint with its facts, in eval mode."""
-    return load_layer_metadata(metadata, dtype)
+    """The network of a checkpoint with its facts, in eval mode; CheckpointError when its files do not make one."""
+    with reading(metadata.folder, CheckpointError, "get the checkpoint again"):
+        return load_layer_metadata(metadata, dtype)
 
 
 def tokenizer_file(metadata: CheckpointMetadata) -> Path:
@@ -161,7 +173,7 @@ def _network_folder(folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     for module in read_json(folder / "modules.json", list) or []:
-        inside = folder / str(module.get("path", ""))
+        inside = inner_folder(folder, module.get("path", ""))
         if str(module.get("type", "")).endswith("Transformer") and (inside / "config.json").is_file():
             return inside
     if is_adapter(folder):
@@ -177,7 +189,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     config = read_json(path, dict) or {}
     if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "some method")
+        given = config["quantization_config"]
+        method = given.get("quant_method", "some method") if isinstance(given, dict) else "some method"
         raise CheckpointError(f"{path}: the weights are already quantized ({method}); start from full precision")
     if not config.get("model_type"):
         raise CheckpointError(f'{path} names no model_type; add the one the checkpoint was trained as, e.g. "bert"')

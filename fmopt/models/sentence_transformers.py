@@ -12,6 +12,7 @@ from typing import Any
 
 from fmopt.core.errors import CheckpointError
 from fmopt.models.checkpoint_files import read_json
+from fmopt.models.received import inner_folder
 
 MODULES, SETTINGS, CONFIG = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 # In the order in which several are put side by side.
@@ -64,7 +65,7 @@ def read_sentence_settings(home: Path, *, causal: bool = False) -> SentenceSetti
     found: dict[str, Any] = {} if modules is not None or not causal else {"pooling": ("lasttoken",)}
     network = home
     for module in modules or []:
-        kind, place = _kind(module), home / str(module.get("path", ""))
+        kind, place = _kind(module), inner_folder(home, module.get("path", ""))
         if kind == "Pooling":
             found |= _pooling(place / "config.json")
         elif kind == "Normalize":

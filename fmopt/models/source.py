@@ -31,7 +31,7 @@ def resolve(model: str) -> ModelSource:
 
     Only a hub name makes network access; its safetensors, configuration and tokenizer files are fetched, no pickles.
     """
-    folder = Path(model).expanduser()
+    folder = path_of(model)
     if folder.is_dir():
         return ModelSource(asked=model, folder=folder.resolve(), title=folder.resolve().name)
     if folder.is_file():
@@ -47,6 +47,16 @@ def resolve(model: str) -> ModelSource:
         f"there is no folder and no known model {model!r}{near} "
         "(give a folder in Hugging Face format, a known name, or a hub name org/name)"
     )
+
+
+def path_of(text: str) -> Path:
+    """What a user typed, as a path; CheckpointError for what is none."""
+    try:
+        path = Path(text).expanduser()
+        path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{text[:200]!r} is no path and no known model ({error})") from error
+    return path
 
 
 def known_models() -> tuple[str, ...]:

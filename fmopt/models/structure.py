@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fmopt.core.errors import CheckpointError
+from fmopt.core.errors import CheckpointError, first_fault
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Frozen, Sensitivity
 from fmopt.models import loading
 from fmopt.models.families.base import Family, Kind, Stack, find_family
 from fmopt.models.loading import TorchModel
+from fmopt.models.received import read_json
 from fmopt.models.sentence_transformers import CONFIG, LEGACY_MODES, MODULES, SETTINGS
 from fmopt.models.wrappers import image_features, mask_segmentation, zero_shot
 from fmopt.tasks.base import find_task
@@ -112,11 +113,9 @@ def read_structure(folder: Path) -> Structure | None:
     if not path.is_file():
         return None
     try:
-        return Structure.model_validate_json(path.read_text("utf8"))
+        return Structure.model_validate(read_json(path, dict), strict=False)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise CheckpointError(f"{path} cannot be used ({where}: {first['msg']}); a newer fmopt may read it") from error
+        raise CheckpointError(f"{path} cannot be used ({first_fault(error)}); a newer fmopt may read it") from error
 
 
 def load_network(

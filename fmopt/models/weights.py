@@ -5,9 +5,9 @@ Nothing is loaded to find out: a safetensors file begins with a header that says
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from fmopt.core.errors import CheckpointError
+from fmopt.models.received import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -116,7 +117,7 @@ def convert_pickle(folder: Path, out: Path) -> None:
             raise CheckpointError(
                 f"{folder / name} holds more than tensors, so it was not read; ask its authors for safetensors"
             ) from error
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
+        except Exception as error:  # each kind of damage has its own
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{folder / name} cannot be read ({reason}); get it again") from error
         if not isinstance(loaded, Mapping):
@@ -129,17 +130,21 @@ def convert_pickle(folder: Path, out: Path) -> None:
 
 
 def link_files(folder: Path, out: Path, skip: frozenset[str]) -> None:
-    """Links in `out` to all files of `folder` but those in `skip`, so that a converted checkpoint takes little room."""
+    """The files of `folder` in `out` too, but those in `skip`: as further names of the same files where the disk allows it, so
+    that a converted checkpoint takes little room."""
     for path in sorted(folder.rglob("*")):
         place = out / path.relative_to(folder)
         if path.is_file() and path.name not in skip and not path.relative_to(folder).parts[0].startswith("."):
             place.parent.mkdir(parents=True, exist_ok=True)
-            os.symlink(path.resolve(), place)
+            try:
+                os.link(path.resolve(), place)
+            except OSError:  # another disk, or one that knows no links
+                shutil.copyfile(path, place)
 
 
 def _index(path: Path) -> dict[str, str]:
     try:
-        index = json.loads(path.read_text("utf8"))
+        index = read_json(path, dict)
         weight_map = index["weight_map"]
         _ = index["metadata"]  # transformers insists on it
         # A name with a folder in it would reach outside the checkpoint.

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fmopt.core import formatting
+from fmopt.core import escaping, formatting
 from fmopt.core.results import Estimate, Latency, Scores
 from fmopt.core.store import write_whole
 from fmopt.evaluation.metrics import METRICS
@@ -226,6 +226,7 @@ def _environment(*, html: bool) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=html,
+        finalize=_shown_text,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -250,7 +251,8 @@ def _environment(*, html: bool) -> Environment:
         "cut": _cut,
         "day": _day,
         "tokens": formatting.tokens,
-        "cell": _cell,
+        "cell": escaping.markdown,
+        "fenced": escaping.fenced,
         "signed": _signed,
         "facts": _facts,
         "small": _small,
@@ -259,6 +261,11 @@ def _environment(*, html: bool) -> Environment:
     }
     environment.globals |= {"percentile": percentile, "shape": _shape, "top_of": _top_of, "nothing": formatting.MISSING}
     return environment
+
+
+def _shown_text(value: Any) -> Any:
+    """What a template shows of a text: no control characters, on no kind of page."""
+    return escaping.terminal(value) if type(value) is str else value
 
 
 def _instead(unfinished: Unfinished | None) -> dict[str, Any]:
@@ -388,11 +395,3 @@ def _day(date: str) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + " …"
-
-
-def _cell(text: Any) -> str:
-    """Text for a cell of a Markdown table: one line, no bars, and no HTML of its own."""
-    plain = " ".join(str(text).split())
-    for special, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("*", "\\*"), ("_", "\\_")):
-        plain = plain.replace(special, safe)
-    return plain

@@ -14,7 +14,7 @@ from typing import Literal
 from fmopt.core import formatting
 from fmopt.core.errors import BundleError
 from fmopt.core.results import Frozen
-from fmopt.edge.loading import MANIFEST
+from fmopt.edge.manifest import MANIFEST
 from fmopt.evaluation.record import FILE, Record
 from fmopt.reports.html import Unfinished, write_markdown, write_report
 from fmopt.reports.run_status import FOLDER, SoFar, Stage, read_so_far, read_stage, stamp

@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fmopt.core import plugins
 from fmopt.edge import loading, parts
+from fmopt.edge import manifest as edge_manifest
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import to_onnx
 from fmopt.exporters.bundle_writer import write_bundle
@@ -65,7 +66,7 @@ def bundled(
 
 
 def by(runner: Any, folder: Path) -> loading.Model:
-    metadata = loading.read_manifest(folder)
+    metadata = edge_manifest.read_manifest(folder)
     return loading.Model(metadata, open_preprocessor(folder, metadata["pipeline"]), runner)
 
 
@@ -78,7 +79,7 @@ def test_other_arithmetic_passes_within_the_measured_noise(bundled: tuple[str, P
     worst, allowed = loading.self_test(folder, by(Evaluator(folder / "model.onnx"), folder))
     assert worst <= allowed
     if precision == "int8":
-        assert loading.read_manifest(folder)["invariance"]["batched"] > 0
+        assert edge_manifest.read_manifest(folder)["invariance"]["batched"] > 0
 
 
 @pytest.mark.parametrize(

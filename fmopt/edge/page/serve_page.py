@@ -9,6 +9,7 @@ require-corp (HTML standard, "cross-origin isolation").
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,25 @@ class Handler(SimpleHTTPRequestHandler):
         for name, value in ISOLATION.items() if self.isolated else ():
             self.send_header(name, value)
         super().end_headers()
+
+    def parse_request(self) -> bool:
+        """Whether to answer: only to who asks for this machine by its own name, so that no other site's page can read along."""
+        if not super().parse_request():
+            return False
+        asked = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+        if asked in ("127.0.0.1", "localhost", "[::1]", ""):
+            return True
+        self.send_error(403, "this server answers to 127.0.0.1 alone")
+        return False
+
+    def translate_path(self, path: str) -> str:
+        """The file that an address means; one that is not there for a link, which could lead out of the folder."""
+        found = super().translate_path(path)
+        inside = os.path.realpath(found) == os.path.join(
+            os.path.realpath(self.directory), os.path.relpath(found, self.directory)
+        )
+        same = os.path.realpath(found) == os.path.realpath(self.directory)
+        return found if inside or same else os.path.join(self.directory, ".not-there")
 
     def log_request(self, code: Any = "-", size: Any = "-") -> None:
         """Say nothing of what went well."""

@@ -22,6 +22,7 @@ from fmopt.core.progress import Progress, Silent
 from fmopt.core.results import Footprint
 from fmopt.core.target import Target, read_target
 from fmopt.edge import loading
+from fmopt.edge import manifest as edge_manifest
 from fmopt.edge import parts as edge_parts
 from fmopt.exporters.bundle_readme import readers
 from fmopt.exporters.bundle_writer import ENCODERS
@@ -170,7 +171,7 @@ def input_files(inputs: Sequence[Mapping[str, np.ndarray]], scratch: Path) -> di
     for number, arrays in enumerate(inputs):
         path = scratch / f"{number}.npz"
         np.savez(path, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
-        found[f"{FOLDER}/inputs/{loading.sha256_file(path)[:16]}.npz"] = path
+        found[f"{FOLDER}/inputs/{edge_manifest.sha256_file(path)[:16]}.npz"] = path
     return found
 
 

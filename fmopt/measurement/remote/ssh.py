@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from fmopt.core.errors import BoardError, ConfigError, UnmeasuredError
 from fmopt.core.progress import Progress, Silent
 from fmopt.edge.board import agent
-from fmopt.edge.loading import sha256_file
+from fmopt.edge.manifest import sha256_file
 
 # A line that is dead is found out within some 15 s, also in the middle of a copy.
 OPTIONS = (

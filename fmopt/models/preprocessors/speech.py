@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fmopt.core.errors import CheckpointError
 from fmopt.edge.speech import read_letters
+from fmopt.models.received import read_config
 
 KNOWN = "vits"
 DEFAULTS = {"add_blank": True, "normalize": True, "phonemize": True, "is_uroman": False,
@@ -74,10 +74,7 @@ def _letters(folder: Path, rows: int) -> dict[str, int]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    try:
-        settings = json.loads(path.read_text("utf8")) if path.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
+    settings = read_config(path) if path.is_file() else {}
     return {
         name: value["content"] if isinstance(value, dict) and "content" in value else value
         for name, value in settings.items()

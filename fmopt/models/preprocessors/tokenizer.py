@@ -13,8 +13,11 @@ from typing import Any
 
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER
+from fmopt.edge.files import open_tokenizer
+from fmopt.edge.parts import EdgeError
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.models.loading import quiet
+from fmopt.models.received import read_config
 
 log = logging.getLogger(__name__)
 
@@ -167,15 +170,13 @@ def _rounded(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_file(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no tokenizer (no {TOKENIZER}, no vocabulary); copy its files there")
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        first = (str(error).splitlines() or [""])[0]
-        raise CheckpointError(f"{path} cannot be read ({first}); get the file again") from error
+        return open_tokenizer(path)
+    except EdgeError as error:
+        said = str(error).removeprefix(f"{path} ")
+        raise CheckpointError(f"{path} cannot be read: it {said}; get the file again") from error
 
 
 def convert_tokenizer(folder: Path, out: Path) -> None:
@@ -199,10 +200,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / name
         if path.is_file():
-            try:
-                found |= json.loads(path.read_text("utf8"))
-            except (ValueError, TypeError) as error:
-                raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
+            found |= read_config(path)
     return found
 
 

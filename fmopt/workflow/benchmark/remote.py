@@ -13,7 +13,8 @@ from fmopt.core.errors import BoardError, BundleError, ConfigError
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.results import Latency
 from fmopt.core.store import own_folder
-from fmopt.edge import loading, parts, runners
+from fmopt.edge import loading, runners
+from fmopt.edge import manifest as edge_manifest
 from fmopt.exporters import bundle as bundles
 from fmopt.exporters import bundle_readme
 from fmopt.measurement import host_probe
@@ -56,7 +57,7 @@ def benchmark_on(
     refuse_isa(board, bundle, manifest, fingerprint(given)["isa"])
     python = ensure_python(board, place, packages(manifest, bundle_readme.readers(metadata)))
     there = f"bundles/{manifest['digest'][:16]}"
-    names = [*manifest["files"], loading.MANIFEST]
+    names = [*manifest["files"], edge_manifest.MANIFEST]
     board.send({f"{there}/{name}": bundle / name for name in names})
     artifact = bundles.bundle_artifact(bundle)
     variant = Variant(
@@ -93,17 +94,11 @@ def runnable_alone(bundle: Path) -> dict[str, Any]:
         raise BundleError(
             f"{bundle} is not a bundle: only what `fmopt optimize` or `export` wrote can run --on a board"
         )
-    try:
-        manifest = loading.read_manifest(bundle)
-    except parts.EdgeError as error:
-        raise BundleError(str(error)) from error
+    manifest = bundles.checked(bundle)
     if manifest["runtime"] not in runners.RUNNERS:
         raise BundleError(
             f"{bundle} is for {manifest['runtime']}; on a board runs what run.py opens: {', '.join(runners.RUNNERS)}"
         )
-    absent = [name for name in manifest["files"] if not (bundle / name).is_file()]
-    if absent:
-        raise BundleError(f"{bundle} is damaged: {absent[0]} is missing; copy the bundle again, or make it again")
     return manifest
 
 

@@ -16,7 +16,7 @@ import transformers
 from fmopt.core.errors import CheckpointError
 from fmopt.edge.decoding import NAMES, Speller, Spelling
 from fmopt.edge.generation import continuations, likeliest, usual
-from fmopt.edge.loading import with_current_names
+from fmopt.edge.manifest import with_current_names
 from fmopt.edge.seq2seq import answers
 from fmopt.models import checkpoint
 from fmopt.models.preprocessors.generation import HONOURED, IRRELEVANT, REASONS, SAMPLING, left_out
