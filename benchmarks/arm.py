@@ -33,7 +33,7 @@ from fmopt.edge import host, parts
 from fmopt.edge import manifest as edge_manifest
 from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.metrics import METRICS
-from fmopt.exporters import bundle
+from fmopt.exporters.bundles import bundle
 from fmopt.measurement import host_probe
 
 FOLDER = Path(os.environ.get("FMOPT_ARM", host.cache_folder() / "arm64"))

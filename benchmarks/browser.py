@@ -35,7 +35,7 @@ from fmopt.edge.board import interleaved
 from fmopt.edge.page import serve_page
 from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.metrics import METRICS
-from fmopt.exporters import bundle
+from fmopt.exporters.bundles import bundle
 from fmopt.measurement import host_probe, latency
 from fmopt.workflow.deployed import bench_samples
 

@@ -24,7 +24,7 @@ import fmopt
 from fmopt.core.results import Scores
 from fmopt.data.builtin_code import parses, stdlib_splits
 from fmopt.evaluation import bootstrap
-from fmopt.exporters.bundle import Bundle
+from fmopt.exporters.bundles.bundle import Bundle
 from fmopt.measurement import host_probe
 from fmopt.workflow.search.builder import tool_versions
 

@@ -20,7 +20,7 @@ from fmopt.core.results import Latency
 from fmopt.core.store import Store
 from fmopt.edge.board import interleaved
 from fmopt.evaluation import bootstrap
-from fmopt.exporters import bundle
+from fmopt.exporters.bundles import bundle
 from fmopt.measurement import host_probe
 from fmopt.measurement import latency as measurement_latency
 from fmopt.workflow.deployed import Contestant, bench_metadata, contestants, deployed, open_artifact

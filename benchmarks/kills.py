@@ -38,7 +38,7 @@ from fmopt.core.progress import Silent
 from fmopt.core.store import write_whole
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.record import Record
-from fmopt.exporters.bundle import verify_bundle
+from fmopt.exporters.bundles.bundle import verify_bundle
 from fmopt.workflow.optimize import optimize_request
 from fmopt.workflow.request import Request
 from tests.conftest import LABELS, SENTENCES, tiny_config, write_tokenizer

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from fmopt.evaluation.gate import Budget
     from fmopt.evaluation.history import history
     from fmopt.evaluation.record import Record
-    from fmopt.exporters.bundle import load
-    from fmopt.exporters.bundle import verify_bundle as verify
+    from fmopt.exporters.bundles.bundle import load
+    from fmopt.exporters.bundles.bundle import verify_bundle as verify
     from fmopt.models.adapters import merge
     from fmopt.models.checkpoint import load_model
     from fmopt.models.vocabulary import trim
@@ -101,14 +101,14 @@ _HOMES = {
     "export": "fmopt.workflow.export",
     "finetune": "fmopt.workflow.finetune",
     "history": "fmopt.evaluation.history",
-    "load": "fmopt.exporters.bundle",
+    "load": "fmopt.exporters.bundles.bundle",
     "load_model": "fmopt.models.checkpoint",
     "merge": "fmopt.models.adapters",
     "optimize": "fmopt.workflow.optimize",
     "optimize_family": "fmopt.workflow.optimize",
     "plan": "fmopt.workflow.optimize",
     "trim": "fmopt.models.vocabulary",
-    "verify": "fmopt.exporters.bundle",
+    "verify": "fmopt.exporters.bundles.bundle",
 }
 
 _CALLED = {"verify": "verify_bundle"}  # where that name is another there

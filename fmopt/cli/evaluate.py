@@ -213,7 +213,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """What a bundle makes of texts, images or audio; one that generates text goes on from it."""
-    from fmopt.exporters import bundle as bundles
+    from fmopt.exporters.bundles import bundle as bundles
 
     samples: list[Any] = list(texts or [])
     if file is not None:
@@ -258,7 +258,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every file of a bundle against its hash, the golden items against the model, and who signed it."""
-    from fmopt.exporters import bundle as bundles
+    from fmopt.exporters.bundles import bundle as bundles
 
     if not bundles.is_bundle(bundle):
         raise BundleError(f"{bundle} is not a bundle: it has no fmopt.json; name a folder that `fmopt optimize` wrote")

@@ -53,8 +53,8 @@ def inspect(
 def parts_list(bundle: Path) -> str:
     """The parts list that a bundle carries, as one document; BundleError for one that has none."""
     from fmopt.edge.files import json_line, read_json
-    from fmopt.exporters import bundle as bundles
-    from fmopt.exporters.parts_list import SBOM
+    from fmopt.exporters.bundles import bundle as bundles
+    from fmopt.exporters.bundles.parts_list import SBOM
 
     if not bundles.is_bundle(bundle):
         raise BundleError(f"{bundle} is not a bundle: it has no fmopt.json")

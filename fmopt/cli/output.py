@@ -29,7 +29,7 @@ from fmopt.core.target import Target
 from fmopt.evaluation.comparison import Comparison
 from fmopt.evaluation.history import History
 from fmopt.evaluation.record import Record, as_told, drop_unit
-from fmopt.exporters.bundle import script_of
+from fmopt.exporters.bundles.bundle import script_of
 from fmopt.exporters.tensorrt_check import Checked
 from fmopt.measurement.roofline.diagnosis import Diagnosis
 from fmopt.models.vocabulary import Trimmed

@@ -196,7 +196,7 @@ def export(
 ) -> None:
     """Export in one format and precision, checked against the torch model; no candidates, no gate."""
     from fmopt.cli import output as cli_output
-    from fmopt.exporters.bundle import script_of
+    from fmopt.exporters.bundles.bundle import script_of
     from fmopt.workflow import export as workflow_export
 
     with cli_output.live_progress() as progress:
@@ -330,7 +330,7 @@ def sign(
     as_json: Json = False,
 ) -> None:
     """Sign a bundle (OpenSSF model-signing), so that others can check that it comes from you; see `fmopt verify --key`."""
-    from fmopt.exporters.signing import sign_bundle
+    from fmopt.exporters.bundles.signing import sign_bundle
 
     made = sign_bundle(bundle, key=key, certificate=certificate, chain=tuple(chain or ()))
     answer(

@@ -15,7 +15,7 @@ from fmopt.core.progress import Silent
 from fmopt.core.store import Store
 from fmopt.edge.parts import Pipeline, Sample
 from fmopt.edge.text import Preprocessor, open_preprocessor
-from fmopt.exporters import bundle as bundles
+from fmopt.exporters.bundles import bundle as bundles
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve

@@ -14,7 +14,7 @@ from fmopt.data.datasets import load_data
 from fmopt.edge.text import open_preprocessor
 from fmopt.evaluation.bootstrap import of_items
 from fmopt.evaluation.predictions import predict
-from fmopt.exporters import bundle as bundles
+from fmopt.exporters.bundles import bundle as bundles
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve

@@ -12,7 +12,7 @@ from fmopt.core.model import Artifact, Runner, takes_length
 from fmopt.core.progress import Progress
 from fmopt.core.results import Finding
 from fmopt.edge.loading import timed_inputs
-from fmopt.exporters import bundle as bundles
+from fmopt.exporters.bundles import bundle as bundles
 from fmopt.measurement import host_probe, latency
 from fmopt.measurement.roofline.diagnosis import Diagnosis, diagnose, example_inputs
 from fmopt.measurement.roofline.short_inputs import short_findings

@@ -13,7 +13,8 @@ from fmopt.core.recipe import Recipe, Step
 from fmopt.core.store import Store, disk_errors, own_folder
 from fmopt.data.datasets import load_data
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters import browser_files, bundle_writer, to_executorch
+from fmopt.exporters import browser_files, to_executorch
+from fmopt.exporters.bundles import bundle_writer
 from fmopt.exporters.to_onnx import check_positions
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint

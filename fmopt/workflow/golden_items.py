@@ -9,7 +9,7 @@ from fmopt.core.model import Artifact, CheckpointMetadata
 from fmopt.data.datasets import load_data
 from fmopt.edge.text import open_preprocessor
 from fmopt.evaluation.predictions import predict
-from fmopt.exporters.golden import Golden, measure_golden
+from fmopt.exporters.bundles.golden import Golden, measure_golden
 from fmopt.measurement import host_probe
 from fmopt.tasks.base import Item, find_task
 from fmopt.workflow.deployed import BENCH_TEXTS, open_artifact, plain_example

@@ -8,7 +8,7 @@ from typing import Any
 from fmopt.core.results import Verdict
 from fmopt.evaluation.predictions import changed_items
 from fmopt.evaluation.record import AblationStep, Record, summary_sentence
-from fmopt.exporters import bundle_writer
+from fmopt.exporters.bundles import bundle_writer
 from fmopt.reports.html import write_markdown, write_report
 from fmopt.workflow.golden_items import golden_of
 from fmopt.workflow.search import trials

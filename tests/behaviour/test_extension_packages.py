@@ -17,7 +17,7 @@ import pytest
 
 from fmopt.core.errors import ConfigError
 from fmopt.edge import parts
-from fmopt.exporters.bundle import load, verify_bundle
+from fmopt.exporters.bundles.bundle import load, verify_bundle
 from fmopt.models.families.base import find_family
 from fmopt.tasks.base import Output, find_task
 from fmopt.workflow.export import export

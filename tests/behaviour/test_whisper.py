@@ -24,8 +24,9 @@ from fmopt.edge.generation import usual
 from fmopt.edge.runners import ENCODER_DECODER, open_runner
 from fmopt.edge.seq2seq import answers
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters import bundle, to_onnx
 from fmopt.exporters import parity as exporters_parity
+from fmopt.exporters import to_onnx
+from fmopt.exporters.bundles import bundle
 from fmopt.models import checkpoint
 from fmopt.models.initialization import write_untrained
 from fmopt.models.source import resolve

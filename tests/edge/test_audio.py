@@ -141,11 +141,14 @@ def test_fbank_is_as_ast_reads_it(options):
     np.testing.assert_allclose(made, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"feature_size": 40, "chunk_length": 1}])
-def test_log_mel_is_as_whisper_reads_it(options):
+@pytest.mark.parametrize(
+    ("options", "reading"),
+    [({}, {}), ({"feature_size": 40, "chunk_length": 1}, {"truncation": False, "padding": "longest"})],
+)
+def test_log_mel_is_as_whisper_reads_it(options, reading):
     theirs = WhisperFeatureExtractor(**options)
     steps = {"rate": 16000, "mels": theirs.feature_size, "frames": theirs.nb_max_frames, "window": 400, "hop": 160}
-    expected = theirs(tone(1.2), sampling_rate=16000, return_tensors="np")["input_features"][0]
+    expected = theirs(tone(1.2), sampling_rate=16000, return_tensors="np", **reading)["input_features"][0]
     np.testing.assert_allclose(edge_audio.log_mel(tone(1.2), steps), expected, atol=1e-4)
 
 

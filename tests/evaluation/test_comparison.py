@@ -15,8 +15,8 @@ from fmopt.core.model import Artifact
 from fmopt.core.results import Estimate, Outcome, Scores
 from fmopt.evaluation.comparison import Cell, Comparison, Difference, compare, ratio_of
 from fmopt.evaluation.record import Record, Trial
-from fmopt.exporters.bundle_writer import write_bundle
-from fmopt.exporters.golden import Golden
+from fmopt.exporters.bundles.bundle_writer import write_bundle
+from fmopt.exporters.bundles.golden import Golden
 from tests import records
 from tests.conftest import write_tokenizer
 from tests.exporters.test_bundle import facts_of, write_graph

@@ -19,7 +19,8 @@ from benchmarks import chromium
 from fmopt.core.errors import BundleError, ConfigError
 from fmopt.edge import loading
 from fmopt.edge.page import serve_page
-from fmopt.exporters import browser_files, bundle
+from fmopt.exporters import browser_files
+from fmopt.exporters.bundles import bundle
 
 needs_files = pytest.mark.skipif(browser_files.absent() is not None, reason=browser_files.absent() or "")
 needs_browser = pytest.mark.skipif(chromium.installed() is None, reason="no chromium is installed")

@@ -17,7 +17,7 @@ from fmopt.cli.app import main
 from fmopt.core.progress import Silent
 from fmopt.core.results import Verdict
 from fmopt.evaluation.record import Record
-from fmopt.exporters.bundle import verify_bundle
+from fmopt.exporters.bundles.bundle import verify_bundle
 from fmopt.reports import run_status
 from fmopt.reports.run_status import SoFar, Stage, noted, read_so_far, read_stage
 from fmopt.reports.watch import Page, Seen, follow, look, time_words

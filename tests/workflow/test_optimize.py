@@ -16,7 +16,7 @@ from fmopt.core.results import Outcome
 from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget, exit_code
 from fmopt.evaluation.record import Record
-from fmopt.exporters.bundle import load, verify_bundle
+from fmopt.exporters.bundles.bundle import load, verify_bundle
 from fmopt.models.checkpoint import load_model
 from fmopt.models.structure import read_structure
 from fmopt.passes import prune_structured

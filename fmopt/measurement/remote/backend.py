@@ -24,8 +24,8 @@ from fmopt.core.target import Target, read_target
 from fmopt.edge import loading
 from fmopt.edge import manifest as edge_manifest
 from fmopt.edge import parts as edge_parts
-from fmopt.exporters.bundle_readme import readers
-from fmopt.exporters.bundle_writer import ENCODERS
+from fmopt.exporters.bundles.bundle_readme import readers
+from fmopt.exporters.bundles.bundle_writer import ENCODERS
 from fmopt.measurement.backends import Timed, Work
 from fmopt.measurement.remote.device_probe import RUNTIMES, fingerprint, probe_board
 from fmopt.measurement.remote.python_env import ensure_python, imports, versions

@@ -15,8 +15,8 @@ from fmopt.core.results import Latency
 from fmopt.core.store import own_folder
 from fmopt.edge import loading, runners
 from fmopt.edge import manifest as edge_manifest
-from fmopt.exporters import bundle as bundles
-from fmopt.exporters import bundle_readme
+from fmopt.exporters.bundles import bundle as bundles
+from fmopt.exporters.bundles import bundle_readme
 from fmopt.measurement import host_probe
 from fmopt.measurement.remote.device_probe import fingerprint
 from fmopt.measurement.remote.python_env import ensure_python

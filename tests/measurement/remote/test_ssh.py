@@ -21,8 +21,8 @@ from fmopt.core.errors import BoardError, ConfigError, UnmeasuredError
 from fmopt.core.model import Artifact
 from fmopt.core.target import read_target
 from fmopt.edge.board.agent import FOLDER
-from fmopt.exporters import bundle_writer
-from fmopt.exporters.golden import Golden
+from fmopt.exporters.bundles import bundle_writer
+from fmopt.exporters.bundles.golden import Golden
 from fmopt.measurement.remote import python_env
 from fmopt.measurement.remote import ssh as boards
 from fmopt.measurement.remote.ssh import Address, Board, open_board

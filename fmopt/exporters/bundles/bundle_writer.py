@@ -19,9 +19,9 @@ from fmopt.edge import manifest as edge_manifest
 from fmopt.edge.manifest import GOLDEN, MANIFEST, UNFINISHED
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.exporters import browser_files
-from fmopt.exporters.bundle_readme import PROCESSOR, VOCABULARY, encoder_file, readme
-from fmopt.exporters.golden import Golden
-from fmopt.exporters.parts_list import SBOM, write_parts_list
+from fmopt.exporters.bundles.bundle_readme import PROCESSOR, VOCABULARY, encoder_file, readme
+from fmopt.exporters.bundles.golden import Golden
+from fmopt.exporters.bundles.parts_list import SBOM, write_parts_list
 
 # Protobuf ends at 2 GB; below this one file is handier than two.
 EXTERNAL_DATA_BYTES = 1_500_000_000

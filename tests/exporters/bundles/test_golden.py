@@ -17,8 +17,8 @@ from fmopt.edge import loading, parts
 from fmopt.edge import manifest as edge_manifest
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import to_onnx
-from fmopt.exporters.bundle_writer import write_bundle
-from fmopt.exporters.golden import measure_golden
+from fmopt.exporters.bundles.bundle_writer import write_bundle
+from fmopt.exporters.bundles.golden import measure_golden
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.passes.quantize_dynamic import QuantizeDynamic

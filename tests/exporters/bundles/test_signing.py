@@ -15,8 +15,8 @@ from fmopt.core.errors import BundleError, ConfigError
 from fmopt.edge import loading
 from fmopt.edge import manifest as edge_manifest
 from fmopt.edge.parts import EdgeError
-from fmopt.exporters import bundle
-from fmopt.exporters.signing import sign_bundle
+from fmopt.exporters.bundles import bundle
+from fmopt.exporters.bundles.signing import sign_bundle
 from tests.exporters.test_bundle import Write, _own_cache, edit_manifest, write  # noqa: F401
 
 
