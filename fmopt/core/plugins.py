@@ -1,7 +1,7 @@
 """Find a pass, runtime, family or task by its name: the file name is the name.
 
 Nothing registers itself and nothing heavy loads until it is asked for. Other packages offer the same objects through
-entry points in the groups ``fmopt.passes``, ``fmopt.runtimes``, ``fmopt.models.families`` and ``fmopt.tasks``.
+entry points in the groups ``fmopt.passes``, ``fmopt.runtimes``, ``fmopt.families`` and ``fmopt.tasks``.
 """
 
 from __future__ import annotations
