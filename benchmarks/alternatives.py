@@ -139,7 +139,7 @@ def main() -> None:
     )
     run = start(prepare(request), progress.Silent())
     clock = RecipeTimer(run.builder, DEPLOYED)
-    ctx = replace(run.builder.context(), clock=clock, progress=lambda text: print(f"  {text}", flush=True))
+    ctx = replace(run.builder.pass_context(), timer=clock, progress=lambda text: print(f"  {text}", flush=True))
     load = partial(checkpoint.load, run.job.metadata)
     whole = load()
     table = latency_table(whole, require_cuttable(whole), clock, ctx.target.width_multiple, ctx.scratch)

@@ -138,7 +138,7 @@ def test_both_of_its_stacks_are_cut_and_taught_again(folder: Path, made: Any, tm
         metadata=model.metadata, target=target(), store=Store(tmp_path / "store"), preprocessor=preprocessor, calibration=[],
         calibration_digest="", seed=0, memory_cap_bytes=1 << 30, progress=Silent(), train=rows,
     )  # fmt: skip
-    ctx = replace(builder.context(), calibration=lambda: iter(items))
+    ctx = replace(builder.pass_context(), calibration=lambda: iter(items))
     heard = answering(model, ctx, 8)
     distance = distance_from_now(model, ctx, 8)
     layers = model.family.layers(model.net)
@@ -157,11 +157,11 @@ def test_both_of_its_stacks_are_cut_and_taught_again(folder: Path, made: Any, tm
     assert distance() < 0.7 * before
 
     reported = [row if number == 3 else {"audio": row["audio"]} for number, row in enumerate(rows)]
-    made = Distill(epochs=1.0, batch_size=4, bf16=False).apply(model, replace(builder, train=reported).context())
+    made = Distill(epochs=1.0, batch_size=4, bf16=False).apply(model, replace(builder, train=reported).pass_context())
     assert all(bool(value.isfinite().all()) for value in made.net.parameters())  # two batches ask for no word
     silent = replace(builder, train=[{"audio": row["audio"]} for row in rows])
     with pytest.raises(PassError, match="no recording of the train split has a transcript"):
-        Distill(epochs=1.0, bf16=False).apply(model, silent.context())
+        Distill(epochs=1.0, bf16=False).apply(model, silent.pass_context())
 
 
 def test_a_whisper_of_many_languages_is_asked_in_one(folder: Path, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_a_cut_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_
     """By the words of answers in the data, and by the teacher's own answers to texts without any."""
     whole, items = copied(model), items_of(model, TEXTS)
     builder = shop_with_answers(model, tmp_path)
-    ctx = replace(builder.context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
+    ctx = replace(builder.pass_context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
     distance = distance_from_now(model, ctx, 16)
     for layer in model.family.layers(model.net):
         prune_layer(model.net, layer, (0, 1), range(24), (1, 2))
@@ -213,7 +213,7 @@ def test_a_teacher_answers_texts_without_answers_once(
     tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = two_and_two(tiny_checkpoint, "marian")
-    ctx = shop_with_answers(model, tmp_path, answered=False).context()
+    ctx = shop_with_answers(model, tmp_path, answered=False).pass_context()
     examples = ctx.examples()
     assert all("labels" not in example for example in examples)
     found = answered_by(model, examples, ctx)
@@ -253,7 +253,7 @@ def test_rounding_is_trained_and_the_head_is_rounded_as_before(tiny_checkpoint: 
     items = items_of(model, TEXTS)
     builder = shop_with_answers(model, tmp_path)
     whole = copied(model)
-    ctx = replace(builder.context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
+    ctx = replace(builder.pass_context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
     made = Qat(epochs=1.0, bf16=False).apply(model, ctx)
     item = next(answering(made, ctx, 1).calibration())
     wanted = said(made, item)
@@ -283,7 +283,7 @@ def test_a_killed_training_of_tied_weights_goes_on_where_it_was(
         for layer in student.family.layers(student.net):
             prune_layer(student.net, layer, (0, 1), range(24), (1, 2))
         builder = shop_with_answers(student, scratch) if answers else shop_of(student, scratch)
-        ctx = replace(builder.context(), teacher=lambda asked: copied(whole), progress=said.append)
+        ctx = replace(builder.pass_context(), teacher=lambda asked: copied(whole), progress=said.append)
         done = Distill(epochs=2.0, batch_size=8, bf16=False, **options).apply(student, ctx)
         return {name: value.clone() for name, value in done.net.state_dict().items()}
 
@@ -313,7 +313,7 @@ def test_no_layer_is_left_out_while_a_network_is_taught(tiny_checkpoint: TinyChe
     assert {part.layerdrop for part in model.net.modules() if hasattr(part, "layerdrop")} == {0.0}
     model.net = copied(model).net
     assert {part.layerdrop for part in model.net.modules() if hasattr(part, "layerdrop")} == {0.9}
-    ctx = replace(shop_with_answers(model, tmp_path).context(), teacher=lambda asked: copied(whole))
+    ctx = replace(shop_with_answers(model, tmp_path).pass_context(), teacher=lambda asked: copied(whole))
     made = Distill(epochs=1.0, batch_size=8, bf16=False).apply(model, ctx)
     assert {part.layerdrop for part in made.net.modules() if hasattr(part, "layerdrop")} == {0.9}
     assert made.net.config.encoder_layerdrop == 0.9
@@ -323,7 +323,7 @@ def test_a_teacher_of_more_layers_teaches_both_stacks(tiny_checkpoint: TinyCheck
     whole = two_and_two(tiny_checkpoint, "marian")
     model = copied(whole)
     drop_layers(model, [1, 2])
-    ctx = replace(shop_with_answers(model, tmp_path).context(), teacher=lambda asked: copied(whole),
+    ctx = replace(shop_with_answers(model, tmp_path).pass_context(), teacher=lambda asked: copied(whole),
                   calibration=lambda: iter(items_of(whole, TEXTS)))  # fmt: skip
     Distill(epochs=1.0, batch_size=8, bf16=False).apply(model, ctx)
     (record,) = tmp_path.rglob("distill.json")
@@ -360,7 +360,7 @@ def test_a_teacher_that_answers_otherwise_is_refused(
     other = copied(model)
     metadata = replace(other.metadata, digest="another", pipeline={**other.metadata.pipeline, name: value})
     ctx = replace(
-        shop_with_answers(model, tmp_path).context(), teacher=lambda asked: replace(other, metadata=metadata)
+        shop_with_answers(model, tmp_path).pass_context(), teacher=lambda asked: replace(other, metadata=metadata)
     )  # fmt: skip
     with pytest.raises(PassError, match=f"has another {name} than the student"):
         Distill(epochs=1.0, bf16=False).apply(model, ctx)

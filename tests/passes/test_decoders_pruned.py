@@ -21,6 +21,7 @@ from fmopt.core.store import Store
 from fmopt.core.workload import Workload
 from fmopt.edge.loading import timed_call
 from fmopt.edge.text import Preprocessor
+from fmopt.measurement import backends
 from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve
@@ -158,7 +159,7 @@ def watch_calls(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
             return self.runner.run(inputs)
 
     monkeypatch.setattr(
-        network_timer, "timed_call", lambda pipeline, runner, one: timed_call(pipeline, Watched(runner), one)
+        backends, "timed_call", lambda pipeline, runner, one: timed_call(pipeline, Watched(runner), one)
     )
 
 
@@ -231,7 +232,7 @@ def test_a_pruned_network_learns_what_comes_next_from_the_whole_one(tiny_checkpo
     folder = tiny_checkpoint("gpt2", "text-generation")
     student = model_of(folder)
     items = items_of(student, TEXTS)
-    ctx = replace(shop_of(student, tmp_path).context(), calibration=lambda: iter(items))
+    ctx = replace(shop_of(student, tmp_path).pass_context(), calibration=lambda: iter(items))
     distance = distance_from_now(student, ctx, 48)
     for layer in student.family.layers(student.net):
         prune_layer(student.net, layer, (0, 1), range(24))
@@ -253,5 +254,5 @@ def test_labels_teach_the_token_after_each_place(tiny_checkpoint: TinyCheckpoint
     before = own()
     options = {"epochs": 10.0, "batch_size": 8, "learning_rate": 3e-3, "bf16": False}
     only = {"task": 1.0, "logits": 0.0, "hidden": 0.0}
-    Distill(weights=only, **options).apply(student, shop_of(student, tmp_path).context())  # type: ignore[arg-type]
+    Distill(weights=only, **options).apply(student, shop_of(student, tmp_path).pass_context())  # type: ignore[arg-type]
     assert own() < 0.7 * before

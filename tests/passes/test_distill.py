@@ -63,7 +63,7 @@ def context(model: TorchModel, scratch: Path, rows: list[dict[str, Any]] | None 
         calibration_digest="", seed=0, memory_cap_bytes=1 << 30, progress=Silent(),
         train=rows_of(model) if rows is None else rows,
     )  # fmt: skip
-    return replace(builder.context(), **changes)
+    return replace(builder.pass_context(), **changes)
 
 
 def teacher_of(make: Any, family: str, task: str, tmp_path: Path) -> Path:
