@@ -68,7 +68,9 @@ def _pack(asked: argparse.Namespace) -> None:
     assert isinstance(options, Distill)
     if options.teacher is not None:
         sys.exit("this packs distillations from the baseline, not from another teacher")
-    ctx = replace(builder.pass_context(), timer=RecipeTimer(builder, recipe), progress=lambda text: print(text, flush=True))
+    ctx = replace(
+        builder.pass_context(), timer=RecipeTimer(builder, recipe), progress=lambda text: print(text, flush=True)
+    )
     model = checkpoint.load(builder.metadata)
     for step in recipe.steps[:place]:
         model = step.build().apply(model, ctx)

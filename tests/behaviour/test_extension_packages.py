@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fmopt.core.errors import ConfigError
+from fmopt.core.workload import Workload
 from fmopt.edge import parts
 from fmopt.exporters.bundles.bundle import load, verify_bundle
 from fmopt.models.families.base import find_family
@@ -282,7 +283,12 @@ def made(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
         '[[steps]]\nuse = "sign_graph"\noptions = { word = "hello" }\n'
     )
     asked = Request(
-        model=str(checkpoint), task="tone-detection", data=str(data), recipe=recipe, length=16, out=folder / "out"
+        model=str(checkpoint),
+        task="tone-detection",
+        data=str(data),
+        recipe=recipe,
+        workload=Workload(length=16),
+        out=folder / "out",
     )
     return folder / "out", optimize_request(asked)
 

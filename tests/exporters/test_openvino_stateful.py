@@ -17,11 +17,12 @@ from fmopt.edge import text as edge_text
 from fmopt.edge.generation import GenerationConfig, cache_of, continuations, in_two_steps, likeliest, shorten, timed
 from fmopt.exporters.openvino_graph import read_ir
 from fmopt.exporters.openvino_stateful import make_stateful
+from fmopt.measurement import host_probe
 from fmopt.measurement.roofline.openvino_work import ir_work
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.runtimes.openvino import RUNTIME
-from fmopt.workflow import explain, export
+from fmopt.workflow import explain
 from fmopt.workflow.search.candidates import refusal
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.torch_models import outputs_of, padded
@@ -156,7 +157,7 @@ def test_only_a_past_that_grows_can_be_kept(tiny_checkpoint: TinyCheckpoint, tmp
     folder = fmopt.export(tiny_checkpoint("bert", "text-classification"), tmp_path / "bert", format="openvino")
     with pytest.raises(PassError, match="networks that generate by attention"):
         make_stateful(read_ir(folder / "model.xml"))
-    target = export.probe.load_target("host")
+    target = host_probe.load_target("host")
     for options, said in (
         ({"kv_cache": "u4"}, "has no kv_cache 'u4'"), ({"kv_cache": "u8"}, "give stateful = true too"),
         ({"stateful": "yes"}, "it is true or false"),

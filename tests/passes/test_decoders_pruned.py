@@ -203,7 +203,7 @@ def test_one_in_full_precision_runs_between_two_that_are_timed(
         timed.append(list(calls))
         return {name: [float(number)] for number, name in enumerate(calls)}
 
-    monkeypatch.setattr(network_timer.measure, "time_in_turn", clock)
+    monkeypatch.setattr(network_timer.interleaved, "time_in_turn", clock)
     steps = (
         Step(use="prune_structured", options={"speedup": 2.0}),
         Step(use="quantize_weights", options={"bits": 8, "block": 32}),
@@ -211,16 +211,16 @@ def test_one_in_full_precision_runs_between_two_that_are_timed(
     price = RecipeTimer(
         shop_of(model, tmp_path), Recipe(name="r", runtime="onnxruntime", precision="int8", steps=steps)
     )
-    export, exported = network_timer.exporting.export_onnx, []
+    export, exported = network_timer.to_onnx.export_onnx, []
     monkeypatch.setattr(
-        network_timer.exporting, "export_onnx", lambda *asked, **named: exported.append(1) or export(*asked, **named)
+        network_timer.to_onnx, "export_onnx", lambda *asked, **named: exported.append(1) or export(*asked, **named)
     )
     for count in (2, 3):  # the first of the two is built once
         assert price({"whole": lambda: model, "pruned": lambda: model}) == {"whole": 0.0, "pruned": 2.0}
         assert len(exported) == count
     assert price(dict.fromkeys("abc", lambda: model)) == {"a": 0.0, "b": 1.0, "c": 2.0}
     assert timed == [["whole", network_timer.COMPANY, "pruned"]] * 2 + [["a", "b", "c"]]
-    (kept,) = price.builder.store.root.glob("timed-*")
+    (kept,) = price.context.store.root.glob("timed-*")
     narrow, full = (
         {node.op_type for node in onnx.load(next((kept / part).rglob("*.onnx"))).graph.node}
         for part in ("narrow", "full")

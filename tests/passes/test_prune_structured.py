@@ -82,7 +82,7 @@ def test_what_was_chosen_is_chosen_again(tiny_checkpoint: TinyCheckpoint, tmp_pa
     for _ in range(2):
         model, ctx = given(tiny_checkpoint("bert"), tmp_path)
         pruned = PruneStructured(speedup=2.0, tries=4).apply(model, ctx)
-        asked.append((structure_of(pruned.net, pruned.family), ctx.clock.asked))
+        asked.append((structure_of(pruned.net, pruned.family), ctx.timer.asked))
     assert asked[0][0] == asked[1][0]
     assert asked[1][1] == 0  # neither the table nor the network chosen was timed anew
 

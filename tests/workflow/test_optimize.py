@@ -219,7 +219,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(tiny_checkpoint, lab
     checkpoint = tiny_checkpoint("bert", "text-classification")
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     words = [str(checkpoint), str(labelled), str(recipe(tmp_path))]
-    script = str(Path(__file__).parents[1] / "killed_runs.py")
+    script = str(Path(__file__).with_name("killed_runs.py"))
     root = Path(__file__).resolve().parents[2]
     got = subprocess.run(
         [sys.executable, script, *words, str(undisturbed), str(killed), str(KILLS)],
