@@ -23,12 +23,11 @@ CONFIGURATIONS = (
     "adapter_config.json", "sentence_bert_config.json",
 )  # fmt: skip
 CODE = (
-    "auto_map",
     "custom_pipelines",
     "custom_generate",
     "auto_mapping",
     "base_model_class",
-)  # keys that name modules to import
+)  # keys that name modules to import; auto_map is left to who knows whether transformers has the network by itself
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "attention_implementation")
 OWN_ATTENTION = (
     None,

@@ -375,7 +375,9 @@ def test_tokenizers_that_are_missing_broken_or_anothers(copy_of, tiny_checkpoint
     folder = copy_of()
     path = folder / "tokenizer.json"
     shutil.copy(tiny_checkpoint("roberta", "sentence-embedding") / "tokenizer.json", path)
-    with pytest.raises(CheckpointError, match="makes ids up to 319, but the network's embedding has 200 rows"):
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json cannot be read: it is not a tokenizer this library reads"
+    ):
         facts_of(folder)
     path.write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):

@@ -42,8 +42,6 @@ def test_devices_and_fifos_are_refused(folder):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"auto_map": {"AutoModel": "evil.Model"}}, "wants to run code of its own \\(auto_map\\)"),
-        ({"text_config": {"auto_map": {"AutoModel": "evil.Model"}}}, "auto_map"),
         ({"custom_pipelines": {"x": {"impl": "evil.P"}}}, "custom_pipelines"),
         ({"attn_implementation": "kernels-community/flash-attn2"}, "names a kernel to fetch and run"),
         ({"vision_config": {"_attn_implementation": "a/b"}}, "names a kernel"),
