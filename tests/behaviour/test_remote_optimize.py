@@ -29,7 +29,7 @@ from fmopt.workflow.optimize import optimize_request
 from fmopt.workflow.request import Request
 from tests import openssh
 from tests.conftest import LABELS, SENTENCES
-from tests.exporters.test_bundle import facts_of, write_graph
+from tests.exporters.bundles.test_bundle import facts_of, write_graph
 
 REASON = openssh.absent()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))

@@ -19,7 +19,7 @@ from fmopt.exporters.bundles.bundle_writer import write_bundle
 from fmopt.exporters.bundles.golden import Golden
 from tests import records
 from tests.conftest import write_tokenizer
-from tests.exporters.test_bundle import facts_of, write_graph
+from tests.exporters.bundles.test_bundle import facts_of, write_graph
 
 
 def row(found: Comparison, what: str) -> Difference:

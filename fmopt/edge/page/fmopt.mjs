@@ -90,13 +90,14 @@ class Model {
 
   // The largest difference to the golden predictions, which must be within the tolerance.
   async verify() {
-    const { items, tolerance } = await this.golden()
+    const { items, tolerance, distance } = await this.golden()
+    const apart = DISTANCES[distance] ?? largestDifference
     const differences = []
     for (const { raw, prediction } of items) {
       const got = [await this.predict(raw.pair ?? raw.text)].flat().flatMap(row => Array.from(row))
       const wanted = prediction.flat()
       if (got.length !== wanted.length) throw new Error(`${got.length} numbers instead of ${wanted.length}`)
-      differences.push(got.reduce((most, value, i) => Math.max(most, Math.abs(value - wanted[i])), 0))
+      differences.push(apart(wanted, got, Array.isArray(prediction[0]) ? prediction[0].length : wanted.length))
     }
     const largest = Math.max(...differences)
     return { ok: largest <= tolerance, largest, tolerance, differences, threads: this.threads }
@@ -108,6 +109,27 @@ class Model {
     await this.session.run(feeds)
     return performance.now() - begun
   }
+}
+
+// What golden predictions are compared by, as in edge/parts.py: rows of `width` numbers, before and now.
+const norm = values => Math.hypot(...values)
+const rows = (values, width) => Array.from({ length: values.length / width }, (_, row) => values.slice(row * width, (row + 1) * width))
+const largestDifference = (before, now) => before.reduce((most, value, i) => Math.max(most, Math.abs(value - now[i])), 0)
+const DISTANCES = {
+  'cosine distance': (before, now) =>
+    1 - before.reduce((sum, value, i) => sum + value * now[i], 0) / Math.max(norm(before) * norm(now), 1e-12),
+  'relative change': (before, now, width) => {
+    const centred = values => rows(values, width).flatMap(row => {
+      const mean = width > 1 ? row.reduce((sum, value) => sum + value, 0) / width : 0
+      return row.map(value => value - mean)
+    })
+    const [was, is] = [centred(before), centred(now)]
+    return norm(was.map((value, i) => value - is[i])) / Math.max(norm(was), 1e-3)
+  },
+  'probability moved': (before, now, width) => {
+    const moved = rows(before.map((value, i) => Math.abs(Math.exp(value) - Math.exp(now[i]))), width)
+    return Math.max(0, ...moved.map(row => row.reduce((sum, value) => sum + value, 0) / 2))
+  },
 }
 
 async function found(url) {

@@ -17,7 +17,7 @@ from fmopt.edge import manifest as edge_manifest
 from fmopt.edge.parts import EdgeError
 from fmopt.exporters.bundles import bundle
 from fmopt.exporters.bundles.signing import sign_bundle
-from tests.exporters.test_bundle import Write, _own_cache, edit_manifest, write  # noqa: F401
+from tests.exporters.bundles.test_bundle import Write, _own_cache, edit_manifest, write  # noqa: F401
 
 
 def key_pair(folder: Path, name: str) -> tuple[Path, Path]:

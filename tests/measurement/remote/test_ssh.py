@@ -29,7 +29,7 @@ from fmopt.measurement.remote.ssh import Address, Board, open_board
 from fmopt.workflow.benchmark import remote
 from fmopt.workflow.benchmark.record import Benchmark
 from tests import openssh
-from tests.exporters.test_bundle import facts_of, write_graph
+from tests.exporters.bundles.test_bundle import facts_of, write_graph
 
 REASON = openssh.absent()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
