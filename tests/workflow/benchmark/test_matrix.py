@@ -11,7 +11,6 @@ import pytest
 
 from fmopt.cli.app import main
 from fmopt.edge.board import interleaved
-from fmopt.measurement import latency
 from fmopt.workflow.benchmark import matrix
 from fmopt.workflow.benchmark.matrix import places
 from fmopt.workflow.benchmark.record import Benchmark
@@ -22,7 +21,7 @@ from tests.conftest import TinyCheckpoint
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same measurements, only fewer."""
     monkeypatch.setattr(interleaved, "WARM_SECONDS", 0.05)
-    monkeypatch.setattr(latency, "MIN_SAMPLES", 30)
+    monkeypatch.setattr(interleaved, "MIN_SAMPLES", 30)
     monkeypatch.setattr(matrix, "BURST_MS", 2.0)
     monkeypatch.setattr(matrix, "MOST_QUERIES", 100)
     monkeypatch.setattr(matrix, "FEWEST_QUERIES", 100)

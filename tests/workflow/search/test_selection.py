@@ -72,7 +72,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         made.recipes[recipe.name] = recipe
         made.put(Trial(recipe=line, status="measured", drop=KEPT))
         made.artifacts[recipe.name] = SimpleNamespace(digest=recipe.name, runtime=recipe.runtime)
-    monkeypatch.setattr(trials, "timed_work", lambda run, names: Work(dict.fromkeys(names), {}, 1, 0))
+    monkeypatch.setattr(trials, "timed_work", lambda run, names, workload: Work(dict.fromkeys(names), {}, 1, 0))
     monkeypatch.setattr(trials, "latency_inputs", lambda run: [{}])
     for module in (selection, followups):
         monkeypatch.setattr(module, "drop_limit", lambda run, reference: 0.01)
