@@ -14,7 +14,8 @@ from fmopt.edge.parts import EdgeError
 def read_lines(path: Path) -> list[str]:
     """Texts of a file, one per line; empty lines are skipped."""
     try:
-        return [text for text in file_bytes(path).decode().split("\n") if text.strip()]
+        lines = file_bytes(path).decode().split("\n")  # str.splitlines would also cut at characters inside texts
+        return [text for line in lines if (text := line.removesuffix("\r")).strip()]
     except EdgeError as error:
         raise ConfigError(str(error) if path.exists() else f"there is no file {path}") from error
     except UnicodeDecodeError as error:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fmopt.core import length_buckets
 from fmopt.core.errors import ConfigError, PlanError
 from fmopt.core.model import (
     CheckpointMetadata,
@@ -31,7 +32,6 @@ from fmopt.measurement.backends import HostBackend, TimingBackend
 from fmopt.measurement.remote.backend import board_target
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
-from fmopt.runtimes import length_buckets
 from fmopt.tasks.base import find_task
 from fmopt.workflow.label_names import with_labels
 from fmopt.workflow.request import Request, Training

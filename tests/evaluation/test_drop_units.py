@@ -18,7 +18,7 @@ from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.record import Record, as_told, drop_unit, summary_sentence
 from fmopt.reports.html import view, write_markdown, write_report
 from fmopt.reports.waterfall import falls
-from fmopt.workflow.optimize import losing_reason
+from fmopt.workflow import optimize
 from fmopt.workflow.search.selection import drop_limit
 from tests import records
 
@@ -78,14 +78,16 @@ def test_the_default_budget_allows_a_percent_of_it(record: Record) -> None:
     assert drop_limit(run, "full") == pytest.approx(0.01 * BASE)
 
 
-def test_comparisons_and_reasons_tell_percent(record: Record) -> None:
+def test_comparisons_and_reasons_tell_percent(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     worse = record.model_copy(update={"trials": [judged(trial, 1.1 * (BASE + 0.8)) for trial in record.trials]})
     (row,) = [one for one in compare(record, worse).rows if one.what == "perplexity, shipped"]
     assert [cell.shown for cell in row.cells] == ["40.80", "44.88"]
     assert "loses 10.00 % (drop " in str(row.cells[1].change)
-    trial, winner, reference = record.trials[1], record.trials[0], record.baselines[1]
-    faster = trial.model_copy(update={"latency": SimpleNamespace(samples_ms=[1.0])})
-    assert losing_reason(faster, winner, reference, 0.4) == (
+    trial, reference = record.trials[1], record.baselines[1]
+    run: Any = SimpleNamespace(trials={"faster": trial, "full": reference})
+    monkeypatch.setattr(optimize, "time_ratio", lambda run, name, winner: 0.5)
+    monkeypatch.setattr(optimize, "drop_limit", lambda run, reference: 0.4)
+    assert optimize.losing_reason(run, "faster", "winner", "full") == (
         "faster, but lost 2.00 % on validation, where half of the allowed 1.00 % may go"
     )
 

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,11 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
     path = records.realistic().save(tmp_path)
     before = path.read_bytes()
 
-    def full(self: Path, *args: object, **more: object) -> int:
+    def full(handle: int, *args: object, **more: object) -> object:
+        os.close(handle)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fdopen", full)
     with pytest.raises(StoreError, match="disk"):
         records.realistic(effort="max").save(tmp_path)
     assert path.read_bytes() == before

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fmopt.core import length_buckets
 from fmopt.core.target import read_target
 from fmopt.edge import runners
 from fmopt.edge.runners import OnnxRuntimeRunner, OpenVinoRunner
-from fmopt.runtimes import length_buckets
 from fmopt.runtimes.openvino import RUNTIME
 from fmopt.workflow.search.candidates import BASELINES, compiled_for
 
