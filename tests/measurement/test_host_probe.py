@@ -113,7 +113,8 @@ def test_a_fingerprint_holds_no_names_of_the_machine_or_its_user() -> None:
 
 def test_versions_are_read_without_importing() -> None:
     code = (
-        "import sys, json; from fmopt.measurement import host_probe as probe; v = probe.versions(); probe.host_fingerprint(); probe.cores();"
+        "import sys, json; from fmopt.measurement import host_probe as probe; "
+        "v = probe.versions(); probe.host_fingerprint(); probe.cores();"
         "print(json.dumps([v, sorted({'torch', 'onnxruntime', 'openvino', 'transformers'} & set(sys.modules))]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
