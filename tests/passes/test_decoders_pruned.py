@@ -102,7 +102,7 @@ def test_second_order_beats_plain_removal_of_the_same_units(tiny_checkpoint: Tin
     made_up = distance()
     plain = model_of(folder)
     numbers = structure_of(pruned.net, pruned.family).layers
-    scores = next(tmp_path.glob("scores-*"))
+    scores = next(path for path in tmp_path.glob("scores-*") if path.is_dir())
     from fmopt.passes.pruning.obs_scores import Scores
 
     removals = Scores(scores, sublayers(plain.net, plain.family)).removals
