@@ -111,7 +111,7 @@ def test_a_bundle_hears_without_torch(made: Any) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [bundle.load(made.out)(made.data / "1.wav")]
     carried = {path.stem for path in (made.out / "edge").glob("*.py")}
-    assert carried - set(parts.COMMON) == {"whisper", "audio", "seq2seq", "generation"}
+    assert carried - set(parts.COMMON) == {"whisper", "audio", "seq2seq", "generation", "decoding"}
 
 
 def test_a_broken_sound_is_one_line(made: Any) -> None:

@@ -110,7 +110,9 @@ def test_second_order_beats_plain_removal_of_the_same_units(model: TorchModel, t
     distance = distance_from_now(model, ctx, 48)
     pruned = PruneStructured(speedup=1.4, tries=0).apply(model, ctx)
     made_up, numbers = distance(), structure_of(pruned.net, pruned.family).layers
-    removals = Scores(next(tmp_path.glob("scores-*")), sublayers(plain.net, plain.family)).removals
+    removals = Scores(
+        next(path for path in tmp_path.glob("scores-*") if path.is_dir()), sublayers(plain.net, plain.family)
+    ).removals
     for layer, left in zip(plain.family.layers(plain.net), numbers, strict=True):
         prune_layer(plain.net, layer, left.heads, removals[layer.ffn.narrow].kept(left.ffn), left.cross)
     model.net = plain.net
