@@ -7,6 +7,8 @@ ARM    ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fmopt/arm64
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 LOG    := out/tests.log
 export FMOPT_ARM = $(ARM)
+# Where this is set, every process would compile its packages again: seconds each, and tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 # the tests' exit status is theirs, though tee comes after them
 SHELL  := bash
 .SHELLFLAGS := -o pipefail -c

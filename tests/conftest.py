@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.exported_once import _exported_once, _traced_anew  # noqa: F401  fixtures
 from tests.skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401  hooks
 
 LABELS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.console import Group as Stack
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -39,6 +39,7 @@ from fmopt.workflow.benchmark.record import Benchmark
 from fmopt.workflow.search.plan import Plan
 
 INTERRUPTED = "fmopt: interrupted; the same command goes on where this one stopped"
+LOG_COLUMNS = 100
 SHOWN = 12  # rows of a table that --json gives in full
 
 
@@ -48,14 +49,18 @@ class PlainConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
+    @property
+    def size(self) -> ConsoleDimensions:
+        """A file or a pipe has no width to fit into; what reads logs shows about so many columns, and cells fold within them."""
+        return super().size if self.is_terminal else ConsoleDimensions(LOG_COLUMNS, 25)
+
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
         """Everything that is shown comes by here, cell by cell."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=escaping.terminal(segment.text))
 
 
-# A file or a pipe has no width to fit into; what reads logs shows about so many columns, and cells fold within them.
-out = PlainConsole(width=None if sys.stdout.isatty() else 100)
+out = PlainConsole()
 SECONDS_BETWEEN = 10.0  # lines of progress where there is no terminal to draw a bar in
 
 

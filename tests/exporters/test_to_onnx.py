@@ -21,6 +21,8 @@ from fmopt.models.loading import TorchModel
 from tests.conftest import FAMILIES, TinyCheckpoint
 from tests.torch_models import items_of, model_of, outputs_of, padded
 
+pytestmark = pytest.mark.traced_anew
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_runtimes_agree_with_torch_at_several_shapes(family: str, tiny_checkpoint: TinyCheckpoint, tmp_path: Path):

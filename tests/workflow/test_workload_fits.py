@@ -13,7 +13,7 @@ from fmopt.edge import loading
 from fmopt.workflow.prepare import fitting
 
 TEXTS = {"task": "text-classification", "max_length": 64, "inputs": ["input_ids", "attention_mask"]}
-STEPS = {"task": "text-generation", "stop_ids": [2], "max_length": 64, "inputs": ["input_ids", "attention_mask"]}
+STEPS = {"task": "text-generation", "eos_token_id": [2], "max_length": 64, "inputs": ["input_ids", "attention_mask"]}
 IMAGES = {"task": "image-classification", "inputs": ["pixel_values"], "axes": {"pixel_values": ["batch", 3, 224, 224]}}
 
 

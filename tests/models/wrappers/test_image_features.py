@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,10 +93,11 @@ def test_neighbours_are_counted_without_the_picture_itself() -> None:
     angles, labels = np.deg2rad([0, 10, 20, 24, 180]), ["a", "a", "a", "b", "b"]
     vectors = [np.array([np.cos(one), np.sin(one)]) for one in angles]
     items = [Item(n, b"", label) for n, label in enumerate(labels)]
-    first, near, cosine = TASK.scores(vectors, items, vectors, None)  # type: ignore[arg-type]
+    metadata = SimpleNamespace(pipeline={})
+    first, near, cosine = TASK.scores(vectors, items, vectors, metadata)  # type: ignore[arg-type]
     assert [row[0] for row in first.values] == [1, 1, 0, 0, 1]
     assert [row[0] for row in near.values] == [0.5, 0.5, 0.5, 0.25, 0.25]
     assert (first.primary, near.primary, cosine.primary) == (True, False, False)
     unlabelled = [Item(n, b"") for n in range(5)]
-    (only,) = TASK.scores(vectors, unlabelled, vectors, None)  # type: ignore[arg-type]
+    (only,) = TASK.scores(vectors, unlabelled, vectors, metadata)  # type: ignore[arg-type]
     assert (only.name, only.primary) == ("cosine to baseline", True)
