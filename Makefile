@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SHELL  := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test tests needs coverage test-arm arm lint types web docs clean
+.PHONY: setup demo test tests needs fuzz coverage test-arm arm lint types web docs clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,10 @@ needs: setup
 test: needs
 	@rm -f $(LOG)
 	@$(MAKE) --jobs 2 --keep-going tests lint types; status=$$?; tail -n 1 $(LOG); exit $$status
+
+# 20,000 changed checkpoints, bundles, data and settings into the command: hours; `make test` tries 300 others
+fuzz: setup
+	$(BIN)/python -m tests.fuzzing --seed 0 --count 20000 --keep out/fuzz -o benchmarks/results/fuzz.json
 
 # measured, never a gate; the lines that no test ran are in out/coverage/index.html
 coverage: needs

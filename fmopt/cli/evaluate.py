@@ -267,5 +267,6 @@ def verify(
             require_trusted(bundle, path)
     problems = bundles.verify_bundle(bundle)
     told = "\n".join(problems) if problems else f"{bundle}: every file is as it was made"
-    answer({"bundle": str(bundle), "problems": problems}, as_json, lambda: print(escaping.terminal(told)))
-    raise typer.Exit(1 if problems else 0)
+    stream = sys.stderr if problems else sys.stdout
+    answer({"bundle": str(bundle), "problems": problems}, as_json, lambda: print(escaping.terminal(told), file=stream))
+    raise typer.Exit(2 if problems else 0)

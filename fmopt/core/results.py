@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
+# measurement.host_probe.host_fingerprint(), also one that was received
+HostFacts = dict[str, str | int | float | list[str] | None]
+
 
 class Frozen(BaseModel):
     """A value: immutable, no unknown fields."""
@@ -170,7 +173,7 @@ class Finding(Frozen):
 class Circumstances(Frozen):
     """Where and how something was measured."""
 
-    host: dict[str, Any]  # probe.host_fingerprint()
+    host: HostFacts
     versions: dict[str, str]
     threads: int
     batch: int

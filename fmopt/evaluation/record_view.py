@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from fmopt.core.errors import BundleError
-from fmopt.core.results import Circumstances, Frozen
+from fmopt.core.errors import BundleError, first_fault
+from fmopt.core.results import Circumstances, Frozen, HostFacts
 from fmopt.edge import manifest as edge_manifest
 from fmopt.edge import parts
 from fmopt.edge.manifest import MANIFEST
@@ -31,7 +31,7 @@ class RecordView(Frozen):
     confidence: float = 0.95
     budget: dict[str, Any] = Field(default_factory=dict)
     effort: str = ""
-    host: dict[str, Any] = Field(default_factory=dict)
+    host: HostFacts = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     circumstances: Circumstances | None = None  # None: a bundle without a record
 
@@ -99,6 +99,13 @@ def side_of_bundle(folder: Path) -> RecordView:
         metadata = edge_manifest.whole_manifest(folder)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
+    try:
+        return _side_of(folder, metadata)
+    except ValidationError as error:
+        raise BundleError(f"{folder / MANIFEST} is damaged: {first_fault(error)}; make the bundle again") from error
+
+
+def _side_of(folder: Path, metadata: dict[str, Any]) -> RecordView:
     recipe, host = metadata["recipe"], dict(metadata["host"])
     host["os"], _, host["kernel"] = str(host.get("os", "")).partition(" ")  # a record keeps the two apart
     shipped = Trial(

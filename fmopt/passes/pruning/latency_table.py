@@ -169,15 +169,16 @@ def _rising(times: object) -> tuple[float, ...]:
 
 
 def uncut(model: TorchModel) -> torch.nn.Module:
-    """A network of the same class and configuration; its weights, which time does not depend on, are random.
+    """A network of the same class and configuration; its weights, which time does not depend on, are random, the same each time.
 
     None is left at what new networks have, biases of 0 and norms of 1: runtimes leave such operators out, and the whole seems
     faster than it is when trained.
     """
     import torch
 
-    net: torch.nn.Module = type(model.net)(model.net.config)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        torch.manual_seed(0)
+        net: torch.nn.Module = type(model.net)(model.net.config)
         for value in net.parameters():
             value.add_(torch.randn_like(value), alpha=NOISE)
     return net.eval()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from fmopt.core.errors import BundleError
-from fmopt.core.results import Estimate, Frozen
+from fmopt.core.results import Estimate, Frozen, HostFacts
 from fmopt.core.store import write_whole
 from fmopt.evaluation import bootstrap
 from fmopt.workflow.benchmark.scenarios import SINGLE_STREAM_QUANTILE, Load, Scenario
@@ -161,7 +161,7 @@ class Benchmark(Frozen):
     variants: list[Variant]
     places: list[Place]  # all that was asked for, in the order of measuring
     cells: list[Cell]  # those that are measured so far
-    host: dict[str, Any]
+    host: HostFacts
     versions: dict[str, str]
     seed: int
     date: str
