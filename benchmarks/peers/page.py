@@ -45,8 +45,8 @@ def main() -> int:
 
 def html(found: list[Comparison]) -> str:
     """The page, in the language of fmopt's report: its style sheet, its script, no other file."""
-    package = Path(fmopt.__file__).parent
-    script, style = (package.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    templates = Path(fmopt.__file__).parent / "reports" / "templates"
+    script, style = (templates.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     # the only script that may run is this one, whatever a message of a peer contains
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(

@@ -286,7 +286,9 @@ def test_ten_megabytes_are_cut_before_they_are_tokenized(
     whole = preprocessor.tokenizer
     preprocessor.tokenizer = Counting(whole)
     got = preprocessor.encode([text]).inputs["input_ids"][0]
-    if not text.startswith(" "):
+    if len(whole.encode(text[:20_000]).ids) < 20:  # one unknown word, or blanks: no part of it has tokens enough
+        assert read < 2 * len(text)
+    else:
         assert read < 20_000
     whole.enable_truncation(pipeline["max_length"])
     np.testing.assert_array_equal(got, whole.encode(text[:400_000] if text[0] != " " else text).ids)

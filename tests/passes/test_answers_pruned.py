@@ -135,7 +135,7 @@ def test_an_answer_that_is_looked_at_is_the_networks_own(model: TorchModel) -> N
     ids = item[NEW][0].tolist()
     pipeline = model.metadata.pipeline
     logits = said(model, item)[0]
-    logits[:, pipeline["suppress_tokens"]] = -np.inf
+    logits[:, pipeline.get("suppress_tokens", [])] = -np.inf
     follow = logits.argmax(-1).tolist()
     start = len(pipeline["decoder_start_token_ids"])
     assert ids[start:] == follow[start - 1 : -1]
@@ -235,7 +235,7 @@ def test_a_teacher_answers_texts_without_answers_once(
     assert sorted(kept.read_text().splitlines()) == sorted(whole.splitlines())
     with pytest.raises(PassError, match="the time limit was reached after 1 of"):
         answered_by(model, examples, replace(ctx, scratch=None, deadline=0.0))
-    monkeypatch.setattr(generated_answers, "answers", None)  # would be called
+    monkeypatch.setattr(generated_answers, "with_starts", None)  # would be called
     assert next(answering(model, ctx, 1).calibration())[NEW][0].tolist() == heard
     again = answered_by(model, examples, ctx)
     assert [one["labels"].tolist() for one in again] == [one["labels"].tolist() for one in found]

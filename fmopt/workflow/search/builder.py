@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.core import plugins
-from fmopt.core.errors import PassError, explained
+from fmopt.core.errors import CheckpointError, PassError, explained
 from fmopt.core.model import (
     Artifact,
     Graph,
@@ -154,7 +154,8 @@ class Builder(BuildContext):
                 if keeps_plain(step):
                     save_checkpoint(model, folder / f"{CHECKPOINT}-{number}")
             self.progress.say("exporting to ONNX")
-            graph = to_onnx.export_onnx(model, self.example(), folder)
+            with explained(f"{self.metadata.folder} cannot be exported", CheckpointError):
+                graph = to_onnx.export_onnx(model, self.example(), folder)
             write_graph(graph, folder)
             parity = self._check_parity(graph, model, COSINE_INT8 if steps else None)
             (folder / PARITY).write_text(parity.model_dump_json())
@@ -235,7 +236,8 @@ class Builder(BuildContext):
                 )  # fmt: skip
             exporters_parity.require_parity(parity, graph, model, batches[0])
             if min_cosine is None and not model.history:  # the checkpoint itself, in full precision
-                require_input_parity(Served(self.metadata, self.preprocessor, judged), model.net, self.calibration)
+                with explained(f"{self.metadata.folder} does not run as its own files have it", CheckpointError):
+                    require_input_parity(Served(self.metadata, self.preprocessor, judged), model.net, self.calibration)
         finally:
             runner.close()
         return parity
