@@ -80,13 +80,13 @@ for verb in TARGET_VERBS:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; what fmopt can explain is one line on stderr."""
     mend_streams()
-    if distributed.follows():
-        distributed.follow()
-        return 0
     # what is worth a warning is one line
     warnings.formatwarning = lambda message, *rest: f"warning: {escaping.one_line(message)}\n"
     try:
-        app(args=argv)
+        if distributed.follows():
+            distributed.follow()
+        else:
+            _lead(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
     except FmoptError as error:
@@ -95,9 +95,15 @@ def main(argv: list[str] | None = None) -> int:
     except EdgeError as error:  # of what a bundle carries, from a verb that did not expect it
         print(f"fmopt: {escaping.one_line(error)}", file=sys.stderr)
         return FmoptError.exit_code
+    return 0
+
+
+def _lead(argv: list[str] | None) -> None:
+    """Run the command in the process that reads, measures and writes."""
+    try:
+        app(args=argv)
     finally:
         distributed.dismiss()
-    return 0
 
 
 def entry() -> None:

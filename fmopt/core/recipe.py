@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError
 from fmopt.core.results import Frozen
+from fmopt.core.toml_files import read_toml
 
 
 class Step(Frozen):
@@ -60,12 +60,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     if not path.is_file():
         raise ConfigError(f"there is no recipe file {path}")
-    try:
-        with path.open("rb") as stream:
-            recipe = Recipe(**{"name": path.stem, **tomllib.load(stream)})
-    except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a recipe: {' '.join(str(error).split())[:200]}") from error
-    return checked(recipe)
+    return checked(read_toml(path, "a recipe", lambda content: Recipe(**{"name": path.stem, **content})))
 
 
 def checked(recipe: Recipe) -> Recipe:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fmopt.core.errors import ConfigError
 from fmopt.core.plugins import data_folder, did_you_mean
 from fmopt.core.results import Frozen
+from fmopt.core.toml_files import read_toml
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4"]
 
@@ -67,9 +67,4 @@ def read_target(name: str) -> Target:
     path = Path(name) if name.endswith(".toml") else data_folder("targets") / f"{name}.toml"
     if not path.is_file():
         raise ConfigError(f"there is no target {name!r}{did_you_mean(name, target_names())}")
-    try:
-        with path.open("rb") as stream:
-            return Target(name=path.stem, **{k: v for k, v in tomllib.load(stream).items() if k != "name"})
-    except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()
-        raise ConfigError(f"{path} is not a target: {' '.join(part.strip() for part in first[:3])}") from error
+    return read_toml(path, "a target", lambda content: Target(**{**content, "name": path.stem}))

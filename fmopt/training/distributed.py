@@ -22,12 +22,20 @@ PATIENCE = timedelta(days=7)  # the first process may measure for hours between 
 
 def world() -> int:
     """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return max(_counted("WORLD_SIZE", 1), 1)
 
 
 def rank() -> int:
     """Which of them this one is; 0 runs the command."""
-    return int(os.environ.get("RANK", "0")) if world() > 1 else 0
+    return _counted("RANK", 0) if world() > 1 else 0
+
+
+def _counted(name: str, usual: int) -> int:
+    """A whole number of the environment; `usual` where it says nothing. ConfigError for anything else."""
+    value = os.environ.get(name, "").strip()
+    if value and not value.isdecimal():
+        raise ConfigError(f"the environment says {name}={value!r}, which is no whole number; unset it, or start with torchrun")
+    return int(value) if value else usual
 
 
 def follows() -> bool:

@@ -1,0 +1,31 @@
+"""TOML that somebody wrote: recipes and targets. Whatever is wrong with it is one line that names the file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from fmopt.core.errors import ConfigError, first_fault
+from fmopt.edge.files import file_bytes
+from fmopt.edge.parts import EdgeError
+
+T = TypeVar("T")
+LARGEST = 1 << 20  # bytes
+
+
+def read_toml(path: Path, what: str, make: Callable[[dict[str, Any]], T]) -> T:
+    """What `make` makes of the file's content. ConfigError where it is no TOML, or not `what` it should be."""
+    try:
+        return make(tomllib.loads(file_bytes(path, LARGEST).decode()))
+    except EdgeError as error:
+        raise ConfigError(str(error)) from error
+    except ValidationError as error:
+        raise ConfigError(f"{path} is not {what}: {first_fault(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not {what}: it is nested too deep") from error
+    except (tomllib.TOMLDecodeError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is not {what}: {' '.join(str(error).split())[:200]}") from error
