@@ -107,7 +107,7 @@ def emulated(cpu: str, *arguments: str, bare: bool = False) -> str:
 
 def features(folder: Path, cpu: str) -> list[str]:
     """CPU features as the bundle's run.py sees them."""
-    script = f"import sys; sys.path.insert(0, {str(folder)!r}); import run; print(' '.join(run.isa_features()))"
+    script = f"import sys; sys.path.insert(0, {str(folder)!r}); from edge import host; print(*host.isa_features())"
     return emulated(cpu, "-c", script).split()
 
 

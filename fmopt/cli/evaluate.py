@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +83,7 @@ def bench(
             latency_limit_ms=limit_ms,
             time_limit_s=time_limit_s,
             seed=seed,
-            command=shlex.join(["fmopt", *sys.argv[1:]]),
+            command=escaping.command_line(["fmopt", *sys.argv[1:]]),
             progress=progress,
         )
     answer(found.model_dump(mode="json"), as_json, lambda: cli_output.matrix(found, folder))
@@ -101,7 +100,7 @@ def bench_on_board(
         raise ConfigError("--matrix is for this machine; leave it out with --on")
     if len(models) != 1:
         raise ConfigError(f"--on takes one bundle at a time; {len(models)} were named")
-    command = shlex.join(["fmopt", *sys.argv[1:]])
+    command = escaping.command_line(["fmopt", *sys.argv[1:]])
     with cli_output.live_progress() as progress:
         found, rows = benchmark_on(on, models[0], out=folder, clean=clean, command=command, progress=progress, **shapes)
     answer(found.model_dump(mode="json"), as_json, lambda: cli_output.bench_on_board(found, rows, folder))

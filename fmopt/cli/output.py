@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
 from rich.console import Group as Stack
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Column, Table
@@ -39,7 +41,8 @@ from fmopt.workflow.benchmark.record import Benchmark
 from fmopt.workflow.search.plan import Plan
 
 INTERRUPTED = "fmopt: interrupted; the same command goes on where this one stopped"
-LOG_COLUMNS = 100
+LOG_COLUMNS, MOST_COLUMNS = 100, 200  # of a table in a log: cells fold within so many, unless its words need more
+NAMED, LONGEST_NAME = ("model", "variant", "candidate", "bundle", "target"), 40
 SHOWN = 12  # rows of a table that --json gives in full
 
 
@@ -51,8 +54,12 @@ class PlainConsole(Console):
 
     @property
     def size(self) -> ConsoleDimensions:
-        """A file or a pipe has no width to fit into; what reads logs shows about so many columns, and cells fold within them."""
-        return super().size if self.is_terminal else ConsoleDimensions(LOG_COLUMNS, 25)
+        """A file or a pipe has no width to fit into."""
+        return super().size if self.is_terminal else ConsoleDimensions(MOST_COLUMNS, 25)
+
+    @size.setter
+    def size(self, wanted: tuple[int, int]) -> None:
+        self._width, self._height = wanted
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
         """Everything that is shown comes by here, cell by cell."""
@@ -66,10 +73,15 @@ SECONDS_BETWEEN = 10.0  # lines of progress where there is no terminal to draw a
 
 def show(drawn: Table | Stack) -> None:
     """Print a table, or tables and lines, whose long words go on in the next line instead of being cut."""
-    for table in [drawn] if isinstance(drawn, Table) else [one for one in drawn.renderables if isinstance(one, Table)]:
+    tables = [drawn] if isinstance(drawn, Table) else [one for one in drawn.renderables if isinstance(one, Table)]
+    for table in tables:
         for column in table.columns:
             column.overflow = "fold"
-    out.print(drawn)
+        named = next((column for column in table.columns if column.header in NAMED), None)
+        if named is not None:  # others give way before a name is broken
+            named.min_width = min(max((cell_len(str(cell)) for cell in named.cells), default=1), LONGEST_NAME)
+    least = max((Measurement.get(out, out.options, table).minimum for table in tables), default=0)
+    out.print(drawn, width=None if out.is_terminal else max(LOG_COLUMNS, least))
 
 
 class LiveProgress:

@@ -159,7 +159,7 @@ def optimize(
         on=on,
         clean=clean,
         keep_stages=keep_stages,
-        command=shlex.join(["fmopt", *sys.argv[1:]]),
+        command=escaping.command_line(["fmopt", *sys.argv[1:]]),
     ).model_copy(update={"golden": golden, "items": not no_items})
     if dry_run:
         plan = workflow_optimize.plan(request)

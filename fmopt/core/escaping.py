@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 
 from fmopt.edge.files import printable
 
 _MARKUP = re.compile(r"[\\`*_\[\]|~]|(?<=www)\.")
 _HTML_OR_LINK = re.compile(r"[<>&]|:(?=//)|@(?=\w)")
+_NEEDS_SPELLING = re.compile(r"[<`\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\udc80-\udcff]")
 _HARMLESS_IN_QUOTES = re.compile(r'[^"$`\\!\n]*')
 
 
@@ -41,4 +43,19 @@ def fenced(text: object) -> str:
 def shell_word(text: str) -> str:
     """One word of a command line to copy, in double quotes where these are enough."""
     line = one_line(text)
-    return f'"{line}"' if _HARMLESS_IN_QUOTES.fullmatch(line) else shlex.quote(line)
+    return f'"{line}"' if _HARMLESS_IN_QUOTES.fullmatch(line) and "<" not in line else _quoted(line)
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Words as one line to copy into a shell, which a page or a terminal can show: nothing in it is HTML, a fence or obeyed."""
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    if not _NEEDS_SPELLING.search(word):
+        return shlex.quote(word)
+    return "$'" + _NEEDS_SPELLING.sub(_spelled, word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in found.group().encode("utf8", "surrogateescape"))

@@ -348,8 +348,18 @@ def limit_memory(megabytes: int) -> None:
             resource.setrlimit(kind, (most, most))
 
 
-def is_left(marker: Path) -> bool:
+def marker_of(kind: str, key: bytes) -> Path | None:
+    """The file that says of what `key` identifies that it went well; None for a user without a folder to keep such files in."""
+    try:
+        return cache_folder() / kind / hashlib.sha256(key).hexdigest()
+    except EdgeError:
+        return None
+
+
+def is_left(marker: Path | None) -> bool:
     """Whether a process of this user left word here that something went well: by a file that nobody else can have written."""
+    if marker is None:
+        return False
     try:
         ours = not hasattr(os, "getuid") or all(
             entry.st_uid == os.getuid() and not entry.st_mode & 0o022
@@ -360,8 +370,10 @@ def is_left(marker: Path) -> bool:
         return False
 
 
-def leave(marker: Path) -> None:
+def leave(marker: Path | None) -> None:
     """Leave the file that `is_left` looks for; nothing where that cannot be: what it says is then found out again."""
+    if marker is None:
+        return
     with suppress(OSError):
         marker.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -371,15 +383,21 @@ def leave(marker: Path) -> None:
 
 
 def open_tokenizer(path: Path) -> Any:
-    """A tokenizer.json as the tokenizers library reads it; EdgeError for one that it does not, or must not.
-
-    The library trusts such a file: it panics over some, and pads or replaces until memory ends by others.
-    """
+    """A tokenizer.json as the tokenizers library reads it; EdgeError for one that it does not, or must not."""
     tokenizers = need("tokenizers", "tokenizers")
     if not path.is_file():
         raise EdgeError(f"{path} is missing; a model needs the tokenizer.json it was trained with")
+    require_tokenizer(path)
+    with explained(path):
+        return tokenizers.Tokenizer.from_file(str(path))
+
+
+def require_tokenizer(path: Path) -> None:
+    """EdgeError for a tokenizer.json that the tokenizers library must not read: it trusts such a file, panics over some, and
+    pads or replaces until memory ends by others. What was read once is not tried again."""
+    tokenizers = need("tokenizers", "tokenizers")
     written = path.read_bytes()
-    marker = cache_folder() / "tried" / hashlib.sha256(tokenizers.__version__.encode() + written).hexdigest()
+    marker = marker_of("tried", tokenizers.__version__.encode() + written)
     if not is_left(marker):
         with explained(f"{path} is not a tokenizer this library reads"):
             _check_tokenizer(parsed(written, str(path)))
@@ -389,8 +407,6 @@ def open_tokenizer(path: Path) -> Any:
         if wrong is not None:
             raise EdgeError(f"{path} is not a tokenizer this library reads: {wrong}")
         leave(marker)
-    with explained(path):
-        return tokenizers.Tokenizer.from_file(str(path))
 
 
 TRY_TOKENIZER_SECONDS = 30.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import re
@@ -20,12 +19,13 @@ from .files import (
     file_bytes,
     is_left,
     leave,
+    marker_of,
     printable,
     read_json,
     require_signed,
     tried_apart,
 )
-from .host import INT8_DOT, available_cores, cache_folder, host_fingerprint, isa_features, package_version, too_old
+from .host import INT8_DOT, available_cores, host_fingerprint, isa_features, package_version, too_old
 from .manifest import (
     GOLDEN,
     SIGNED_WITHOUT,
@@ -434,6 +434,6 @@ def remember(metadata: Mapping[str, Any]) -> None:
     leave(_marker(metadata))
 
 
-def _marker(metadata: Mapping[str, Any]) -> Path:
+def _marker(metadata: Mapping[str, Any]) -> Path | None:
     key = json.dumps([metadata["digest"], circumstances(metadata["runtime"])], sort_keys=True)
-    return cache_folder() / "self-tests" / hashlib.sha256(key.encode()).hexdigest()
+    return marker_of("self-tests", key.encode())

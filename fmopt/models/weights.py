@@ -46,6 +46,11 @@ def read_weights(folder: Path) -> Weights:
     parameters = 0
     for path in files:
         for name, tensor in read_header(path).items():
+            if name.endswith((".weight", ".bias")) and "F" not in tensor.dtype:
+                raise CheckpointError(
+                    f"{path} holds {name} as {tensor.dtype}, which are no weights of a network; get the checkpoint again, "
+                    "or the one that it was quantized from"
+                )
             shapes[name] = tensor.shape
             parameters += math.prod(tensor.shape) if "F" in tensor.dtype else 0
     if not shapes:

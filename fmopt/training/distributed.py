@@ -34,7 +34,9 @@ def _counted(name: str, usual: int) -> int:
     """A whole number of the environment; `usual` where it says nothing. ConfigError for anything else."""
     value = os.environ.get(name, "").strip()
     if value and not value.isdecimal():
-        raise ConfigError(f"the environment says {name}={value!r}, which is no whole number; unset it, or start with torchrun")
+        raise ConfigError(
+            f"the environment says {name}={value!r}, which is no whole number; unset it, or start with torchrun"
+        )
     return int(value) if value else usual
 
 

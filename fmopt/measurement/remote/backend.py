@@ -27,6 +27,7 @@ from fmopt.edge import parts as edge_parts
 from fmopt.exporters.bundles.bundle_readme import readers
 from fmopt.exporters.bundles.bundle_writer import ENCODERS
 from fmopt.measurement.backends import Timed, Work
+from fmopt.measurement.remote.answers import Times, last_of
 from fmopt.measurement.remote.device_probe import RUNTIMES, fingerprint, probe_board
 from fmopt.measurement.remote.python_env import ensure_python, imports, versions
 from fmopt.measurement.remote.ssh import Board, job_name, open_board
@@ -93,7 +94,7 @@ class BoardBackend:
             out, _ = self.board.job(job_name("serve", request), argv, cwd=FOLDER)
         except BoardError as error:
             raise UnmeasuredError(f"{artifact.path} could not be served: {error}") from error
-        return Footprint(**json.loads(out.strip().splitlines()[-1]))
+        return last_of(out, Footprint, self.board.address)
 
     def close(self) -> None:
         """Nothing more is tried; with `clean`, nothing is left there."""
@@ -128,8 +129,8 @@ class BoardBackend:
             board.send({**files, f"{FOLDER}/{asked.name}": asked})
         out, _ = board.job(name, [self.python, "-m", "edge.board.timer", f"{name}.json"], cwd=FOLDER)
         board.ask("remove", name=f"{FOLDER}/{name}.json")
-        answer = json.loads(out.strip().splitlines()[-1])
-        return Timed(samples=answer["samples"], warnings=answer["warnings"], failed=answer["failed"])
+        times = last_of(out, Times, board.address)
+        return Timed(samples=times.samples, warnings=times.warnings, failed=times.failed)
 
     def _programs(self) -> dict[str, Path]:
         """What runs there: a copy of fmopt/edge, without what this task does not need."""

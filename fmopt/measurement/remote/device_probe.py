@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from fmopt.core.target import Target
 from fmopt.edge.board import interleaved
 from fmopt.measurement import host_probe
+from fmopt.measurement.remote.answers import Ceilings, last_of
 from fmopt.measurement.remote.python_env import ensure_python, imports
 from fmopt.measurement.remote.ssh import Board, job_name
 
@@ -81,4 +81,4 @@ def run_kernels(board: Board, python: str, known: Mapping[str, Any]) -> dict[str
     words = [str(PROBE_SECONDS), str(known["cores"]), "fp32=fp32.onnx", "int8=int8.onnx"]
     out, _ = board.job(job_name("probe", known, words), [python, "-m", "board.kernels", *words], cwd="probe")
     board.ask("remove", name="probe")
-    return dict(json.loads(out.strip().splitlines()[-1]))
+    return last_of(out, Ceilings, board.address).model_dump()

@@ -6,7 +6,6 @@ a package index.
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 from fmopt.core.errors import BoardError
 from fmopt.edge.board.agent import FOLDER
+from fmopt.measurement.remote.answers import last_of
 from fmopt.measurement.remote.ssh import Board
 
 MODULES = {"pillow": "PIL"}  # where the module is not called as its package
@@ -106,7 +106,7 @@ def versions(board: Board, python: str, packages: Sequence[str]) -> dict[str, st
         "import importlib.metadata as m, json\n"
         f"print(json.dumps({{name: m.version(name) for name in {list(packages)!r}}}))"
     )
-    return dict(json.loads(board.ask("run", argv=[python, "-c", code], seconds=60)["out"]))
+    return last_of(board.ask("run", argv=[python, "-c", code], seconds=60)["out"], dict[str, str], board.address)
 
 
 def _pip(*words: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from fmopt.core.errors import BoardError, ConfigError, UnmeasuredError
 from fmopt.core.progress import Progress, Silent
 from fmopt.edge.board import agent
 from fmopt.edge.manifest import sha256_file
+from fmopt.measurement.remote import answers
 
 # A line that is dead is found out within some 15 s, also in the middle of a copy.
 OPTIONS = (
@@ -153,7 +155,7 @@ class Board:
                     [(files[name], offset) for name, offset in left.items()],
                 )
                 if answer.get("error") == "damaged":
-                    raise LineLostError(f"{answer['name']} arrived damaged")
+                    raise LineLostError(f"{answer.get('name')} arrived damaged")
             except LineLostError as lost:
                 self._wait(lost, number, until)
                 number += 1
@@ -189,7 +191,9 @@ class Board:
         """Of each file that is not whole there, the offset to go on at."""
         answer = self._once("have", {"files": wanted}, [])
         left = {
-            name: max(0, answer["have"][name]) for name, (size, _) in wanted.items() if answer["have"][name] != size
+            name: min(max(0, answer["have"].get(name, 0)), size)
+            for name, (size, _) in wanted.items()
+            if answer["have"].get(name) != size
         }
         need = sum(wanted[name][0] - offset for name, offset in left.items())
         if left and need + SPARE_BYTES > answer["free"]:
@@ -231,14 +235,25 @@ class Board:
                         self._pour(path, offset, ssh.stdin)
                 with contextlib.suppress(BrokenPipeError):
                     ssh.stdin.close()
-                code = ssh.wait()
+                code = self._end(ssh, out, err)
             finally:
                 if ssh.poll() is None:
                     ssh.kill()
                     ssh.wait()
             out.seek(0)
             err.seek(0)
-            return self._understood(code, out.read().decode(errors="replace"), err.read().decode(errors="replace"))
+            words, said = (stream.read(answers.LARGEST).decode(errors="replace") for stream in (out, err))
+            return self._understood(verb, code, words, said)
+
+    def _end(self, ssh: subprocess.Popen[bytes], *streams: IO[bytes]) -> int:
+        """Its exit code; BoardError as soon as it says more than any answer has."""
+        while True:
+            if max(os.fstat(stream.fileno()).st_size for stream in streams) > answers.LARGEST:
+                raise BoardError(
+                    f"{self.address} says more than {answers.LARGEST >> 20} MB at once, which is no answer"
+                )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return ssh.wait(timeout=0.2)
 
     def _pour(self, path: Path, offset: int, into: IO[bytes]) -> None:
         with path.open("rb") as file:
@@ -247,17 +262,22 @@ class Board:
                 into.write(block)
                 self.progress.step()
 
-    def _understood(self, code: int, out: str, err: str) -> dict[str, Any]:
+    def _understood(self, verb: str, code: int, out: str, err: str) -> dict[str, Any]:
         said = [line for line in err.splitlines() if line.strip()]
-        answers = [line for line in out.splitlines() if line.startswith(agent.MARK)]
-        if answers:
+        found = [line for line in out.splitlines() if line.startswith(agent.MARK)]
+        if found:
             self.reached = True
-            answer: dict[str, Any] = json.loads(answers[-1].removeprefix(agent.MARK))
+            text = found[-1].removeprefix(agent.MARK)
+            answer: dict[str, Any] = answers.understood(text, dict[str, Any], self.address)
             if answer.get("error") == "full":
-                raise BoardError(f"the disk of {self.address} is full ({answer['text']}); make room there, or --clean")
+                raise BoardError(
+                    f"the disk of {self.address} is full ({answer.get('text')}); make room there, or --clean"
+                )
             if answer.get("error") == "system":
-                raise BoardError(f"on {self.address}: {answer['text']}")
-            return answer
+                raise BoardError(f"on {self.address}: {answer.get('text')}")
+            if "error" in answer or verb not in answers.KINDS:
+                return answer
+            return dict(answers.understood(text, answers.KINDS[verb], self.address).model_dump())
         if code == 127 or re.search(r"python3.*not found", err):
             raise BoardError(
                 f"there is no python3 on {self.address}; install Python {LEAST_PYTHON[0]}.{LEAST_PYTHON[1]} there"

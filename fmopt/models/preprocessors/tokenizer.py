@@ -13,7 +13,7 @@ from typing import Any
 
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER
-from fmopt.edge.files import open_tokenizer
+from fmopt.edge.files import open_tokenizer, require_tokenizer
 from fmopt.edge.parts import EdgeError
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.models.loading import quiet
@@ -109,6 +109,8 @@ def own_tokenizer(folder: Path) -> Any:
 def _own_tokenizer(folder: Path, stamps: tuple[Any, ...]) -> Any:
     import transformers
 
+    if (folder / TOKENIZER).is_file():
+        require_tokenizer(folder / TOKENIZER)
     try:
         with warnings.catch_warnings(), quiet(transformers.utils.logging):
             warnings.simplefilter("ignore")
