@@ -82,6 +82,8 @@ def _keep(out: Path, file_name: str, folder: Path, graph: Any) -> None:
 
 def _key(model: Any, example: Any, file_name: str) -> str | None:
     """What an export depends on: modules with their settings, weights, pipeline, inputs. None for networks too large to hash."""
+    from fmopt.exporters import to_onnx
+
     net = model.net
     state = dict(sorted(net.state_dict(keep_vars=True).items()))
     if sum(value.nbytes for value in state.values()) > MOST_WEIGHT_BYTES:
@@ -94,7 +96,9 @@ def _key(model: Any, example: Any, file_name: str) -> str | None:
                 _add(digest, name, value)
     pipeline = {name: value for name, value in model.metadata.pipeline.items() if name not in AROUND_THE_NETWORK}
     examples = [(name, str(array.dtype)) for name, array in example.items()]  # not their values: the graph is the same
-    digest.update(repr((str(net.config), pipeline, net.training, file_name, examples)).encode())
+    digest.update(
+        repr((str(net.config), pipeline, net.training, file_name, examples, to_onnx.EXTERNAL_DATA_BYTES)).encode()
+    )
     for name, value in state.items():
         _add(digest, name, value)
     return digest.hexdigest()[:32]

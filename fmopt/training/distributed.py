@@ -21,23 +21,14 @@ PATIENCE = timedelta(days=7)  # the first process may measure for hours between 
 
 
 def world() -> int:
-    """How many processes train together."""
-    return max(_counted("WORLD_SIZE", 1), 1)
+    """How many processes train together; 1 where the environment does not say so in whole numbers, as launchers do."""
+    size, place = (os.environ.get(name, "").strip() for name in ("WORLD_SIZE", "RANK"))
+    return max(int(size), 1) if size.isdecimal() and (place.isdecimal() or not place) else 1
 
 
 def rank() -> int:
     """Which of them this one is; 0 runs the command."""
-    return _counted("RANK", 0) if world() > 1 else 0
-
-
-def _counted(name: str, usual: int) -> int:
-    """A whole number of the environment; `usual` where it says nothing. ConfigError for anything else."""
-    value = os.environ.get(name, "").strip()
-    if value and not value.isdecimal():
-        raise ConfigError(
-            f"the environment says {name}={value!r}, which is no whole number; unset it, or start with torchrun"
-        )
-    return int(value) if value else usual
+    return int(os.environ.get("RANK", "").strip() or 0) if world() > 1 else 0
 
 
 def follows() -> bool:
