@@ -112,7 +112,7 @@ def evaluate(
     task: Task = None,
     columns: Columns = None,
     split: Annotated[str, typer.Option("--split")] = "test",
-    batch: Annotated[int, typer.Option("--batch")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -147,11 +147,12 @@ def evaluate(
 
 def explain(
     model: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or an .onnx file.")],
-    batch: Annotated[int, typer.Option("--batch")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
     length: Annotated[
-        int | None, typer.Option("--length", help="Tokens; by default a bundle's own golden item of middle length.")
+        int | None,
+        typer.Option("--length", min=1, help="Tokens; by default a bundle's own golden item of middle length."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", help="More than one are timed against fewer.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="More than one are timed against fewer.")] = 1,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -177,18 +178,27 @@ def predict(
     ] = False,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option("--max-new-tokens", help="Generation: tokens at most; the model's own number, else 64."),
+        typer.Option("--max-new-tokens", min=1, help="Generation: tokens at most; the model's own number, else 64."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="Generation: of sampling; without it the likeliest is taken.")
+        float | None,
+        typer.Option("--temperature", min=0, help="Generation: of sampling; without it the likeliest is taken."),
     ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Generation: sample among so many tokens.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Generation: sample among so many tokens.")
+    ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", help="Generation: sample among the likeliest of this probability together."),
+        typer.Option(
+            "--top-p", min=0, max=1, help="Generation: sample among the likeliest of this probability together."
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Generation and speech: of what is drawn.")] = None,
-    beams: Annotated[int | None, typer.Option("--beams", help="Generation: beam search over so many texts.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Generation and speech: of what is drawn.")
+    ] = None,
+    beams: Annotated[
+        int | None, typer.Option("--beams", min=1, help="Generation: beam search over so many texts.")
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="Generation: end before this text; repeatable.")
     ] = None,

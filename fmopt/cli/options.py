@@ -23,7 +23,7 @@ Data = Annotated[
 Task = Annotated[str | None, typer.Option("--task", help="Overrides the task found in the checkpoint.")]
 Columns = Annotated[str | None, typer.Option("--columns", help="Which column is what: text=sentence,label=label.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
-Seed = Annotated[int, typer.Option("--seed")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1)]
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickle weights (weights_only) where there is no safetensors.")
 ]

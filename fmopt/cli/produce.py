@@ -44,7 +44,7 @@ def optimize(
     unlabelled: Annotated[
         Path | None, typer.Option("--unlabelled", help="max: further texts to train on, one a line.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="max: of each distillation.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", min=0, help="max: of each distillation.")] = None,
     max_drop: Annotated[
         str,
         typer.Option(
@@ -70,7 +70,7 @@ def optimize(
             help="What is judged: single (one call after another), batch (items/s), server (--rate, --p99).",
         ),
     ] = "single",
-    batch: Annotated[int, typer.Option("--batch", help="Items of one call.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Items of one call.")] = 1,
     length: Annotated[
         str,
         typer.Option(
@@ -78,12 +78,12 @@ def optimize(
         ),
     ] = "from-data",
     also_length: Annotated[
-        int | None, typer.Option("--also-length", help="Time this shape too, for comparison: 128.")
+        int | None, typer.Option("--also-length", min=1, help="Time this shape too, for comparison: 128.")
     ] = None,
     from_tokens: Annotated[
         bool, typer.Option("--from-tokens", help="Time the model alone, without tokenizer and answer.")
     ] = False,
-    rate: Annotated[float | None, typer.Option("--rate", help="server: queries per second that arrive.")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", min=0, help="server: queries per second that arrive.")] = None,
     p99: Annotated[str | None, typer.Option("--p99", help="server: 99 % are answered within this: 20ms.")] = None,
     threads: Annotated[str, typer.Option("--threads", help="A number, or all.")] = "1",
     recipe: Annotated[
@@ -231,13 +231,14 @@ def finetune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
     task: Task = None,
     columns: Columns = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="As MODEL's entry says, else 3.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="As MODEL's entry says, else 32.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", min=0, help="As MODEL's entry says, else 3.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="As MODEL's entry says, else 32.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="As MODEL's entry says, else 5e-5.")
+        float | None, typer.Option("--learning-rate", min=0, help="As MODEL's entry says, else 5e-5.")
     ] = None,
     patience: Annotated[
-        int | None, typer.Option("--patience", help="Epochs without a better validation metric before it stops (2).")
+        int | None,
+        typer.Option("--patience", min=0, help="Epochs without a better validation metric before it stops (2)."),
     ] = None,
     augment: Annotated[str | None, typer.Option("--augment", help="Of images: shift,mirror.")] = None,
     time_limit: Annotated[str | None, typer.Option("--time-limit", help="30m: stop then with the best so far.")] = None,
