@@ -10,6 +10,8 @@ from fmopt.core.errors import ConfigError
 from fmopt.edge.files import file_bytes
 from fmopt.edge.parts import EdgeError
 
+MOST = 65_536  # of items, tokens or threads of one call
+
 
 def read_lines(path: Path) -> list[str]:
     """Texts of a file, one per line; empty lines are skipped."""
@@ -70,7 +72,10 @@ def parse_counts(name: str, text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(f"--{name} {text!r} is not a list of positive numbers like 1,8")
-    return [int(part) for part in parts]
+    counts = [int(part) for part in parts]
+    if max(counts) > MOST:
+        raise ConfigError(f"--{name} {max(counts)} is beyond what is timed; give at most {MOST}")
+    return counts
 
 
 def parse_seconds(text: str) -> float:

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError
+from fmopt.core.received import read_toml
 from fmopt.core.results import Frozen
-from fmopt.core.toml_files import read_toml
 
 
 class Step(Frozen):

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from fmopt.core.errors import ConfigError
 from fmopt.core.plugins import data_folder, did_you_mean
+from fmopt.core.received import read_toml
 from fmopt.core.results import Frozen
-from fmopt.core.toml_files import read_toml
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4"]
 

@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
 
 from fmopt.core import formatting
 from fmopt.core.errors import BundleError
+from fmopt.core.received import record_bytes
 from fmopt.core.results import (
     Circumstances,
     Estimate,
@@ -211,7 +212,7 @@ class Record(Frozen):
         if not path.is_file():
             raise BundleError(f"there is no record at {path}; name a folder that `fmopt optimize` wrote")
         try:
-            return cls.model_validate_json(path.read_bytes(), extra="ignore" if lenient else None)
+            return cls.model_validate_json(record_bytes(path), extra="ignore" if lenient else None)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole file"

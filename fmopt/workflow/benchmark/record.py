@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from fmopt.core.errors import BundleError
+from fmopt.core.received import record_bytes
 from fmopt.core.results import Estimate, Frozen, HostFacts
 from fmopt.core.store import write_whole
 from fmopt.evaluation import bootstrap
@@ -178,7 +179,7 @@ class Benchmark(Frozen):
         if not path.is_file():
             raise BundleError(f"there is no benchmark at {path}; name a folder that `fmopt bench --matrix` wrote")
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(record_bytes(path))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole file"

@@ -1,4 +1,4 @@
-"""TOML that somebody wrote: recipes and targets. Whatever is wrong with it is one line that names the file."""
+"""Files that somebody names: recipes and targets in TOML, records in JSON. What is wrong with one is a line that names it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fmopt.core.errors import ConfigError, first_fault
+from fmopt.core.errors import BundleError, ConfigError, first_fault
 from fmopt.edge.files import file_bytes
 from fmopt.edge.parts import EdgeError
 
 T = TypeVar("T")
 LARGEST = 1 << 20  # bytes
+
+
+def record_bytes(path: Path) -> bytes:
+    """A record's content; BundleError for what is no plain file, or cannot be read."""
+    try:
+        return file_bytes(path)
+    except EdgeError as error:
+        raise BundleError(f"{error}; name a folder that fmopt wrote, or a record in it") from error
 
 
 def read_toml(path: Path, what: str, make: Callable[[dict[str, Any]], T]) -> T:
