@@ -74,3 +74,22 @@ def test_a_batch_that_does_not_come_out_even_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match="32 cannot be shared evenly by 3"):
         distributed.share_of(32)
+
+
+@pytest.mark.parametrize(
+    ("size", "place", "found"),
+    [
+        ("", "", (1, 0)),
+        ("abc", "1", (1, 0)),
+        ("-1", "0", (1, 0)),
+        ("2", "x", (1, 0)),
+        ("0", "", (1, 0)),
+        ("3", "2", (3, 2)),
+    ],
+)
+def test_an_environment_without_whole_numbers_means_one_process(
+    monkeypatch: pytest.MonkeyPatch, size: str, place: str, found: tuple[int, int]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", place)
+    assert (distributed.world(), distributed.rank()) == found
