@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CODE = "import sys; sys.modules['torch'] = None; import run; sys.exit(run.main(sys.argv[1:]))"
+CODE = "import runpy, sys; sys.modules['torch'] = None; sys.exit(runpy.run_path('run.py')['main'](sys.argv[1:]))"
 
 
 def run_bundle(bundle: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

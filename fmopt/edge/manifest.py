@@ -47,6 +47,7 @@ UNLISTED = frozenset(
         ".fmopt.lock",
     }
 )
+LEFT_BY_PYTHON = {"__pycache__": "; Python leaves it where a file of a bundle is imported: remove it"}
 SIGNED_WITHOUT = UNLISTED - {MANIFEST}  # what a signature does not cover: it is written after, or by a run of ours
 KINDS: dict[str, type | tuple[type, ...]] = {
     "format": str, "digest": str, "title": str, "task": str, "verdict": str, "runtime": str, "options": dict, "model_file": str,
@@ -151,7 +152,9 @@ def verify(folder: Path) -> list[str]:
         return [str(error)]
     problems = damaged_files(folder, metadata)
     beside = strangers(folder, metadata["files"], UNLISTED)
-    return problems + [f"{printable(name)} does not belong to the bundle" for name in beside]
+    return problems + [
+        f"{printable(name)} does not belong to the bundle{LEFT_BY_PYTHON.get(Path(name).name, '')}" for name in beside
+    ]
 
 
 def damaged_files(folder: Path, metadata: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ def bundle(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFac
 def run_py(bundle: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """run.py where torch, transformers and fmopt cannot be imported."""
     block = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'fmopt')))"
-    code = f"{block}; sys.path.insert(0, '.'); import run; sys.exit(run.main(sys.argv[1:]))"
+    code = f"{block}; import runpy; sys.exit(runpy.run_path('run.py')['main'](sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=bundle, capture_output=True, text=True, check=False
     )

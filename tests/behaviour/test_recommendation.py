@@ -146,7 +146,7 @@ def test_the_bundle_says_what_comes_next_without_torch(trained, data, tmp_path):
         (got,) = opened.predict([history])
         assert np.abs(got - logits).max() < allowed
         block = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'fmopt')))"
-        code = f"{block}; sys.path.insert(0, '.'); import run; sys.exit(run.main(sys.argv[1:]))"
+        code = f"{block}; import runpy; sys.exit(runpy.run_path('run.py')['main'](sys.argv[1:]))"
         command = [sys.executable, "-c", code, "predict", "110; title 11; 112", '["110", "111", "112"]', "--json"]
         done = subprocess.run(command, cwd=made[precision], capture_output=True, text=True, check=True)
         answers = json.loads(done.stdout)
