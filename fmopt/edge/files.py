@@ -15,6 +15,7 @@ import re
 import stat
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -320,7 +321,8 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 def tried_apart(command: Sequence[str], seconds: float) -> str | None:
     """What went wrong with a command in a process of its own, in one line; None when it ended well.
 
-    Its own last `error:` line where it said one; else that it took too long, or how it ended.
+    Its own last `error:` line where it said one; else that it took too long, or how it ended. Where no process can be started
+    there is a warning instead.
     """
     try:
         done = subprocess.run(
@@ -328,8 +330,9 @@ def tried_apart(command: Sequence[str], seconds: float) -> str | None:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"it did not come to an end in {seconds:.0f} s"
-    except OSError as error:
-        return f"it could not be tried: {error.strerror}"
+    except OSError as error:  # Python inside another program, or emulated: this place's own limit, and no fault of the file
+        warnings.warn(f"what was received is not tried in a process of its own first, none can be started: {error}", stacklevel=3)
+        return None
     if done.returncode == 0:
         return None
     said = [line for line in done.stderr[-65536:].decode("utf-8", "replace").splitlines() if line.startswith("error: ")]
