@@ -106,7 +106,7 @@ class Torch:
 
 class TorchRunner:
     """A network in inference mode, one call at a time: some networks keep what a call computes (frequencies of positions,
-    buffers of CUDA graphs). The number of threads is a setting of the whole process: it is set for each run."""
+    buffers of CUDA graphs). The number of threads is a setting of the whole process: it is set for each run, and put back."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         options = artifact.options
@@ -238,11 +238,17 @@ def _need_gpu() -> None:
 
 @contextmanager
 def _threads(wanted: int) -> Iterator[None]:
+    """So many threads of the process meanwhile: what trains or prunes in it afterwards has its own number again."""
     import torch
 
-    if torch.get_num_threads() != wanted:
+    before = torch.get_num_threads()
+    if before != wanted:
         torch.set_num_threads(wanted)
-    yield
+    try:
+        yield
+    finally:
+        if before != wanted:
+            torch.set_num_threads(before)
 
 
 def _input_names(net: Any) -> frozenset[str]:
