@@ -25,7 +25,7 @@ HOLDS = {
     "shapes": "IOptimizationProfile", "runtime": "Runtime", "refitter": "Refitter", "engine": "ICudaEngine",
     "error": "ParserError",
     "self.context": "IExecutionContext", "slot.context": "IExecutionContext", "self.engine": "ICudaEngine",
-    "opened:parser": "OnnxParserRefitter", "ready_engine:engine": None, "opened:engine": None, "main:engine": None,
+    "opened:parser": "OnnxParserRefitter", "ready_engine:engine": None, "opened:engine": None, "_build:engine": None,
     "main:error": None, "absent:error": None, "cuda:runtime": None, "load:runtime": None,
 }  # fmt: skip
 ENTRY_POINTS = (
