@@ -95,6 +95,7 @@ COMMON = (
     "parts",
     "runners",
     "text",
+    "tokenizer_file",
 )  # what every bundle carries
 LARGEST_NUMBER = 1 << 24  # that a pipeline may name: of tokens, of pixels along an edge, of samples a second
 KINDS: dict[str, type | tuple[type, ...]] = {

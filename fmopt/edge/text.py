@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .files import open_tokenizer
 from .host import ForkSafeLock
 from .parts import EdgeError, Pipeline, Sample, explained, like_lengths, part_of, shorten
+from .tokenizer_file import open_tokenizer
 
 LONG = 32  # a text of more characters than this for each token that is read is cut before it is tokenized
 Cut = tuple[int, int, str]  # tokens, stride, strategy

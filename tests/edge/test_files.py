@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models
 
 from fmopt.core import escaping
-from fmopt.edge import files
+from fmopt.edge import files, tokenizer_file
 from fmopt.edge.parts import EdgeError
 
 
@@ -135,7 +135,7 @@ def test_tokenizers_that_pad_or_replace_without_end_are_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(path))
     written = json.loads(path.read_text())
-    assert files.open_tokenizer(path).encode("a").ids == [0]
+    assert tokenizer_file.open_tokenizer(path).encode("a").ids == [0]
     padding = {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
                "pad_type_id": 0, "pad_token": "a"}  # fmt: skip
     replaced = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
@@ -146,7 +146,7 @@ def test_tokenizers_that_pad_or_replace_without_end_are_refused(tmp_path):
     ):
         path.write_text(json.dumps(written | change))
         with pytest.raises(EdgeError, match=r"tokenizer\.json is not a tokenizer this library reads"):
-            files.open_tokenizer(path)
+            tokenizer_file.open_tokenizer(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="rights of other systems")

@@ -13,9 +13,9 @@ from typing import Any
 
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER
-from fmopt.edge.files import open_tokenizer, require_tokenizer
 from fmopt.edge.parts import EdgeError
 from fmopt.edge.recommendation import CATALOGUE
+from fmopt.edge.tokenizer_file import open_tokenizer, require_tokenizer
 from fmopt.models.loading import quiet
 from fmopt.models.received import read_config
 
