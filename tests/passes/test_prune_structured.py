@@ -93,7 +93,7 @@ def test_fisher_scores_meet_the_time_too_and_differ(tiny_checkpoint: TinyCheckpo
         goal = time_of(model) / 2
         pruned = PruneStructured(speedup=2.0, score=score, tries=8).apply(model, ctx)
         assert time_of(pruned) == pytest.approx(goal, rel=0.05)
-    assert len(list(tmp_path.glob("scores-*"))) == 2
+    assert sum(path.is_dir() for path in tmp_path.glob("scores-*")) == 2
     with pytest.raises(ConfigError, match="'obs' or 'fisher'"):
         PruneStructured(speedup=2.0, score="magnitude")
 
