@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SHELL  := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test tests needs fuzz coverage test-arm arm lint types web docs clean
+.PHONY: setup demo test tests test-all needs fuzz coverage test-arm arm lint types web docs clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ types: setup
 tests: setup
 	@mkdir -p $(dir $(LOG))
 	$(PYTEST) | tee $(LOG)
+
+# with every repetition that `make test` leaves out (tests/extended.py)
+test-all: needs
+	$(PYTEST) --extended
 
 # What tests need beside Python's packages. A test whose needs cannot be met here is skipped; with CI=true that fails the run unless
 # tests/allowed_skips.toml allows it, so nothing has to fail here.

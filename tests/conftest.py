@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.exported_once import _exported_once, _traced_anew  # noqa: F401  fixtures
+from tests.extended import pytest_addoption, without_repetitions  # noqa: F401  hook
 from tests.skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401  hooks
 
 LABELS = {
@@ -53,8 +54,9 @@ SENTENCES = (
 TinyCheckpoint = Callable[..., Path]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first: two workers then end at about the same time."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without repetitions, and the longest tests first: two workers then end at about the same time."""
+    items[:] = without_repetitions(config, items)
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

@@ -1,0 +1,46 @@
+"""Repetitions that `make test` leaves out and `make test-all` runs: the same test of one more family.
+
+Every family keeps its own comparison with transformers (tests/exporters/test_to_onnx.py, tests/models/families, tests/behaviour);
+what is left out here is each a network more that is traced, which takes ten seconds whatever its size.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+LEFT_OUT = {
+    "tests/passes/test_quantize_static.py::test_graph_equals_torch_and_runs_on_integers": (
+        "distilbert", "xlm-roberta", "electra", "mpnet", "albert",
+    ),
+    "tests/models/test_structure.py::test_reloading_and_exporting_keep_the_numbers": (
+        "distilbert", "xlm-roberta", "electra", "mpnet",
+    ),
+    "tests/models/surgery/test_answers_pruned.py::test_it_comes_back_from_disk_and_answers_token_by_token": (
+        "t5-hollow", "bart-narrow", "marian-hollow",
+    ),
+    "tests/models/surgery/test_decoders_pruned.py::test_it_comes_back_from_disk_and_generates_token_by_token": (
+        "opt", "phi", "qwen2", "mistral", "qwen3", "gemma",
+    ),
+    "tests/behaviour/test_sounds.py::test_each_architecture_goes_the_whole_road": (
+        "hubert-automatic-speech-recognition", "hubert-audio-classification",
+    ),
+    "tests/behaviour/test_detection.py::test_each_architecture_goes_the_whole_road": ("yolos",),
+    "tests/behaviour/test_images.py::test_each_architecture_goes_the_whole_road": ("deit", "dinov2"),
+    "tests/models/wrappers/test_image_features.py::test_each_architecture_gives_the_vector_that_transformers_gives": (
+        "siglip", "dinov2",
+    ),
+    "tests/exporters/test_half_precision.py::test_int8_for_tensorrt_is_symmetric_and_equals_torch": ("modernbert",),
+}  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--extended` for all of them."""
+    parser.addoption("--extended", action="store_true", help="run the repetitions of tests/extended.py too")
+
+
+def without_repetitions(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
+    """The items that are to run; a test that is named on the command line runs whatever is said here."""
+    if config.getoption("--extended") or any("::" in argument for argument in config.args):
+        return items
+    left_out = {f"{name}[{case}]" for name, cases in LEFT_OUT.items() for case in cases}
+    return [item for item in items if item.nodeid not in left_out]
