@@ -79,7 +79,10 @@ def show(drawn: Table | Stack) -> None:
             column.overflow = "fold"
         named = next((column for column in table.columns if column.header in NAMED), None)
         if named is not None:  # others give way before a name is broken
-            named.min_width = min(max((cell_len(str(cell)) for cell in named.cells), default=1), LONGEST_NAME)
+            named.min_width = min(
+                max((cell_len(str(cell)) for cell in named.cells), default=1),
+                LONGEST_NAME if out.is_terminal else MOST_COLUMNS // 2,
+            )
     least = max((Measurement.get(out, out.options, table).minimum for table in tables), default=0)
     out.print(drawn, width=None if out.is_terminal else max(LOG_COLUMNS, least))
 
