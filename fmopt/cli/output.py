@@ -41,8 +41,8 @@ from fmopt.workflow.benchmark.record import Benchmark
 from fmopt.workflow.search.plan import Plan
 
 INTERRUPTED = "fmopt: interrupted; the same command goes on where this one stopped"
-LOG_COLUMNS, MOST_COLUMNS = 100, 200  # of a table in a log: cells fold within so many, unless its words need more
-NAMED, LONGEST_NAME = ("model", "variant", "candidate", "bundle", "target"), 40
+LOG_COLUMNS = 100  # of a table in a log: cells fold within so many
+NAMED = ("model", "variant", "candidate", "bundle", "target")
 SHOWN = 12  # rows of a table that --json gives in full
 
 
@@ -54,8 +54,8 @@ class PlainConsole(Console):
 
     @property
     def size(self) -> ConsoleDimensions:
-        """A file or a pipe has no width to fit into."""
-        return super().size if self.is_terminal else ConsoleDimensions(MOST_COLUMNS, 25)
+        """A file or a pipe has no width to fit into; what reads logs shows about so many columns."""
+        return super().size if self.is_terminal else ConsoleDimensions(LOG_COLUMNS, 25)
 
     @size.setter
     def size(self, wanted: tuple[int, int]) -> None:
@@ -78,13 +78,11 @@ def show(drawn: Table | Stack) -> None:
         for column in table.columns:
             column.overflow = "fold"
         named = next((column for column in table.columns if column.header in NAMED), None)
-        if named is not None:  # others give way before a name is broken
-            named.min_width = min(
-                max((cell_len(str(cell)) for cell in named.cells), default=1),
-                LONGEST_NAME if out.is_terminal else MOST_COLUMNS // 2,
-            )
-    least = max((Measurement.get(out, out.options, table).minimum for table in tables), default=0)
-    out.print(drawn, width=None if out.is_terminal else max(LOG_COLUMNS, least))
+        if named is not None:  # others give way before a name is broken, where that leaves them room
+            named.min_width = max((cell_len(str(cell)) for cell in named.cells), default=1)
+            if Measurement.get(out, out.options.update(width=10**4), table).minimum > out.width:
+                named.min_width = None
+    out.print(drawn)
 
 
 class LiveProgress:

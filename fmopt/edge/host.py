@@ -10,9 +10,11 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -154,6 +156,21 @@ def too_old(metadata: Mapping[str, Any]) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+@contextmanager
+def some_home() -> Iterator[None]:
+    """A HOME for libraries that look for one while they are imported (OpenVINO's telemetry), for a user who has none."""
+    try:
+        Path.home()
+    except (RuntimeError, KeyError):
+        os.environ["HOME"] = tempfile.gettempdir()
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]
+    else:
+        yield
 
 
 def cache_folder() -> Path:

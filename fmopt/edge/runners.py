@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .host import ForkSafeLock, PerProcess
+from .host import ForkSafeLock, PerProcess, some_home
 from .parts import OWN_RUNTIMES, EdgeError, last_line, load_part, need
 
 APPENDS = "fmopt.appends"  # metadata of a graph whose past may lie in buffers with room for more
@@ -162,7 +162,8 @@ class OpenVinoRunner:
     """
 
     def __init__(self, path: Path, options: Mapping[str, Any], threads: int, half: int | None = None):
-        openvino = need("openvino", "openvino")
+        with some_home():
+            openvino = need("openvino", "openvino")
         self.path, self.half = path, half
         self.properties = {
             # Without the hint OpenVINO silently computes in bf16 where the CPU can.

@@ -39,13 +39,11 @@ def benchmark(
     A bundle runs as deployed; a checkpoint runs on each full-precision runtime. Raw samples are in milliseconds.
     """
     results: list[tuple[str, Latency]] = []
-    metadata = {str(model): bench_metadata(str(model)) for model in models}
-    check_lengths(metadata, length)
     with tempfile.TemporaryDirectory(prefix="fmopt-bench-") as scratch:
         variants = [
             v
             for number, model in enumerate(models)
-            for v in contestants(str(model), metadata[str(model)], Store(Path(scratch) / str(number)))
+            for v in contestants(str(model), bench_metadata(str(model)), Store(Path(scratch) / str(number)))
         ]
         for count in threads:
             runners = [(one, open_artifact(one.artifact, count)) for one in variants]
@@ -139,19 +137,12 @@ def check_matrix(names: Sequence[str], metadata: Mapping[str, CheckpointMetadata
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ConfigError(f"{twice} is named twice; name every model once")
-    check_lengths(metadata, length)
-
-
-def check_lengths(metadata: Mapping[str, CheckpointMetadata], length: Sequence[int]) -> None:
-    """ConfigError for a length that a model does not take."""
-    for name in metadata:
+    for name in names:
         if not takes_length(metadata[name].pipeline):
             continue
         most = int(metadata[name].pipeline["max_length"])
         if max(length) > most:
-            raise ConfigError(
-                f"--length {max(length)} is more than the {most} tokens that {name} takes; give at most so many"
-            )
+            raise ConfigError(f"--length {max(length)} is more than the {most} tokens that {name} takes; leave it out")
 
 
 def lengths(pipelines: Sequence[Pipeline], asked: Sequence[int]) -> Sequence[int | None]:
