@@ -1,6 +1,6 @@
 """Three hundred changed inputs into the command: each ends in an answer or in one line, and nothing beside is touched.
 
-`make fuzz` tries 20,000; docs/security.md has what came of them.
+`make fuzz` tries 20,000 others; docs/security.md says what counts as failed.
 """
 
 from __future__ import annotations
