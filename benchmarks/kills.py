@@ -30,18 +30,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import compact_results
 import torch
 import transformers
 
 from fmopt.core.errors import StoreError
 from fmopt.core.progress import Silent
-from fmopt.core.store import write_whole
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.record import Record
 from fmopt.exporters.bundles.bundle import verify_bundle
 from fmopt.workflow.optimize import optimize_request
 from fmopt.workflow.request import Request
 from tests.conftest import LABELS, SENTENCES, tiny_config, write_tokenizer
+from tests.fuzzing import made_on
 
 TASK = "text-classification"
 SAME = ("graph-", "artifact-", "predictions-")  # stages whose bytes do not depend on the clock
@@ -270,8 +271,9 @@ def main() -> None:
         parts["disks"] = starve(bench, [size for size in asked.disks.split(",") if size], until())
         parts["damages"] = damage(bench, asked.damages, draw, until())
         parts["killed"] = kill(bench, asked.kills, asked.each, draw, until())
-    parts["problems"] = bench.problems
-    write_whole(asked.output, json.dumps(parts, indent=1, ensure_ascii=False) + "\n")
+    command = " ".join(["python benchmarks/kills.py", *sys.argv[1:]])
+    parts |= {"problems": bench.problems, "command": command, **made_on()}
+    compact_results.write(parts, asked.output)
     print(json.dumps(parts, indent=1, ensure_ascii=False))
     sys.exit(1 if bench.problems else 0)
 

@@ -11,7 +11,6 @@ benchmarks/results/workloads-minilm.json, the table beside it; about 8 minutes o
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import compact_results
 import numpy as np
 import pyarrow.parquet as parquet
 
@@ -85,7 +85,7 @@ def main() -> None:
         "keeps": KEEPS, "workloads": rows,
     }  # fmt: skip
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "workloads-minilm.json").write_text(json.dumps(document), encoding="utf-8")
+    compact_results.write(document, asked.out / "workloads-minilm.json")
     (asked.out / "workloads-minilm.md").write_text(table(rows), encoding="utf-8")
     print(table(rows))
 

@@ -476,7 +476,7 @@ def main() -> int:
         "seconds": round(time.monotonic() - begun), "slowest_s": round(slowest, 1), **made_on(),
     }  # fmt: skip
     if asked.output:
-        asked.output.write_text(json.dumps(result, indent=1) + "\n")
+        asked.output.write_text(json.dumps(result, ensure_ascii=False, separators=(",", ":")) + "\n")
     print(f"{asked.count} inputs, {len(failed)} failed")
     return 1 if failed else 0
 

@@ -20,6 +20,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - it may be run by an older one
     print("error: run.py needs Python 3.10 or newer; this is " + sys.version.split()[0], file=sys.stderr)
     sys.exit(2)
 
+import contextlib  # noqa: E402
 import hashlib  # noqa: E402
 import importlib  # noqa: E402
 import importlib.abc  # noqa: E402
@@ -116,3 +117,8 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+# Imported by a program: Python leaves a compiled copy beside it, and a bundle with one is refused, as anything may stand in it.
+with contextlib.suppress(OSError):
+    compiled = str(__spec__.cached)
+    os.unlink(compiled)
+    os.rmdir(os.path.dirname(compiled))

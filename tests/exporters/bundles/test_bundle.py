@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -444,6 +445,15 @@ def test_run_py_predicts_benches_and_verifies_alone(write: Write, tmp_path: Path
     assert (got.returncode, checked["ok"], checked["problems"]) == (0, True, [])
     assert checked["largest_difference"] < checked["tolerance"] == 1e-3
     assert alone(out, "verify").stdout.startswith("whole; ")
+    assert bundle.verify_bundle(out) == []
+
+
+def test_a_bundle_is_whole_after_a_program_imported_its_run_py(write: Write, tmp_path: Path) -> None:
+    out = write(tmp_path / "out")
+    program = "import run; print(run.load()('a small dog')['label'])"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    got = subprocess.run([sys.executable, "-c", program], cwd=out, env=environment, capture_output=True, text=True)
+    assert (got.stdout.strip(), got.stderr) == (bundle.load(out)("a small dog")["label"], "")
     assert bundle.verify_bundle(out) == []
 
 
