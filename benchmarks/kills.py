@@ -36,6 +36,7 @@ import transformers
 
 from fmopt.core.errors import StoreError
 from fmopt.core.progress import Silent
+from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.record import Record
 from fmopt.exporters.bundles.bundle import verify_bundle
@@ -74,8 +75,8 @@ class Bench:
     def request(self, out: Path) -> Request:
         """The same command in another folder."""
         return Request(
-            model=str(self.work / "model"), data=str(self.work / "data.csv"), recipe=self.work / "mine.toml", length=32,
-            budget=Budget.parse(max_drop="50pt"), out=out, keep_stages=True,
+            model=str(self.work / "model"), data=str(self.work / "data.csv"), recipe=self.work / "mine.toml",
+            workload=Workload(length=32), budget=Budget.parse(max_drop="50pt"), out=out, keep_stages=True,
         )  # fmt: skip
 
     def start(self, out: Path) -> int:

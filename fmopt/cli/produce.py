@@ -159,8 +159,10 @@ def optimize(
         on=on,
         clean=clean,
         keep_stages=keep_stages,
+        golden=golden,
+        items=not no_items,
         command=escaping.command_line(["fmopt", *sys.argv[1:]]),
-    ).model_copy(update={"golden": golden, "items": not no_items})
+    )
     if dry_run:
         plan = workflow_optimize.plan(request)
         return answer(plan.model_dump(mode="json"), as_json, lambda: cli_output.plan(plan))

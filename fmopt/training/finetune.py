@@ -45,28 +45,46 @@ RECORD, TRAINING = "finetune.json", ".training"
 EVAL_BATCH = 32
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How a head is trained."""
+
+    epochs: float = 3.0
+    batch_size: int = 32  # items
+    learning_rate: float = 5e-5
+    seed: int = 0
+    bf16: bool | None = None  # None: where the device multiplies it natively
+    patience: int = 2  # epochs without a better validation metric
+    augment: Sequence[str] = ()  # what is done to images, see `training.augmented`
+
+
 def finetune(
-    metadata: CheckpointMetadata, data: Dataset, task: Task, out: Path, *, labels: Sequence[str] | None = None,
-    epochs: float = 3.0, batch_size: int = 32, learning_rate: float = 5e-5, seed: int = 0, bf16: bool | None = None,
-    patience: int = 2, augment: Sequence[str] = (), time_limit_s: float | None = None, progress: Progress | None = None,
-) -> Path:  # fmt: skip
+    metadata: CheckpointMetadata,
+    data: Dataset,
+    task: Task,
+    out: Path,
+    asked: Settings,
+    *,
+    labels: Sequence[str] | None = None,
+    time_limit_s: float | None = None,
+    progress: Progress | None = None,
+) -> Path:
     """Train `task` on data's train split and write the best epoch's checkpoint to `out`, which is returned.
 
-    `facts` come from `checkpoint.inspect(source, task.name, fresh_head=True)`. `labels` names the classes in order;
-    without it the names are those found in the train split. `bf16` None takes bfloat16 where the device multiplies it
-    natively. `augment` names what is done to images (see `training.augmented`). It stops after `patience` epochs
-    without a better validation metric, or after `time_limit_s` with the best so far. `out`/finetune.json records each
+    `metadata` comes from `checkpoint.inspect(source, task.name, fresh_head=True)`. `labels` names the classes in order;
+    without it the names are those found in the train split. It stops after `asked.patience` epochs without a better
+    validation metric, or after `time_limit_s` with the best so far. `out`/finetune.json records each
     epoch, seed, versions and the data's digest; with the same settings again, a finished `out` stays as it is and a
     killed run goes on from its last epoch. Raises DataError for data that cannot train the task, ConfigError for a task
     that this does not train, StoreError for an `out` that is not ours.
     """
     metadata = _facts_with_labels(metadata, data, task, labels)
-    bf16 = has_bf16() if bf16 is None else bf16
     settings = {
         "base": metadata.source.title, "base_digest": metadata.digest, "task": task.name, "data": data.name,
-        "data_digest": data.digest, "labels": list(metadata.pipeline["labels"]), "epochs": epochs,
-        "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "bf16": bf16, "patience": patience,
-        **({"augment": list(augment)} if metadata.modality == "image" else {}),
+        "data_digest": data.digest, "labels": list(metadata.pipeline["labels"]), "epochs": asked.epochs,
+        "batch_size": asked.batch_size, "learning_rate": asked.learning_rate, "seed": asked.seed,
+        "bf16": has_bf16() if asked.bf16 is None else asked.bf16, "patience": asked.patience,
+        **({"augment": list(asked.augment)} if metadata.modality == "image" else {}),
     }  # fmt: skip
     with own_folder(out), disk_errors(out / TRAINING):
         if _written(out / RECORD).get("settings") == settings:

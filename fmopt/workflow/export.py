@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from fmopt.core.errors import ConfigError, DataError
 from fmopt.core.model import CheckpointMetadata, continues_texts, generates
@@ -22,7 +21,7 @@ from fmopt.models.source import resolve
 from fmopt.passes.base import traits_of
 from fmopt.tasks.base import find_task
 from fmopt.workflow.deployed import plain_example
-from fmopt.workflow.given import data_path, model_path
+from fmopt.workflow.given import ReadingOptions, data_path, model_path, require_options
 from fmopt.workflow.golden_items import golden_of
 from fmopt.workflow.label_names import with_labels
 from fmopt.workflow.search.builder import Builder
@@ -36,34 +35,30 @@ def export(
     model: Model,
     out: str | Path,
     *,
-    tokenizer: Any = None,
-    processor: Any = None,
     format: Literal["onnx", "openvino", "executorch"] = "onnx",
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
     target: str = "host",
     task: str | None = None,
     data: Data | None = None,
-    columns: Mapping[str, str] | None = None,
     seed: int = 0,
-    allow_pickle: bool = False,
     golden: str = "data",
     progress: Progress | None = None,
+    **reading: Unpack[ReadingOptions],
 ) -> Path:
     """Export `model` as a bundle in one format and precision, checked against the torch model; no candidates, no gate.
 
     Arguments:
         model: a checkpoint's folder, a known name, a hub name, or a live `torch.nn.Module` of transformers.
         out: the folder that the bundle is written to.
-        tokenizer, processor: what reads the samples of a live network.
         format: what the bundle's model is; "executorch" comes in fp32 and int8.
         precision: what it computes in. INT8 with fixed scales is calibrated on the calibration split of `data`.
         target: a device by its name or TOML file: decides how INT8 is made (in 7 or 8 bits), and the layout (for browsers).
         task: what the model is for, where its files do not show it.
         data: a file, a folder, a hub name, a `datasets.Dataset` or `DatasetDict`, or a list of dicts.
-        columns: the data's column for each role, such as {"text": "review"}.
         seed: decides what is cut from what in data without splits.
         golden: what the bundle carries for its self-test: "data" (items of `data`), "none", "synthetic", or a data file.
-        allow_pickle: whether pickled weights are read (with weights_only).
+        reading: tokenizer or processor (what reads a live network's samples), columns (the data's column for each role, such as
+            {"text": "review"}), allow_pickle (whether pickled weights are read, with weights_only).
 
     Returns the folder `out`. Raises ConfigError for a format that the model or device does not have, DataError for data that
     cannot be used or INT8 without data, ParityError where the graph computes something else than the network.
@@ -73,8 +68,10 @@ def export(
     True
     """
     out, data = Path(out), data_path(data)
-    source = resolve(model_path(model, tokenizer, processor))
-    metadata = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
+    require_options(reading, ReadingOptions.__annotations__)
+    columns = reading.get("columns")
+    source = resolve(model_path(model, reading.get("tokenizer"), reading.get("processor")))
+    metadata = checkpoint.inspect(source, task or source.task, allow_pickle=reading.get("allow_pickle", False))
     check_positions(metadata)
     asked = export_recipe(format, precision, metadata)
     (recipe,) = compiled_for(None, (asked,), 0, stateful=keeps_kv_cache(metadata))

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError
@@ -19,10 +19,20 @@ from fmopt.models import source as models_source
 from fmopt.models.source import resolve
 from fmopt.tasks.base import find_task
 from fmopt.training.examples import TRAINED
-from fmopt.workflow.given import data_path
+from fmopt.workflow.given import data_path, require_options
 
 if TYPE_CHECKING:
     from fmopt.workflow.given import Data
+
+
+class TrainingOptions(TypedDict, total=False):
+    """How a head is trained; None is as the known model says."""
+
+    epochs: float | None
+    batch: int | None  # items
+    learning_rate: float | None
+    patience: int | None  # epochs without a better metric
+    augment: Sequence[str] | None  # what is done to images
 
 
 def finetune(
@@ -32,14 +42,10 @@ def finetune(
     *,
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
-    epochs: float | None = None,
-    batch: int | None = None,
-    learning_rate: float | None = None,
-    patience: int | None = None,
-    augment: Sequence[str] | None = None,
     time_limit_s: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> dict[str, Any]:
     """Train a task head on `model`, and the network under it, into the checkpoint folder `out`; resumes a run that was cut off.
 
@@ -50,11 +56,11 @@ def finetune(
         out: the folder of the checkpoint.
         task: what to train it for; None takes what the model is for.
         columns: the data's column for each role, such as {"text": "review"}.
-        epochs, batch, learning_rate, patience: how long and how fast; None is as the known model says, else 3 epochs in batches
-            of 32 items at 5e-5, and a patience of 2 epochs without a better metric.
-        augment: what is done to images: "shift", "mirror".
         time_limit_s: seconds after which training ends with the best epoch so far.
         seed: decides the head's first weights, the order of items, and what is cut from what in data without splits.
+        training: epochs, batch, learning_rate and patience (how long and how fast; by default as the known model says, else 3
+            epochs in batches of 32 items at 5e-5, and a patience of 2 epochs without a better metric), augment (what is done to
+            images: "shift", "mirror").
 
     Returns the record that is in `out`/finetune.json: the metric's name and value on validation, and every epoch's.
     Raises DataError for data that cannot train the task, ConfigError for a task that is not trained here.
@@ -63,8 +69,10 @@ def finetune(
     >>> record["metric"]
     'accuracy'
     """
+    require_options(training, TrainingOptions.__annotations__)
     data = str(data_path(data))
     from fmopt.training.collation import AUGMENTATIONS
+    from fmopt.training.finetune import Settings
     from fmopt.training.finetune import finetune as train
 
     entry = initialization.read_entry(str(model))
@@ -81,13 +89,7 @@ def finetune(
     source = resolve(str(model))
     if entry is not None:
         source = dataclasses.replace(source, training=entry.get("finetune", {}))
-    asked = {
-        "epochs": epochs,
-        "batch_size": batch,
-        "learning_rate": learning_rate,
-        "patience": patience,
-        "augment": augment,
-    }
+    asked = {("batch_size" if name == "batch" else name): value for name, value in training.items()}
     settings = {**source.training, **{name: value for name, value in asked.items() if value is not None}}
     unknown = [way for way in settings.get("augment", ()) if way not in AUGMENTATIONS]
     if unknown:
@@ -104,11 +106,10 @@ def finetune(
         dataset,
         kind,
         Path(out),
+        Settings(seed=seed, **settings),
         labels=dataset.label_names or None,
         time_limit_s=time_limit_s,
-        seed=seed,
         progress=progress,
-        **settings,
     )
     record: dict[str, Any] = json.loads((folder / "finetune.json").read_text())
     return record

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from fmopt.core.errors import ConfigError, DataError
 from fmopt.core.model import file_digest
+from fmopt.core.plugins import did_you_mean
 from fmopt.models.families.base import find_family
 from fmopt.models.source import cache_folder, made_once
 from fmopt.models.structure import STRUCTURE, structure_of
@@ -22,6 +23,22 @@ if TYPE_CHECKING:
     Data: TypeAlias = str | Path | datasets.Dataset | datasets.DatasetDict | Sequence[dict[str, Any]]
 
 READERS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "vocab.json")  # one of them is needed
+
+
+class ReadingOptions(TypedDict, total=False):
+    """How a model and data are read, where they do not say it themselves."""
+
+    tokenizer: Any  # what reads the samples of a live network of texts
+    processor: Any  # the same of images or audio
+    columns: Mapping[str, str] | None  # role -> column of the data
+    allow_pickle: bool  # pickled weights are read (with weights_only)
+
+
+def require_options(given: Collection[str], known: Collection[str]) -> None:
+    """ConfigError for a keyword that there is not."""
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise ConfigError(f"there is no option {unknown!r}{did_you_mean(unknown, known)}")
 
 
 def model_path(model: Model, tokenizer: Any = None, processor: Any = None) -> str:

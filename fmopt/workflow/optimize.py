@@ -79,8 +79,9 @@ def optimize(
         seed: decides every draw.
         options: tokenizer or processor (what reads a live network's samples), columns (the data's column for each role), on
             ("ssh://user@host": variants are timed on that board) and clean (leave nothing there), time_limit_s (seconds after
-            which no further candidate is begun), fresh (forget finished stages), allow_pickle, max_calibration_memory (bytes),
-            command (how the record says that it was asked for).
+            which no further candidate is begun), fresh (forget finished stages), keep_stages, allow_pickle,
+            max_calibration_memory (bytes), golden (what the bundle's self-test holds: "data", "none", "synthetic", or a data
+            file), items (whether record and report show items of the data), command (how the record says that it was asked for).
 
     Returns the `Record` of all measurements, which is in `out`/record.json too. Raises ConfigError, CheckpointError, DataError or
     PlanError before any work when something cannot be as it is asked for; BoardError, StoreError or ParityError later.

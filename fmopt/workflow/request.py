@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from fmopt.core.errors import ConfigError
-from fmopt.core.plugins import did_you_mean
 from fmopt.core.recipe import Recipe
 from fmopt.core.results import Frozen
 from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget
-from fmopt.workflow.given import data_path, model_path
+from fmopt.workflow.given import ReadingOptions, data_path, model_path, require_options
 
 if TYPE_CHECKING:
     from fmopt.workflow.given import Data, Model
@@ -40,19 +38,17 @@ class Training(Frozen):
         return self.model_copy(update={"epochs": float(min(max(math.ceil(STEPS * BATCH / max(rows, 1)), 3), 30))})
 
 
-class RunOptions(TypedDict, total=False):
+class RunOptions(ReadingOptions, total=False):
     """What says how a run goes about it, not what is asked for; fields of `Request`, and what reads a live network's samples."""
 
-    tokenizer: Any  # what reads the samples of a live network of texts
-    processor: Any  # the same of images or audio
-    columns: dict[str, str] | None  # role -> column of the data
     on: str | None  # ssh://… of the board that it is for and timed on
     clean: bool  # leave nothing there
     time_limit_s: float | None
     fresh: bool  # forget finished stages
     keep_stages: bool  # also those that nothing reads once the bundle is written
-    allow_pickle: bool
     max_calibration_memory: int  # bytes
+    golden: str  # what a bundle's self-test holds: "data", "none", "synthetic", or a data file
+    items: bool  # whether records and reports show items of the data
     command: str  # how the record says that it was asked for
 
 
@@ -113,9 +109,7 @@ def make_request(model: Model | Request, asked: Mapping[str, Any]) -> Request:
     if isinstance(model, Request):
         return model.model_copy(update=dict(asked))
     known = {*Request.model_fields, "tokenizer", "processor"}
-    unknown = next((name for name in asked if name not in known), None)
-    if unknown is not None:
-        raise ConfigError(f"there is no option {unknown!r}{did_you_mean(unknown, known)}")
+    require_options(asked, known)
     path = model_path(model, asked.get("tokenizer"), asked.get("processor"))
     given = {name: value for name, value in asked.items() if value is not None and name in Request.model_fields}
     return Request(**{**given, "model": path, "data": data_path(asked.get("data"))})

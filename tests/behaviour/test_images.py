@@ -25,7 +25,7 @@ from fmopt.passes.pruning.obs_scores import collect as collect_products
 from fmopt.passes.pruning.obs_scores import sublayers
 from fmopt.runtimes.onnxruntime import RUNTIME
 from fmopt.tasks.image_classification import TASK
-from fmopt.training.finetune import finetune
+from fmopt.training.finetune import Settings, finetune
 from fmopt.workflow import export
 from fmopt.workflow import finetune as workflow_finetune
 from fmopt.workflow.search.plan import make_plan
@@ -164,9 +164,9 @@ def test_finetuning_learns_pictures_and_another_run_makes_the_same(tmp_path, tin
     data = Dataset("toy", "toy", {"train": picture_rows(60), "validation": picture_rows(12, 1)})
     metadata = checkpoint.inspect(resolve(str(tiny("vit"))), TASK.name, fresh_head=True)
     weights = []
+    settings = Settings(epochs=4, batch_size=10, learning_rate=1e-3, bf16=False, augment=("shift", "mirror"))
     for name in ("one", "two"):
-        out = finetune(metadata, data, TASK, tmp_path / name, epochs=4, batch_size=10, learning_rate=1e-3, bf16=False,
-                       augment=("shift", "mirror"))  # fmt: skip
+        out = finetune(metadata, data, TASK, tmp_path / name, settings)  # fmt: skip
         weights.append(load_file(out / "model.safetensors"))
     record = json.loads((tmp_path / "one" / "finetune.json").read_text())
     assert (record["metric"], record["value"]) == ("accuracy", 1.0)

@@ -18,7 +18,7 @@ from fmopt.models import checkpoint
 from fmopt.models.families.base import parts
 from fmopt.models.source import resolve
 from fmopt.training.examples import training_examples
-from fmopt.training.finetune import finetune
+from fmopt.training.finetune import Settings, finetune
 from fmopt.workflow import export
 from tests.audio_models import CLASSIFICATION, LETTERS, NAMES, RECOGNITION, audio, sound_rows, write_audio
 from tests.torch_models import model_of
@@ -157,9 +157,7 @@ def test_finetuning_learns_pitches(tmp_path, tiny):
         data,
         plugins.find("tasks", CLASSIFICATION),
         tmp_path / "out",
-        epochs=4,
-        batch_size=8,
-        learning_rate=3e-3,
+        Settings(epochs=4, batch_size=8, learning_rate=3e-3),
     )
     record = json.loads((out / "finetune.json").read_text())
     assert record["metric"] == "accuracy"
@@ -172,8 +170,8 @@ def test_finetuning_by_ctc_lowers_the_loss_and_keeps_the_vocabulary(tmp_path, ti
     metadata = checkpoint.inspect(source, RECOGNITION, fresh_head=True)
     rows = [{"audio": row["audio"], "transcript": SAID[row["label"]]} for row in sound_rows(24, 1)]
     out = finetune(
-        metadata, dataset((rows, rows[:6])), plugins.find("tasks", RECOGNITION), tmp_path / "out", epochs=3, batch_size=8,
-        learning_rate=3e-3,
+        metadata, dataset((rows, rows[:6])), plugins.find("tasks", RECOGNITION), tmp_path / "out",
+        Settings(epochs=3, batch_size=8, learning_rate=3e-3),
     )  # fmt: skip
     record = json.loads((out / "finetune.json").read_text())
     losses = [epoch["loss"] for epoch in record["epochs"]]

@@ -26,7 +26,7 @@ from fmopt.models.surgery.pruned_modules import prune_layer
 from fmopt.tasks.base import find_task
 from fmopt.training.collation import Collator, only_to_find
 from fmopt.training.examples import IGNORED, Masking, training_examples, unlabelled_examples
-from fmopt.training.finetune import finetune
+from fmopt.training.finetune import Settings, finetune
 from tests.conftest import FAMILIES, SENTENCES
 from tests.torch_models import model_of
 
@@ -96,7 +96,9 @@ def dataset(task: str, train: int = 48) -> Dataset:
 def train(base: Path, task: str, out: Path, data: Dataset | None = None, **options) -> dict:
     """Fine-tune and read the record."""
     metadata = checkpoint.inspect(resolve(str(base)), task, fresh_head=True)
-    finetune(metadata, data or dataset(task), plugins.find("tasks", task), out, **FAST | options)
+    more = {name: options.pop(name) for name in ("labels", "time_limit_s", "progress") if name in options}
+    settings = Settings(**FAST | options)
+    finetune(metadata, data or dataset(task), plugins.find("tasks", task), out, settings, **more)
     return json.loads((out / "finetune.json").read_text())
 
 
