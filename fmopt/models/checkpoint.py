@@ -375,6 +375,11 @@ def _text_pipeline(
     if max_length is not None and limit is not None and max_length > limit:
         raise CheckpointError(f"{max_length} tokens are too many for {folder}: its position table ends at {limit}")
     length = max_length or longest
+    if length <= tokenizer.added:
+        raise CheckpointError(
+            f"{folder}: a length of {length} tokens leaves no room for a text, as the tokenizer adds {tokenizer.added}; "
+            "mend model_max_length in tokenizer_config.json, or max_seq_length"
+        )
     pipeline: dict[str, Any] = {
         "max_length": length,
         "inputs": ["input_ids", "attention_mask", *(["token_type_ids"] if tokenizer.type_ids else [])],

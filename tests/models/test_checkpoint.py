@@ -371,6 +371,18 @@ def test_without_architecture_the_head_must_be_told(copy_of):
     assert facts_of(folder, "token-classification").task == "token-classification"
 
 
+@pytest.mark.parametrize("length", [1, 1.5, 2])
+def test_a_length_without_room_for_a_text_is_refused(copy_of, length):
+    folder = copy_of()
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": length}))
+    reported = (
+        rf"a length of {int(length)} tokens leaves no room for a text, as the tokenizer adds 2; mend model_max_length"
+    )
+    with pytest.raises(CheckpointError, match=reported):
+        facts_of(folder)
+
+
 def test_tokenizers_that_are_missing_broken_or_anothers(copy_of, tiny_checkpoint):
     folder = copy_of()
     path = folder / "tokenizer.json"

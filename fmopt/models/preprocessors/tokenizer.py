@@ -45,6 +45,7 @@ class TokenizerFacts:
     side: str  # where padding goes: "right" or "left"
     truncation_side: str | None  # where texts are cut; None: as tokenizer.json says
     model_max_length: int | None
+    added: int  # tokens that it puts around a text
     type_ids: bool  # tells the second text of a pair apart, and the network listens
     byte_level: bool
     add_prefix_space: bool
@@ -82,6 +83,7 @@ def read_tokenizer(folder: Path, config: Any) -> TokenizerFacts:
         pad_id=pad_id, pad_token=token or "", side=settings.get("padding_side", "right") if own is None else own.padding_side,
         truncation_side=None if cut == by_file else cut,
         model_max_length=int(limit) if limit and limit < NO_LIMIT else None,
+        added=tokenizer.num_special_tokens_to_add(False),
         # Networks with one row of token types, or none, get the same with and without them; some tokenizers make none.
         type_ids=getattr(config, "type_vocab_size", 0) > 1 and "token_type_ids" in (names or ["token_type_ids"])
         and max(tokenizer.encode("a", "b").type_ids, default=0) > 0,
