@@ -66,13 +66,13 @@ PARTS: dict[str, str] = {
     "audio-classification": "audio",
     "automatic-speech-recognition": "audio",
     "text-generation": "generation",
-    "image-segmentation": "image",
-    "image-feature-extraction": "image",
+    "image-segmentation": "segmentation",
+    "image-feature-extraction": "image_features",
     "translation": "seq2seq",
     "summarization": "seq2seq",
     "sequential-recommendation": "recommendation",
     "text-to-audio": "speech",
-    "object-detection": "image",
+    "object-detection": "detection",
 }
 # A pipeline may name one of these and nothing else: a manifest comes from anywhere.
 NAMES = frozenset({*PARTS.values(), "whisper"})
@@ -80,6 +80,9 @@ NAMES = frozenset({*PARTS.values(), "whisper"})
 # the rest; fmopt makes the part of a task that is installed known under this name when it looks the task up.
 EXTENSION = "extension_"
 NEEDS = {
+    "detection": ("image",),
+    "image_features": ("image",),
+    "segmentation": ("image",),
     "generation": ("decoding",),
     "seq2seq": ("generation",),
     "whisper": ("audio", "seq2seq"),

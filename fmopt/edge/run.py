@@ -31,9 +31,10 @@ from types import ModuleType  # noqa: E402
 from typing import Any  # noqa: E402
 
 MODULES = (
-    "__init__", "audio", "bench", "classification", "command", "decoding", "embedding", "executorch", "files", "fill_mask",
-    "generation", "host", "image", "loading", "manifest", "parts", "question_answering", "recommendation", "regression",
-    "runners", "seq2seq", "speech", "tagging", "tensorrt", "text", "tokenizer_file", "whisper",
+    "__init__", "audio", "bench", "classification", "command", "decoding", "detection", "embedding", "executorch", "files",
+    "fill_mask", "generation", "host", "image", "image_features", "loading", "manifest", "parts", "question_answering",
+    "recommendation", "regression", "runners", "segmentation", "seq2seq", "speech", "tagging", "tensorrt", "text",
+    "tokenizer_file", "whisper",
 )  # fmt: skip
 EXTENSION = "extension_"  # what the modules of other packages are called, whose tasks and runtimes a bundle may be for
 LARGEST_BYTES = 1 << 22  # of a manifest or a module
@@ -118,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 # Imported by a program: Python leaves a compiled copy beside it, and a bundle with one is refused, as anything may stand in it.
-with contextlib.suppress(OSError):
-    compiled = str(__spec__.cached)
-    os.unlink(compiled)
-    os.rmdir(os.path.dirname(compiled))
+compiled = getattr(__spec__, "cached", None)  # none where it is run by runpy
+if compiled is not None:
+    with contextlib.suppress(OSError):
+        os.unlink(compiled)
+        os.rmdir(os.path.dirname(compiled))

@@ -26,7 +26,6 @@ class AudioClassification(TextClassification):
     }
     needed = (("audio",),)
     usage = Usage("sound.wav", "its label with scores")
-    in_browser = False
     regression = None
     head_tensors = ()
 

@@ -23,7 +23,6 @@ class ImageClassification(TextClassification):
     }
     needed = (("image",),)
     usage = Usage("picture.png", "its label with scores")
-    in_browser = False
     regression = None
     head_tensors = ()
 

@@ -25,7 +25,6 @@ class ImageFeatureExtraction(SentenceEmbedding):
     needed = ImageClassification.needed
     outputs = ("pooler_output",)
     usage = Usage("picture.png", "its vector, of length one")
-    in_browser = False
     priority = -1  # what knows images and texts is asked for labels first
     takes_any_encoder = False
     takes_checkpoints_of = ("image-classification",)

@@ -13,7 +13,7 @@ import numpy as np
 from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
-from fmopt.edge.image import overlaps
+from fmopt.edge.detection import overlaps
 from fmopt.tasks.base import Change, Item, Output, Task, Usage, class_names, label_index, labelled
 
 SHOWN_SCORE = 0.5  # of a detected box, as transformers' pipeline has it

@@ -12,7 +12,7 @@ from PIL import Image
 from fmopt.core import plugins
 from fmopt.core.errors import DataError
 from fmopt.core.images import png_file
-from fmopt.edge import image, text
+from fmopt.edge import segmentation, text
 from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.base import Item
 from tests.tasks.cases import by_name, metadata
@@ -65,15 +65,15 @@ def test_maps_grow_as_by_torch(size):
     wanted = torch.nn.functional.interpolate(
         torch.from_numpy(maps)[None], size=size, mode="bilinear", align_corners=False
     )
-    np.testing.assert_allclose(image.upsampled(maps, *size), wanted[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(segmentation.upsampled(maps, *size), wanted[0].numpy(), atol=1e-5)
 
 
 def test_people_see_each_class_with_its_share_and_where_it_is():
     shown = text.present(dict(FACTS.pipeline), np.array([[1, 0], [1, 1]], dtype=np.uint8), b"")
     background = {"label": "background", "share": 0.25, "mask": [2, 1, 1]}  # as transformers' pipeline tells it too
     assert shown == {"size": [2, 2], "segments": [background, {"label": "cell", "share": 0.75, "mask": [0, 2, 1, 1]}]}
-    assert image.difference([[1, 0], [1, 1]], np.array([[1, 0], [0, 1]])) == 0.25
-    assert image.difference([[1, 0]], np.array([[1, 0], [0, 1]])) == float("inf")
+    assert segmentation.difference([[1, 0], [1, 1]], np.array([[1, 0], [0, 1]])) == 0.25
+    assert segmentation.difference([[1, 0]], np.array([[1, 0], [0, 1]])) == float("inf")
 
 
 def test_a_class_0_that_is_no_background_is_judged():

@@ -8,7 +8,7 @@ import pytest
 from fmopt.core import plugins
 from fmopt.core.errors import DataError
 from fmopt.core.images import png_file
-from fmopt.edge import image
+from fmopt.edge import detection
 from fmopt.evaluation.bootstrap import paired_drop
 from fmopt.evaluation.metrics import METRICS
 from tests.tasks.cases import by_name, metadata
@@ -144,11 +144,11 @@ def test_changes_name_what_came_and_went():
 
 def test_boxes_differ_by_scores_and_by_what_they_do_not_share():
     one = found([0, 0.9, 0, 0, 10, 10], [1, 0.02, 0, 0, 5, 5])
-    assert image.difference(one.tolist(), one) == 0
-    assert image.difference(one.tolist(), one[:1]) == pytest.approx(0.02)
-    assert image.difference(one[:1].tolist(), one) == pytest.approx(0.02)
-    assert image.difference([], one) == pytest.approx(0.9)
+    assert detection.difference(one.tolist(), one) == 0
+    assert detection.difference(one.tolist(), one[:1]) == pytest.approx(0.02)
+    assert detection.difference(one[:1].tolist(), one) == pytest.approx(0.02)
+    assert detection.difference([], one) == pytest.approx(0.9)
     moved = found([0, 0.8, 0, 0, 10, 9], [1, 0.02, 0, 0, 5, 5])
-    assert image.difference(one.tolist(), moved) == pytest.approx(0.1)
-    assert image.difference(one.tolist(), np.where(one == 10, 5, one)) == pytest.approx(0.9 * 0.75)
-    assert image.difference(found([0, np.nan, 0, 0, 1, 1]).tolist(), one) == float("inf")
+    assert detection.difference(one.tolist(), moved) == pytest.approx(0.1)
+    assert detection.difference(one.tolist(), np.where(one == 10, 5, one)) == pytest.approx(0.9 * 0.75)
+    assert detection.difference(found([0, np.nan, 0, 0, 1, 1]).tolist(), one) == float("inf")

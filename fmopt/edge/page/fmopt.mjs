@@ -75,17 +75,12 @@ class Model {
     const outputs = await this.session.run(feeds)
     const wanted = this.pipeline.outputs[0]
     const output = outputs[wanted] ?? outputs[this.session.outputNames[0]]
-    if (this.pipeline.task === 'sentence-embedding') return pooled(output, this.pipeline)
-    if (this.pipeline.task === 'fill-mask') return fills(output, feeds.input_ids.data, this.pipeline)
-    return this.pipeline.task === 'text-regression' ? output.data.slice(0, 1) : output.data.slice()
+    return TASKS[this.pipeline.task].prediction(output, this.pipeline, feeds)
   }
 
   async answer(raw) {
     const prediction = await this.predict(raw)
-    if (this.pipeline.task === 'text-regression') return prediction[0]
-    if (this.pipeline.task === 'text-classification') return labelled(prediction, this.pipeline)
-    if (this.pipeline.task === 'fill-mask') return prediction.map(row => likeliest(row, this.tokenizer))
-    return Array.from(prediction)
+    return TASKS[this.pipeline.task].answer(prediction, this)
   }
 
   // The largest difference to the golden predictions, which must be within the tolerance.
@@ -109,6 +104,20 @@ class Model {
     await this.session.run(feeds)
     return performance.now() - begun
   }
+}
+
+// What a task makes of the graph's first output, and what people read of that.
+const TASKS = {
+  'sentence-embedding': { prediction: pooled, answer: vector => Array.from(vector) },
+  'text-classification': {
+    prediction: output => output.data.slice(),
+    answer: (logits, model) => labelled(logits, model.pipeline),
+  },
+  'text-regression': { prediction: output => output.data.slice(0, 1), answer: values => values[0] },
+  'fill-mask': {
+    prediction: (output, pipeline, feeds) => fills(output, feeds.input_ids.data, pipeline),
+    answer: (rows, model) => rows.map(row => likeliest(row, model.tokenizer)),
+  },
 }
 
 // What golden predictions are compared by, as in edge/parts.py: rows of `width` numbers, before and now.
