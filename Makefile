@@ -57,7 +57,7 @@ test: needs
 
 # 20,000 changed checkpoints, bundles, data and settings into the command: hours; `make test` tries 300 others
 fuzz: setup
-	$(BIN)/python -m tests.fuzzing --seed 0 --count 20000 --keep out/fuzz -o benchmarks/results/fuzz.json
+	$(BIN)/python -m tests.fuzzing --seed 0 --count 20000 --jobs 2 --keep out/fuzz -o benchmarks/results/fuzz.json
 
 # measured, never a gate; the lines that no test ran are in out/coverage/index.html
 coverage: needs

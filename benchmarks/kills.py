@@ -199,8 +199,11 @@ def damage(bench: Bench, count: int, draw: random.Random, until: float) -> dict[
     """Damage files of finished stages one after the other; how many were noticed and mended."""
     out, noticed, done = bench.work / "undisturbed", 0, 0
     paths = [path for path in sorted((out / "stages").rglob("*")) if path.is_file()]
+    left = list(paths)
     while done < count and time.monotonic() < until:
-        path = paths[done % len(paths)] if done < len(paths) else draw.choice(paths)
+        path = left.pop(0) if left else draw.choice(paths)
+        if not path.is_file():  # another file's damage made its stage superfluous
+            continue
         how = ("a byte", "cut", "emptied", "removed")[done % 4]
         before = path.read_bytes()
         path.unlink()  # so that a file that shares its bytes is not damaged too

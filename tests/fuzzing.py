@@ -443,42 +443,73 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=20000)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with a part of the inputs")
+    parser.add_argument("--minutes", type=float, default=1e9, help="no further input is tried after so many")
     parser.add_argument("--keep", type=Path, help="a folder for inputs that failed")
     parser.add_argument("-o", "--output", type=Path, help="JSON with what came of them")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="fuzz-sources-") as folder:
-        sources = warm(Path(folder))
-        tally: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-        failed, begun, slowest = [], time.monotonic(), 0.0
-        for number, tried, ended, found in fuzz(sources, asked.seed, asked.first, asked.count, asked.keep):
-            tally[tried.kind][f"exit code {ended.code}"] += 1
-            slowest = max(slowest, ended.seconds)
-            if found:
-                last = ended.err.strip().splitlines()[-1:] or [""]
-                failed.append(
-                    {
-                        "number": number,
-                        "kind": tried.kind,
-                        "verb": tried.argv[0],
-                        "problems": found,
-                        "last": last[0][:300],
-                    }
-                )
-                print(number, tried.kind, tried.argv[0], found, last[0][:160], flush=True)
-            if number % 500 == 499:
-                print(
-                    f"{number + 1 - asked.first} inputs, {len(failed)} failed, {time.monotonic() - begun:.0f} s",
-                    flush=True,
-                )
+    found = parts_of(asked) if asked.jobs > 1 else tried(asked)
     result = {
         "command": " ".join(["python -m tests.fuzzing", *sys.argv[1:]]), "seed": asked.seed, "first": asked.first,
-        "inputs": asked.count, "failed": failed, "kinds": {kind: dict(tally[kind]) for kind in sorted(tally)},
-        "seconds": round(time.monotonic() - begun), "slowest_s": round(slowest, 1), **made_on(),
+        **found, **made_on(),
     }  # fmt: skip
     if asked.output:
         asked.output.write_text(json.dumps(result, ensure_ascii=False, separators=(",", ":")) + "\n")
-    print(f"{asked.count} inputs, {len(failed)} failed")
-    return 1 if failed else 0
+    print(f"{result['inputs']} inputs, {len(result['failed'])} failed")
+    return 1 if result["failed"] else 0
+
+
+def tried(asked: argparse.Namespace) -> dict[str, Any]:
+    """What came of the inputs that are asked for."""
+    tally: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    failed: list[dict[str, Any]] = []
+    slowest, done = 0.0, 0
+    with tempfile.TemporaryDirectory(prefix="fuzz-sources-") as folder:
+        sources, begun = warm(Path(folder)), time.monotonic()
+        for number, attempted, ended, found in fuzz(sources, asked.seed, asked.first, asked.count, asked.keep):
+            done += 1
+            tally[attempted.kind][f"exit code {ended.code}"] += 1
+            slowest = max(slowest, ended.seconds)
+            if found:
+                last = (ended.err.strip().splitlines()[-1:] or [""])[0]
+                verb = attempted.argv[0]
+                failed.append(
+                    {"number": number, "kind": attempted.kind, "verb": verb, "problems": found, "last": last[:300]}
+                )
+                print(number, attempted.kind, verb, found, last[:160], flush=True)
+            if done % 500 == 0:
+                print(f"{done} inputs, {len(failed)} failed, {time.monotonic() - begun:.0f} s", flush=True)
+            if time.monotonic() - begun > 60 * asked.minutes:
+                break
+    return {
+        "inputs": done, "failed": failed, "kinds": {kind: dict(tally[kind]) for kind in sorted(tally)},
+        "seconds": round(time.monotonic() - begun), "slowest_s": round(slowest, 1),
+    }  # fmt: skip
+
+
+def parts_of(asked: argparse.Namespace) -> dict[str, Any]:
+    """What came of the inputs that are asked for, each part of them tried by a process of its own."""
+    share = -(-asked.count // asked.jobs)
+    with tempfile.TemporaryDirectory(prefix="fuzz-parts-") as folder:
+        running = []
+        for first in range(asked.first, asked.first + asked.count, share):
+            count, path = min(share, asked.first + asked.count - first), Path(folder) / f"{first}.json"
+            numbers = ["--seed", asked.seed, "--first", first, "--count", count, "--minutes", asked.minutes, "-o", path]
+            kept = ["--keep", asked.keep] if asked.keep else []
+            command = [sys.executable, "-m", "tests.fuzzing", *map(str, [*numbers, *kept])]
+            running.append((subprocess.Popen(command), path))
+        for process, _ in running:
+            process.wait()
+        parts = [json.loads(path.read_text()) for _, path in running]
+    kinds: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for part in parts:
+        for kind, counts in part["kinds"].items():
+            kinds[kind].update(counts)
+    return {
+        "inputs": sum(part["inputs"] for part in parts), "failed": [one for part in parts for one in part["failed"]],
+        "kinds": {kind: dict(kinds[kind]) for kind in sorted(kinds)},
+        "seconds": max(part["seconds"] for part in parts), "slowest_s": max(part["slowest_s"] for part in parts),
+    }  # fmt: skip
 
 
 def warm(folder: Path) -> Sources:
