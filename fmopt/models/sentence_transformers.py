@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fmopt.core.errors import CheckpointError
+from fmopt.core.model import CheckpointMetadata
 from fmopt.models.checkpoint_files import read_json
 from fmopt.models.received import inner_folder
 
@@ -78,6 +80,39 @@ def read_sentence_settings(home: Path, *, causal: bool = False) -> SentenceSetti
                 f"{home / MODULES} has a {kind} module, which fmopt does not run; its vectors would be others"
             )
     return SentenceSettings(**found, **_network_settings(network, home), **_model_settings(home / CONFIG))
+
+
+def write_sentence_files(metadata: CheckpointMetadata, out: Path) -> None:
+    """The files by which sentence-transformers makes the same vectors of what lies in the folder `out`."""
+    pipeline = metadata.pipeline
+    kinds = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        *([("2_Normalize", "Normalize")] if pipeline["normalize"] else []),
+    ]
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(kinds)
+    ]
+    asked = [pipeline["pooling"]] if isinstance(pipeline["pooling"], str) else pipeline["pooling"]
+    modes: dict[str, Any] = {key: mode in asked for key, mode in LEGACY_MODES.items()}
+    modes |= {"include_prompt": "prompt_tokens" not in pipeline} | ({"pooling_mode": asked} if len(asked) > 1 else {})
+    prompts = pipeline.get("prompts", {})
+    default = next((name for name, text in prompts.items() if text == pipeline.get("prefix")), None)
+    contents: dict[str, Any] = {
+        MODULES: modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": metadata.hidden_size, **modes},
+        SETTINGS: {"max_seq_length": pipeline["max_length"], "do_lower_case": bool(pipeline.get("lower_case"))},
+        CONFIG: {
+            "prompts": prompts,
+            "default_prompt_name": default,
+            "similarity_fn_name": pipeline.get("similarity") or "cosine",
+            "truncate_dim": pipeline.get("dimensions"),
+        },
+    }
+    (out / "1_Pooling").mkdir(exist_ok=True)
+    for name, content in contents.items():
+        (out / name).write_text(json.dumps(content, indent=1))
 
 
 def reranker_activation(home: Path, config: Mapping[str, Any]) -> str | None:

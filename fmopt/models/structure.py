@@ -6,7 +6,6 @@ A pruned checkpoint is a folder in Hugging Face format whose config.json describ
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from fmopt.models import loading
 from fmopt.models.families.base import Family, Kind, Stack, find_family
 from fmopt.models.loading import TorchModel
 from fmopt.models.received import read_json
-from fmopt.models.sentence_transformers import CONFIG, LEGACY_MODES, MODULES, SETTINGS
+from fmopt.models.sentence_transformers import CONFIG, MODULES, SETTINGS, write_sentence_files
 from fmopt.models.wrappers import image_features, mask_segmentation, zero_shot
 from fmopt.tasks.base import find_task
 
@@ -166,39 +165,5 @@ def save_checkpoint(model: TorchModel, out: Path) -> Path:
         if path.is_file() and text and path.name not in OURS:
             shutil.copy(path, out / path.name)
     if "pooling" in model.metadata.pipeline:
-        _write_sentence_files(model, out)
+        write_sentence_files(model.metadata, out)
     return out
-
-
-def _write_sentence_files(model: TorchModel, out: Path) -> None:
-    pipeline = model.metadata.pipeline
-    kinds = [
-        ("", "Transformer"),
-        ("1_Pooling", "Pooling"),
-        *([("2_Normalize", "Normalize")] if pipeline["normalize"] else []),
-    ]
-    modules = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (path, kind) in enumerate(kinds)
-    ]
-    asked = [pipeline["pooling"]] if isinstance(pipeline["pooling"], str) else pipeline["pooling"]
-    modes: dict[str, Any] = {key: mode in asked for key, mode in LEGACY_MODES.items()}
-    modes |= {"include_prompt": "prompt_tokens" not in pipeline} | ({"pooling_mode": asked} if len(asked) > 1 else {})
-    prompts = pipeline.get("prompts", {})
-    default = next((name for name, text in prompts.items() if text == pipeline.get("prefix")), None)
-    (out / "1_Pooling").mkdir(exist_ok=True)
-    for name, metadata in (
-        ("modules.json", modules),
-        ("1_Pooling/config.json", {"word_embedding_dimension": model.metadata.hidden_size, **modes}),
-        (SETTINGS, {"max_seq_length": pipeline["max_length"], "do_lower_case": bool(pipeline.get("lower_case"))}),
-        (
-            CONFIG,
-            {
-                "prompts": prompts,
-                "default_prompt_name": default,
-                "similarity_fn_name": pipeline.get("similarity") or "cosine",
-                "truncate_dim": pipeline.get("dimensions"),
-            },
-        ),
-    ):
-        (out / name).write_text(json.dumps(metadata, indent=1))

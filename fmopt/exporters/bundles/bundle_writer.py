@@ -22,6 +22,7 @@ from fmopt.exporters import browser_files
 from fmopt.exporters.bundles.bundle_readme import PROCESSOR, VOCABULARY, encoder_file, readme
 from fmopt.exporters.bundles.golden import Golden
 from fmopt.exporters.bundles.parts_list import SBOM, write_parts_list
+from fmopt.models.sentence_transformers import write_sentence_files
 
 # Protobuf ends at 2 GB; below this one file is handier than two.
 EXTERNAL_DATA_BYTES = 1_500_000_000
@@ -150,7 +151,8 @@ def _put_onnx(path: Path, target: Path) -> None:
 
 
 def _put_checkpoint_files(metadata: CheckpointMetadata, artifact: Artifact, folder: Path) -> None:
-    """What encodes samples, and config.json, under the names that transformers and optimum look for."""
+    """What encodes samples, config.json, and how vectors are pooled, under the names that transformers, optimum and
+    sentence-transformers look for."""
     needed = encoder_file(metadata)
     if not (metadata.folder / needed).is_file():
         raise BundleError(
@@ -166,6 +168,8 @@ def _put_checkpoint_files(metadata: CheckpointMetadata, artifact: Artifact, fold
     if not config.is_file():
         raise BundleError(f"{config} is missing; a bundle carries the checkpoint's config.json")
     shutil.copyfile(config, folder / "config.json")
+    if "pooling" in metadata.pipeline:
+        write_sentence_files(metadata, folder)
 
 
 def _put_golden(golden: Golden, folder: Path) -> None:
