@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from fmopt.cli import evaluate, inspect, produce
+from fmopt.cli import deliver, evaluate, inspect, produce
 from fmopt.core import escaping
 from fmopt.core.errors import FmoptError
 from fmopt.edge.files import mend_streams
@@ -29,7 +29,8 @@ VERBS: tuple[Callable[..., None], ...] = (
     produce.merge,
     produce.trim,
     produce.clean,
-    produce.sign,
+    deliver.sign,
+    deliver.pack,
     evaluate.bench,
     evaluate.evaluate,
     evaluate.explain,

@@ -319,25 +319,3 @@ def clean(
         as_json,
         lambda: print(f"{output}: {formatting.size(done.freed_bytes)} freed, {done.stages} finished stages removed"),
     )
-
-
-def sign(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
-    key: Annotated[Path, typer.Option("--key", help="The private key (PEM, elliptic curve) to sign with.")],
-    certificate: Annotated[
-        Path | None, typer.Option("--certificate", help="The certificate (PEM) that was made for that key.")
-    ] = None,
-    chain: Annotated[
-        list[Path] | None, typer.Option("--chain", help="The certificates of its issuers (PEM); repeatable.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Sign a bundle (OpenSSF model-signing), so that others can check that it comes from you; see `fmopt verify --key`."""
-    from fmopt.exporters.bundles.signing import sign_bundle
-
-    made = sign_bundle(bundle, key=key, certificate=certificate, chain=tuple(chain or ()))
-    answer(
-        {"signature": str(made)},
-        as_json,
-        lambda: print(escaping.terminal(f"{made} is the signature; keep both together")),
-    )
