@@ -1,0 +1,127 @@
+"""Bundles as other programs open them: names, settings, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+from typer.testing import CliRunner
+
+import fmopt
+from fmopt.cli.app import app
+from fmopt.core.errors import BundleError, ConfigError, StoreError
+from fmopt.exporters.bundles import layouts
+from tests.conftest import TinyCheckpoint
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home, base = tmp_path_factory.mktemp("layouts"), tiny_checkpoint("bert", "sentence-embedding")
+    made = {kind: fmopt.export(base, home / kind, format=kind) for kind in ("onnx", "openvino")}
+    return made | {"decoder": fmopt.export(tiny_checkpoint("gpt2", "text-generation"), home / "decoder")}
+
+
+def test_a_bundle_of_vectors_says_how_they_are_pooled(bundles: dict[str, Path]) -> None:
+    folder = bundles["onnx"]
+    kinds = [module["type"].rpartition(".")[2] for module in json.loads((folder / "modules.json").read_text())]
+    assert kinds[:2] == ["Transformer", "Pooling"]
+    assert json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is True
+    assert fmopt.verify(folder) == []
+    listed = json.loads((folder / "fmopt.json").read_text())["files"]
+    assert {"modules.json", "1_Pooling/config.json", "sentence_bert_config.json"} <= set(listed)
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind", "names"),
+    [
+        ("optimum", "onnx", {"model.onnx", "config.json", "tokenizer.json", "modules.json"}),
+        ("optimum", "openvino", {"openvino_model.xml", "openvino_model.bin", "config.json", "tokenizer.json"}),
+        ("transformers.js", "onnx", {"onnx/model.onnx", "config.json", "tokenizer.json"}),
+        ("tei", "onnx", {"onnx/model.onnx", "1_Pooling/config.json", "tokenizer.json"}),
+        ("ovms", "openvino", {"mine/1/model.xml", "mine/1/model.bin", "config.json"}),
+        ("triton", "onnx", {"mine/1/model.onnx", "mine/config.pbtxt"}),
+    ],
+)
+def test_files_lie_where_programs_look(
+    bundles: dict[str, Path], tmp_path: Path, layout: str, kind: str, names: set[str]
+) -> None:
+    out = layouts.pack(bundles[kind], layout, tmp_path / "out", name="mine")
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert names <= found
+    assert not found & {"run.py", "fmopt.json", "golden.json", "README.md", "sbom.json"}
+    graph = next(path for path in out.rglob("*") if path.suffix in (".onnx", ".xml"))
+    original = bundles[kind] / ("model.onnx" if kind == "onnx" else "model.xml")
+    assert graph.stat().st_ino == original.stat().st_ino  # no second copy of the weights
+    feed = {name: np.ones((1, 5), dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    if kind == "onnx":
+        assert onnxruntime.InferenceSession(graph).run(None, feed)[0].shape[:2] == (1, 5)
+    else:
+        assert openvino.Core().compile_model(graph, "CPU")(feed)[0].shape[:2] == (1, 5)
+    assert fmopt.verify(bundles[kind]) == []
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_triton_is_told_the_tensors_of_the_graph(bundles: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    out = layouts.pack(bundles[kind], "triton", tmp_path / "out", name="mine")
+    said = (out / "mine" / "config.pbtxt").read_text()
+    inputs = re.findall(r'input \[ \{ name: "(\w+)" data_type: (\w+) dims: \[(.*?)\]', said)
+    assert {name for name, *_ in inputs} == {"input_ids", "attention_mask", "token_type_ids"}
+    assert {(kind, dims) for _, kind, dims in inputs} == {("TYPE_INT64", "-1, -1")}
+    assert re.search(r'output \[ \{ name: "\w+" data_type: TYPE_FP32 dims: \[-1, -1, \d+\]', said)
+
+
+def test_ovms_and_kserve_are_told_where(bundles: dict[str, Path], tmp_path: Path) -> None:
+    layouts.pack(bundles["openvino"], "ovms", tmp_path / "ovms", name="mine")
+    (entry,) = json.loads((tmp_path / "ovms" / "config.json").read_text())["model_config_list"]
+    assert (entry["config"]["name"], entry["config"]["base_path"]) == ("mine", "/models/mine")
+    layouts.pack(bundles["onnx"], "kserve", tmp_path / "kserve", name="Mine.2", uri="s3://bucket/models")
+    service = json.loads((tmp_path / "kserve" / "inferenceservice.json").read_text())
+    assert service["metadata"]["name"] == "mine-2"
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://bucket/models"
+
+
+def test_what_a_program_cannot_open_is_refused_before_anything_is_written(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for kind, layout, options, reported in (
+        ("openvino", "tei", {}, "tei opens bundles for onnxruntime; this one is for openvino"),
+        ("decoder", "tei", {}, "this bundle is for text-generation"),
+        ("decoder", "triton", {}, "run for token after token"),
+        ("onnx", "ovms", {"name": "../x"}, "cannot be a folder of a server"),
+        ("onnx", "kserve", {}, "say from where with --uri"),
+        ("onnx", "tritn", {}, r"there is no layout 'tritn'; did you mean 'triton'\?"),
+    ):
+        with pytest.raises(ConfigError, match=reported):
+            layouts.pack(bundles[kind], layout, out, **options)
+        assert not out.exists()
+    with pytest.raises(BundleError, match="is not a bundle"):
+        layouts.pack(tmp_path, "triton", out)
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(StoreError, match="is there already and not empty"):
+        layouts.pack(bundles["onnx"], "triton", out)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+def test_a_damaged_bundle_is_not_packed(bundles: dict[str, Path], tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(bundles["onnx"], damaged)
+    with (damaged / "model.onnx").open("r+b") as stream:
+        stream.seek(100)
+        stream.write(b"xx")
+    with pytest.raises(BundleError, match=r"model\.onnx"):
+        layouts.pack(damaged, "optimum", tmp_path / "out")
+
+
+def test_the_command_says_it_in_one_line(bundles: dict[str, Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["pack", str(bundles["onnx"]), "--for", "tei", "-o", str(tmp_path / "out")])
+    assert (done.exit_code, done.stdout.splitlines()) == (
+        0, [f"{tmp_path / 'out'} is laid out for Text Embeddings Inference: onnx/model.onnx"],
+    )  # fmt: skip
