@@ -127,8 +127,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     (work / "texts.json").write_text(json.dumps(TEXTS))
     for format in ("onnx", "openvino"):
-        if not (work / format / "fmopt.json").exists():
-            fmopt.export("minilm", work / format, format=format)  # type: ignore[arg-type]
+        if not (work / "bundles" / format / "fmopt.json").exists():
+            fmopt.export("minilm", work / "bundles" / format, format=format)  # type: ignore[arg-type]
     rows = [opened(opener, work) for opener in OPENERS]
     result = {
         "what": "MiniLM opened by others, 50 texts",
@@ -143,15 +143,17 @@ def main() -> None:
 
 def opened(opener: Opener, work: Path) -> dict[str, Any]:
     """What came of one program."""
-    folder = work / opener.format
+    bundle = folder = work / "bundles" / opener.format
     if opener.layout is not None:
-        folder = work / f"{opener.format}-for-{opener.layout}"
+        folder = work / "packed" / f"{opener.format}-for-{opener.layout}"
         shutil.rmtree(folder, ignore_errors=True)
-        pack(work / opener.format, opener.layout, folder)
+        pack(bundle, opener.layout, folder)
     out = work / "vectors.json"
     out.unlink(missing_ok=True)
     command, versions = (in_node if opener.environment == "node" else in_python)(opener, folder, work, out)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=work / opener.environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=work / "environments" / opener.environment
+    )
     row = {
         "name": opener.name,
         "opens": f"`fmopt pack --for {opener.layout}`" if opener.layout else "the bundle",
@@ -160,7 +162,7 @@ def opened(opener: Opener, work: Path) -> dict[str, Any]:
     if done.returncode:
         row["failed"] = (done.stderr.strip().splitlines() or ["no word"])[-1][:200]
     elif out.exists():
-        ours = np.array(fmopt.load(work / opener.format)(TEXTS))
+        ours = np.array(fmopt.load(bundle)(TEXTS))
         row["difference"] = float(np.abs(ours - np.array(json.loads(out.read_text()))).max())
     print(row, flush=True)
     return row
@@ -168,7 +170,7 @@ def opened(opener: Opener, work: Path) -> dict[str, Any]:
 
 def in_python(opener: Opener, folder: Path, work: Path, out: Path) -> tuple[list[str], dict[str, str]]:
     """The command of a program in Python, and what is installed there."""
-    home, pins = work / opener.environment, PINS[opener.environment]
+    home, pins = work / "environments" / opener.environment, PINS[opener.environment]
     if not (home / "made").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
         first = [pin for pin in pins if pin.startswith("torch==")]  # by itself: others would bring the one with CUDA
@@ -183,9 +185,9 @@ def in_python(opener: Opener, folder: Path, work: Path, out: Path) -> tuple[list
 
 def in_node(opener: Opener, folder: Path, work: Path, out: Path) -> tuple[list[str], dict[str, str]]:
     """The same of one in JavaScript."""
-    home = work / opener.environment
+    home = work / "environments" / opener.environment
     if not (home / "made").exists():
-        home.mkdir(exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
         (home / "package.json").write_text('{"private": true, "type": "module"}')
         subprocess.run(
             ["npm", "install", "--ignore-scripts", "--silent", TRANSFORMERS_JS],

@@ -37,6 +37,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     evaluate.predict,
     evaluate.verify,
     inspect.compare,
+    deliver.check,
     inspect.inspect,
     inspect.report,
     inspect.history,

@@ -1,4 +1,4 @@
-"""Verbs that hand a bundle on: signed, or laid out as other programs open it."""
+"""Verbs that hand a bundle on: checked against the one before, signed, laid out as other programs open it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fmopt.cli.options import Json, answer
+from fmopt.cli.parsing import parse_share
 from fmopt.core import escaping
 
 
@@ -50,3 +51,55 @@ def pack(
         as_json,
         lambda: print(escaping.terminal(f"{made} is laid out for {layouts.LAYOUTS[layout].what}")),
     )
+
+
+def check(
+    candidate: Annotated[Path, typer.Argument(help="A record, a folder of an optimization, or a bundle.")],
+    against: Annotated[Path, typer.Option("--against", help="What it is held to: another of these.")],
+    max_drop: Annotated[str, typer.Option("--max-drop", help="Accuracy that may be lost: 1pt, 1%, none.")] = "1pt",
+    max_slowdown: Annotated[str, typer.Option("--max-slowdown", help="How much slower: 5%, none.")] = "5%",
+    max_growth: Annotated[str, typer.Option("--max-growth", help="How much larger: 5%, none.")] = "5%",
+    max_change: Annotated[
+        float | None,
+        typer.Option("--max-change", min=0, help="How far answers to golden items may be, by the task's own distance."),
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Append a summary to this file.")] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Print annotations as GitHub's workflows read them.")
+    ] = False,
+    accept_undecided: Annotated[
+        bool, typer.Option("--accept-undecided", help="Exit 0 when only the point estimate is within bounds.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Is it worse than the one before? Accuracy, time, size, answers; for continuous integration."""
+    from fmopt.cli import output as cli_output
+    from fmopt.core.store import write_whole
+    from fmopt.evaluation import gate
+    from fmopt.reports import check_reports
+    from fmopt.workflow.regressions import Tolerances
+    from fmopt.workflow.regressions import check as find_regressions
+
+    found = find_regressions(
+        candidate,
+        against,
+        Tolerances(
+            max_drop=None if max_drop == "none" else gate.Drop.parse(max_drop),
+            max_slowdown=parse_share("max-slowdown", max_slowdown),
+            max_growth=parse_share("max-growth", max_growth),
+            max_change=max_change,
+        ),
+    )
+    checks = found.verdict.checks
+    if junit is not None:
+        write_whole(junit, check_reports.junit(found.candidate, checks))
+    if markdown is not None:
+        outcome = gate.settle(found.verdict, accept_undecided=accept_undecided)
+        summary = check_reports.markdown(found.candidate, found.reference, outcome, checks, found.caveats)
+        with markdown.open("a", encoding="utf-8") as stream:
+            stream.write(summary)
+    if github:
+        print(*check_reports.github_annotations(checks), sep="\n")
+    answer(found.model_dump(mode="json"), as_json, lambda: cli_output.regressions(found))
+    raise typer.Exit(gate.exit_code(found.verdict, accept_undecided=accept_undecided))

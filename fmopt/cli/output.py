@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress on stderr, tables on stdout. Numbers are worded by wording.py."""
+"""What a person sees in the terminal: progress on stderr, tables on stdout. Numbers are worded by core/formatting.py."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Column, Table
+from rich.text import Text
 
 from fmopt.cli.doctor import Line
-from fmopt.cli.tables import comparison_table, history_table, running_table, trial_table, verdict_panel
+from fmopt.cli.tables import STYLES, comparison_table, history_table, running_table, trial_table, verdict_panel
 from fmopt.core import escaping, formatting
 from fmopt.core.model import CheckpointMetadata, static_shape, takes_length
 from fmopt.core.results import Latency
@@ -35,9 +36,11 @@ from fmopt.exporters.bundles.bundle import script_of
 from fmopt.exporters.tensorrt_check import Checked
 from fmopt.measurement.roofline.diagnosis import Diagnosis
 from fmopt.models.vocabulary import Trimmed
+from fmopt.reports.check_reports import in_words
 from fmopt.reports.watch import Page, Seen
 from fmopt.workflow.benchmark.page import view
 from fmopt.workflow.benchmark.record import Benchmark
+from fmopt.workflow.regressions import Regressions
 from fmopt.workflow.search.plan import Plan
 
 INTERRUPTED = "fmopt: interrupted; the same command goes on where this one stopped"
@@ -358,6 +361,19 @@ def _layers_table(found: Diagnosis) -> Table:
 def comparison(found: Comparison) -> None:
     """Differences that matter first."""
     show(comparison_table(found))
+
+
+def regressions(found: Regressions) -> None:
+    """Each check with what came of it, and what makes the two hard to compare."""
+    out.print(Text(f"B: {found.candidate}\nheld to A: {found.reference}"), soft_wrap=True)
+    for one in found.verdict.checks:
+        came = in_words(one)
+        out.print(
+            Text(f"{one.outcome.value:<10} {one.name}{f': {came}' if came else ''}", style=STYLES[one.outcome]),
+            soft_wrap=True,
+        )
+    for caveat in found.caveats:
+        out.print(Text(f"  {caveat}"), soft_wrap=True)
 
 
 def history(found: History) -> None:

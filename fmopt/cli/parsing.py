@@ -78,6 +78,16 @@ def parse_counts(name: str, text: str) -> list[int]:
     return counts
 
 
+def parse_share(name: str, text: str) -> float | None:
+    """`5%` → 0.05; None for `none`."""
+    if text == "none":
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)
+    if not match:
+        raise ConfigError(f"--{name} {text!r} is not a share like 5%, or none")
+    return float(match[1]) / 100
+
+
 def parse_seconds(text: str) -> float:
     """`30m`, `90s`, `2h` → seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text)

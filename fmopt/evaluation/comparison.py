@@ -172,10 +172,10 @@ def row(
 
 def accuracy_row(sides: Sequence[RecordView]) -> Difference:
     """The metric that the first is judged by; paired item by item where the items are the same."""
-    split, name = _judging_metric(sides)
+    split, name = judging_metric(sides)
 
     def value(side: RecordView) -> tuple[float | None, str]:
-        scores = _scores(side, split, name)
+        scores = scores_of(side, split, name)
         got = value_of(scores) if scores else None
         return got, formatting.score(got, bounded=scores is None or METRICS[scores.metric].bounded)
 
@@ -184,7 +184,7 @@ def accuracy_row(sides: Sequence[RecordView]) -> Difference:
 
 def against_accuracy(a: RecordView, b: RecordView, split: str, name: str) -> Cell:
     """The paired drop of a metric from `a` to `b`, or why there is none."""
-    first, second = _scores(a, split, name), _scores(b, split, name)
+    first, second = scores_of(a, split, name), scores_of(b, split, name)
     if first is None or second is None:
         return Cell(shown="", change="no metric in common" if b.measured else "")
     if a.data != b.data or len(first.values) != len(second.values):
@@ -295,16 +295,17 @@ def _latency(trial: Trial | None) -> Latency | None:
     return trial.latency if trial else None
 
 
-def _judging_metric(sides: Sequence[RecordView]) -> tuple[str, str]:
+def judging_metric(sides: Sequence[RecordView]) -> tuple[str, str]:
     """(split, name) of the metric that the first is judged by; on the split where others have it too, test first."""
     splits = ("test_scores", "scores")
     first = sides[0].shipped
     had = [(split, s.name) for split in splits for s in (getattr(first, split) if first else []) if s.primary]
-    shared = [pair for pair in had if any(_scores(side, *pair) for side in sides[1:])]
+    shared = [pair for pair in had if any(scores_of(side, *pair) for side in sides[1:])]
     return (shared or had or [(splits[0], "accuracy")])[0]
 
 
-def _scores(side: RecordView, split: str, name: str) -> Scores | None:
+def scores_of(side: RecordView, split: str, name: str) -> Scores | None:
+    """What is shipped scored so on that split; None where it was not."""
     if side.shipped is None:
         return None
     return next((s for s in getattr(side.shipped, split) if s.primary and s.name == name), None)
