@@ -97,7 +97,8 @@ def test_bundles_are_held_by_size_and_answers(tiny_checkpoint: TinyCheckpoint, t
     assert [found.outcome.value for found in check(two, one, wanted).verdict.checks] == ["PASS", "PASS"]
     (answers,) = [found for found in check(other, one, wanted).verdict.checks if found.name == "answers"]
     assert answers.outcome is Outcome.FAIL
-    assert {found.outcome.value for found in check(two, one).verdict.checks} == {"UNMEASURED", "PASS"}
+    unmeasured = {"accuracy drop": "UNMEASURED", "time": "UNMEASURED"}
+    assert outcomes(two, one).items() >= unmeasured.items()
 
 
 def test_reports_hold_whatever_a_note_says() -> None:
