@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fmopt"
 ROWS = (
     {"__main__"},
     {"cli", "__init__"},
-    {"workflow"},
+    {"workflow", "serving"},
     {"passes", "runtimes", "reports"},
     {"training", "measurement"},
     {"exporters", "evaluation"},
@@ -40,7 +40,18 @@ PLUGINS = {
 MOST_FILES = 19  # of a folder, its __init__.py among them
 MOST_LINES, MOST_FUNCTION, P95_FUNCTION = 500, 80, 30
 MOST_PARAMETERS = 12
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "datasets", "sklearn", "plotly"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "datasets",
+    "sklearn",
+    "fastapi",
+    "uvicorn",
+}
 
 
 def modules() -> dict[str, Path]:

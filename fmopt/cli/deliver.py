@@ -1,4 +1,4 @@
-"""Verbs that hand a bundle on: checked against the one before, signed, laid out as other programs open it."""
+"""Verbs that hand a bundle on: checked against the one before, signed, laid out as other programs open it, served."""
 
 from __future__ import annotations
 
@@ -103,3 +103,35 @@ def check(
         print(*check_reports.github_annotations(checks), sep="\n")
     answer(found.model_dump(mode="json"), as_json, lambda: cli_output.regressions(found))
     raise typer.Exit(gate.exit_code(found.verdict, accept_undecided=accept_undecided))
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    host: Annotated[str, typer.Option("--host", help="Where it listens; 0.0.0.0 is everywhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8000,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, max=1024, help="Of one batch; as judged if left out.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=256, help="Batches at once; cores / threads if left out.")
+    ] = None,
+    most_batch: Annotated[int, typer.Option("--max-batch", min=1, max=4096, help="Items in one batch.")] = 32,
+    gather_ms: Annotated[
+        float, typer.Option("--gather-ms", min=0, max=1000, help="How long a batch waits for more items.")
+    ] = 0.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds of one request.")] = 30.0,
+    max_body: Annotated[str, typer.Option("--max-body", help="Of a request: 4MB.")] = "4MB",
+    max_requests: Annotated[int, typer.Option("--max-requests", min=1, help="At once; more are refused.")] = 256,
+) -> None:
+    """Serve a bundle over HTTP: OpenAI's embeddings or completions, the task's own answers, health and metrics."""
+    from fmopt.evaluation.gate import parse_megabytes
+    from fmopt.serving import server
+
+    def ready(address: str) -> None:
+        print(escaping.terminal(f"{bundle} at {address}; Ctrl-C ends it"), flush=True)
+
+    server.serve(
+        bundle, host=host, port=port, threads=threads, workers=workers, ready=ready, most_batch=most_batch,
+        gather_s=gather_ms / 1000, timeout_s=timeout, most_bytes=int(parse_megabytes(max_body, "max-body") * 1e6),
+        most_requests=max_requests,
+    )  # fmt: skip

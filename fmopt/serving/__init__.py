@@ -1,0 +1,1 @@
+"""A bundle behind HTTP: requests in, batches through the model, answers out."""
