@@ -176,6 +176,8 @@ def in_python(opener: Opener, folder: Path, work: Path, out: Path) -> tuple[list
         first = [pin for pin in pins if pin.startswith("torch==")]  # by itself: others would bring the one with CUDA
         for some in filter(None, (first, list(pins))):
             subprocess.run([home / "bin/pip", "install", "-q", "--no-compile", *some], check=True)
+        # A torchvision that came along is built for the torch with CUDA, and stops transformers from importing.
+        subprocess.run([home / "bin/pip", "uninstall", "-q", "-y", "torchvision"], check=True)
         (home / "made").touch()
     code = PYTHON + opener.code + ("" if opener.environment == "triton" else WRITTEN)
     arguments = [str(folder), opener.format, str(work / "texts.json"), str(out)]
