@@ -72,6 +72,10 @@ def read_file(path: Path) -> Table:
                 raise DataError(f"{path} is empty; give a file with some hundred rows")
             return reader(path)
         except UnicodeDecodeError as error:
+            if error.object[:64].count(0) > 8:
+                raise DataError(
+                    f"{path} is UTF-16 or UTF-32 without its mark; convert it: iconv -f utf-16le -t utf8 (or utf-32le)"
+                ) from error
             raise DataError(
                 f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; convert it, for example with "
                 f"iconv -f latin1 -t utf8"

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from .files import file_bytes, parsed
-from .parts import CHANGE, LARGEST_NUMBER, EdgeError, present_scores
+from .parts import CHANGE, LARGEST_NUMBER, EdgeError, closer, present_classes
 
 Pipeline = Mapping[str, Any]
 
@@ -359,7 +359,9 @@ def _spelled(logits: np.ndarray, tokens: Sequence[str], how: Mapping[str, Any]) 
     path = logits.argmax(axis=1)
     kept = path[np.concatenate([[True], path[1:] != path[:-1]])] if len(path) else path
     text = "".join(tokens[number] for number in kept if number != how["blank"])
-    text = " ".join(text.replace(how["delimiter"] or " ", " ").split())
+    text = text.replace(how["delimiter"] or " ", how.get("between", " ")).strip()
+    if how.get("clean_up_tokenization_spaces"):
+        text = closer(text)
     best = logits.max(axis=1, initial=-np.inf).astype(np.float64)
     total = np.log(np.exp(logits.astype(np.float64) - best[:, None]).sum(axis=1))
     return {"text": text.lower() if how["lower"] else text, "score": float(np.exp(-total.mean())) if len(path) else 0.0}
@@ -385,11 +387,7 @@ def present(pipeline: Pipeline, prediction: Any, sample: bytes, preprocessor: An
     when several may hold."""
     if isinstance(prediction, Mapping):
         return dict(prediction)
-    logits, several = prediction.astype(np.float64), bool(pipeline.get("multi_label"))
-    shares = 1 / (1 + np.exp(-logits)) if several else np.exp(logits - np.logaddexp.reduce(logits))
-    labels, values = pipeline["labels"], shares.tolist()
-    above = [label for label, share in zip(labels, values, strict=True) if share >= 0.5]
-    return present_scores(labels, values) | ({"labels": above} if several else {})
+    return present_classes(pipeline, prediction)
 
 
 def read_vocabulary(folder: Path) -> list[str]:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from .parts import closer
+
 NAMES = (
     "sequence_bias", "encoder_repetition_penalty", "repetition_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "forced_bos_token_id",
@@ -26,8 +28,6 @@ NAMES = (
 )  # fmt: skip
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of sentencepiece's byte fallback
-# What `clean_up_tokenization` of transformers writes closer together, in this order.
-CLOSER = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 Ids = Sequence[int]
 OwnRule = Callable[[np.ndarray, Ids], None]  # scores of one row, changed in place, and what the answer has so far
@@ -179,9 +179,7 @@ class Spelling:
     def decode(self, ids: Ids) -> str:
         """The text of ids, without special tokens."""
         text: str = self.tokenizer.decode(list(ids))
-        for apart in CLOSER if self.clean else ():
-            text = text.replace(apart, apart.strip())
-        return text
+        return closer(text) if self.clean else text
 
     def settled(self, ids: Ids) -> int:
         """How many of the first ids are spelled as they will stay whatever comes: bytes of a run (sentencepiece's byte

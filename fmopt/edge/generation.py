@@ -287,7 +287,7 @@ def going_on(
     rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: GenerationConfig
 ) -> Iterator[list[int | None]]:
     """The next token of every row of `rows` (`Rows`, or what takes its place), at most as many as it has `room` for."""
-    stops = list(pipeline.get("eos_token_id", ()))
+    stops, words = list(pipeline.get("eos_token_id", ())), list(pipeline.get("ends_with_words", ()))
     pad = int(pipeline["padding"]["id"])
     draws = [np.random.default_rng(wish.seed) for _ in room]  # one a row: what is drawn for it depends on no other row
     ended = np.zeros(len(room), dtype=bool)
@@ -295,10 +295,12 @@ def going_on(
         logits = rows.allowed(rows.logits())
         tokens = logits.argmax(axis=1) if wish.temperature == 0 else sampled(logits, wish, draws)
         ended |= np.array([step >= most for most in room])
+        silent = ended | (np.isin(tokens, stops) & ~np.isin(tokens, words))  # an end that is a word is said, too
+        if not silent.all():
+            yield [None if over else int(token) for over, token in zip(silent, tokens, strict=True)]
         ended |= np.isin(tokens, stops)
         if ended.all():
             return
-        yield [None if over else int(token) for over, token in zip(ended, tokens, strict=True)]
         rows.take(np.where(ended, pad, tokens))
 
 
@@ -340,7 +342,8 @@ def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: GenerationConf
         rows.choose(beams[going])
         rows.take(tokens[going])
     found = done[0][1] if done else texts[0]
-    return found[:-1] if found and found[-1] in stops else found
+    silent = set(stops) - set(pipeline.get("ends_with_words", ()))
+    return found[:-1] if found and found[-1] in silent else found
 
 
 # -------------------------------------------------------------------------------- samples → answers

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .files import file_bytes
-from .parts import EdgeError, present_scores
+from .parts import EdgeError, present_classes
 
 Pipeline = Mapping[str, Any]
 MOST_PIXELS = 50_000_000  # 24-bit: 150 MB; what any camera makes is smaller
@@ -159,10 +159,5 @@ def postprocess(
 
 
 def present(pipeline: Pipeline, prediction: np.ndarray, sample: bytes, preprocessor: Any = None) -> Any:
-    """A prediction as JSON for people: {"label", "score", "scores"}."""
-    if pipeline.get("independent"):  # SigLIP: how well each label fits, whatever the others do
-        shares = 1 / (1 + np.exp(-prediction.astype(np.float64)))
-    else:
-        shares = np.exp(prediction.astype(np.float64) - prediction.max())
-        shares /= shares.sum()
-    return present_scores(pipeline["labels"], shares.tolist())
+    """A prediction as JSON for people: {"label", "score", "scores"}, with "labels" above one half when several may hold."""
+    return present_classes(pipeline, prediction)

@@ -66,7 +66,7 @@ class Model:
 
         Warns when several are asked for at once of a network that gives an item another answer beside others.
         """
-        if batch_size > 1 and len(samples) > 1 and mixes_rows(self.runner):
+        if batch_size > 1 and len(samples) > 1 and self.mixes_rows:
             warnings.warn(self._mixing(), stacklevel=2)
         found: list[Any] = []
         for start in range(0, len(samples), batch_size):
@@ -78,7 +78,7 @@ class Model:
 
     def predict_all(self, samples: Sequence[Sample]) -> list[Any]:
         """Predictions of many samples, those of like length at once, where that changes none of them; else one by one."""
-        if not hasattr(self.preprocessor, "batches") or not takes_batches(self.runner):
+        if not hasattr(self.preprocessor, "batches") or self.mixes_rows or not takes_batches(self.runner):
             return Model.predict(self, samples)
         found: list[Any] = [None] * len(samples)
         for indices, batch in self.preprocessor.batches(samples):
@@ -102,11 +102,16 @@ class Model:
                         Model.predict(self, [samples[index]])
             raise
 
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether an answer depends on what is beside it in a batch: scales of a whole batch, or padding that leaks in."""
+        return mixes_rows(self.runner) or bool(self.pipeline.get("alone"))
+
     def _mixing(self) -> str:
         measured = self.metadata.get("invariance") or {}
         by = f", by up to {measured['batched']:.2g} ({measured['distance']}) when it was made" if measured else ""
         return (
-            f"this model takes its scales from a whole batch, so that an item's answer depends on what is beside it{by}; "
+            f"in a batch of this model an item's answer depends on what is beside it{by}; "
             "batch_size=1, and model([…]), keep them apart"
         )
 
@@ -144,7 +149,7 @@ class Model:
 
     def _written(self, part: Any, samples: Sequence[Sample], options: Mapping[str, Any]) -> list[Any]:
         """Answers that a part makes itself: to texts of like length together where that changes none, else one by one."""
-        together = hasattr(self.preprocessor, "rows") and takes_batches(self.runner)
+        together = hasattr(self.preprocessor, "rows") and takes_batches(self.runner) and not self.mixes_rows
         indices = [[index] for index in range(len(samples))]
         if together and len(samples) > 1:
             lengths = [sum(map(len, windows)) for windows in self.preprocessor.rows(samples)]

@@ -14,7 +14,8 @@ an image or audio file. A *prediction* is what is judged (a vector, logits, an a
     mask {"id", "token"} (fill-mask)
 and, where a checkpoint asks for it:
     prefix (of every text), prompts (by name, for the user to choose from); truncation_side; split_special_tokens
-    prompt_tokens (left out of pooling), dimensions (of a vector that stay), similarity; activation ("sigmoid" of a number)
+    prompt_tokens (left out of pooling), dimensions (of a vector that stay), similarity; activation ("sigmoid" or "none": what
+    scores are made by); alone (True: padding changes answers, so that texts are answered one by one)
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ LARGEST_NUMBER = 1 << 24  # that a pipeline may name: of tokens, of pixels along
 KINDS: dict[str, type | tuple[type, ...]] = {
     "task": str, "max_length": int, "inputs": list, "outputs": list, "labels": list, "multi_label": bool, "padding": dict,
     "modality": str, "axes": dict, "stride": int, "no_answer": bool, "prefix": str, "add_prefix_space": bool, "mask": dict,
-    "pooling": str, "normalize": bool, "image": dict, "audio": dict, "ctc": dict, "speech": dict, "threshold": (int, float),
+    "pooling": (str, list), "normalize": bool, "image": dict, "audio": dict, "ctc": dict, "speech": dict,
+    "threshold": (int, float), "activation": str, "alone": bool,
 }  # fmt: skip  # of what a pipeline says
 NEVER_EMPTY = ("task", "inputs", "outputs", "max_length", "padding")
 NAMED = ("inputs", "outputs", "labels")  # lists of texts
@@ -249,6 +251,15 @@ def moved_probability(written: Any, got: Any) -> float:
 
 
 CHANGE = ("relative change", relative_change)
+# What `clean_up_tokenization` of transformers writes closer together, in this order.
+CLOSER = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
+def closer(text: str) -> str:
+    """A text without the blanks before its marks."""
+    for apart in CLOSER:
+        text = text.replace(apart, apart.strip())
+    return text
 
 
 @contextmanager
@@ -289,6 +300,21 @@ def shorten(value: Any, most: int = 60) -> str:
     """A value as text of at most so many characters."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def present_classes(pipeline: Pipeline, logits: np.ndarray) -> dict[str, Any]:
+    """The scores of classes for people, as transformers' pipelines make them: {"label", "score", "scores"}, with "labels" above
+    one half where several may hold."""
+    several = bool(pipeline.get("multi_label"))
+    values = np.asarray(logits, dtype=np.float64)
+    how = pipeline.get("activation") or ("sigmoid" if several or pipeline.get("independent") else "softmax")
+    if how == "sigmoid":
+        values = 1 / (1 + np.exp(-values))
+    elif how == "softmax":
+        values = np.exp(values - np.logaddexp.reduce(values))
+    labels = list(pipeline.get("labels") or [f"LABEL_{index}" for index in range(len(values))])
+    above = [label for label, share in zip(labels, values, strict=True) if share >= 0.5]
+    return present_scores(labels, values.tolist()) | ({"labels": above} if several else {})
 
 
 def present_scores(labels: Sequence[str], shares: Iterable[float]) -> dict[str, Any]:

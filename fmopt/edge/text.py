@@ -109,8 +109,11 @@ class Preprocessor:
 
     def _windows(self, sample: Any, limit: int) -> list[Any]:
         """The tokenizer's encodings of one sample: one, or several windows that overlap by `stride` tokens."""
-        if self.pipeline.get("prefix") and isinstance(sample, str):
-            sample = self.pipeline["prefix"] + sample
+        prefix = self.pipeline.get("prefix")
+        if prefix and isinstance(sample, str):
+            sample = prefix + sample
+        elif prefix and isinstance(sample, tuple):
+            sample = (f"{prefix}{sample[0]}", *sample[1:])
         if hasattr(self.part, "windows"):
             return list(self.part.windows(self, sample, limit))
         text, pair = as_pair(sample) if isinstance(sample, tuple) else (sample, None)

@@ -15,6 +15,7 @@ from fmopt.edge.parts import EdgeError
 from fmopt.edge.text import postprocess, present
 from fmopt.models.checkpoint_files import read_json
 from fmopt.models.preprocessors.tokenizer import FILES, NO_LIMIT, own_tokenizer
+from fmopt.models.sentence_transformers import is_reranker
 
 # Made for trouble: case, accents, scripts without blanks, vowel signs, joined emoji, blanks, signs.
 TEXTS = (
@@ -74,7 +75,7 @@ class TextReference:
         settings: dict[str, Any] = next(
             filter(None, (read_json(f / "sentence_bert_config.json", dict) for f in (folder, home))), {}
         )
-        embeds = pipeline["task"] == "sentence-embedding"
+        embeds = pipeline["task"] == "sentence-embedding" or is_reranker(home, self.config)
         named = sentence.get("default_prompt_name")
         self.prompt = str((sentence.get("prompts") or {}).get(named) or "") if embeds and named else ""
         self.dimensions = sentence.get("truncate_dim")
@@ -207,8 +208,9 @@ _LEGACY = {
 def _classes(ref: TextReference, encoded: Mapping[str, Any], got: Any, shown: Any, sample: Any) -> str | None:
     """As transformers' text-classification pipeline: a sigmoid for each label of several, else a softmax."""
     logits = ref.outputs(encoded).logits[0].float()
-    several = ref.config.get("problem_type") == "multi_label_classification"
-    theirs = (logits.sigmoid() if several else logits.softmax(-1)).numpy()
+    kind = ref.config.get("problem_type")
+    made = {"multi_label_classification": logits.sigmoid(), "regression": logits}
+    theirs = made.get(str(kind), logits.softmax(-1)).numpy()
     gap = float(np.abs(np.array(list(shown["scores"].values())) - theirs).max())
     return None if gap <= TOLERANCE else f"a score is off by {gap:.3g} from the pipeline's own"
 

@@ -40,8 +40,17 @@ SCALED_BY_LENGTH = {
 SCALED_BY_LENGTH["su"] = SCALED_BY_LENGTH["longrope"]  # as it was called first
 
 
+CUTS_INTO_BLOCKS = ("longformer", "big_bird", "bigbird_pegasus", "led", "reformer")
+
+
 def check_positions(metadata: CheckpointMetadata) -> None:
-    """CheckpointError for a network whose position angles change with a text's length: a graph keeps those it was traced with."""
+    """CheckpointError for a network that no graph can hold: its position angles change with a text's length, where a graph keeps
+    those it was traced with, or it cuts a text into blocks, whose number a graph keeps."""
+    if metadata.model_type in CUTS_INTO_BLOCKS:
+        raise CheckpointError(
+            f"{metadata.source.title}: {metadata.model_type} attends by blocks that it cuts a text into, and an exported graph "
+            "would keep their number; take a network with full attention"
+        )
     for found in _rotary_settings(metadata.config):
         kind = str(found.get("rope_type") or found.get("type"))
         if kind in SCALED_BY_LENGTH:

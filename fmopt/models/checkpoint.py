@@ -37,7 +37,9 @@ from fmopt.models.preprocessors.tokenizer import (
 from fmopt.models.received import inner_folder, look_through, require_possible
 from fmopt.models.sentence_transformers import (
     SentenceSettings,
+    is_reranker,
     makes_vectors,
+    read_reranker_settings,
     read_sentence_settings,
     reranker_activation,
 )
@@ -59,6 +61,10 @@ POSITIONS_AFTER_PADDING = (
     "roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer", "data2vec-text", "xmod", "ibert",
     "roberta-prelayernorm", "lilt", "luke", "mluke", "esm", "layoutlmv3", "markuplm", "altclip_text_model", "clap_text_model",
 )  # fmt: skip
+READ_AT_THE_END = ("xlnet",)  # heads look at the last place of a row, so that padding goes before a text
+# Padding leaks into the tokens beside it in these, masked or not: they mix tokens by Fourier transforms, by convolutions, or by
+# means over blocks. Their texts are answered one by one, without padding.
+PADDING_LEAKS = ("fnet", "convbert", "mobilebert", "funnel", "nystromformer", "canine", "yoso")
 HEADS = ("classifier.", "qa_outputs.", "score.", "cls.predictions.", "lm_head.")  # of checkpoints that name no class
 INPUTS = {
     "image": read_image_processor,
@@ -108,7 +114,11 @@ def _inspected(
     width, depth = _width_and_depth(config, source.folder / "config.json")
     pooled = kind.output is Output.VECTOR and kind.modality == "text"
     causal = architecture.endswith("ForCausalLM") and getattr(config, "is_causal", True) is not False
-    sentence = read_sentence_settings(home, causal=causal) if pooled else SentenceSettings()
+    sentence = SentenceSettings()
+    if pooled:
+        sentence = read_sentence_settings(home, causal=causal)
+    elif kind.output in (Output.NUMBER, Output.CLASSES) and kind.modality == "text" and is_reranker(home, sample):
+        sentence = read_reranker_settings(home)
     if kind.modality == "text" and kind.output is not Output.AUDIO:
         source = replace(
             source, folder=_with_own_tokenizer(source.folder, config, network, lower_case=sentence.lower_case)
@@ -119,6 +129,10 @@ def _inspected(
         activation == "sigmoid" or (activation is None and not sample.get("problem_type"))
     ):
         pipeline["activation"] = "sigmoid"
+    if kind.output is Output.NUMBER and activation == "softmax":
+        raise CheckpointError(
+            f"{home}: its one score goes through a softmax, which makes 1 of every number; name another"
+        )
     if fresh_head:
         pipeline["labels"] = []
     told = (*notes(kind.name, pipeline, sentence, sample, activation), *unread(source.folder, home, config))
@@ -147,7 +161,17 @@ def is_regression(config: Mapping[str, Any]) -> bool:
     """Whether a sequence head gives a number instead of classes, by transformers' own rule."""
     labels = config.get("id2label") or config.get("num_labels")
     count = len(labels) if isinstance(labels, Mapping) else labels
-    return config.get("problem_type") == "regression" or (count == 1 and config.get("problem_type") is None)
+    return count in (None, 1) and config.get("problem_type") in ("regression", *([None] if count == 1 else []))
+
+
+def activation_of(task: Task, config: Mapping[str, Any], classes: int) -> str | None:
+    """What transformers' pipeline of a task puts on the logits of classes where it is not as usual: "none" for a head that was
+    trained to give numbers, "sigmoid" for the one class of an image; else None."""
+    if not task.has_classes or task.output is not Output.CLASSES:
+        return None
+    if config.get("problem_type") == "regression":
+        return "none"
+    return "sigmoid" if task.modality == "image" and classes == 1 else None
 
 
 def _with_own_tokenizer(folder: Path, config: Any, origin: Path, *, lower_case: bool) -> Path:
@@ -226,10 +250,11 @@ def _width_and_depth(config: Any, path: Path) -> tuple[int, int]:
         widest = max(getattr(part, "hidden_sizes", None) or [0])
         stacks = [getattr(part, name, None) or 0 for name in ("encoder_layers", "decoder_layers")]
         if getattr(part, "num_decoder_layers", None):  # T5
-            stacks = [part.num_layers, part.num_decoder_layers]
+            stacks = [getattr(part, "num_layers", 0), part.num_decoder_layers]
         both = sum(stacks) if all(stacks) and getattr(part, "is_encoder_decoder", False) else 0
         # Networks in stages call their stages layers, and their layers depths.
-        one = getattr(part, "num_hidden_layers", None)
+        sizes = getattr(part, "block_sizes", None)  # Funnel, whose class has no setter and no getter of the usual name
+        one = sum(sizes) if sizes else getattr(part, "num_hidden_layers", None)
         depths = [sum(getattr(part, "depths", None) or ()), both, one, sum(stacks)]
         width, depth = next((w for w in (*widths, widest) if w), None), next((d for d in depths if d), None)
         if width and depth:
@@ -361,6 +386,8 @@ def _pipeline(
     # What knows labels by their words (CLIP) has none of its own: transformers' two are not meant.
     if task.has_classes and not (task.classes_from_data and "id2label" not in sample):
         pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
+        if activation := activation_of(task, sample, len(pipeline["labels"])):
+            pipeline["activation"] = activation
     return pipeline
 
 
@@ -380,15 +407,21 @@ def _text_pipeline(
             f"{folder}: a length of {length} tokens leaves no room for a text, as the tokenizer adds {tokenizer.added}; "
             "mend model_max_length in tokenizer_config.json, or max_seq_length"
         )
+    # A text has the positions that it has alone, where they are counted from the left of a row.
+    side = tokenizer.side if config.model_type in READ_AT_THE_END else "right"
     pipeline: dict[str, Any] = {
         "max_length": length,
         "inputs": ["input_ids", "attention_mask", *(["token_type_ids"] if tokenizer.type_ids else [])],
-        "padding": {"id": tokenizer.pad_id, "type_id": 0, "token": tokenizer.pad_token, "side": tokenizer.side},
+        "padding": {"id": tokenizer.pad_id, "type_id": 0, "token": tokenizer.pad_token, "side": side},
         # Byte-level tokenizers see words apart from their text, so each word brings its own space.
         "add_prefix_space": tokenizer.byte_level and (tokenizer.add_prefix_space or task.output is Output.TAGS),
     }
     asked = {"truncation_side": tokenizer.truncation_side, "split_special_tokens": tokenizer.split_special_tokens}
     pipeline |= {name: value for name, value in asked.items() if value}
+    if config.model_type in PADDING_LEAKS:
+        pipeline["alone"] = True
+    if sentence.prompt and task.output is not Output.VECTOR:
+        pipeline["prefix"] = sentence.prompt
     if task.output is Output.VECTOR:
         pipeline |= _vector_pipeline(folder, sentence)
     elif task.output is Output.MASKED_WORDS:
@@ -397,8 +430,6 @@ def _text_pipeline(
         pipeline["mask"] = dict(zip(("id", "token"), tokenizer.mask, strict=True))
     elif task.output is Output.NEXT_WORDS:
         pipeline |= generation_pipeline(folder, config, sample)
-        # One text a row, so that the side is free, and no row begins with tokens that attend to nothing.
-        pipeline["padding"]["side"] = "right"
     elif task.output is Output.ANSWER_WORDS:
         pipeline |= answer_pipeline(folder, config, sample)
     elif task.output is Output.SPAN:

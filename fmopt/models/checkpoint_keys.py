@@ -115,7 +115,7 @@ def notes(
         found.append(
             "its output goes through a sigmoid (activation), as in CrossEncoder.predict and transformers' pipeline"
         )
-    if task == "text-classification" and activation is not None:
+    if task == "text-classification" and activation not in (None, "softmax"):
         found.append(
             "CrossEncoder.predict gives logits, or what its activation makes of them; the bundle gives shares of the labels"
         )

@@ -75,6 +75,8 @@ def read_sentence_settings(home: Path, *, causal: bool = False) -> SentenceSetti
             found["normalize"] = True
         elif kind == "Transformer":
             network = place
+        elif kind == "Dropout":
+            continue  # it does nothing outside training
         else:
             raise CheckpointError(
                 f"{home / MODULES} has a {kind} module, which fmopt does not run; its vectors would be others"
@@ -116,7 +118,8 @@ def write_sentence_files(metadata: CheckpointMetadata, out: Path) -> None:
 
 
 def reranker_activation(home: Path, config: Mapping[str, Any]) -> str | None:
-    """What CrossEncoder puts on the logits of a folder of its own: "sigmoid" or "identity"; None for another folder.
+    """What CrossEncoder puts on the logits of a folder of its own: "sigmoid", "softmax" or "identity"; None for another
+    folder.
 
     CheckpointError for an activation that fmopt does not do.
     """
@@ -127,12 +130,29 @@ def reranker_activation(home: Path, config: Mapping[str, Any]) -> str | None:
     if named is None:
         return None
     kind = str(named).rpartition(".")[2].lower()
-    if kind not in ("sigmoid", "identity"):
+    if kind not in ("sigmoid", "identity", "softmax"):
         raise CheckpointError(
-            f"{home}: its scores go through {named}, which fmopt does not run; name torch.nn.Sigmoid or torch.nn.Identity "
-            f"as activation_fn in {CONFIG}"
+            f"{home}: its scores go through {named}, which fmopt does not run; name torch.nn.Sigmoid, torch.nn.Softmax or "
+            f"torch.nn.Identity as activation_fn in {CONFIG}"
         )
     return kind
+
+
+def is_reranker(home: Path, config: Mapping[str, Any]) -> bool:
+    """Whether CrossEncoder of sentence-transformers wrote a folder, so that it reads texts as its files say."""
+    own = read_json(home / CONFIG, dict) or {}
+    return own.get("model_type") == "CrossEncoder" or reranker_activation(home, config) is not None
+
+
+def read_reranker_settings(home: Path) -> SentenceSettings:
+    """How CrossEncoder reads pairs: the prompt before the first text, the length, the case."""
+    path = next((home / name for name in SETTINGS_NAMES if (home / name).is_file()), home / SETTINGS)
+    own = read_json(path, dict) or {}
+    return SentenceSettings(
+        max_seq_length=own.get("max_seq_length"),
+        lower_case=bool(own.get("do_lower_case")),
+        **_model_settings(home / CONFIG),
+    )
 
 
 def _kind(module: Any) -> str:
@@ -192,7 +212,7 @@ def _model_settings(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: default_prompt_name is {default!r}, which is not one of its prompts; mend the file"
         )
-    similarity = config.get("similarity_fn_name") or "cosine"
+    similarity = config.get("similarity_fn_name") or "cosine"  # a reranker names none
     if similarity not in SIMILARITIES:
         raise CheckpointError(
             f"{path}: similarity_fn_name is {similarity!r}; fmopt compares by {', '.join(SIMILARITIES)}"

@@ -243,7 +243,7 @@ def test_dynamic_scales_are_never_shared_by_a_list(opened: Open) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(np.array(model(MIXED)), alone)
-    with pytest.warns(UserWarning, match="takes its scales from a whole batch"):
+    with pytest.warns(UserWarning, match="in a batch of this model an item.s answer depends on what is beside it"):
         batched = np.array(model.predict(MIXED, batch_size=8))
     assert np.abs(batched - alone).max() > 1e-4, "the network that is tried does not depend on its batch"
 

@@ -228,6 +228,10 @@ def _put_manifest(
     digest = edge_manifest.manifest_digest(text, "")
     sealed = text.replace('"digest": ""', f'"digest": "{digest}"', 1)
     (folder / MANIFEST).write_bytes(sealed.encode())
+    try:
+        edge_manifest.read_manifest(folder)
+    except parts.EdgeError as error:
+        raise BundleError(f"what was made cannot be opened, which is a fault of fmopt: {error}") from error
 
 
 def _names(folder: Path) -> list[str]:

@@ -18,7 +18,6 @@ from fmopt.core.errors import FmoptError
 from fmopt.core.model import Artifact, CheckpointMetadata
 from fmopt.edge import loading, parts
 from fmopt.edge.parts import EdgeError, Sample
-from fmopt.edge.runners import mixes_rows
 from fmopt.edge.text import open_preprocessor
 
 MARGIN = 5
@@ -71,7 +70,7 @@ def _moved(model: loading.Model, items: Sequence[tuple[Sample, Any]], distance: 
         moved["threads"].append(distance(got, model.predict([sample])[0]))
         moved["batch"].append(_apart(model, [sample] * COPIES, [got] * COPIES, distance))
         # Scales of a whole batch change with what is in it, which is no noise.
-        alone = mixes_rows(model.runner)
+        alone = model.mixes_rows
         moved["length"].append(0.0 if alone else _apart(model, [sample, longest], [got], distance))
     return moved
 

@@ -80,9 +80,13 @@ def read_spelling(folder: Path, config: Any) -> dict[str, Any]:
             "this checkpoint was trained with"
         )
     settings = _settings(folder)
+    pad = settings.get("pad_token", "<pad>")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
     return {
-        "blank": int(config.pad_token_id or 0),
+        "blank": tokens.index(pad) if pad in tokens else int(config.pad_token_id or 0),
         "delimiter": settings.get("word_delimiter_token", "|"),
+        "between": str(settings.get("replace_word_delimiter_char", " ")),
+        "clean_up_tokenization_spaces": settings.get("clean_up_tokenization_spaces") is True,
         "lower": bool(settings.get("do_lower_case", False)),
     }
 

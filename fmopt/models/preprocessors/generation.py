@@ -129,6 +129,18 @@ def ends_of(folder: Path, settings: Mapping[str, Any], words: int) -> list[int]:
     return [] if value is None else [one for one in _ids(value, "eos_token_id", folder / FILE) if 0 <= one < words]
 
 
+def words_among(folder: Path, ends: Sequence[int], config: Any) -> dict[str, list[int]]:
+    """Of the ids that end a text those that are plain words, which `generate` leaves in the answer; nothing where there is
+    none."""
+    tokenizer = _file(folder / TOKENIZER) or {}
+    special = {token["id"] for token in tokenizer.get("added_tokens", ()) if token.get("special")}
+    if not special:  # what the network itself takes for one
+        own = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")]
+        special = {one for ids in own for one in (ids if isinstance(ids, list) else [ids])}
+    found = [one for one in ends if one not in special]
+    return {"ends_with_words": found} if found else {}
+
+
 def length_of(settings: Mapping[str, Any], name: str) -> int | None:
     """A number of tokens that the settings name under `name`."""
     value = settings.get(name)

@@ -26,6 +26,7 @@ from fmopt.models.preprocessors.generation import (
     rules_of,
     search_of,
     tell_left_out,
+    words_among,
 )
 
 if TYPE_CHECKING:
@@ -54,10 +55,12 @@ def generation_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) ->
     settings = read_generation(folder, config, sample)
     tell_left_out(folder, settings, sample)
     new, total = length_of(settings, "max_new_tokens"), length_of(settings, "max_length")
+    ends = ends_of(folder, settings, config.vocab_size)
     return {
         "inputs": ["input_ids", "attention_mask", *positions],
         "axes": {"attention_mask": ["batch", "total"]},  # of tokens taken in now and before
-        "eos_token_id": ends_of(folder, settings, config.vocab_size),
+        "eos_token_id": ends,
+        **words_among(folder, ends, config),
         **({"max_new_tokens": new} if new else {"max_total_tokens": total} if total else {}),
         **({"clean_up_tokenization_spaces": True} if cleans_up(folder) else {}),
         **search_of(folder, settings),

@@ -28,6 +28,7 @@ from fmopt.models.preprocessors.generation import (
     rules_of,
     search_of,
     tell_left_out,
+    words_among,
 )
 
 if TYPE_CHECKING:
@@ -69,10 +70,12 @@ def answer_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) -> dic
     most = min((int(number) for number in positions if number and number > 0), default=None)
     # The positions of an answer, those of its start among them; Whisper's own limit counts without its start.
     total = length_of(settings, "max_length")
+    ends = ends_of(folder, settings, config.vocab_size)
     longest = min((n for n in (total and total + (len(start) if speech else 0), most) if n), default=LONGEST)
     return {
         "decoder_start_token_ids": start,
-        "eos_token_id": ends_of(folder, settings, config.vocab_size),
+        "eos_token_id": ends,
+        **words_among(folder, ends, config),
         "max_new_tokens": length_of(settings, "max_new_tokens") or max(1, longest - len(start)),
         **({"max_target_positions": most} if most else {}),
         "prefix": str(own.get("prefix") or ""),
