@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,16 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-import fmopt
-from fmopt.core.recipe import Recipe, Step
+from fmopt.core import plugins
+from fmopt.core.model import Artifact
 from fmopt.edge import loading
-from fmopt.edge.manifest import GOLDEN, read_manifest
 from fmopt.edge.text import open_preprocessor
+from fmopt.exporters.bundles import bundle_writer
+from fmopt.exporters.bundles.golden import measure_golden
+from fmopt.exporters.to_onnx import export_onnx
+from fmopt.passes.quantize_dynamic import QuantizeDynamic
 from tests.conftest import SENTENCES, TinyCheckpoint
+from tests.torch_models import context_of, model_of, padded
 
 
 class MatMulInteger(OpRun):
@@ -46,30 +49,33 @@ class Reference:
         pass
 
 
-@pytest.mark.parametrize("task", ["sentence-embedding", "text-classification"])
-def test_the_self_test_sees_what_saturates(tiny_checkpoint: TinyCheckpoint, tmp_path: Path, task: str) -> None:
-    rows = [{"text": text, "label": number % 3} for number, text in enumerate(SENTENCES)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    step = Step(use="quantize_dynamic", options={"weights": "int8"})
-    recipe = Recipe(name="int8", runtime="onnxruntime", precision="int8", steps=(step,))
-    folder = tmp_path / "out"
-    fmopt.optimize(
-        tiny_checkpoint("bert", task), data=tmp_path / "data.jsonl", recipe=recipe, out=folder, golden="synthetic",
-        workload=fmopt.Workload(length=16), budget=fmopt.Budget.parse(max_drop="90pt"),
-    )  # fmt: skip
-    manifest = read_manifest(folder)
-    kinds = [node.op_type for node in onnx.load(folder / manifest["model_file"]).graph.node]
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_the_self_test_sees_what_saturates(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    model = model_of(tiny_checkpoint("bert", task))
+    graph = export_onnx(model, padded(model), tmp_path / "fp32")
+    graph = QuantizeDynamic(weights="int8").apply(graph, context_of(model), tmp_path / "int8")
+    kinds = [node.op_type for node in onnx.load(graph.path).graph.node]
     assert kinds.count("MatMulInteger") > 4
-    preprocessor = open_preprocessor(folder, manifest["pipeline"])
+    pipeline = dict(model.metadata.pipeline)
+    preprocessor = open_preprocessor(model.metadata.folder, pipeline)
     exact, saturating = (
-        loading.Model(manifest, preprocessor, Reference(folder / manifest["model_file"], *changed))
+        loading.Model({"pipeline": pipeline}, preprocessor, Reference(graph.path, *changed))
         for changed in ((), (MatMulInteger,))
     )
-    golden = json.loads((folder / GOLDEN).read_text())  # as it was judged: by a CPU that is exact
-    samples = loading.read_golden(folder)[0]
-    for item, got in zip(golden["items"], exact.predict(samples), strict=True):
-        item["prediction"] = loading.prediction_to_json(got)
-    (folder / GOLDEN).write_text(json.dumps(golden))
+    samples = list(SENTENCES[:6])
+    artifact = Artifact("onnxruntime", graph.path)
+    # As it was judged: by a CPU that is exact, which this one need not be.
+    runtime = type(plugins.find("runtimes", "onnxruntime"))
+    monkeypatch.setattr(runtime, "open", lambda self, artifact, threads: Reference(artifact.path))
+    items = list(zip(samples, exact.predict(samples), strict=True))
+    golden = measure_golden(model.metadata, artifact, items, "int8", "texts of the test")
+    assert len(golden.items) == len(samples)
+    folder = bundle_writer.write_bundle(
+        tmp_path / "bundle", metadata=model.metadata, artifact=artifact, recipe={"precision": "int8"}, verdict="UNMEASURED",
+        golden=golden, needs_isa=[],
+    )  # fmt: skip
     worst, tolerance = loading.self_test(folder, exact)
     assert worst < tolerance
     with pytest.raises(loading.EdgeError, match="computes something else here than where it was judged"):
