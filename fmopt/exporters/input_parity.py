@@ -16,6 +16,7 @@ from typing import Any
 
 from fmopt.core.errors import ParityError
 from fmopt.core.model import CheckpointMetadata, Runner
+from fmopt.exporters.media_parity import image_differences, sound_differences
 from fmopt.exporters.text_parity import text_differences
 
 ITEMS = 8  # of the data
@@ -31,7 +32,11 @@ class Served:
 
 
 # modality -> (served, the torch network in eval mode, samples of the data) -> differences
-DIFFERENCES: Mapping[str, Callable[[Any, Any, Sequence[Any]], Iterator[str]]] = {"text": text_differences}
+DIFFERENCES: Mapping[str, Callable[[Any, Any, Sequence[Any]], Iterator[str]]] = {
+    "text": text_differences,
+    "image": image_differences,
+    "audio": sound_differences,
+}
 
 
 def require_input_parity(served: Served, net: Any, samples: Sequence[Any]) -> None:

@@ -1,0 +1,67 @@
+"""Images and sounds are compared with transformers' own pipelines, from the file to the answer."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmopt.core.errors import ParityError
+from fmopt.edge.text import open_preprocessor
+from fmopt.exporters.input_parity import Served, require_input_parity
+from fmopt.models import checkpoint
+from fmopt.models.source import resolve
+from tests.audio_models import CLASSIFICATION, LETTERS, RECOGNITION, write_audio
+from tests.exporters.test_input_parity import InTorch
+from tests.vision_models import write_vision
+
+
+def check(folder: Path, **changed: Any) -> None:
+    """Compare a checkpoint with what is served by its pipeline, changed so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        metadata = checkpoint.inspect(resolve(str(folder)))
+    pipeline = {**metadata.pipeline, **changed}
+    net: Any = checkpoint.load(metadata).net
+    served = Served(
+        replace(metadata, pipeline=pipeline),
+        open_preprocessor(metadata.folder, pipeline),
+        InTorch(net, pipeline["outputs"]),
+    )
+    require_input_parity(served, net, [])
+
+
+def test_images_answer_as_the_pipeline_does(tmp_path: Path) -> None:
+    folder = write_vision(tmp_path / "vit", "vit")
+    check(folder)
+    steps = json.loads(json.dumps(checkpoint.inspect(resolve(str(folder))).pipeline["image"]))
+    for changed, reported in (
+        ({"activation": "sigmoid"}, "a score of item 1 is off by"),
+        ({"image": steps | {"rescale": 1 / 128}}, "a score of item 1 is off by"),
+        ({"image": steps | {"flip": True}}, "a score of item"),
+    ):
+        with pytest.raises(ParityError, match=reported):
+            check(folder, **changed)
+
+
+@pytest.mark.parametrize(
+    ("family", "task"), [("wav2vec2", CLASSIFICATION), ("audio-spectrogram-transformer", CLASSIFICATION)]
+)
+def test_sounds_answer_as_the_pipeline_does(tmp_path: Path, family: str, task: str) -> None:
+    folder = write_audio(tmp_path / family, family, task)
+    check(folder)
+    with pytest.raises(ParityError, match="a score of item 1 is off by"):
+        check(folder, activation="none")
+
+
+def test_what_is_heard_is_what_the_pipeline_hears(tmp_path: Path) -> None:
+    folder = write_audio(tmp_path / "wav2vec2", "wav2vec2", RECOGNITION)
+    check(folder)
+    spelling = dict(checkpoint.inspect(resolve(str(folder))).pipeline["ctc"])
+    with pytest.raises(ParityError, match="item 1 is heard as"):
+        for letter in range(1, len(LETTERS)):  # one of them is in what a random network hears
+            check(folder, ctc=spelling | {"blank": letter})
