@@ -135,6 +135,8 @@ def _inspected(
         )
     if fresh_head:
         pipeline["labels"] = []
+        if kind.output is Output.CLASSES:
+            pipeline.pop("activation", None)  # of the head that goes
     told = (*notes(kind.name, pipeline, sentence, sample, activation), *unread(source.folder, home, config))
     for note in told:
         warnings.warn(f"{home.name}: {note}", stacklevel=2)
