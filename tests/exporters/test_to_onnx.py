@@ -202,6 +202,6 @@ def test_what_was_there_before_rests_while_a_network_is_exported():
 )
 def test_positions_whose_angles_depend_on_the_length_are_refused_before_the_export(settings, said) -> None:
     config = {"max_position_embeddings": 64, **settings}
-    metadata: Any = SimpleNamespace(config=config, source=SimpleNamespace(title="tiny"))
+    metadata: Any = SimpleNamespace(model_type="llama", config=config, source=SimpleNamespace(title="tiny"))
     with pytest.raises(CheckpointError, match=said) if said else nullcontext():
         to_onnx.check_positions(metadata)
