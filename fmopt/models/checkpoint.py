@@ -23,16 +23,13 @@ from fmopt.models.checkpoint_files import read_json
 from fmopt.models.checkpoint_keys import notes, unread
 from fmopt.models.loading import TorchModel
 from fmopt.models.networks import known_transformers
-from fmopt.models.preprocessors.audio import VOCABULARY, read_audio_processor, read_spelling
-from fmopt.models.preprocessors.catalog import read_items
-from fmopt.models.preprocessors.image import PROCESSOR, read_image_processor
-from fmopt.models.preprocessors.speech import speech_pipeline
+from fmopt.models.pipeline import pipeline_of
+from fmopt.models.preprocessors.audio import VOCABULARY
+from fmopt.models.preprocessors.image import PROCESSOR
 from fmopt.models.preprocessors.tokenizer import (
     as_served,
     convert_tokenizer,
     has_slow_tokenizer,
-    prompt_tokens,
-    read_tokenizer,
 )
 from fmopt.models.received import inner_folder, look_through, require_possible
 from fmopt.models.sentence_transformers import (
@@ -46,8 +43,6 @@ from fmopt.models.sentence_transformers import (
 from fmopt.models.source import cache_folder, known_models, made_once, resolve
 from fmopt.models.structure import STRUCTURE, load_layer_metadata, read_structure
 from fmopt.models.weights import PICKLES, convert_pickle, has_pickle, link_files, read_weights
-from fmopt.models.wrappers.decoder import generation_pipeline
-from fmopt.models.wrappers.seq2seq import answer_pipeline
 from fmopt.tasks.base import Output, Task, all_tasks, find_task
 
 if TYPE_CHECKING:
@@ -56,21 +51,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PLAIN = "sentence-embedding"  # what a network without a head is for
-# Position ids start after the padding id in these, so that many rows of the table serve no token.
-POSITIONS_AFTER_PADDING = (
-    "roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer", "data2vec-text", "xmod", "ibert",
-    "roberta-prelayernorm", "lilt", "luke", "mluke", "esm", "layoutlmv3", "markuplm", "altclip_text_model", "clap_text_model",
-)  # fmt: skip
-READ_AT_THE_END = ("xlnet",)  # heads look at the last place of a row, so that padding goes before a text
-# Padding leaks into the tokens beside it in these, masked or not: they mix tokens by Fourier transforms, by convolutions, or by
-# means over blocks. Their texts are answered one by one, without padding.
-PADDING_LEAKS = ("fnet", "convbert", "mobilebert", "funnel", "nystromformer", "canine", "yoso")
 HEADS = ("classifier.", "qa_outputs.", "score.", "cls.predictions.", "lm_head.")  # of checkpoints that name no class
-INPUTS = {
-    "image": read_image_processor,
-    "audio": read_audio_processor,
-    "item": read_items,
-}  # what a pipeline says of samples that are not texts, by what they are
 
 
 # ------------------------------------------------------------------------------------------------ what it is
@@ -123,7 +104,7 @@ def _inspected(
         source = replace(
             source, folder=_with_own_tokenizer(source.folder, config, network, lower_case=sentence.lower_case)
         )
-    pipeline = _pipeline(kind, source.folder, sentence, config, sample, max_length)
+    pipeline = pipeline_of(kind, source.folder, sentence, config, sample, max_length)
     activation = reranker_activation(home, sample)
     if kind.output is Output.NUMBER and (
         activation == "sigmoid" or (activation is None and not sample.get("problem_type"))
@@ -164,16 +145,6 @@ def is_regression(config: Mapping[str, Any]) -> bool:
     labels = config.get("id2label") or config.get("num_labels")
     count = len(labels) if isinstance(labels, Mapping) else labels
     return count in (None, 1) and config.get("problem_type") in ("regression", *([None] if count == 1 else []))
-
-
-def activation_of(task: Task, config: Mapping[str, Any], classes: int) -> str | None:
-    """What transformers' pipeline of a task puts on the logits of classes where it is not as usual: "none" for a head that was
-    trained to give numbers, "sigmoid" for the one class of an image; else None."""
-    if not task.has_classes or task.output is not Output.CLASSES:
-        return None
-    if config.get("problem_type") == "regression":
-        return "none"
-    return "sigmoid" if task.modality == "image" and classes == 1 else None
 
 
 def _with_own_tokenizer(folder: Path, config: Any, origin: Path, *, lower_case: bool) -> Path:
@@ -354,110 +325,6 @@ def _refuse_misfit(task: Task, head: _Head, source: ModelSource) -> None:
         f"--task {task.name} does not fit {source.title}: {head.architecture or 'it'} has no head for it; "
         f"train one: fmopt finetune {source.asked} --task {task.name} --data DATA -o CKPT"
     )
-
-
-# ------------------------------------------------------------------------------------------------ its pipeline
-
-
-def _pipeline(
-    task: Task, folder: Path, sentence: SentenceSettings, config: Any, sample: Mapping[str, Any], max_length: int | None
-) -> dict[str, Any]:
-    """The dict that edge/ works by."""
-    pipeline: dict[str, Any] = {
-        "task": task.name,
-        "outputs": list(task.outputs),
-        "labels": [],
-        "multi_label": sample.get("problem_type") == "multi_label_classification",
-    }
-    if task.edge_part is not None:
-        pipeline["part"] = task.edge_part.stem
-    if task.output is Output.AUDIO:
-        pipeline |= speech_pipeline(folder, config)
-    elif task.modality == "text":
-        pipeline |= _text_pipeline(task, folder, sentence, config, sample, max_length)
-    else:
-        inputs = INPUTS[task.modality](folder, getattr(config, "vision_config", config))
-        pipeline |= {"modality": task.modality, **inputs}
-    if task.output is Output.LETTERS and config.is_encoder_decoder:
-        read_tokenizer(folder, config)  # which spells; refused here when it does not fit
-        pipeline |= {"part": "whisper", "padding": {"id": int(config.pad_token_id or 0)}}
-        pipeline |= answer_pipeline(folder, config, sample)
-    elif task.output is Output.LETTERS:
-        pipeline["ctc"] = read_spelling(folder, config)
-    pipeline |= task.pipeline_entries(folder, config)
-    # What knows labels by their words (CLIP) has none of its own: transformers' two are not meant.
-    if task.has_classes and not (task.classes_from_data and "id2label" not in sample):
-        pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
-        if activation := activation_of(task, sample, len(pipeline["labels"])):
-            pipeline["activation"] = activation
-    return pipeline
-
-
-def _text_pipeline(
-    task: Task, folder: Path, sentence: SentenceSettings, config: Any, sample: Mapping[str, Any], max_length: int | None
-) -> dict[str, Any]:
-    """What a pipeline says of texts."""
-    limit = _position_limit(config)
-    tokenizer = read_tokenizer(folder, config)
-    settings = (sentence.max_seq_length or tokenizer.model_max_length, limit)  # the former replaces the tokenizer's own
-    longest = min((n for n in settings if n), default=512)
-    if max_length is not None and limit is not None and max_length > limit:
-        raise CheckpointError(f"{max_length} tokens are too many for {folder}: its position table ends at {limit}")
-    length = max_length or longest
-    if length <= tokenizer.added:
-        raise CheckpointError(
-            f"{folder}: a length of {length} tokens leaves no room for a text, as the tokenizer adds {tokenizer.added}; "
-            "mend model_max_length in tokenizer_config.json, or max_seq_length"
-        )
-    # A text has the positions that it has alone, where they are counted from the left of a row.
-    side = tokenizer.side if config.model_type in READ_AT_THE_END else "right"
-    pipeline: dict[str, Any] = {
-        "max_length": length,
-        "inputs": ["input_ids", "attention_mask", *(["token_type_ids"] if tokenizer.type_ids else [])],
-        "padding": {"id": tokenizer.pad_id, "type_id": 0, "token": tokenizer.pad_token, "side": side},
-        # Byte-level tokenizers see words apart from their text, so each word brings its own space.
-        "add_prefix_space": tokenizer.byte_level and (tokenizer.add_prefix_space or task.output is Output.TAGS),
-    }
-    asked = {"truncation_side": tokenizer.truncation_side, "split_special_tokens": tokenizer.split_special_tokens}
-    pipeline |= {name: value for name, value in asked.items() if value}
-    if config.model_type in PADDING_LEAKS:
-        pipeline["alone"] = True
-    if sentence.prompt and task.output is not Output.VECTOR:
-        pipeline["prefix"] = sentence.prompt
-    if task.output is Output.VECTOR:
-        pipeline |= _vector_pipeline(folder, sentence)
-    elif task.output is Output.MASKED_WORDS:
-        if tokenizer.mask is None:
-            raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {task.name} does not fit it")
-        pipeline["mask"] = dict(zip(("id", "token"), tokenizer.mask, strict=True))
-    elif task.output is Output.NEXT_WORDS:
-        pipeline |= generation_pipeline(folder, config, sample)
-    elif task.output is Output.ANSWER_WORDS:
-        pipeline |= answer_pipeline(folder, config, sample)
-    elif task.output is Output.SPAN:
-        # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
-        pipeline |= {"stride": min(128, length // 4), "no_answer": bool(sample.get("no_answer", False))}
-    return pipeline
-
-
-def _vector_pipeline(folder: Path, sentence: SentenceSettings) -> dict[str, Any]:
-    """What a pipeline says of how a vector is made of tokens; what is as usual is left out."""
-    pooling = sentence.pooling[0] if len(sentence.pooling) == 1 else list(sentence.pooling)
-    found = {
-        "prefix": sentence.prompt, "prompts": dict(sentence.prompts), "lower_case": sentence.lower_case,
-        "prompt_tokens": 0 if sentence.include_prompt else prompt_tokens(folder, sentence.prompt),
-        "dimensions": sentence.dimensions, "similarity": "" if sentence.similarity == "cosine" else sentence.similarity,
-    }  # fmt: skip
-    return {"pooling": pooling, "normalize": sentence.normalize} | {key: value for key, value in found.items() if value}
-
-
-def _position_limit(config: Any) -> int | None:
-    """Tokens that the position table has rows for; None when the configuration names no limit."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if not positions or positions < 0:
-        return None
-    first = (config.pad_token_id or 0) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
-    return int(positions - first)
 
 
 # ------------------------------------------------------------------------------------------------ its files

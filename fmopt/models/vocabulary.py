@@ -21,6 +21,7 @@ from fmopt.core.errors import CheckpointError, DataError
 from fmopt.core.model import TOKENIZER
 from fmopt.core.store import whole_folder
 from fmopt.models import checkpoint
+from fmopt.models.pipeline import POSITIONS_AFTER_PADDING
 from fmopt.models.preprocessors.tokenizer import SLOW_FILES
 from fmopt.models.source import resolve
 from fmopt.models.weights import INDEX, SINGLE, weight_files
@@ -70,7 +71,7 @@ def trim(folder: str | Path, texts: Sequence[str], out: str | Path) -> Trimmed:
     spec = json.loads((metadata.folder / TOKENIZER).read_text("utf8"))
     old = _plain(Tokenizer.from_str(json.dumps(spec)))
     # Positions count from the padding id in some families: there nothing before it may go.
-    counted = metadata.model_type in checkpoint.POSITIONS_AFTER_PADDING
+    counted = metadata.model_type in POSITIONS_AFTER_PADDING
     kept = _kept(spec, old, texts, metadata.pipeline["padding"]["id"] if counted else -1)
     kept |= _named_ids(metadata.folder) & set(old.get_vocab(with_added_tokens=True).values())
     ids = {before: after for after, before in enumerate(sorted(kept))}
