@@ -26,7 +26,9 @@ def require_tokenizer(path: Path) -> None:
     pads or replaces until memory ends by others. What was read once is not tried again."""
     tokenizers = need("tokenizers", "tokenizers")
     written = path.read_bytes()
-    marker = marker_of("tried", tokenizers.__version__.encode() + written)
+    marker = marker_of(
+        "tried", b"ids " + tokenizers.__version__.encode() + written
+    )  # with the name of the newest check
     if not is_left(marker):
         with explained(f"{path} is not a tokenizer this library reads"):
             _check_tokenizer(parsed(written, str(path)))
@@ -39,6 +41,7 @@ def require_tokenizer(path: Path) -> None:
 
 
 TRY_TOKENIZER_SECONDS = 30.0
+MOST_HOLES = 100_000  # numbers that no token has
 # What is tried of a tokenizer in a process of its own: it is read, and makes tokens of texts of several kinds.
 TRY_TOKENIZER = r"""
 import sys
@@ -75,6 +78,14 @@ def _check_tokenizer(written: Mapping[str, Any]) -> None:
     for name in ("max_length", "stride"):
         if not isinstance(truncation.get(name, 0), int) or not 0 <= truncation.get(name, 0) <= LARGEST_NUMBER:
             raise ValueError(f"its truncation says {truncation[name]!r} for {name!r}")
+    model = written.get("model") or {}
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [one.get("id") for one in written.get("added_tokens") or () if isinstance(one, dict)]
+    tokens = len(ids) + (len(vocabulary) if isinstance(vocabulary, list) else 0)
+    for one in ids:  # the library walks all numbers up to the highest, and holds those that no token has
+        if not isinstance(one, int) or not 0 <= one <= 4 * tokens + MOST_HOLES:
+            raise ValueError(f"it gives a token the id {one!r:.40}, of {tokens} tokens")
     growth = 1.0
     todo: list[Any] = [written.get("normalizer")]
     while todo:

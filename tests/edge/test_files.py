@@ -143,6 +143,7 @@ def test_tokenizers_that_pad_or_replace_without_end_are_refused(tmp_path):
         {"padding": padding},
         {"normalizer": {"type": "Sequence", "normalizers": [replaced] * 9}},
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"model": written["model"] | {"vocab": {"a": 0, "[UNK]": 1 << 31}}},  # all numbers between are walked
     ):
         path.write_text(json.dumps(written | change))
         with pytest.raises(EdgeError, match=r"tokenizer\.json is not a tokenizer this library reads"):
