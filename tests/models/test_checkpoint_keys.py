@@ -15,7 +15,7 @@ import transformers
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters.text_parity import PAIRS, TEXTS
 from fmopt.models import checkpoint
-from fmopt.models.checkpoint import POSITIONS_AFTER_PADDING
+from fmopt.models.pipeline import POSITIONS_AFTER_PADDING
 from fmopt.models.source import resolve
 from tests.conftest import DECODERS, ENCODER_DECODERS, FAMILIES, MORE_DECODERS
 
