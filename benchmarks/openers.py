@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import compact_results
 import numpy as np
@@ -126,9 +126,10 @@ def main() -> None:
     work = asked.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     (work / "texts.json").write_text(json.dumps(TEXTS))
-    for format in ("onnx", "openvino"):
+    formats: tuple[Literal["onnx", "openvino"], ...] = ("onnx", "openvino")
+    for format in formats:
         if not (work / "bundles" / format / "fmopt.json").exists():
-            fmopt.export("minilm", work / "bundles" / format, format=format)  # type: ignore[arg-type]
+            fmopt.export("minilm", work / "bundles" / format, format=format)
     rows = [opened(opener, work) for opener in OPENERS]
     result = {
         "what": "MiniLM opened by others, 50 texts",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +49,19 @@ def context_of(model: TorchModel, scratch: Path | None = None, **metadata: objec
     items = items_of(model)
     stream: Callable[[], Iterator[Inputs]] = lambda: iter(items)  # noqa: E731
     return Context(metadata=model.metadata, target=target(**metadata), calibration=stream, scratch=scratch)
+
+
+@dataclass
+class InTorch:
+    """A runner that is the network itself."""
+
+    net: Any
+    outputs: Any
+
+    def run(self, inputs: Any) -> dict[str, Any]:
+        from fmopt.exporters.parity import torch_outputs
+
+        return torch_outputs(self.net, inputs, self.outputs)
 
 
 def outputs_of(model: TorchModel, inputs: Inputs) -> np.ndarray:

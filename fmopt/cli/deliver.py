@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -75,7 +76,7 @@ def check(
 ) -> None:
     """Is it worse than the one before? Accuracy, time, size, answers; for continuous integration."""
     from fmopt.cli import output as cli_output
-    from fmopt.core.store import write_whole
+    from fmopt.core.store import disk_errors, write_whole
     from fmopt.evaluation import gate
     from fmopt.reports import check_reports
     from fmopt.workflow.regressions import Tolerances
@@ -97,10 +98,10 @@ def check(
     if markdown is not None:
         outcome = gate.settle(found.verdict, accept_undecided=accept_undecided)
         summary = check_reports.markdown(found.candidate, found.reference, outcome, checks, found.caveats)
-        with markdown.open("a", encoding="utf-8") as stream:
+        with disk_errors(markdown), markdown.open("a", encoding="utf-8") as stream:
             stream.write(summary)
     if github:
-        print(*check_reports.github_annotations(checks), sep="\n")
+        print(*check_reports.github_annotations(checks), sep="\n", file=sys.stderr if as_json else sys.stdout)
     answer(found.model_dump(mode="json"), as_json, lambda: cli_output.regressions(found))
     raise typer.Exit(gate.exit_code(found.verdict, accept_undecided=accept_undecided))
 

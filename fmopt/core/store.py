@@ -197,6 +197,15 @@ def forget_halves(folder: Path) -> None:
         seals.remove_half(left_over)
 
 
+def link_or_copy(file: Path, place: Path) -> None:
+    """`place` as a further name of what `file` is or leads to, where the disk has such; else a copy."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file.resolve(), place)
+    except OSError:  # another disk, or one that knows no links
+        shutil.copyfile(file, place)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

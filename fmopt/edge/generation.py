@@ -9,7 +9,7 @@ A recurrent network's past is its state, [rows, 1, 1, size], which begins as zer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -379,12 +379,14 @@ def _told(speller: Speller, wish: GenerationConfig, pipeline: Mapping[str, Any])
     return {"text": text, "tokens": len(speller.tokens), "ended": "length" if full else "stop"}
 
 
-def stream(model: Any, sample: Any, **options: Any) -> Iterator[str]:
-    """The continuation of one text, piece by piece as it is made; in one piece where the model searches with beams."""
+def stream(model: Any, sample: Any, **options: Any) -> Generator[str, None, str]:
+    """The continuation of one text, piece by piece as it is made; in one piece where the model searches with beams. Returns how
+    it ended, as `answer` has it."""
     wish = streamed(model.pipeline, **options)
     if wish.beams > 1:
-        yield answer(model, [sample], **options)[0]["text"]
-        return
+        (whole,) = answer(model, [sample], **options)
+        yield whole["text"]
+        return str(whole["ended"])
     prompt = prompt_ids(model, sample)
     speller = Speller(spelling_of(model), prompt, wish.stop)
     for (token,) in continuations(model.runner, [prompt], model.pipeline, wish):
@@ -392,9 +394,10 @@ def stream(model: Any, sample: Any, **options: Any) -> Iterator[str]:
         if piece:
             yield piece
         if speller.ended:
-            return
+            return "stop"
     if rest := speller.rest():
         yield rest
+    return str(_told(speller, wish, model.pipeline)["ended"])
 
 
 def streamed(pipeline: Mapping[str, Any], **options: Any) -> GenerationConfig:

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -163,13 +163,14 @@ class Model:
                 found[index] = one
         return found
 
-    def stream(self, sample: Any, **options: Any) -> Iterator[Any]:
-        """The answer to one sample in pieces, as they are made; EdgeError for a task that answers at once."""
+    def stream(self, sample: Any, **options: Any) -> Generator[Any, None, Any]:
+        """The answer to one sample in pieces, as they are made; EdgeError for a task that answers at once. Returns how the answer
+        ended ("stop" or "length"), where the part says it."""
         part = part_of(self.pipeline)
         if not hasattr(part, "stream"):
             raise EdgeError(f"{self.pipeline['task']} answers at once; there is nothing to stream")
         with explained():
-            yield from part.stream(self, sample, **options)
+            return (yield from part.stream(self, sample, **options))
 
     def answers(self, arguments: Sequence[Any], **options: Any) -> tuple[list[Any], list[str]]:
         """What people read for each argument of a command, None for one that cannot be read; and a line for each of those."""

@@ -26,9 +26,7 @@ def require_tokenizer(path: Path) -> None:
     pads or replaces until memory ends by others. What was read once is not tried again."""
     tokenizers = need("tokenizers", "tokenizers")
     written = path.read_bytes()
-    marker = marker_of(
-        "tried", b"ids " + tokenizers.__version__.encode() + written
-    )  # with the name of the newest check
+    marker = marker_of("tried", RULES + tokenizers.__version__.encode() + written)
     if not is_left(marker):
         with explained(f"{path} is not a tokenizer this library reads"):
             _check_tokenizer(parsed(written, str(path)))
@@ -42,6 +40,7 @@ def require_tokenizer(path: Path) -> None:
 
 TRY_TOKENIZER_SECONDS = 30.0
 MOST_HOLES = 100_000  # numbers that no token has
+RULES = b"2"  # counts up with `_check_tokenizer`, so that what was tried before is looked at by newer rules too
 # What is tried of a tokenizer in a process of its own: it is read, and makes tokens of texts of several kinds.
 TRY_TOKENIZER = r"""
 import sys

@@ -92,6 +92,18 @@ def compare(a: Record | str | Path, b: Record | str | Path, *more: Record | str 
 
 
 def caveats(sides: Sequence[RecordView]) -> list[str]:
+    """What makes records hard to compare: circumstances that differ, and how the comparison is made."""
+    found = circumstances(sides)
+    found.append(
+        "they were timed in different runs, not in turn: "
+        f"differences under {formatting.percent(NOISE)} are not called differences"
+    )
+    if len(sides) > 2:
+        found.append("each is held to A alone; bounds are not widened for their number")
+    return found
+
+
+def circumstances(sides: Sequence[RecordView]) -> list[str]:
     """Circumstances that differ, so that a difference may not be the models'."""
     found = [
         f"{letter} is a bundle without a record: its latency, accuracy and memory are {UNKNOWN}"
@@ -106,12 +118,6 @@ def caveats(sides: Sequence[RecordView]) -> list[str]:
     for prefix, metadata in (("", [side.host for side in sides]), ("version of ", [side.versions for side in sides])):
         for what, groups in differing(prefix, metadata):
             found.append(f"{what}: " + ", ".join(f"{value} in {_listed(who)}" for who, value in groups))
-    found.append(
-        "they were timed in different runs, not in turn: "
-        f"differences under {formatting.percent(NOISE)} are not called differences"
-    )
-    if len(sides) > 2:
-        found.append("each is held to A alone; bounds are not widened for their number")
     return found
 
 

@@ -6,8 +6,6 @@ Nothing is loaded to find out: a safetensors file begins with a header that says
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from fmopt.core.errors import CheckpointError
+from fmopt.core.store import link_or_copy
 from fmopt.models.received import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -140,11 +139,7 @@ def link_files(folder: Path, out: Path, skip: frozenset[str]) -> None:
     for path in sorted(folder.rglob("*")):
         place = out / path.relative_to(folder)
         if path.is_file() and path.name not in skip and not path.relative_to(folder).parts[0].startswith("."):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path.resolve(), place)
-            except OSError:  # another disk, or one that knows no links
-                shutil.copyfile(path, place)
+            link_or_copy(path, place)
 
 
 def _index(path: Path) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +11,7 @@ import numpy as np
 from fmopt.core.model import Artifact, CheckpointMetadata, Format, Graph, Runner, model_files
 from fmopt.core.plugins import did_you_mean
 from fmopt.core.results import Frozen, OpTime
+from fmopt.core.store import link_or_copy
 from fmopt.core.target import Target
 from fmopt.edge.runners import DECODER_INPUT, ENCODER_DECODER
 
@@ -76,8 +75,5 @@ def copy_model(path: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for file in model_files(path):
         if not (out / file.name).exists():
-            try:
-                os.link(file, out / file.name)
-            except OSError:
-                shutil.copyfile(file, out / file.name)
+            link_or_copy(file, out / file.name)
     return out / path.name

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,7 +15,6 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ValidationError
-from starlette.concurrency import iterate_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from fmopt.core.errors import DataError, FmoptError, first_fault
@@ -192,7 +191,7 @@ class Server:
             if len(asked.prompt) > 1:
                 raise BadRequestError("stream: give one prompt")
             pieces = self.model.stream(asked.prompt[0], **asked.options)
-            first = await asyncio.to_thread(next, pieces, None)  # what is wrong with the prompt is said by a status
+            first = await asyncio.to_thread(_next, pieces)  # what is wrong with the prompt is said by a status
             return StreamingResponse(self._events(about, first, pieces), media_type="text/event-stream")
         made = await self.answered(asked.prompt, **asked.options)
         choices = [
@@ -203,21 +202,30 @@ class Server:
         usage = {"prompt_tokens": read_, "completion_tokens": written, "total_tokens": read_ + written}
         return JSONResponse({**about, "choices": choices, "usage": usage})
 
-    async def _events(self, about: dict[str, Any], first: str | None, pieces: Iterator[str]) -> AsyncIterator[str]:
+    async def _events(
+        self, about: dict[str, Any], step: tuple[str, str | None], pieces: Generator[str, None, str]
+    ) -> AsyncIterator[str]:
         def event(text: str, ended: str | None) -> str:
             choice = {"index": 0, "text": text, "finish_reason": ended, "logprobs": None}
             return f"data: {json.dumps({**about, 'choices': [choice]})}\n\n"
 
         async with self._streams:
-            if first is not None:
-                yield event(first, None)
-            async for piece in iterate_in_threadpool(pieces):
-                yield event(piece, None)
-        yield event("", "stop")
+            while step[1] is None:
+                yield event(*step)
+                step = await asyncio.to_thread(_next, pieces)
+        yield event(*step)
         yield "data: [DONE]\n\n"
 
     def _tokens(self, texts: list[str]) -> int:
         return sum(len(row) for rows in self.model.preprocessor.rows(texts) for row in rows)
+
+
+def _next(pieces: Generator[str, None, str]) -> tuple[str, str | None]:
+    """The next piece and None; at the end nothing, and how it ended."""
+    try:
+        return next(pieces), None
+    except StopIteration as end:
+        return "", str(end.value or "stop")
 
 
 def _encoded(vector: list[float], how: str) -> Any:

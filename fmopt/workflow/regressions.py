@@ -9,7 +9,14 @@ from pydantic import Field
 from fmopt.core.results import Check, Estimate, Frozen, Outcome, Verdict
 from fmopt.edge import parts
 from fmopt.evaluation.bootstrap import paired_drop
-from fmopt.evaluation.comparison import against_accuracy, between_times, caveats, judging_metric, ratio_of, scores_of
+from fmopt.evaluation.comparison import (
+    against_accuracy,
+    between_times,
+    circumstances,
+    judging_metric,
+    ratio_of,
+    scores_of,
+)
 from fmopt.evaluation.gate import Drop, at_most
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import Record, value_of
@@ -57,8 +64,9 @@ def check(
         checks.append(_size(old, new, wanted.max_growth))
     if wanted.max_change is not None:
         checks.append(_answers(reference, candidate, wanted.max_change))
-    found = caveats([old, new])[:-1]  # the last says what `_time` looks after
-    return Regressions(candidate=new.title, reference=old.title, verdict=Verdict(checks=checks), caveats=found)
+    return Regressions(
+        candidate=new.title, reference=old.title, verdict=Verdict(checks=checks), caveats=circumstances([old, new])
+    )
 
 
 def _own_verdict(new: RecordView) -> Check:
@@ -115,6 +123,8 @@ def _answers(old: Record | str | Path, new: Record | str | Path, allowed: float)
     if not samples:
         return Check(name=name, outcome=Outcome.UNMEASURED, note="the other carries no golden items")
     models = [bundle.load(one) for one in both]
+    if models[0].pipeline["task"] != models[1].pipeline["task"]:
+        return Check(name=name, outcome=Outcome.UNMEASURED, note="the two are for different tasks")
     what, apart = parts.distance_of(models[0].pipeline)
     before, after = (model.predict(samples) for model in models)
     most = max(apart(one, other) for one, other in zip(before, after, strict=True))

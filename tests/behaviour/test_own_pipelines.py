@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,27 +22,16 @@ from fmopt.core.errors import CheckpointError
 from fmopt.edge import loading
 from fmopt.edge.audio import _spelled, read_vocabulary
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters.parity import torch_outputs
 from fmopt.exporters.to_onnx import check_positions
 from fmopt.models import checkpoint
 from fmopt.models.preprocessors.audio import read_spelling
 from fmopt.models.source import resolve
 from tests.audio_models import CLASSIFICATION, RATE, write_audio
 from tests.conftest import SENTENCES, TinyCheckpoint
+from tests.torch_models import InTorch
 from tests.vision_models import write_pictures, write_vision
 
 PAIRS = [(SENTENCES[0], SENTENCES[1]), (SENTENCES[2], " ".join(SENTENCES[:4])), ("The CAT", "Crème 北京")]
-
-
-@dataclass
-class InTorch:
-    """The network itself, run as a graph would be."""
-
-    net: Any
-    outputs: Any
-
-    def run(self, inputs: Any) -> dict[str, Any]:
-        return torch_outputs(self.net, inputs, self.outputs)
 
 
 def served(folder: Path, task: str | None = None) -> Any:
@@ -191,9 +179,9 @@ def test_a_list_gives_what_each_text_gives_alone(tiny_checkpoint: TinyCheckpoint
 
 
 def test_networks_that_attend_by_blocks_are_refused_by_name() -> None:
-    source = SimpleNamespace(title="mine")
+    metadata: Any = SimpleNamespace(model_type="longformer", source=SimpleNamespace(title="mine"), config={})
     with pytest.raises(CheckpointError, match=r"longformer attends by blocks .* take a network with full attention"):
-        check_positions(SimpleNamespace(model_type="longformer", source=source, config={}))  # type: ignore[arg-type]
+        check_positions(metadata)
 
 
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", "a", "B", "c", "'", ".", "n", "t", ",", "[UNK]", "s", "eé"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,11 @@ import pytest
 from fmopt.core.errors import ParityError
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters.input_parity import Served, require_input_parity
-from fmopt.exporters.parity import torch_outputs
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
+from tests.torch_models import InTorch
 
 ITEMS = ["the cat sat on the mat", "Paris is a LARGE city"]
-
-
-@dataclass
-class InTorch:
-    """The network itself, run as a graph would be."""
-
-    net: Any
-    outputs: Any
-
-    def run(self, inputs: Any) -> dict[str, Any]:
-        return torch_outputs(self.net, inputs, self.outputs)
 
 
 @pytest.fixture

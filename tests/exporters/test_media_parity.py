@@ -17,7 +17,7 @@ from fmopt.exporters.input_parity import Served, require_input_parity
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from tests.audio_models import CLASSIFICATION, LETTERS, RECOGNITION, write_audio
-from tests.exporters.test_input_parity import InTorch
+from tests.torch_models import InTorch
 from tests.vision_models import write_vision
 
 

@@ -138,7 +138,8 @@ def test_completions_whole_and_in_pieces(decoder: Served) -> None:
     assert events[-1] == "[DONE]"
     pieces = [json.loads(event)["choices"][0] for event in events[:-1]]
     assert "".join(piece["text"] for piece in pieces) == wanted["text"]
-    assert pieces[-1]["finish_reason"] is not None
+    assert pieces[-1]["finish_reason"] == wanted["ended"] == "length"
+    assert got["choices"][0]["finish_reason"] == "length"
     two = decoder.post("/v1/completions", {**asked, "prompt": SENTENCES[:2]}).json()["choices"]
     assert [one["text"] for one in two] == [
         one["text"] for one in fmopt.load(decoder.bundle)(SENTENCES[:2], max_new_tokens=8)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import fmopt
 from fmopt.cli.app import app
+from fmopt.core.errors import FmoptError
 from fmopt.core.results import Check, Outcome
 from fmopt.evaluation.record import Record
 from fmopt.reports import check_reports
@@ -97,6 +98,9 @@ def test_bundles_are_held_by_size_and_answers(tiny_checkpoint: TinyCheckpoint, t
     assert [found.outcome.value for found in check(two, one, wanted).verdict.checks] == ["PASS", "PASS"]
     (answers,) = [found for found in check(other, one, wanted).verdict.checks if found.name == "answers"]
     assert answers.outcome is Outcome.FAIL
+    sentences = fmopt.export(tiny_checkpoint("bert", "sentence-embedding"), tmp_path / "sentences")
+    (answers,) = [found for found in check(sentences, one, wanted).verdict.checks if found.name == "answers"]
+    assert (answers.outcome, answers.note) == (Outcome.UNMEASURED, "the two are for different tasks")
     unmeasured = {"accuracy drop": "UNMEASURED", "time": "UNMEASURED"}
     assert outcomes(two, one).items() >= unmeasured.items()
 
@@ -136,6 +140,12 @@ def test_the_command(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert json.loads(done.stdout)["verdict"]["outcome"] in ("PASS", "UNDECIDED")
     done = CliRunner().invoke(app, ["check", before, "--against", before, "--max-slowdown", "fast"])
     assert "--max-slowdown 'fast' is not a share like 5%, or none" in str(done.exception)
+    for option in ("--junit", "--markdown"):
+        done = CliRunner().invoke(app, ["check", before, "--against", before, option, str(tmp_path / "no" / "file")])
+        assert isinstance(done.exception, FmoptError), option
+    done = CliRunner().invoke(app, ["check", after, "--against", before, "--github", "--json"])
+    assert json.loads(done.stdout)["verdict"]["outcome"] == "FAIL"
+    assert "::error" in done.stderr
 
 
 def run_steps(steps: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,10 @@ class Bundle(loading.Model):
         except parts.EdgeError as error:
             raise DataError(str(error)) from error
 
-    def stream(self, sample: Any, **options: Any) -> Iterator[Any]:
+    def stream(self, sample: Any, **options: Any) -> Generator[Any, None, Any]:
         """The answer in pieces; DataError on a sample that the task cannot read, or a task that answers at once."""
         try:
-            yield from super().stream(sample, **options)
+            return (yield from super().stream(sample, **options))
         except parts.EdgeError as error:
             raise DataError(str(error)) from error
 

@@ -6,9 +6,7 @@ Weights are hard links to the bundle's where the file system has them, so that a
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 from fmopt.core.errors import BundleError, ConfigError
 from fmopt.core.model import CheckpointMetadata, continues_texts, generates, model_files
 from fmopt.core.plugins import did_you_mean
-from fmopt.core.store import whole_folder
+from fmopt.core.store import link_or_copy, whole_folder
 from fmopt.exporters.bundles.bundle import bundle_metadata, checked
 
 BOTH = ("onnxruntime", "openvino")  # the runtimes whose graphs other programs open
@@ -116,18 +114,12 @@ def tensors(graph: Path) -> tuple[list[Tensor], list[Tensor]]:
     if graph.suffix == ".xml":
         import openvino
 
-        model = openvino.Core().read_model(graph)
-        return tuple(  # type: ignore[return-value]
-            [
-                Tensor(
-                    port.get_any_name(),
-                    port.get_element_type().get_type_name(),
-                    tuple(axis.get_length() if axis.is_static else -1 for axis in port.get_partial_shape()),
-                )
-                for port in ports
-            ]
-            for ports in (model.inputs, model.outputs)
-        )
+        def read(port: Any) -> Tensor:
+            shape = tuple(axis.get_length() if axis.is_static else -1 for axis in port.get_partial_shape())
+            return Tensor(port.get_any_name(), port.get_element_type().get_type_name(), shape)
+
+        network = openvino.Core().read_model(graph)
+        return [read(port) for port in network.inputs], [read(port) for port in network.outputs]
     import onnx
 
     model = onnx.load(graph, load_external_data=False).graph
@@ -144,20 +136,12 @@ def tensors(graph: Path) -> tuple[list[Tensor], list[Tensor]]:
 # ------------------------------------------------------------------------------------------------ where files go
 
 
-def _share(file: Path, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(file, to)
-    except OSError:
-        shutil.copyfile(file, to)
-
-
 def _put_graph(one: Bundled, to: Path) -> None:
     """The graph as `to` (without an ending), its weights beside it. A graph names its own weights, so that these keep theirs
     where they are not called as the graph."""
     for file in model_files(one.graph):
         beside = to.parent / file.name if file.name.endswith(".data") else to.with_name(to.name + file.suffix)
-        _share(file, beside)
+        link_or_copy(file, beside)
 
 
 def _put_settings(one: Bundled, out: Path) -> None:
@@ -165,7 +149,7 @@ def _put_settings(one: Bundled, out: Path) -> None:
     weights = {file.relative_to(one.folder).as_posix() for file in model_files(one.graph)}
     for name in one.manifest["files"]:
         if name not in weights and not OURS.fullmatch(name):
-            _share(one.folder / name, out / name)
+            link_or_copy(one.folder / name, out / name)
 
 
 def _as_optimum(one: Bundled, out: Path) -> None:

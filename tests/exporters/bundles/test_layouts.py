@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -108,6 +109,23 @@ def test_what_a_program_cannot_open_is_refused_before_anything_is_written(
     with pytest.raises(StoreError, match="is there already and not empty"):
         layouts.pack(bundles["onnx"], "triton", out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+def test_a_bundle_in_the_cache_of_a_hub_is_packed_with_what_its_links_lead_to(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """There every file is a link to snapshots/…/../../blobs."""
+    snapshot, blobs = tmp_path / "models--mine" / "snapshots" / "main", tmp_path / "models--mine" / "blobs"
+    blobs.mkdir(parents=True)
+    listed = json.loads((bundles["onnx"] / "fmopt.json").read_text())["files"]
+    for number, name in enumerate(["fmopt.json", *listed]):
+        place = snapshot / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundles["onnx"] / name, blobs / str(number))
+        place.symlink_to(os.path.relpath(blobs / str(number), place.parent))
+    out = layouts.pack(snapshot, "optimum", tmp_path / "out")
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+    assert (out / "model.onnx").read_bytes() == (bundles["onnx"] / "model.onnx").read_bytes()
 
 
 def test_a_damaged_bundle_is_not_packed(bundles: dict[str, Path], tmp_path: Path) -> None:
