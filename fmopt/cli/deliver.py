@@ -117,8 +117,8 @@ def serve(
         int | None, typer.Option("--workers", min=1, max=256, help="Batches at once; cores / threads if left out.")
     ] = None,
     most_batch: Annotated[int, typer.Option("--max-batch", min=1, max=4096, help="Items in one batch.")] = 32,
-    gather_ms: Annotated[
-        float, typer.Option("--gather-ms", min=0, max=1000, help="How long a batch waits for more items.")
+    batch_delay_ms: Annotated[
+        float, typer.Option("--batch-delay-ms", min=0, max=1000, help="How long a batch waits for more items.")
     ] = 0.0,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds of one request.")] = 30.0,
     max_body: Annotated[str, typer.Option("--max-body", help="Of a request: 4MB.")] = "4MB",
@@ -133,6 +133,6 @@ def serve(
 
     server.serve(
         bundle, host=host, port=port, threads=threads, workers=workers, ready=ready, most_batch=most_batch,
-        gather_s=gather_ms / 1000, timeout_s=timeout, most_bytes=int(parse_megabytes(max_body, "max-body") * 1e6),
+        delay_s=batch_delay_ms / 1000, timeout_s=timeout, most_bytes=int(parse_megabytes(max_body, "max-body") * 1e6),
         most_requests=max_requests,
     )  # fmt: skip

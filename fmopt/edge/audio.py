@@ -359,7 +359,7 @@ def _spelled(logits: np.ndarray, tokens: Sequence[str], how: Mapping[str, Any]) 
     path = logits.argmax(axis=1)
     kept = path[np.concatenate([[True], path[1:] != path[:-1]])] if len(path) else path
     text = "".join(tokens[number] for number in kept if number != how["blank"])
-    text = text.replace(how["delimiter"] or " ", how.get("between", " ")).strip()
+    text = text.replace(how["delimiter"] or " ", how.get("replace_word_delimiter_char", " ")).strip()
     if how.get("clean_up_tokenization_spaces"):
         text = closer(text)
     best = logits.max(axis=1, initial=-np.inf).astype(np.float64)

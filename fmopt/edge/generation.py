@@ -287,7 +287,7 @@ def going_on(
     rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: GenerationConfig
 ) -> Iterator[list[int | None]]:
     """The next token of every row of `rows` (`Rows`, or what takes its place), at most as many as it has `room` for."""
-    stops, words = list(pipeline.get("eos_token_id", ())), list(pipeline.get("ends_with_words", ()))
+    stops, words = list(pipeline.get("eos_token_id", ())), list(pipeline.get("kept_eos_token_id", ()))
     pad = int(pipeline["padding"]["id"])
     draws = [np.random.default_rng(wish.seed) for _ in room]  # one a row: what is drawn for it depends on no other row
     ended = np.zeros(len(room), dtype=bool)
@@ -342,7 +342,7 @@ def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: GenerationConf
         rows.choose(beams[going])
         rows.take(tokens[going])
     found = done[0][1] if done else texts[0]
-    silent = set(stops) - set(pipeline.get("ends_with_words", ()))
+    silent = set(stops) - set(pipeline.get("kept_eos_token_id", ()))
     return found[:-1] if found and found[-1] in silent else found
 
 

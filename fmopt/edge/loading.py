@@ -105,7 +105,7 @@ class Model:
     @property
     def mixes_rows(self) -> bool:
         """Whether an answer depends on what is beside it in a batch: scales of a whole batch, or padding that leaks in."""
-        return mixes_rows(self.runner) or bool(self.pipeline.get("alone"))
+        return mixes_rows(self.runner) or bool(self.pipeline.get("no_padding"))
 
     def _mixing(self) -> str:
         measured = self.metadata.get("invariance") or {}

@@ -15,7 +15,9 @@ an image or audio file. A *prediction* is what is judged (a vector, logits, an a
 and, where a checkpoint asks for it:
     prefix (of every text), prompts (by name, for the user to choose from); truncation_side; split_special_tokens
     prompt_tokens (left out of pooling), dimensions (of a vector that stay), similarity; activation ("sigmoid" or "none": what
-    scores are made by); alone (True: padding changes answers, so that texts are answered one by one)
+    scores are made by);
+    no_padding (True: padding changes answers, so that texts are answered one by one);
+    kept_eos_token_id (ids that end an answer and stay in it)
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "task": str, "max_length": int, "inputs": list, "outputs": list, "labels": list, "multi_label": bool, "padding": dict,
     "modality": str, "axes": dict, "stride": int, "no_answer": bool, "prefix": str, "add_prefix_space": bool, "mask": dict,
     "pooling": (str, list), "normalize": bool, "image": dict, "audio": dict, "ctc": dict, "speech": dict,
-    "threshold": (int, float), "activation": str, "alone": bool,
+    "threshold": (int, float), "activation": str, "no_padding": bool,
 }  # fmt: skip  # of what a pipeline says
 NEVER_EMPTY = ("task", "inputs", "outputs", "max_length", "padding")
 NAMED = ("inputs", "outputs", "labels")  # lists of texts

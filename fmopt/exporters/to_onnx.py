@@ -40,13 +40,13 @@ SCALED_BY_LENGTH = {
 SCALED_BY_LENGTH["su"] = SCALED_BY_LENGTH["longrope"]  # as it was called first
 
 
-CUTS_INTO_BLOCKS = ("longformer", "big_bird", "bigbird_pegasus", "led", "reformer")
+BLOCK_SPARSE = ("longformer", "big_bird", "bigbird_pegasus", "led", "reformer")
 
 
 def check_positions(metadata: CheckpointMetadata) -> None:
     """CheckpointError for a network that no graph can hold: its position angles change with a text's length, where a graph keeps
     those it was traced with, or it cuts a text into blocks, whose number a graph keeps."""
-    if metadata.model_type in CUTS_INTO_BLOCKS:
+    if metadata.model_type in BLOCK_SPARSE:
         raise CheckpointError(
             f"{metadata.source.title}: {metadata.model_type} attends by blocks that it cuts a text into, and an exported graph "
             "would keep their number; take a network with full attention"

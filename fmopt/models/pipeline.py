@@ -22,7 +22,7 @@ POSITIONS_AFTER_PADDING = (
     "roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer", "data2vec-text", "xmod", "ibert",
     "roberta-prelayernorm", "lilt", "luke", "mluke", "esm", "layoutlmv3", "markuplm", "altclip_text_model", "clap_text_model",
 )  # fmt: skip
-READ_AT_THE_END = ("xlnet",)  # heads look at the last place of a row, so that padding goes before a text
+POOLS_LAST_POSITION = ("xlnet",)  # heads look at the last place of a row, so that padding goes before a text
 # Padding leaks into the tokens beside it in these, masked or not: they mix tokens by Fourier transforms, by convolutions, or by
 # means over blocks. Their texts are answered one by one, without padding.
 PADDING_LEAKS = ("fnet", "convbert", "mobilebert", "funnel", "nystromformer", "canine", "yoso")
@@ -84,7 +84,7 @@ def _text_pipeline(
             "mend model_max_length in tokenizer_config.json, or max_seq_length"
         )
     # A text has the positions that it has alone, where they are counted from the left of a row.
-    side = tokenizer.side if config.model_type in READ_AT_THE_END else "right"
+    side = tokenizer.side if config.model_type in POOLS_LAST_POSITION else "right"
     pipeline: dict[str, Any] = {
         "max_length": length,
         "inputs": ["input_ids", "attention_mask", *(["token_type_ids"] if tokenizer.type_ids else [])],
@@ -95,7 +95,7 @@ def _text_pipeline(
     asked = {"truncation_side": tokenizer.truncation_side, "split_special_tokens": tokenizer.split_special_tokens}
     pipeline |= {name: value for name, value in asked.items() if value}
     if config.model_type in PADDING_LEAKS:
-        pipeline["alone"] = True
+        pipeline["no_padding"] = True
     if sentence.prompt and task.output is not Output.VECTOR:
         pipeline["prefix"] = sentence.prompt
     if task.output is Output.VECTOR:

@@ -36,7 +36,7 @@ class Settings:
     name: str  # of the model, in answers
     workers: int = 1  # calls of the model at once
     most_batch: int = 32  # items in one call
-    gather_s: float = 0.0  # how long a batch waits for more
+    delay_s: float = 0.0  # how long a batch waits for more
     timeout_s: float = 30.0  # of one request
     most_bytes: int = 4_000_000  # of a body
     most_requests: int = 256  # at once
@@ -125,7 +125,7 @@ class Server:
         given = self.settings
         self.batcher = Batcher(
             self.model, workers=given.workers, most=given.most_batch, waiting=given.most_waiting,
-            gather_s=given.gather_s, seen=self.metrics.batch,
+            delay_s=given.delay_s, seen=self.metrics.batch,
         )  # fmt: skip
         self.metrics.watch(lambda: self.batcher.depth if self.batcher else 0)
 

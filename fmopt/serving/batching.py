@@ -49,7 +49,7 @@ class Job:
 class Batcher:
     """Threads that answer jobs, each of them several at once.
 
-    `most` samples are in one call, `waiting` may wait in all, and a worker that got a job waits `gather_s` seconds for others.
+    `most` samples are in one call, `waiting` may wait in all, and a worker that got a job waits `delay_s` seconds for others.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Batcher:
         workers: int = 1,
         most: int = 32,
         waiting: int = 1024,
-        gather_s: float = 0.0,
+        delay_s: float = 0.0,
         seen: Callable[[int, float], None] = lambda samples, seconds: None,
     ):
-        self.model, self.most, self.waiting, self.gather_s, self.seen = model, most, waiting, gather_s, seen
+        self.model, self.most, self.waiting, self.delay_s, self.seen = model, most, waiting, delay_s, seen
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._left: Job | None = None  # taken, and not for the batch that was being made
         self._count, self._taking = 0, threading.Lock()
@@ -127,7 +127,7 @@ class Batcher:
         first, self._left = self._left or self._jobs.get(), None
         if first is None:
             return None
-        jobs, count, until = [first], len(first.samples), first.begun + self.gather_s
+        jobs, count, until = [first], len(first.samples), first.begun + self.delay_s
         while count < self.most:
             try:
                 wait = until - time.monotonic()

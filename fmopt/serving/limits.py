@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-DROPPED = 16  # times what a body may have: after so much the line is cut
-FREE = ("/health", "/metrics")  # asked by what watches a server, above all when it is busy
+DISCARDED = 16  # times what a body may have: after so much the line is cut
+UNLIMITED = ("/health", "/metrics")  # asked by what watches a server, above all when it is busy
 
 
 class Limits:
@@ -18,7 +18,7 @@ class Limits:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or answer it here."""
-        if scope["type"] != "http" or scope["path"] in FREE:
+        if scope["type"] != "http" or scope["path"] in UNLIMITED:
             await self.app(scope, receive, send)
             return
         if self.under_way >= self.most_requests:
@@ -49,7 +49,7 @@ class Limits:
             size += len(part)
             if size <= self.most_bytes:
                 parts.append(part)
-            if not message.get("more_body") or size > DROPPED * self.most_bytes:
+            if not message.get("more_body") or size > DISCARDED * self.most_bytes:
                 break
         return b"".join(parts) if size <= self.most_bytes else None
 

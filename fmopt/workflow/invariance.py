@@ -80,7 +80,7 @@ def answers_alone(run: Run, winner: str) -> bool:
     if not hasattr(run.builder.preprocessor, "rows"):
         return True
     with closing(run.open(winner, host_probe.cores())) as runner:
-        return mixes_rows(runner) or bool(run.job.metadata.pipeline.get("alone"))
+        return mixes_rows(runner) or bool(run.job.metadata.pipeline.get("no_padding"))
 
 
 def invariance_check(run: Run, ways: Sequence[Way], *, one_by_one: bool) -> Check:

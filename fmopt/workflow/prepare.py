@@ -110,7 +110,7 @@ def length_options(
     or items are no plain texts."""
     pipeline = metadata.pipeline
     padding = pipeline.get("padding") or {}
-    if not reads_texts_at_once(pipeline) or padding.get("side", "right") != "right" or pipeline.get("alone"):
+    if not reads_texts_at_once(pipeline) or padding.get("side", "right") != "right" or pipeline.get("no_padding"):
         return {}
     preprocessor = open_preprocessor(metadata.folder, dict(pipeline))
     rows = workload.items_per_call

@@ -85,7 +85,7 @@ def read_spelling(folder: Path, config: Any) -> dict[str, Any]:
     return {
         "blank": tokens.index(pad) if pad in tokens else int(config.pad_token_id or 0),
         "delimiter": settings.get("word_delimiter_token", "|"),
-        "between": str(settings.get("replace_word_delimiter_char", " ")),
+        "replace_word_delimiter_char": str(settings.get("replace_word_delimiter_char", " ")),
         "clean_up_tokenization_spaces": settings.get("clean_up_tokenization_spaces") is True,
         "lower": bool(settings.get("do_lower_case", False)),
     }

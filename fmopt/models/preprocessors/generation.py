@@ -138,7 +138,7 @@ def words_among(folder: Path, ends: Sequence[int], config: Any) -> dict[str, lis
         own = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")]
         special = {one for ids in own for one in (ids if isinstance(ids, list) else [ids])}
     found = [one for one in ends if one not in special]
-    return {"ends_with_words": found} if found else {}
+    return {"kept_eos_token_id": found} if found else {}
 
 
 def length_of(settings: Mapping[str, Any], name: str) -> int | None:
