@@ -267,7 +267,8 @@ def predictions(
     """
     items = run.items(split)[:most]
     full = name in {recipe.name for recipe in run.job.plan.baselines}
-    together = full and reads_texts_at_once(run.job.metadata.pipeline)
+    pipeline = dict(run.job.metadata.pipeline)
+    together = full and reads_texts_at_once(pipeline) and not pipeline.get("no_padding")
     usual = max(run.job.request.workload.batch, TOGETHER if together else 1)
     another = {"mixed batch": batch, "padded to": length}
     key = {
@@ -276,19 +277,20 @@ def predictions(
         "data": run.job.data.digest,
         "split": split,
         "items": len(items),
-        "pipeline": dict(run.job.metadata.pipeline),
+        "pipeline": pipeline,
         "batch": usual,
         **(another if batch or length else {}),
         **tool_versions(),
     }
 
     def make(folder: Path) -> None:
-        run.progress.start(f"{split}: {name}", len(items))
+        how = f" in batches of {batch}" if batch else f" padded to {length} tokens" if length else ""
+        run.progress.start(f"{split}: {name}{how}", len(items))
         with explained(f"it cannot answer the items of {split}"), closing(run.open(name, host_probe.cores())) as runner:
             got = predict(
                 runner,
                 run.builder.preprocessor,
-                dict(run.job.metadata.pipeline),
+                pipeline,
                 items,
                 batch=batch or (1 if length else usual),
                 mixed=batch is not None,
