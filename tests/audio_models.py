@@ -74,6 +74,30 @@ def write_audio(folder: Path, family: str, task: str, seed: int = 0) -> Path:
     return folder
 
 
+WORDS = ["low", "middle", "high low"]  # that a Whisper's tokenizer is made of
+
+
+def write_whisper(folder: Path) -> Path:
+    """A Whisper of random weights for sounds of a second at 8 kHz, as a checkpoint."""
+    from fmopt.models.initialization import write_untrained
+
+    sizes = {
+        name: value
+        for name, value in SIZES["whisper"].items()
+        if not name.endswith("_token_id") and name != "vocab_size"
+    }
+    entry = {
+        "task": RECOGNITION,
+        "config": {"model_type": "whisper", **sizes, "encoder_layers": 1, "max_target_positions": 24},
+        "processor": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 32, "chunk_length": 1,
+                      "sampling_rate": 8000, "hop_length": 80, "n_fft": 256},
+        "generation": {"max_length": 16, "begin_suppress_tokens": [1], "suppress_tokens": [0, 3]},
+        "tokenizer": {"kind": "byte-bpe-answers", "size": 300},
+    }  # fmt: skip
+    texts = [f"{word} {'sound' * number}" for number, word in enumerate(WORDS * 3)]
+    return write_untrained(entry, texts, folder, "tiny-whisper")
+
+
 def audio(seed: int = 0, seconds: float = 0.4, pitch: float | None = None, rate: int = RATE) -> bytes:
     """The WAV file of a made sound: noise, and a tone where a pitch (Hz) is given."""
     draw = np.random.default_rng(seed)

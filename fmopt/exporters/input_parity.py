@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmopt.core.errors import ParityError
-from fmopt.core.model import CheckpointMetadata, Runner
+from fmopt.core.model import CheckpointMetadata, Runner, generates
+from fmopt.exporters.generation_parity import generated_text_differences, heard_differences
 from fmopt.exporters.media_parity import image_differences, sound_differences
 from fmopt.exporters.text_parity import text_differences
 
@@ -31,17 +32,21 @@ class Served:
     runner: Runner
 
 
-# modality -> (served, the torch network in eval mode, samples of the data) -> differences
-DIFFERENCES: Mapping[str, Callable[[Any, Any, Sequence[Any]], Iterator[str]]] = {
+Differences = Callable[
+    [Any, Any, Sequence[Any]], Iterator[str]
+]  # of what is served, a torch network in eval mode, samples
+DIFFERENCES: Mapping[str, Differences] = {
     "text": text_differences,
     "image": image_differences,
     "audio": sound_differences,
 }
+OF_GENERATED: Mapping[str, Differences] = {"text": generated_text_differences, "audio": heard_differences}
 
 
 def require_input_parity(served: Served, net: Any, samples: Sequence[Any]) -> None:
     """ParityError that names the first difference between what would be served and what the checkpoint's own pipeline gives."""
-    differences = DIFFERENCES.get(served.metadata.modality)
+    kinds = OF_GENERATED if generates(served.metadata.pipeline) else DIFFERENCES
+    differences = kinds.get(served.metadata.modality)
     if differences is None:
         return
     first = next(iter(differences(served, net, samples[:ITEMS])), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,95 @@ from fmopt.edge import loading
 from fmopt.edge.audio import read_audio, resample
 
 TOLERANCE = 2e-3  # of scores and, relative to their size, of numbers
+LEAST_SCORE, BEST = 0.02, 20  # boxes that are compared: those above a score, so many
+BOX_TOLERANCE = 5e-3  # of a box's edges, as a share of the image's longer side
+OTHER_PIXELS = 5e-3  # a share: between two classes that are equally likely
+PIXEL_TOLERANCE = 5e-3  # of pixels on average, as the network is given them
 SIZES = ((48, 48, "RGB"), (37, 61, "RGB"), (64, 30, "L"), (50, 50, "RGBA"))  # of made-up images: height, width, kind
 
 
 def image_differences(served: Any, net: Any, samples: Sequence[Any]) -> Iterator[str]:
-    """Differences in the scores of classes; nothing for another task."""
+    """Differences in scores of classes, boxes or maps of classes; for another task in what the network is given."""
+    import transformers
     from PIL import Image
     from transformers.image_utils import load_image
 
-    own = _pipeline(served, net, "image-classification")
-    if own is None:
+    if not isinstance(net, transformers.PreTrainedModel):
         return
+    reader = transformers.AutoImageProcessor.from_pretrained(served.metadata.folder, local_files_only=True)
+    differences = IMAGE_ANSWERS.get(served.metadata.task, _pixels)
     for number, sample in enumerate([*samples, *map(_image, SIZES)], start=1):
         with Image.open(io.BytesIO(sample)) as image:
             if image.mode.startswith(("I", "F")):  # more than 8 bits, of which transformers cuts off what is above 255
                 continue
-            wanted = own(load_image(image), top_k=net.config.num_labels)
-        yield from _scores(number, wanted, _answer(served, sample))
+            yield from differences(served, net, reader, load_image(image), sample, f"item {number}")
+
+
+def _classes(served: Any, net: Any, reader: Any, image: Any, sample: bytes, name: str) -> Iterator[str]:
+    """As transformers' image-classification pipeline."""
+    import transformers
+
+    make: Any = transformers.pipeline  # whose types know tasks by their names
+    own = make("image-classification", model=net, image_processor=reader, device="cpu")
+    yield from _scores(name, own(image, top_k=net.config.num_labels), _answer(served, sample))
+
+
+def _boxes(served: Any, net: Any, reader: Any, image: Any, sample: bytes, name: str) -> Iterator[str]:
+    """As transformers' object-detection pipeline: each of its best boxes must be among a bundle's, in whatever order."""
+    import torch
+
+    with torch.inference_mode():
+        outputs = net(**reader(image, return_tensors="pt"))
+    (own,) = reader.post_process_object_detection(
+        outputs, threshold=LEAST_SCORE, target_sizes=[(image.height, image.width)]
+    )
+    (ours,) = loading.Model({"pipeline": dict(served.metadata.pipeline)}, served.preprocessor, served.runner).predict(
+        [sample]
+    )
+    order = own["scores"].argsort(descending=True)[:BEST]
+    theirs = torch.column_stack([own["labels"], own["scores"], own["boxes"]])[order].numpy()
+    pixels = BOX_TOLERANCE * max(image.height, image.width)
+    for row in theirs:
+        gaps = np.abs(ours - row)
+        same = (gaps[:, 0] == 0) & (gaps[:, 1] <= TOLERANCE) & (gaps[:, 2:].max(axis=1, initial=0.0) <= pixels)
+        if not same.any():
+            label = net.config.id2label[int(row[0])]
+            yield f"a box of {name} ({label}, {row[1]:.3f}) is not found, which its own pipeline finds"
+
+
+def _maps(served: Any, net: Any, reader: Any, image: Any, sample: bytes, name: str) -> Iterator[str]:
+    """As transformers' image-segmentation pipeline does it by classes."""
+    import torch
+
+    with torch.inference_mode():
+        outputs = net(**reader(image, return_tensors="pt"))
+    (theirs,) = reader.post_process_semantic_segmentation(outputs, target_sizes=[(image.height, image.width)])
+    (ours,) = loading.Model({"pipeline": dict(served.metadata.pipeline)}, served.preprocessor, served.runner).predict(
+        [sample]
+    )
+    if ours.shape != tuple(theirs.shape):
+        yield f"the map of {name} has the size {ours.shape}, its own pipeline's {tuple(theirs.shape)}"
+    elif (share := float((theirs.numpy() != ours).mean())) > OTHER_PIXELS:
+        yield f"{share:.1%} of the pixels of {name} have another class than by its own pipeline"
+
+
+def _pixels(served: Any, net: Any, reader: Any, image: Any, sample: bytes, name: str) -> Iterator[str]:
+    """As the checkpoint's image processor prepares an image."""
+    theirs = np.asarray(reader(image, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+    ours = np.asarray(served.preprocessor.encode([sample]).inputs["pixel_values"][0], dtype=np.float32)
+    if ours.shape != theirs.shape:
+        yield f"{name} is prepared as {ours.shape}, by its own processor as {theirs.shape}"
+    elif (gap := float(np.abs(ours - theirs).mean())) > PIXEL_TOLERANCE * max(1.0, float(theirs.std())):
+        means = f"{ours.mean():.3g} and {theirs.mean():.3g}"
+        yield f"the pixels of {name} are off by {gap:.3g} from its own processor's (means {means})"
+
+
+# Differences of one image: (served, network, transformers' image processor, PIL image, its bytes, its name) -> lines
+IMAGE_ANSWERS: Mapping[str, Callable[..., Iterator[str]]] = {
+    "image-classification": _classes,
+    "object-detection": _boxes,
+    "image-segmentation": _maps,
+}
 
 
 def sound_differences(served: Any, net: Any, samples: Sequence[Any]) -> Iterator[str]:
@@ -37,7 +109,7 @@ def sound_differences(served: Any, net: Any, samples: Sequence[Any]) -> Iterator
     of its own."""
     task = served.metadata.task
     spells = "ctc" in served.metadata.pipeline
-    own = _pipeline(served, net, task) if spells or task == "audio-classification" else None
+    own = _sound_pipeline(served, net, task) if spells or task == "audio-classification" else None
     if own is None:
         return
     rate = int(served.metadata.pipeline["audio"]["rate"])
@@ -47,12 +119,12 @@ def sound_differences(served: Any, net: Any, samples: Sequence[Any]) -> Iterator
         sound = {"raw": np.asarray(resample(heard, given, rate), dtype=np.float32), "sampling_rate": rate}
         got = _answer(served, sample)
         if not spells:
-            yield from _scores(number, own(sound, top_k=net.config.num_labels), got)
+            yield from _scores(f"item {number}", own(sound, top_k=net.config.num_labels), got)
         elif (wanted := own(sound)["text"]) != got["text"]:
             yield f"item {number} is heard as {got['text']!r:.80}, by its own pipeline as {wanted!r:.80}"
 
 
-def _pipeline(served: Any, net: Any, task: str) -> Any:
+def _sound_pipeline(served: Any, net: Any, task: str) -> Any:
     """transformers' pipeline of a network with the files of its folder; None for another task, or a network that is none of
     transformers' own."""
     import transformers
@@ -60,14 +132,12 @@ def _pipeline(served: Any, net: Any, task: str) -> Any:
     if served.metadata.task != task or not isinstance(net, transformers.PreTrainedModel):
         return None
     folder = served.metadata.folder
-    readers: dict[str, Any] = {}
-    if served.metadata.modality == "image":
-        readers["image_processor"] = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    else:
-        readers["feature_extractor"] = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+    readers: dict[str, Any] = {
+        "feature_extractor": transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+    }
     if "ctc" in served.metadata.pipeline:
         readers["tokenizer"] = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    make: Any = transformers.pipeline  # whose types know tasks by their names
+    make: Any = transformers.pipeline
     return make(task, model=net, device="cpu", **readers)
 
 
@@ -76,13 +146,13 @@ def _answer(served: Any, sample: bytes) -> Any:
     return loading.Model({"pipeline": pipeline}, served.preprocessor, served.runner)(sample)
 
 
-def _scores(number: int, wanted: Sequence[Mapping[str, Any]], got: Mapping[str, Any]) -> Iterator[str]:
+def _scores(name: str, wanted: Sequence[Mapping[str, Any]], got: Mapping[str, Any]) -> Iterator[str]:
     """Classes may share a name, and have others by the data, so that scores are compared by their size."""
     theirs = np.sort([one["score"] for one in wanted])
     ours = np.sort(list(got["scores"].values()))
     gap = float(np.abs(theirs - ours).max()) if theirs.shape == ours.shape else float("inf")
     if gap > TOLERANCE * max(1.0, float(np.abs(theirs).max(initial=0.0))):
-        yield f"a score of item {number} is off by {gap:.3g} from its own pipeline's"
+        yield f"a score of {name} is off by {gap:.3g} from its own pipeline's"
 
 
 def _image(kind: tuple[int, int, str]) -> bytes:

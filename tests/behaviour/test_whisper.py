@@ -28,7 +28,6 @@ from fmopt.exporters import parity as exporters_parity
 from fmopt.exporters import to_onnx
 from fmopt.exporters.bundles import bundle
 from fmopt.models import checkpoint
-from fmopt.models.initialization import write_untrained
 from fmopt.models.source import resolve
 from fmopt.models.structure import load_network, save_checkpoint
 from fmopt.models.surgery.pruned_modules import prune_layer
@@ -39,31 +38,16 @@ from fmopt.passes.distill import Distill
 from fmopt.training.examples import training_examples
 from fmopt.workflow import export
 from fmopt.workflow.search.builder import Builder
-from tests.audio_models import RECOGNITION, SIZES, audio
+from tests.audio_models import RECOGNITION, WORDS, audio, write_whisper
 from tests.torch_models import model_of, target
 
-WORDS = ["low", "middle", "high low"]
 NEW = 8
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights with a tokenizer made of WORDS."""
-    sizes = {
-        name: value
-        for name, value in SIZES["whisper"].items()
-        if not name.endswith("_token_id") and name != "vocab_size"
-    }
-    entry = {
-        "task": RECOGNITION,
-        "config": {"model_type": "whisper", **sizes, "encoder_layers": 1, "max_target_positions": 24},
-        "processor": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 32, "chunk_length": 1,
-                      "sampling_rate": 8000, "hop_length": 80, "n_fft": 256},
-        "generation": {"max_length": 16, "begin_suppress_tokens": [1], "suppress_tokens": [0, 3]},
-        "tokenizer": {"kind": "byte-bpe-answers", "size": 300},
-    }  # fmt: skip
-    return write_untrained(entry, [f"{word} {'sound' * number}" for number, word in enumerate(WORDS * 3)],
-                           tmp_path_factory.mktemp("whisper"), "tiny-whisper")  # fmt: skip
+    return write_whisper(tmp_path_factory.mktemp("whisper"))
 
 
 @pytest.fixture(scope="module")

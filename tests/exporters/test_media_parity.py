@@ -18,7 +18,7 @@ from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from tests.audio_models import CLASSIFICATION, LETTERS, RECOGNITION, write_audio
 from tests.torch_models import InTorch
-from tests.vision_models import write_vision
+from tests.vision_models import write_detector, write_matcher, write_vision
 
 
 def check(folder: Path, **changed: Any) -> None:
@@ -47,6 +47,31 @@ def test_images_answer_as_the_pipeline_does(tmp_path: Path) -> None:
     ):
         with pytest.raises(ParityError, match=reported):
             check(folder, **changed)
+
+
+@pytest.mark.parametrize("family", ["detr", "rt_detr"])
+def test_boxes_are_those_of_the_pipeline(tmp_path: Path, family: str) -> None:
+    folder = write_detector(tmp_path / family, family)
+    check(folder)
+    steps = json.loads(json.dumps(checkpoint.inspect(resolve(str(folder))).pipeline["image"]))
+    with pytest.raises(ParityError, match="a box of item 1"):
+        check(folder, image=steps | {"rescale": 1 / 64})
+
+
+def test_maps_are_those_of_the_pipeline(tmp_path: Path) -> None:
+    folder = write_vision(tmp_path / "segformer", "segformer")
+    check(folder)
+    steps = json.loads(json.dumps(checkpoint.inspect(resolve(str(folder))).pipeline["image"]))
+    with pytest.raises(ParityError, match="of the pixels of item 1 have another class"):
+        check(folder, image=steps | {"rescale": 1 / 64})
+
+
+def test_vectors_are_made_of_the_processors_own_pixels(tmp_path: Path) -> None:
+    folder = write_matcher(tmp_path / "clip", "clip")
+    check(folder)
+    steps = json.loads(json.dumps(checkpoint.inspect(resolve(str(folder))).pipeline["image"]))
+    with pytest.raises(ParityError, match="the pixels of item 1 are off by"):
+        check(folder, image=steps | {"mean": [0.1, 0.1, 0.1]})
 
 
 @pytest.mark.parametrize(

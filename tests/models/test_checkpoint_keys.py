@@ -13,7 +13,7 @@ import pytest
 import transformers
 
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters.text_parity import PAIRS, TEXTS
+from fmopt.exporters.text_reference import PAIRS, TEXTS
 from fmopt.models import checkpoint
 from fmopt.models.pipeline import POSITIONS_AFTER_PADDING
 from fmopt.models.source import resolve

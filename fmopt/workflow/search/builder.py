@@ -237,7 +237,7 @@ class Builder(BuildContext):
             exporters_parity.require_parity(parity, graph, model, batches[0])
             if min_cosine is None and not model.history:  # the checkpoint itself, in full precision
                 with explained(f"{self.metadata.folder} does not run as its own files have it", CheckpointError):
-                    require_input_parity(Served(self.metadata, self.preprocessor, judged), model.net, self.calibration)
+                    require_input_parity(Served(self.metadata, self.preprocessor, runner), model.net, self.calibration)
         finally:
             runner.close()
         return parity
