@@ -64,7 +64,11 @@ def test_a_setting_that_is_left_out_is_noticed(
 
 
 def test_what_is_heard_is_what_generate_hears(tmp_path: Path) -> None:
-    check = comparison(write_whisper(tmp_path), tmp_path / "out", SOUNDS)
+    folder = write_whisper(tmp_path)
+    check = comparison(folder, tmp_path / "out", SOUNDS)
     check()
     with pytest.raises(ParityError, match=r"item 1 is heard as .*, by its own generate\(\) as "):
         check(repetition_penalty=4.0)
+    steps = checkpoint.inspect(resolve(str(folder))).pipeline["audio"]
+    with pytest.raises(ParityError, match="the features of item 1 are off by"):
+        check(audio=steps | {"window": 128})
