@@ -133,6 +133,8 @@ def read_folder(folder: Path) -> dict[str, Table]:
     if not found and (folder / "data").is_dir():  # how the hub lays out its repositories
         return read_folder(folder / "data")
     if not found:
+        found = _read_saved_inside(folder)
+    if not found:
         raise DataError(
             f"{folder} has no file for a split (train, validation or test, as {', '.join(READERS)}); it has "
             f"{_listed(sorted(folder.iterdir())) or 'nothing'}"
@@ -176,6 +178,17 @@ def _read_saved(folder: Path) -> dict[str, Table]:
         ) from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"": loaded}
     return _by_split(str(folder), splits)
+
+
+def _read_saved_inside(folder: Path) -> dict[str, Table]:
+    """Tables of folders of save_to_disk that lie in another: one for each split, or a single one of any name."""
+    inside = [
+        path for path in sorted(folder.iterdir()) if path.is_dir() and any((path / name).is_file() for name in SAVED)
+    ]
+    splits = {split: path for split, stems in SPLITS.items() for path in inside if path.name.lower() in stems}
+    if splits:
+        return {split: table for split, path in splits.items() for table in _read_saved(path).values()}
+    return _read_saved(inside[0]) if len(inside) == 1 else {}
 
 
 def _by_split(name: str, loaded: Mapping[str, Any]) -> dict[str, Table]:

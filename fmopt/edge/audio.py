@@ -9,7 +9,8 @@ A raw is the bytes of an audio file. A pipeline says under "audio" what becomes 
       "log-mel"   the same in Slaney's bands, as Whisper reads it: mels, frames, window and hop in samples; longer sounds
                   are cut, but where the network makes tokens, which reads them window by window (see whisper.py)
 For automatic-speech-recognition "ctc" says how a network spells: blank (an id), delimiter (the token between words), and
-lower (whether what it spells is made lower case); vocab.json beside the model has its tokens.
+lower (whether what it spells is made lower case); vocab.json beside the model has its tokens, those of "language" where it has
+vocabularies of several.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Preprocessor:
 
     def __init__(self, folder: Path, pipeline: Pipeline):
         self.pipeline = pipeline
-        self.tokens = read_vocabulary(folder) if "ctc" in pipeline else ()
+        self.tokens = read_vocabulary(folder, pipeline["ctc"].get("language")) if "ctc" in pipeline else ()
         self._resampled: set[int] = set()  # rates about which the user knows
 
     def encode(self, samples: Sequence[bytes], length: int | None = None) -> Batch:
@@ -390,11 +391,15 @@ def present(pipeline: Pipeline, prediction: Any, sample: bytes, preprocessor: An
     return present_classes(pipeline, prediction)
 
 
-def read_vocabulary(folder: Path) -> list[str]:
-    """The tokens of a folder's vocab.json, by their ids."""
+def read_vocabulary(folder: Path, language: str | None = None) -> list[str]:
+    """The tokens of a folder's vocab.json, by their ids: of one language where it has a vocabulary for each (MMS)."""
     path = Path(folder) / "vocab.json"
     try:
         given = parsed(path.read_bytes(), path.name)
+        if given and all(isinstance(one, Mapping) for one in given.values()):
+            if language not in given:
+                raise ValueError(f"it has a vocabulary for each of {len(given)} languages, and none for {language!r}")
+            given = given[language]
         tokens = {int(number): str(token) for token, number in given.items()}
         if tokens and not 0 <= min(tokens) <= max(tokens) <= LARGEST_NUMBER:
             raise ValueError("its ids are no places in a list")

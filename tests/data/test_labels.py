@@ -172,8 +172,17 @@ def test_spreadsheets_text_gzip_and_save_to_disk(tmp_path):
         assert items(tmp_path / name, metadata) == [n % 3 for n in range(40)], name
     both = {split: datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 1] * 20}) for split in ("train", "test")}
     datasets.DatasetDict(both).save_to_disk(str(tmp_path / "f"))
-    data = load_data(str(tmp_path / "f"), plugins.find("tasks", metadata.task), metadata)
-    assert len(data.split("test")) == 40
+    for split, part in both.items():
+        part.save_to_disk(str(tmp_path / "g" / split))
+    (tmp_path / "h").mkdir()
+    (tmp_path / "f").rename(tmp_path / "h" / "reviews")
+    for name in (
+        "h/reviews",
+        "g",
+        "h",
+    ):  # with its splits, each of them beside the other, and in a folder of another name
+        data = load_data(str(tmp_path / name), plugins.find("tasks", metadata.task), metadata)
+        assert len(data.split("test")) == 40
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fmopt.core.errors import ParityError
+from fmopt.core.errors import CheckpointError, ParityError
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters.input_parity import Served, require_input_parity
 from fmopt.models import checkpoint
@@ -95,3 +95,18 @@ def test_what_is_heard_is_what_the_pipeline_hears(tmp_path: Path) -> None:
             continue
         reported.append(letter)
     assert reported
+
+
+def test_letters_are_those_of_the_language_that_a_checkpoint_names(tmp_path: Path) -> None:
+    folder = write_audio(tmp_path / "mms", "wav2vec2", RECOGNITION)
+    english = json.loads((folder / "vocab.json").read_text())
+    greek = {(chr(ord(token) + 800) if token.isalpha() else token): number for token, number in english.items()}
+    (folder / "vocab.json").write_text(json.dumps({"eng": english, "ell": greek}))
+    with pytest.raises(CheckpointError, match="a vocabulary for each of 2 languages, and none for None"):
+        check(folder)
+    own = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(own | {"target_lang": "ell"}))
+    check(folder)
+    spelling = checkpoint.inspect(resolve(str(folder))).pipeline["ctc"]
+    with pytest.raises(ParityError, match="is heard as"):
+        check(folder, ctc=spelling | {"language": "eng"})

@@ -70,16 +70,18 @@ def _read(settings: Any, config: Any, path: Path) -> dict[str, Any]:
 
 def read_spelling(folder: Path, config: Any) -> dict[str, Any]:
     """The part of a pipeline that says how a network trained by CTC spells; CheckpointError when its vocabulary does not fit."""
+    settings = _settings(folder)
+    language = settings.get("target_lang")
     try:
-        tokens = read_vocabulary(folder)
+        tokens = read_vocabulary(folder, language)
     except ValueError as error:
-        raise CheckpointError(str(error)) from error
+        hint = " (target_lang in tokenizer_config.json)" if "languages" in str(error) else ""
+        raise CheckpointError(f"{error}{hint}") from error
     if len(tokens) != config.vocab_size:
         raise CheckpointError(
             f"{folder / VOCABULARY} has {len(tokens)} tokens and the network writes {config.vocab_size}; copy the file that "
             "this checkpoint was trained with"
         )
-    settings = _settings(folder)
     pad = settings.get("pad_token", "<pad>")
     pad = pad.get("content") if isinstance(pad, dict) else pad
     return {
@@ -88,6 +90,7 @@ def read_spelling(folder: Path, config: Any) -> dict[str, Any]:
         "replace_word_delimiter_char": str(settings.get("replace_word_delimiter_char", " ")),
         "clean_up_tokenization_spaces": settings.get("clean_up_tokenization_spaces") is True,
         "lower": bool(settings.get("do_lower_case", False)),
+        **({"language": str(language)} if language else {}),
     }
 
 
