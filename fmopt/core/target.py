@@ -1,4 +1,4 @@
-"""A device as a row of facts: what it can do, how fast, how much it holds. Facts come from `targets/*.toml` or a probe."""
+"""A device as a row of properties: what it can do, how fast, how much it holds. They come from `targets/*.toml` or a probe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4"]
 
 
 class Target(Frozen):
-    """Facts of a device. Figures that nobody measured or published are None, never a guess."""
+    """Properties of a device. Figures that nobody measured or published are None, never a guess."""
 
     name: str
     title: str

@@ -34,7 +34,7 @@ def generated_text_differences(served: Any, net: Any, samples: Sequence[Any]) ->
     reference = TextReference.of(served.metadata, net)
     if reference is None or not _generates(net):
         return
-    for sample in [*samples, *reference.probes(served.metadata.task)]:
+    for sample in [*samples, *reference.probes(output_of(served.metadata.pipeline))]:
         yield from reference.token_difference(served, sample)
     model = loading.Model({"pipeline": dict(served.metadata.pipeline)}, served.preprocessor, served.runner)
     for sample in [*samples[:ITEMS], *PROMPTS]:

@@ -37,6 +37,7 @@ class TextRegression(Task):
     }
     needed = (("text",),)
     output = Output.NUMBER
+    shown_by = ("label",)
     usage = Usage('"a text"', "its score")
     in_browser = True
     regression = True

@@ -259,7 +259,7 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
 
 
 def time_for_comparison(run: Run, names: Sequence[str]) -> None:
-    """What is told beside the speed that is judged: a stated shape beside the data's items, their own items beside that."""
+    """What is reported beside the speed that is judged: a stated shape beside the data's items, their own items beside that."""
     workload = run.job.request.workload
     if workload.also_length is not None:
         shape = Workload(length=workload.also_length, threads=workload.threads)

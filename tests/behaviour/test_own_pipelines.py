@@ -24,6 +24,7 @@ from fmopt.edge.audio import _spelled, read_vocabulary
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters.to_onnx import check_positions
 from fmopt.models import checkpoint
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.audio import read_spelling
 from fmopt.models.source import resolve
 from tests.audio_models import CLASSIFICATION, RATE, write_audio
@@ -200,7 +201,7 @@ def test_ctc_spells_as_the_tokenizer_does(tmp_path: Path, settings: dict[str, An
     own = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "<pad>", **settings}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(own))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    how = read_spelling(tmp_path, SimpleNamespace(vocab_size=len(LETTERS), pad_token_id=0))
+    how = read_spelling(CheckpointFiles.of(tmp_path), SimpleNamespace(vocab_size=len(LETTERS), pad_token_id=0))
     tokens, draw = read_vocabulary(tmp_path), np.random.default_rng(0)
     for _ in range(100):
         path = np.repeat(draw.choice(len(LETTERS), 14), draw.integers(1, 3, 14))

@@ -141,8 +141,10 @@ def test_openvino_runs_the_same_halves(exported: Any, tmp_path: Path) -> None:
     built = plugins.find("runtimes", "openvino").build(exported.graph, {}, tmp_path)
     runner = plugins.find("runtimes", "openvino").open(built, 1)
     inputs = dict(exported.model.preprocessor.encode(list(SENTENCES[:2])).inputs)
-    wish = usual(exported.pipeline, max_new_tokens=NEW, beams=1)
-    assert answers(exported.pipeline, runner, inputs, wish) == answers(exported.pipeline, exported.runner, inputs, wish)
+    config = usual(exported.pipeline, max_new_tokens=NEW, beams=1)
+    assert answers(exported.pipeline, runner, inputs, config) == answers(
+        exported.pipeline, exported.runner, inputs, config
+    )
 
 
 def test_predictions_are_kept_and_judged(exported: Any, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fmopt.edge.speech import drawn, mel_distance, mel_frames
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import parity
 from fmopt.models import checkpoint
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.source import resolve
 from fmopt.models.wrappers import speech_synthesis
 from fmopt.tasks.base import Item
@@ -148,7 +149,7 @@ def test_letters_become_ids_as_in_transformers(tmp_path, letters, reported):
     )  # fmt: skip
     from fmopt.models.preprocessors.speech import speech_pipeline
 
-    pipeline = {"task": TASK, **speech_pipeline(folder, config)}
+    pipeline = {"task": TASK, **speech_pipeline(CheckpointFiles.of(folder), config)}
     ours = open_preprocessor(folder, pipeline).own
     for text in ("Seven of NINE, then one.", "  a knock… ", "it's so", "Öse a", "new\nline c"):
         assert ours.ids(text) == theirs(text)["input_ids"], text

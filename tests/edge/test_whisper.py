@@ -114,8 +114,8 @@ def test_a_sound_of_any_length_is_heard_as_transformers_hears_it(folder: Path, s
     with torch.inference_mode():
         wanted = made.net.generate(features, num_beams=beams, do_sample=False, return_timestamps=True if long else None,
                                    return_segments=long)  # fmt: skip
-    wish = usual(made.pipeline, beams=beams)
-    (got,) = heard(made.pipeline, made.model.runner, [ours], wish, Question())
+    config = usual(made.pipeline, beams=beams)
+    (got,) = heard(made.pipeline, made.model.runner, [ours], config, Question())
     if not long:
         assert got["tokens"] == words(wanted[0])
         return

@@ -66,8 +66,8 @@ def test_it_goes_on_with_texts_as_the_other_runtime_does(built: Any, tiny_decode
     pipeline = model.metadata.pipeline
     preprocessor = edge_text.open_preprocessor(model.metadata.folder, dict(pipeline))
     prompts = [preprocessor.ids(text)[:length] for text, length in zip(SENTENCES, (3, 5, 9), strict=False)]
-    wish = GenerationConfig(max_new_tokens=NEW)
-    both = [list(continuations(one, prompts, pipeline, wish)) for one in (runner, other)]
+    config = GenerationConfig(max_new_tokens=NEW)
+    both = [list(continuations(one, prompts, pipeline, config)) for one in (runner, other)]
     assert both[0] == both[1]
     beams = [
         likeliest(one, prompts[1], pipeline, GenerationConfig(max_new_tokens=NEW, beams=3)) for one in (runner, other)

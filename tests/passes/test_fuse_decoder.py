@@ -83,9 +83,9 @@ def test_products_of_narrow_weights_are_merged_without_changing_them(
     assert "Softmax" not in kinds
     before, after = (opened(model, one) for one in (narrow, made))
     prompts = [before.model.preprocessor.ids(text) for text in SENTENCES[:2]]
-    wish = GenerationConfig(max_new_tokens=NEW)
-    assert list(continuations(before.runner, prompts, before.pipeline, wish)) == list(
-        continuations(after.runner, prompts, after.pipeline, wish)
+    config = GenerationConfig(max_new_tokens=NEW)
+    assert list(continuations(before.runner, prompts, before.pipeline, config)) == list(
+        continuations(after.runner, prompts, after.pipeline, config)
     )
 
 
@@ -119,9 +119,9 @@ def test_attention_of_another_kind_is_left_alone(tiny_decoder: Any, tmp_path: Pa
     before, after = opened(model, strange), opened(model, fused(strange, model, tmp_path / "fused"))
     assert not after.runner.appends
     prompts = [before.model.preprocessor.ids(text) for text in SENTENCES[:2]]
-    wish = GenerationConfig(max_new_tokens=NEW)
-    assert list(continuations(before.runner, prompts, before.pipeline, wish)) == list(
-        continuations(after.runner, prompts, after.pipeline, wish)
+    config = GenerationConfig(max_new_tokens=NEW)
+    assert list(continuations(before.runner, prompts, before.pipeline, config)) == list(
+        continuations(after.runner, prompts, after.pipeline, config)
     )
 
 

@@ -41,7 +41,7 @@ class Shade:
     ratio: str  # empty where there is none
     ratio_interval: str
     note: str  # how it was measured, in a few words
-    tone: str  # "faster", "slower", or "even": not told apart from the reference
+    tone: str  # "faster", "slower", or "even": not distinguishable from the reference
     heat: float  # 0 to 1
     reference: bool
     best: bool

@@ -82,8 +82,8 @@ def test_the_bundle_gives_the_tokens_of_torch_one_by_one(folder: Path, bundle: P
     together = [[step[row] for step in steps if step[row] is not None] for row in range(len(prompts))]
     assert together == [generated(net, prompt) for prompt in prompts]
     assert len({token for row in together for token in row}) > 3
-    wish = GenerationConfig(max_new_tokens=NEW, beams=3)
-    assert likeliest(loaded.runner, prompts[0], loaded.pipeline, wish) == generated(net, prompts[0], num_beams=3)
+    config = GenerationConfig(max_new_tokens=NEW, beams=3)
+    assert likeliest(loaded.runner, prompts[0], loaded.pipeline, config) == generated(net, prompts[0], num_beams=3)
 
 
 def test_run_py_goes_on_without_torch(folder: Path, bundle: Path) -> None:

@@ -16,6 +16,7 @@ from fmopt.core.errors import CheckpointError
 from fmopt.edge.loading import Model
 from fmopt.edge.text import open_preprocessor
 from fmopt.models import checkpoint
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.source import resolve
 from tests.audio_models import CLASSIFICATION, RECOGNITION, audio, write_audio
 
@@ -101,5 +102,5 @@ def test_noise_of_chance_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
     config = transformers.WhisperConfig(num_mel_bins=32, max_source_positions=50)
     with caplog.at_level(logging.WARNING):
-        read_audio_processor(folder, config)
+        read_audio_processor(CheckpointFiles.of(folder), config)
     assert "dither is left out" in caplog.text

@@ -102,11 +102,11 @@ def own_way(folder: Path, text: str, asked: dict[str, Any]) -> tuple[list[int], 
     pipeline = dict(metadata.pipeline)
     ids = transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
     runner = opened(folder)
-    wish = usual(pipeline, **asked)
-    if wish.beams > 1:
-        made = likeliest(runner, ids, pipeline, wish)
+    config = usual(pipeline, **asked)
+    if config.beams > 1:
+        made = likeliest(runner, ids, pipeline, config)
     else:
-        made = [int(token) for (token,) in continuations(runner, [ids], pipeline, wish) if token is not None]
+        made = [int(token) for (token,) in continuations(runner, [ids], pipeline, config) if token is not None]
     return made, {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), dtype=np.int64)}
 
 
