@@ -108,7 +108,14 @@ class History(Frozen):
 def history(*paths: str | Path) -> History:
     """The records under folders (every `record.json`) and those named themselves, in groups, the oldest first.
 
-    A file that is no record is skipped and named. BundleError when a path is not there or no record is left.
+    Arguments:
+        paths: folders, which are searched, and files; a file that is no record is skipped and named in `skipped`.
+
+    Returns a `History`: groups of the same model, task, target and shape, each entry held to the one before and to the best so
+    far. Raises BundleError when a path is not there or no record is left.
+
+    >>> [group.task for group in fmopt.history(made).groups]
+    ['text-classification']
     """
     found, skipped = [], []
     for path in record_files(paths):

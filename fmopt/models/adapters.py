@@ -47,10 +47,18 @@ def is_adapter(folder: Path) -> bool:
 def merge(adapter: str | Path, out: str | Path, *, base: str | None = None) -> Path:
     """Write to `out` the base model with `adapter` merged into its weights, as a checkpoint in Hugging Face format.
 
-    `adapter` is a folder that peft's save_pretrained wrote; `base` overrides the base model that it names: a folder, an
-    entry of `models/` or a hub name. The label names are the base's where the count fits. CheckpointError for a folder
-    that is no adapter, one without safetensors, one of a kind that cannot be merged (prompt tuning), or one that does not
-    fit the base; StoreError for an `out` that is not empty.
+    The label names are the base's where the count fits.
+
+    Arguments:
+        adapter: a folder that peft's save_pretrained wrote.
+        out: the folder of the checkpoint.
+        base: the base model, where it is another than the adapter names: a folder, an entry of `models/` or a hub name.
+
+    Returns `out`. Raises CheckpointError for a folder that is no adapter, one without safetensors, one of a kind that cannot be
+    merged (prompt tuning), or one that does not fit the base; StoreError for an `out` that is not empty.
+
+    >>> fmopt.merge(adapter, out / "merged").name
+    'merged'
     """
     import transformers
 
