@@ -315,8 +315,8 @@ def test_a_family_is_trained_on_from_member_to_member(wider, labelled, tmp_path,
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
     out = tmp_path / "out"
-    asked = request(wider, labelled, out, recipe=recipe, effort="max", workload=Workload(length=64), training=Training(epochs=1.0),
-                   budget=Budget.parse(max_drop="100pt"))  # fmt: skip
+    asked = request(wider, labelled, out, recipe=recipe, effort="max", workload=Workload(length=64),
+                    training=Training(epochs=1.0), budget=Budget.parse(max_drop="100pt"))  # fmt: skip
     # as if INT8 alone took as long as full precision, whatever it takes on this machine and whichever is the fastest just now
     monkeypatch.setattr(followups, "median_ms", lambda run, name: 10.0)
     monkeypatch.setattr(followups, "RESERVE", {"max": 1.0})
@@ -343,7 +343,7 @@ def test_max_effort_distils_and_trains_the_rounding_where_only_that_loses(wider,
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
     budget = Budget.parse(max_drop="100pt", max_latency="1000ms")
     asked = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="max", workload=Workload(length=64), budget=budget,
-                   training=Training(epochs=1.0))  # fmt: skip
+                    training=Training(epochs=1.0))  # fmt: skip
     # as if rounding cost every INT8 variant its accuracy until it is trained
     for module in (followups, selection):
         monkeypatch.setattr(module, "keeps_accuracy", lambda run, name, limit: name.endswith(("-qat", " after 2")))
