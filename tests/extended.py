@@ -21,14 +21,14 @@ LEFT_OUT = {
     "tests/models/surgery/test_decoders_pruned.py::test_it_comes_back_from_disk_and_generates_token_by_token": (
         "opt", "phi", "qwen2", "mistral", "qwen3", "gemma", "gpt_neox",
     ),
-    "tests/passes/test_answers_pruned.py::test_the_time_asked_for_is_met_by_cutting_both": ("bart", "marian"),
+    "tests/passes/test_answers_pruned.py::test_the_time_asked_for_is_met_by_pruning_both": ("bart", "marian"),
     "tests/passes/test_answers_pruned.py::test_second_order_beats_plain_removal_of_the_same_units": ("bart", "marian"),
-    "tests/passes/test_answers_pruned.py::test_a_cut_network_learns_to_answer_as_the_whole_one": ("marian",),
-    "tests/behaviour/test_sounds.py::test_each_architecture_goes_the_whole_road": (
+    "tests/passes/test_answers_pruned.py::test_a_pruned_network_learns_to_answer_as_the_whole_one": ("marian",),
+    "tests/behaviour/test_audio.py::test_each_architecture_works_end_to_end": (
         "hubert-automatic-speech-recognition", "hubert-audio-classification",
     ),
-    "tests/behaviour/test_detection.py::test_each_architecture_goes_the_whole_road": ("yolos",),
-    "tests/behaviour/test_images.py::test_each_architecture_goes_the_whole_road": ("deit", "dinov2"),
+    "tests/behaviour/test_detection.py::test_each_architecture_works_end_to_end": ("yolos",),
+    "tests/behaviour/test_images.py::test_each_architecture_works_end_to_end": ("deit", "dinov2"),
     "tests/models/wrappers/test_image_features.py::test_each_architecture_gives_the_vector_that_transformers_gives": (
         "siglip", "dinov2",
     ),

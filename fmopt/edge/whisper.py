@@ -250,10 +250,10 @@ def postprocess(
     pipeline: Mapping[str, Any], outputs: Mapping[str, Any], batch: Any, samples: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """What is said in every sound: {"text", "tokens"}, with "language" and "chunks" where there are any."""
-    return [_told(one, batch.decode) for one in outputs["heard"]]
+    return [_answer(one, batch.decode) for one in outputs["heard"]]
 
 
-def _told(found: Mapping[str, Any], decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> dict[str, Any]:
+def _answer(found: Mapping[str, Any], decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> dict[str, Any]:
     made: dict[str, Any] = {
         "text": seq2seq.until(decode(found["tokens"]).strip(), stop),
         "tokens": len(found["tokens"]),
@@ -291,7 +291,7 @@ def answer(
     batch = model.preprocessor.own.encode(samples)
     config, question = generation.usual(model.pipeline, **options), Question(language, task, timestamps)
     found = heard(model.pipeline, model.runner, batch.features, config, question)
-    return [_told(one, batch.decode, config.stop) for one in found]
+    return [_answer(one, batch.decode, config.stop) for one in found]
 
 
 def stream(

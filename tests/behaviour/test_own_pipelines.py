@@ -88,7 +88,7 @@ def test_images_are_scored_as_the_pipeline_does(tmp_path: Path, labels: int, set
 
 
 @pytest.mark.parametrize(("labels", "settings"), HEADS[:3])
-def test_sounds_are_scored_as_the_pipeline_does(tmp_path: Path, labels: int, settings: dict[str, Any]) -> None:
+def test_recordings_are_scored_as_the_pipeline_does(tmp_path: Path, labels: int, settings: dict[str, Any]) -> None:
     folder = write_audio(tmp_path / "ast", "audio-spectrogram-transformer", CLASSIFICATION)
     with_head(folder, transformers.AutoModelForAudioClassification, labels, **settings)
     own = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
@@ -97,7 +97,7 @@ def test_sounds_are_scored_as_the_pipeline_does(tmp_path: Path, labels: int, set
     assert served(folder)(wav_file(sound, {"sampling_rate": RATE}))["scores"] == pytest.approx(wanted, abs=1e-3)
 
 
-def test_several_numbers_of_a_text_are_all_told(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
+def test_several_numbers_of_a_text_are_all_given(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint("bert", "text-classification"), tmp_path / "ckpt"))
     with_head(folder, transformers.AutoModelForSequenceClassification, 3, problem_type="regression")
     own = transformers.pipeline("text-classification", model=str(folder), device="cpu", top_k=3)

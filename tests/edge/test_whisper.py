@@ -104,7 +104,7 @@ def words(ids: Any) -> list[int]:
 
 @pytest.mark.parametrize("seconds", [0.7, 1.0, 2.3, 3.0])
 @pytest.mark.parametrize("beams", [1, 2])
-def test_a_sound_of_any_length_is_heard_as_transformers_hears_it(folder: Path, seconds: float, beams: int) -> None:
+def test_a_recording_of_any_length_is_heard_as_transformers_hears_it(folder: Path, seconds: float, beams: int) -> None:
     made = opened(folder, quiet=seconds <= 1)
     sample = sound(seconds)
     features = features_of(folder, sample)
@@ -156,7 +156,7 @@ def test_language_and_task_are_those_of_transformers(
         assert "".join(made.model.stream(sample, **asked)) == got["text"]
 
 
-def test_the_language_that_was_found_is_told_and_a_stream_is_the_text(folder: Path) -> None:
+def test_the_language_that_was_found_is_given_and_a_stream_is_the_text(folder: Path) -> None:
     made = opened(folder, quiet=True)
     samples = [sound(0.8, seed) for seed in range(4)]
     inputs = torch.cat([features_of(folder, sample) for sample in samples])

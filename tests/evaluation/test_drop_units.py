@@ -42,7 +42,7 @@ def record() -> Record:
             "baselines": [judged(trial, BASE) for trial in plain.baselines],
             "trials": [judged(trial, BASE + 0.8).model_copy(update=moved) for trial in plain.trials],
             "verdict": Verdict(checks=[check]),
-            "waterfall": [rung.model_copy(update={"drop": DROP}) for rung in plain.waterfall],
+            "waterfall": [step.model_copy(update={"drop": DROP}) for step in plain.waterfall],
         }
     )
 
@@ -92,7 +92,7 @@ def test_comparisons_and_reasons_tell_percent(record: Record, monkeypatch: pytes
     )
 
 
-def test_a_metric_that_ends_is_told_in_points() -> None:
+def test_a_metric_that_ends_is_given_in_points() -> None:
     plain = records.realistic()
     assert as_displayed(plain) is plain
     assert drop_unit(plain) == "pt"

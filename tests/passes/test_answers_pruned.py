@@ -85,7 +85,7 @@ def test_each_stack_has_prices_of_its_own(model: TorchModel) -> None:
     assert table.floor_ms == pytest.approx(table.base_ms + (2 + first) * 4 * 32 * 8 / 1000)
 
 
-def test_the_time_asked_for_is_met_by_cutting_both(model: TorchModel, tmp_path: Path) -> None:
+def test_the_time_asked_for_is_met_by_pruning_both(model: TorchModel, tmp_path: Path) -> None:
     whole_ms, apart = time_of(model), []
     for speedup in (1.1, 2.2):
         pruned, ctx = copied(model), given(model, tmp_path)
@@ -192,7 +192,7 @@ def shop_with_answers(model: TorchModel, scratch: Path, *, answered: bool = True
     return replace(shop_of(model, scratch), train=rows)
 
 
-def test_a_cut_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_path: Path) -> None:
+def test_a_pruned_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_path: Path) -> None:
     """By the words of answers in the data, and by the teacher's own answers to texts without any."""
     whole, items = copied(model), items_of(model, TEXTS)
     builder = shop_with_answers(model, tmp_path)

@@ -163,7 +163,7 @@ def watch_calls(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
     )
 
 
-def test_one_more_token_after_a_past_is_what_is_timed(
+def test_one_more_token_after_a_cache_is_what_is_timed(
     tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model = model_of(tiny_checkpoint("gpt2", "text-generation"))

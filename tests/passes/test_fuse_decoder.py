@@ -38,7 +38,7 @@ def decoder(request: pytest.FixtureRequest, tiny_decoder: Any, tmp_path_factory:
     return opened(model, fused(graph, model, tmp_path_factory.mktemp("fused")))
 
 
-def test_tokens_are_those_of_generate_and_the_past_stays_where_it_lies(decoder: Any) -> None:
+def test_tokens_are_those_of_generate_and_the_cache_stays_where_it_lies(decoder: Any) -> None:
     texts = SENTENCES[:3]
     prompts = [decoder.model.preprocessor.ids(text) for text in texts]
     assert decoder.runner.appends
@@ -49,7 +49,7 @@ def test_tokens_are_those_of_generate_and_the_past_stays_where_it_lies(decoder: 
     assert beams == generated(decoder, texts[0], num_beams=3)
 
 
-def test_it_still_scores_whole_texts_and_goes_on_from_a_past_of_its_own_length(decoder: Any) -> None:
+def test_it_still_scores_whole_texts_and_goes_on_from_a_cache_of_its_own_length(decoder: Any) -> None:
     for runner in (decoder.runner, TwoSteps(decoder.runner)):
         batches = [padded(decoder.torch)] if runner is decoder.runner else []
         batches += [dict(decoder.model.preprocessor.encode([text]).inputs) for text in SENTENCES[:2]]

@@ -296,14 +296,14 @@ def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider,
     assert sum(layer.ffn for layer in after.layers) < 2 * 768 or sum(len(layer.heads) for layer in after.layers) < 6
     assert after == read_structure(tmp_path / "out" / "checkpoint")
     ablation_steps = record.waterfall
-    assert [rung.name for rung in ablation_steps] == ["fp32 on ONNX Runtime", "prune_structured", "quantize_dynamic"]
+    assert [step.name for step in ablation_steps] == ["fp32 on ONNX Runtime", "prune_structured", "quantize_dynamic"]
     assert (
         ablation_steps[0].size_bytes
         > ablation_steps[1].size_bytes
         > ablation_steps[2].size_bytes
         == pruned[0].size_bytes
     )
-    assert [rung.name for rung in whole.waterfall] == ["fp32 on ONNX Runtime", "quantize_dynamic"]
+    assert [step.name for step in whole.waterfall] == ["fp32 on ONNX Runtime", "quantize_dynamic"]
     net = load_model(tmp_path / "out" / "checkpoint")
     assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in load_model(wider).parameters())
     assert load(tmp_path / "out")("the cat sat on the mat")["label"] in LABELS["text-classification"]
@@ -363,4 +363,4 @@ def test_max_effort_distils_and_trains_the_rounding_where_only_that_loses(wider,
     )  # not the whole file: training keeps the pooler and the head in full precision, which the other narrows too
     assert 0 < left < whole
     assert by_name[name.removesuffix("-qat")].drop is not None
-    assert [rung.name for rung in record.waterfall][1:] == ["prune_structured", "distill", "qat"]
+    assert [step.name for step in record.waterfall][1:] == ["prune_structured", "distill", "qat"]

@@ -1,4 +1,4 @@
-"""An LSTM language model goes the whole road: its state takes the place of keys and values."""
+"""An LSTM language model end to end: its state takes the place of keys and values."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_run_py_goes_on_without_torch(folder: Path, bundle: Path) -> None:
     assert json.loads(done.stdout)["text"] == whole.removeprefix(tokenizer.tokenizer.decode(ids))
 
 
-def test_a_text_in_two_halves_is_the_whole_text_and_the_state_does_not_grow(folder: Path, bundle: Path) -> None:
+def test_a_text_in_two_parts_is_the_whole_text_and_the_state_does_not_grow(folder: Path, bundle: Path) -> None:
     model, loaded = model_of(folder), edge_load(bundle, 1)
     batch = dict(loaded.preprocessor.encode(SENTENCES[:4]).inputs)
     for runner in (loaded.runner, TwoSteps(loaded.runner)):

@@ -44,7 +44,7 @@ def opened(folder: Path, kind: Any) -> Model:
 
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
 @pytest.mark.parametrize("task", [CLASSIFICATION, RECOGNITION])
-def test_a_sound_is_heard_alike_whatever_is_beside_it(tmp_path: Path, family: str, task: str) -> None:
+def test_a_recording_is_heard_alike_whatever_is_beside_it(tmp_path: Path, family: str, task: str) -> None:
     kind = transformers.AutoModelForCTC if task == RECOGNITION else transformers.AutoModelForAudioClassification
     model = opened(write_audio(tmp_path, family, task), kind)
     samples = [audio(1, 0.3, 300.0), audio(2, 0.9, 900.0), audio(3, 0.3, 500.0), audio(4, 0.11)]
@@ -91,7 +91,7 @@ def test_a_step_that_is_not_read_is_refused(
     assert "\n" not in str(error.value)
 
 
-def test_noise_of_chance_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_noise_of_chance_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_audio(tmp_path, "wav2vec2", CLASSIFICATION)
     (folder / "preprocessor_config.json").write_text(
         json.dumps(

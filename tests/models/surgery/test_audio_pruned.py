@@ -46,7 +46,7 @@ def shop_of(model: TorchModel, scratch) -> Builder:
 
 
 @pytest.mark.parametrize(("family", "task"), KINDS)
-def test_a_cut_network_learns_from_the_whole_one(tmp_path, family, task):
+def test_a_pruned_network_learns_from_the_whole_one(tmp_path, family, task):
     """Sounds of different lengths in one batch, some without a label."""
     folder = write_audio(tmp_path / family, family, task)
     model = model_of(folder)
