@@ -321,9 +321,9 @@ def _facts_of(record: Record) -> dict[str, list[tuple[str, str]]]:
     if target["gops"]:
         target["gops"] = {f"{k} (per {record.target.gops_scope})": v for k, v in target["gops"].items()}
     return {
-        "model_facts": _details(model),
-        "target_facts": _details(target),
-        "run_facts": _details(run),
+        "model_details": _details(model),
+        "target_details": _details(target),
+        "run_details": _details(run),
         "budget": budget_words(record.budget),
     }
 

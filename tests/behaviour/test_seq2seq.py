@@ -1,4 +1,4 @@
-"""Answers by an encoder and a decoder: one graph in two halves, token by token as transformers makes them."""
+"""Answers by an encoder and a decoder: one graph in two parts, token by token as transformers makes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fmopt.core.errors import CheckpointError, DataError
 from fmopt.core.model import Artifact, Graph
 from fmopt.edge.generation import usual
 from fmopt.edge.loading import run_batch
-from fmopt.edge.seq2seq import answers, halves
+from fmopt.edge.seq2seq import answers, split_onnx
 from fmopt.edge.text import open_preprocessor, postprocess
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.predictions import load_predictions, save_predictions
@@ -97,7 +97,7 @@ def test_weights_that_both_parts_use_are_stored_once(exported: Any) -> None:
     size = exported.graph.path.stat().st_size
     parameters = sum(p.numel() for p in exported.torch.net.parameters()) * 4
     assert size < 1.25 * parameters + 200_000
-    first, second = halves(exported.graph.path)
+    first, second = split_onnx(exported.graph.path)
     assert len(first) < size > len(second)
     assert len(first) + len(second) > parameters
 
