@@ -159,7 +159,7 @@ def optimize_family(
 
     >>> recipe = fmopt.Recipe(name="int8", runtime="onnxruntime", precision="int8", steps=(fmopt.Step(use="quantize_dynamic"),))
     >>> asked = {"data": rows, "recipe": recipe, "workload": fmopt.Workload(length=16), "out": out / "family"}
-    >>> [record.budget.min_speedup for record in fmopt.optimize_family(checkpoint, [1.2, 1.1], **asked)]
+    >>> [record.budget["min_speedup"] for record in fmopt.optimize_family(checkpoint, [1.2, 1.1], **asked)]
     [1.1, 1.2]
     """
     request = make_request(model, asked)
