@@ -37,7 +37,7 @@ def installed() -> str | None:
 
 
 class Browser:
-    """One page. `events` are all that the browser told so far."""
+    """One page. `events` are all that the browser sent so far."""
 
     def __init__(self, reads: int, writes: int, *, offline: bool = True) -> None:
         self._reads, self._writes, self._number, self._rest = reads, writes, 0, b""
@@ -67,7 +67,7 @@ class Browser:
     def open(
         self, page: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False, phone: bool = False
     ) -> None:
-        """Load a file, or an address, and wait until it is drawn; what was told of the page before is forgotten."""
+        """Load a file, or an address, and wait until it is drawn; what was sent of the page before is forgotten."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media="", features=[scheme])

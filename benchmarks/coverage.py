@@ -17,7 +17,7 @@ from fmopt.core import formatting
 from fmopt.core.errors import BundleError
 from fmopt.evaluation.gate import Drop
 from fmopt.evaluation.metrics import METRICS
-from fmopt.evaluation.record import Record, Trial, as_told, drop_unit, value_of
+from fmopt.evaluation.record import Record, Trial, as_displayed, drop_unit, value_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
@@ -89,7 +89,7 @@ def rows(found: Mapping[str, Record]) -> list[tuple[str, ...]]:
 
 def cells(application: Application, file: str, record: Record) -> tuple[str, ...]:
     """One record's cells. Where nothing beat full precision, what is shipped is that."""
-    reported, unit = as_told(record), drop_unit(record)
+    reported, unit = as_displayed(record), drop_unit(record)
     winner, reference = reported.winning, reported.fastest_full_precision
     changed = winner is not None and reference is not None and winner.name != reference.name
     lost, speedup, ratio = "", "", ""

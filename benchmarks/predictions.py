@@ -96,7 +96,7 @@ def recipes(target: Target) -> list[Recipe]:
 
 def variants(model: str) -> Iterator[tuple[str, Any, Recipe]]:
     """(name, artifact, recipe) of a model's variants, made now or found finished."""
-    builder = workshop(model)
+    builder = build_context(model)
     for recipe in recipes(builder.target):
         if (reason := refusal(recipe, builder.metadata, builder.target)) is not None:
             print(f"{model} {recipe.name} refused: {reason}", file=sys.stderr)
@@ -109,7 +109,7 @@ def variants(model: str) -> Iterator[tuple[str, Any, Recipe]]:
         yield recipe.name, made, recipe
 
 
-def workshop(model: str) -> Builder:
+def build_context(model: str) -> Builder:
     """Where a model's variants are made."""
     source = resolve(str(folder_of(model)))
     metadata = checkpoint.inspect(source, "sentence-embedding")
@@ -156,7 +156,7 @@ def measure_all(names: Sequence[str], results: Path) -> None:
     """Time the variants of every model in turn and write what was found."""
     target, rows, warnings = host_probe.load_target("host"), [], latency.quiet_machine()
     for name in names:
-        builder, made = workshop(name), list(variants(name))
+        builder, made = build_context(name), list(variants(name))
         for length in LENGTHS:
             inputs = latency.latency_inputs(builder.preprocessor, builder.calibration, 1, length)
             runners = {one: plugins.find("runtimes", artifact.runtime).open(artifact, 1) for one, artifact, _ in made}

@@ -12,6 +12,7 @@ import pytest
 
 import fmopt
 from tests.conftest import LABELS, SENTENCES
+from tests.models.test_adapters import adapted
 
 PUBLIC = [
     "BoardError", "Budget", "BundleError", "CheckpointError", "ConfigError", "DataError", "FmoptError", "ParityError",
@@ -20,7 +21,7 @@ PUBLIC = [
     "merge", "optimize", "optimize_family", "plan", "trim", "verify",
 ]  # fmt: skip
 VERBS = [name for name in PUBLIC if name[0].islower()]
-WITH_EXAMPLES = ["evaluate", "export", "finetune", "load", "load_model", "verify"]
+VALUES = ["Budget", "Record", "Recipe", "Step", "Target", "Training", "Workload"]
 
 
 @pytest.fixture(scope="module")
@@ -50,28 +51,44 @@ def test_a_verb_says_what_it_takes_gives_and_raises(name: str) -> None:
     said = inspect.getdoc(verb) or ""
     assert len(inspect.signature(verb).parameters) <= 12
     assert said
-    if name in WITH_EXAMPLES:
-        lacking = [one for one in inspect.signature(verb).parameters if f"{one}" not in said and one != "progress"]
-        assert lacking == []
-        assert "Raises" in said
-        assert ">>> " in said
+    lacking = [one for one in inspect.signature(verb).parameters if one not in said and one != "progress"]
+    assert lacking == []
+    assert "Return" in said or name in (
+        "load_model",
+        "verify",
+        "evaluate",
+        "export",
+    )  # whose first line says what they give
+    assert "Raises" in said
+    assert ">>> " in said
 
 
-@pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_the_examples_run(
-    name: str, tiny_checkpoint: Any, rows: list[dict[str, str]], tmp_path: Path, cache: Path
-) -> None:
-    verb = getattr(fmopt, name)
-    checkpoint = tiny_checkpoint("bert", "text-classification")
-    known: dict[str, Any] = {"fmopt": fmopt, "checkpoint": checkpoint, "rows": rows, "out": tmp_path}
-    if name in ("load", "verify"):
-        known["bundle"] = fmopt.export(checkpoint, tmp_path / "bundle")
+@pytest.fixture(scope="module")
+def known(tiny_checkpoint: Any, rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the examples take for given; `made` is what that of `optimize` leaves."""
+    out = tmp_path_factory.mktemp("examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FMOPT_CACHE", str(out / "cache"))
+        checkpoint = tiny_checkpoint("bert", "text-classification")
+        adapted(checkpoint, out / "adapter", "bert", "text-classification")
+        found = {"fmopt": fmopt, "checkpoint": checkpoint, "rows": rows, "out": out, "adapter": out / "adapter"}
+        found["bundle"] = fmopt.export(checkpoint, out / "bundle")
+        _run_example("optimize", found)
+    return found | {"made": out / "made"}
+
+
+def _run_example(name: str, known: dict[str, Any]) -> None:
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    (example,) = doctest.DocTestFinder(recurse=False).find(verb, name, globs=known)
+    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(fmopt, name), name, globs=dict(known))
     said: list[str] = []
     runner.run(example, out=said.append)
     assert runner.failures == 0, "".join(said)
     assert example.examples
+
+
+@pytest.mark.parametrize("name", [name for name in (*VERBS, *VALUES) if name != "optimize"])  # which `known` runs
+def test_the_examples_run(name: str, known: dict[str, Any], cache: Path) -> None:
+    _run_example(name, known)
 
 
 def test_a_live_network_is_exported_as_its_folder_is(tiny_checkpoint: Any, tmp_path: Path, cache: Path) -> None:

@@ -275,7 +275,7 @@ def verify(
         if path is not None:
             require_trusted(bundle, path)
     problems = bundles.verify_bundle(bundle)
-    told = "\n".join(problems) if problems else f"{bundle}: every file is as it was made"
+    text = "\n".join(problems) if problems else f"{bundle}: every file is as it was made"
     stream = sys.stderr if problems else sys.stdout
-    answer({"bundle": str(bundle), "problems": problems}, as_json, lambda: print(escaping.terminal(told), file=stream))
+    answer({"bundle": str(bundle), "problems": problems}, as_json, lambda: print(escaping.terminal(text), file=stream))
     raise typer.Exit(2 if problems else 0)

@@ -161,7 +161,7 @@ def targets_list(as_json: Json = False) -> None:
 
 
 def targets_show(name: str, as_json: Json = False) -> None:
-    """One target's facts."""
+    """What is known of one target."""
     from fmopt.cli import output as cli_output
     from fmopt.measurement import host_probe
 

@@ -31,7 +31,7 @@ from fmopt.core.results import Latency
 from fmopt.core.target import Target
 from fmopt.evaluation.comparison import Comparison
 from fmopt.evaluation.history import History
-from fmopt.evaluation.record import Record, as_told, drop_unit
+from fmopt.evaluation.record import Record, as_displayed, drop_unit
 from fmopt.exporters.bundles.bundle import script_of
 from fmopt.exporters.tensorrt_check import Checked
 from fmopt.measurement.roofline.diagnosis import Diagnosis
@@ -217,7 +217,7 @@ def family(speedups: Sequence[float], records: Sequence[Record], folder: Path) -
     """One line per bundle of a family."""
     units = sorted({drop_unit(found) for found in records})
     table = Table("asked for", "shipped", "p50", "speedup", f"drop, {'/'.join(units)}", "MB", "verdict", "bundle")
-    for asked, found in zip(speedups, map(as_told, records), strict=True):
+    for asked, found in zip(speedups, map(as_displayed, records), strict=True):
         trial = found.winning
         assert trial is not None  # every run ships something
         drop = trial.final_drop
@@ -399,7 +399,7 @@ def trimmed(found: Trimmed) -> None:
 
 
 def facts_data(found: CheckpointMetadata) -> dict[str, Any]:
-    """A checkpoint's facts as JSON-able data."""
+    """A checkpoint's metadata as JSON-able data."""
     data = dataclasses.asdict(found)
     del data["config"]
     return data | {"pipeline": dict(found.pipeline)}
@@ -450,7 +450,7 @@ def targets(known: Sequence[Target]) -> None:
 
 
 def target(found: Target) -> None:
-    """Every fact of one target."""
+    """Everything known of one target."""
     table = Table(show_header=False, title=found.name, title_justify="left")
     for name, value in found.model_dump(mode="json").items():
         if value not in (None, [], {}):

@@ -19,7 +19,7 @@ from fmopt.evaluation.history import Group, day, place
 from fmopt.evaluation.record import (
     Record,
     Trial,
-    as_told,
+    as_displayed,
     drop_unit,
     latency_of,
     ordered,
@@ -34,7 +34,7 @@ STYLES = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNDECIDED: "yellow
 
 def trial_table(record: Record) -> Table:
     """All variants, the shipped one first, as in the report."""
-    record = as_told(record)
+    record = as_displayed(record)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
     table.add_column("variant, and why not", overflow="fold", min_width=24)
     for name in ("p50", "p99", "speedup", f"drop, {drop_unit(record)}", "size"):
@@ -71,7 +71,7 @@ def verdict_panel(record: Record) -> Panel:
     word, note = verdict_words(record)
     style = STYLES[record.verdict.outcome] if record.verdict.checks else "bright_black"
     lines: list[Text] = [Text(record.summary)]
-    for check in as_told(record).verdict.checks:
+    for check in as_displayed(record).verdict.checks:
         got = formatting.quantity(check.got.point if check.got else None, check)
         interval = f" ({formatting.check_interval(check)})" if formatting.check_interval(check) else ""
         line = Text(f"{check.outcome.value:<10} ", style=STYLES[check.outcome])

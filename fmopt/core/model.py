@@ -44,7 +44,7 @@ class ModelSource:
 class CheckpointMetadata:
     """What is known of a checkpoint from its files alone, before any weight is loaded.
 
-    `pipeline` is the JSON-able dict that `fmopt/edge.py` works by (see `edge.Pipeline`): task, max_length, inputs,
+    `pipeline` is the JSON-able dict that `fmopt/edge/` works by (see edge/parts.py): task, max_length, inputs,
     padding, pooling, labels. It is copied into every bundle.
     """
 
@@ -136,7 +136,7 @@ class Graph:
 class Artifact:
     """Files on disk that one runtime opens, with the options to open them by.
 
-    `options` are JSON-able and mean the same to `fmopt/edge.py` in a bundle: {"precision": "f32"|"bf16"} for OpenVINO.
+    `options` are JSON-able and mean the same to `fmopt/edge/` in a bundle: {"precision": "f32"|"bf16"} for OpenVINO.
     """
 
     runtime: str

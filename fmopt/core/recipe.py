@@ -15,7 +15,11 @@ from fmopt.core.results import Frozen
 
 
 class Step(Frozen):
-    """One pass by name, with its options."""
+    """One pass by name, with its options.
+
+    >>> str(fmopt.Step(use="quantize_static", options={"calibrator": "mse"}))
+    'quantize_static(calibrator=mse)'
+    """
 
     use: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -36,7 +40,12 @@ class Step(Frozen):
 
 
 class Recipe(Frozen):
-    """One candidate: passes in order, then a runtime with its options."""
+    """One candidate: passes in order, then a runtime with its options.
+
+    >>> steps = (fmopt.Step(use="drop_layers"), fmopt.Step(use="quantize_dynamic"))
+    >>> fmopt.Recipe(name="smaller", runtime="onnxruntime", precision="int8", steps=steps).steps[0].use
+    'drop_layers'
+    """
 
     name: str
     runtime: str

@@ -36,7 +36,7 @@ _VALUE = "value.json"
 
 
 class Store:
-    """Finished stages of one output folder; `say` is told in one line of each that is made again because it is damaged."""
+    """Finished stages of one output folder; `say` gets one line for each that is made again because it is damaged."""
 
     def __init__(self, root: Path, say: Callable[[str], object] = lambda line: None) -> None:
         self.root, self.say = root, say

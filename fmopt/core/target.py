@@ -1,4 +1,4 @@
-"""A device as a row of facts: what it can do, how fast, how much it holds. Facts come from `targets/*.toml` or a probe."""
+"""A device as a row of properties: what it can do, how fast, how much it holds. They come from `targets/*.toml` or a probe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4"]
 
 
 class Target(Frozen):
-    """Facts of a device. Figures that nobody measured or published are None, never a guess."""
+    """Properties of a device. Figures that nobody measured or published are None, never a guess.
+
+    >>> fmopt.Target(name="mine", title="A board", kind="cpu", arch="aarch64", cores=4, memory_gb=8, runtimes=("onnxruntime",),
+    ...              precisions=("fp32", "int8")).l3_mb is None
+    True
+    """
 
     name: str
     title: str
@@ -45,7 +50,7 @@ class Target(Frozen):
     def int8_dot(self) -> bool:
         """True when 8-bit × 8-bit products are summed in 32 bits without saturating at 16 (VNNI, AMX, dotprod, i8mm).
 
-        In browsers too, where ONNX Runtime Web widens them to 16 bits first (i32x4.dot_i16x8; tests/test_web.py).
+        In browsers too, where ONNX Runtime Web widens them to 16 bits first (i32x4.dot_i16x8; test_browser_files.py).
         Without it u8 × s8 kernels on x86 add pairs in 16 bits (vpmaddubsw) and weights must stay within 7 bits.
         """
         return bool({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"} & set(self.isa)) or self.kind != "cpu"

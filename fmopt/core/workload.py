@@ -20,6 +20,9 @@ class Workload(Frozen):
     `length` states a synthetic shape instead: rows of exactly so many tokens, the model alone, comparable with other tools.
     `arrival` "single" is one call after another, "batch" answers `batch` items a call, "server" lets queries of one item
     arrive at `rate` per second and asks that 99 % are answered within `p99_ms`. ConfigError for what contradicts itself.
+
+    >>> fmopt.Workload(length=128).from_raw
+    False
     """
 
     arrival: Arrival = "single"

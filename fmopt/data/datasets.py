@@ -38,7 +38,7 @@ from fmopt.data.labels import (
     unanswerable,
 )
 from fmopt.data.readers import Row, Table, bytes_beside, label_names, read_file, read_folder, read_hub, suffix
-from fmopt.tasks.base import Task, find_task
+from fmopt.tasks.base import Output, Task, all_tasks
 
 BUILTIN, SOURCE_CODE = "builtin:pydoc", "builtin:stdlib"
 BUILTINS: Mapping[str, Callable[[], Mapping[str, Sequence[Row]]]] = {BUILTIN: pydoc_splits, SOURCE_CODE: stdlib_splits}
@@ -55,15 +55,8 @@ FILES = {
     "mask": (images.png_file, images.problem),
     "audio": (core_audio.wav_file, core_audio.problem),
 }
-# Tasks that are trained -> the roles by which data shows that it is for them.
-TOLD_BY = {
-    "question-answering": ("answers",), "token-classification": ("tokens", "tags"), "object-detection": ("boxes",),
-    "image-segmentation": ("mask",), "image-classification": ("label",), "audio-classification": ("label",),
-    "text-classification": ("label",), "text-regression": ("label",),
-}  # fmt: skip
-
 CALIBRATION, VALIDATION = 0.25, 0.25  # shares of a table without splits; the rest judges
-CUT_FROM_TRAIN = 0.1  # validation, where a folder has none
+HELD_OUT_OF_TRAIN = 0.1  # validation, where a folder has none
 CALIBRATION_ROWS = 1_000  # more than any calibrator reads
 FEWEST_ROWS = 4  # different ones, to have one for each purpose and two to judge by
 
@@ -141,26 +134,27 @@ def fitting_tasks(spec: str, modality: str, columns: Mapping[str, str]) -> list[
     """
     tables, _ = _read(spec)
     table = next(iter(tables.values()))
-    fitting: dict[str, dict[str, str]] = {}
-    for name, labels in TOLD_BY.items():
-        task = find_task(name)
-        if task.modality != modality or not set(columns) <= set(task.columns):
+    fitting: dict[Task, dict[str, str]] = {}
+    for task in all_tasks():
+        if not task.shown_by or task.modality != modality or not set(columns) <= set(task.columns):
             continue
         try:
             found = _roles(table, task, columns)
         except DataError:
             continue
-        if set(labels) <= set(found):
-            fitting[name] = found
-    # Whoever has answers in a context, tags of words or boxes means these; a number is a class unless it is no whole one.
-    for name in ("question-answering", "token-classification", "object-detection"):
-        if name in fitting:
-            return [name]
-    if {"text-classification", "text-regression"} <= set(fitting):
-        column = fitting["text-classification"]["label"]
+        if set(task.shown_by) <= set(found):
+            fitting[task] = found
+    alone = [task.name for task in fitting if task.shown_alone]
+    if alone:
+        return alone[:1]
+    numbers, classes = (
+        [task for task in fitting if task.output is output] for output in (Output.NUMBER, Output.CLASSES)
+    )
+    if numbers and classes:  # a number is a class unless it is no whole one
+        column = fitting[classes[0]][classes[0].shown_by[0]]
         given = [row.get(column) for row in table.rows[:1000] if row.get(column) is not None]
-        return ["text-regression" if any(_is_measure(value) for value in given) else "text-classification"]
-    return list(fitting)
+        return [(numbers if any(_is_measure(value) for value in given) else classes)[0].name]
+    return [task.name for task in fitting]
 
 
 def _is_measure(value: Any) -> bool:
@@ -407,7 +401,7 @@ def _assign(tables: Mapping[str, Table], name: str, seed: int, notes: list[str])
         rows["validation"], rows["train"] = _part(rows["validation"], 1 - CALIBRATION, seed)
         notes.append("there is no train split: calibrated on a quarter of validation")
     if "validation" not in rows:
-        rows["validation"], rows["train"] = _part(rows["train"], CUT_FROM_TRAIN, seed)
+        rows["validation"], rows["train"] = _part(rows["train"], HELD_OUT_OF_TRAIN, seed)
         notes.append("selected on a tenth of train, which has no part in calibration")
     # Rows are often sorted by class, so what is capped is drawn fairly.
     train, validation = _shuffled(rows["train"], seed), _shuffled(rows["validation"], seed)
@@ -456,7 +450,7 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def _content(row: Row) -> str:
-    """What a model reads of a row, as far as two rows are told apart: without labels, case and blanks."""
+    """What a model reads of a row, as far as two rows are compared: without labels, case and blanks."""
     parts = (
         " ".join(map(str, v)) if isinstance(v, list) else _short(v) if isinstance(v, bytes) else str(v)
         for role, v in row.items()

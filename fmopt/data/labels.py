@@ -1,7 +1,7 @@
 """Labels as people write them → labels as a task reads them, and what is said of those that no model knows.
 
 A column decides as a whole: one list of yes and no in every row is a vector of all classes, numbers that are all names of
-classes are names. What cannot be told is left as it is, to be refused by its row.
+classes are names. What is ambiguous is left as it is, to be refused by its row.
 """
 
 from __future__ import annotations

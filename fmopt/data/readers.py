@@ -270,7 +270,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_twice(names: Sequence[str], path: Path) -> None:
-    """DataError when two columns have one name: which of them is meant cannot be told."""
+    """DataError when two columns have one name: which of them is meant is ambiguous."""
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path} has two columns called {twice!r}; rename one, or drop it")

@@ -1,6 +1,6 @@
 """Sounds of a bundle: files → arrays, outputs → predictions, predictions → people. Needs numpy alone for WAV; else soundfile.
 
-A raw is the bytes of an audio file. A pipeline says under "audio" what becomes of it, after its channels are mixed:
+A sample is the bytes of an audio file. A pipeline says under "audio" what becomes of it, after its channels are mixed:
     rate       samples a second, to which every sound is brought
     features   what the network reads, with settings of its own:
       "waveform"  the samples (wav2vec 2.0, HuBERT): normalize, to mean 0 and variance 1; kernels, [[size, stride], …] of
@@ -51,7 +51,7 @@ class Batch:
     """
 
     inputs: dict[str, np.ndarray]
-    owner: list[int]  # row -> index of its raw
+    owner: list[int]  # row -> index of its sample
     mask: np.ndarray | None = None
     frames: list[int] | None = None
     tokens: Sequence[str] = ()  # by id, for a network that spells
@@ -85,7 +85,7 @@ class Preprocessor:
             return Batch({"input_values": np.stack([fbank(audio, steps) for audio in waveforms])}, owner)
         if steps["features"] == "log-mel":
             most = int(steps["frames"])
-            whole = self.pipeline["task"] == "automatic-speech-recognition"
+            whole = bool({"ctc", "decoder_start_token_ids"} & set(self.pipeline))  # speech goes on after a window
             features = [log_mel(audio if whole else audio[: most * steps["hop"]], steps) for audio in waveforms]
             return Batch({"input_features": np.stack([one[:, :most] for one in features])}, owner, features=features)
         return self._waveforms(waveforms, owner)
@@ -346,7 +346,7 @@ def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
 def postprocess(
     pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, samples: Sequence[bytes]
 ) -> list[Any]:
-    """One prediction per raw: of audio-classification logits float32 (classes,); of automatic-speech-recognition
+    """One prediction per sample: of audio-classification logits float32 (classes,); of automatic-speech-recognition
     {"text", "score"}, the score the geometric mean of what the network gives its choice in every frame."""
     logits = np.asarray(outputs["logits"], dtype=np.float32)
     if "ctc" not in pipeline:

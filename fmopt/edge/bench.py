@@ -51,7 +51,7 @@ def bench(
 
 
 def _repeated(sample: Sample, length: int) -> Sample:
-    """The raw with its (last) text repeated until it has at least `length` tokens, one for each word."""
+    """The sample with its (last) text repeated until it has at least `length` tokens, one for each word."""
     if isinstance(sample, bytes):
         return sample
     if isinstance(sample, list):

@@ -54,7 +54,7 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
     try:
         metadata = read_manifest(folder)
         part, own = part_of(metadata["pipeline"]), own_module(metadata["runtime"])
-    except EdgeError:  # told when the command runs
+    except EdgeError:  # reported when the command runs
         part = own = None
     if hasattr(part, "add_arguments"):
         part.add_arguments(predict)
@@ -141,7 +141,7 @@ def _bench(folder: Path, asked: argparse.Namespace) -> int:
         return 0
     size = f"batch {got['batch']}" + (f" × {got['tokens']} tokens" if got["tokens"] else "")
     print(f"{size}, {got['threads']} threads, {' '.join(map(str, got['runtime']))}")
-    titles = ("one more token", "first token") if got["steps"] else ("model alone", "raw to answer")
+    titles = ("one more token", "first token") if got["steps"] else ("model alone", "input to answer")
     for name, title in zip(("model", "end_to_end"), titles, strict=True):
         row = got[name]
         print(

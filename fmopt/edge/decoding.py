@@ -152,15 +152,15 @@ def _force(scores: np.ndarray, ids: Ids) -> None:
 # -------------------------------------------------------------------------------- which token comes
 
 
-def sampled(logits: np.ndarray, wish: Any, draws: Sequence[np.random.Generator]) -> np.ndarray:
+def sampled(logits: np.ndarray, config: Any, draws: Sequence[np.random.Generator]) -> np.ndarray:
     """One token id for each row of logits, drawn as the `GenerationConfig` says."""
-    logs = log_softmax(logits.astype(np.float64) / wish.temperature)
+    logs = log_softmax(logits.astype(np.float64) / config.temperature)
     order = np.argsort(-logs, axis=1, kind="stable")
     shares = np.exp(np.take_along_axis(logs, order, axis=1))
     before = shares.cumsum(axis=1) - shares
-    left = before < wish.top_p  # the one that passes the limit is among them, as in transformers
-    if wish.top_k:
-        left[:, wish.top_k :] = False
+    left = before < config.top_p  # the one that passes the limit is among them, as in transformers
+    if config.top_k:
+        left[:, config.top_k :] = False
     shares = np.where(left, shares, 0).cumsum(axis=1)
     chance = np.array([[draw.random()] for draw in draws])  # one a row: what is drawn for it depends on no other
     place = (shares <= chance * shares[:, -1:]).sum(axis=1)

@@ -82,7 +82,7 @@ def _moved(boxes: np.ndarray, others: np.ndarray) -> float:
 
 
 def answer(model: Any, samples: Sequence[bytes], threshold: float | None = None) -> list[Any]:
-    """What people read for each image. `threshold` is the least score of a box that is told, by default the pipeline's.
+    """What people read for each image. `threshold` is the least score of a box that is given, by default the pipeline's.
     ValueError when it is no share."""
     pipeline = model.pipeline
     if threshold is not None:
@@ -98,7 +98,7 @@ def add_arguments(parser: Any) -> None:
 
 
 def options_of(asked: Any) -> dict[str, Any]:
-    """The wishes in parsed arguments."""
+    """The settings in parsed arguments."""
     return {} if asked.threshold is None else {"threshold": asked.threshold}
 
 

@@ -2,9 +2,9 @@
 
 One graph does both. It takes the tokens that are new (`input_ids` [rows, tokens]), the mask of all tokens so far, and the
 keys and values of those before, `past_key_values.N.key` and `.value` [rows, heads, past, size], and gives `logits`
-[rows, tokens, vocabulary] and `present.N.key` and `.value`, the past of the next call. A whole text with an empty past is
-scored; a prompt with an empty past and then one token at a time is generation. A runner fills an empty past in by itself.
-A recurrent network's past is its state, [rows, 1, 1, size], which begins as zeros: of an LSTM `key` is h and `value` is c.
+[rows, tokens, vocabulary] and `present.N.key` and `.value`, the cache of the next call. A whole text with an empty cache is
+scored; a prompt with an empty cache and then one token at a time is generation. A runner fills an empty cache in by itself.
+A recurrent network's cache is its state, [rows, 1, 1, size], which begins as zeros: of an LSTM `key` is h and `value` is c.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FIRST_LOGITS = (
     "first_logits"  # where a graph has this input, logits come from there on; 0, all of them, if it is not given
 )
 NEW_TOKENS = 64  # made when the caller names no number
-HELD = "held"  # what stands for a past that the graph itself keeps
+HELD = "held"  # what stands for a cache that the graph itself keeps
 LEFT_OVER = 16  # so many tokens of steps that are taken again and again may stay behind a mask
 
 
@@ -136,14 +136,14 @@ def usual(pipeline: Mapping[str, Any], **options: Any) -> GenerationConfig:
     return GenerationConfig(**{"beams": beams, **length, **options})
 
 
-def room_of(prompt: Sequence[int], pipeline: Mapping[str, Any], wish: GenerationConfig) -> int:
+def room_of(prompt: Sequence[int], pipeline: Mapping[str, Any], config: GenerationConfig) -> int:
     """How many tokens may come after a prompt: as many as are asked for and as the network has positions for."""
-    total = min(int(pipeline["max_length"]), wish.max_total_tokens or int(pipeline["max_length"]))
-    return max(1, min(wish.max_new_tokens, total - len(prompt)))
+    total = min(int(pipeline["max_length"]), config.max_total_tokens or int(pipeline["max_length"]))
+    return max(1, min(config.max_new_tokens, total - len(prompt)))
 
 
 class Rows:
-    """Texts that go on together: the mask of their tokens so far, and the past of the next call."""
+    """Texts that go on together: the mask of their tokens so far, and the cache of the next call."""
 
     def __init__(
         self, runner: Any, prompts: Sequence[Sequence[int]], pad: int, most: int, rules: TokenRules | None = None
@@ -197,8 +197,8 @@ class Kept:
 
 
 class Held(np.ndarray):
-    """int64 [rows, 2], which stands for a past: the row that each row goes on from, and after how many tokens. The request
-    behind it lives as long as a past of it does."""
+    """int64 [rows, 2], which stands for a cache: the row that each row goes on from, and after how many tokens. The request
+    behind it lives as long as a cache of it does."""
 
     kept: Any
 
@@ -221,11 +221,11 @@ class Stateful:
         self.runner = runner
 
     def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
-        """The past of so many rows that have no token yet."""
+        """The cache of so many rows that have no token yet."""
         return {CACHE_PREFIX + HELD: Held.of(Kept(self.runner.new_request()), rows, 0)}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name. An earlier past than the last one of its request goes on too, and what came after is forgotten;
+        """Outputs by name. An earlier cache than the last one of its request goes on too, and what came after is forgotten;
         ValueError when rows went on from others since."""
         ids = inputs["input_ids"]
         held: Any = inputs.get(CACHE_PREFIX + HELD)
@@ -262,38 +262,40 @@ def shorten(request: Any, tokens: int) -> None:
 
 
 def room_for(runner: Any, rows: int, tokens: int) -> dict[str, np.ndarray]:
-    """An empty past with room for so many tokens of so many rows, where the runner can append to it; else nothing."""
+    """An empty cache with room for so many tokens of so many rows, where the runner can append to it; else nothing."""
     return dict(runner.room(rows, tokens)) if hasattr(runner, "room") else {}
 
 
 def cache_of(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The past of the next call, from the outputs of one."""
+    """The cache of the next call, from the outputs of one."""
     return {
         CACHE_PREFIX + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)
     }
 
 
 def continuations(
-    runner: Any, prompts: Sequence[Sequence[int]], pipeline: Mapping[str, Any], wish: GenerationConfig
+    runner: Any, prompts: Sequence[Sequence[int]], pipeline: Mapping[str, Any], config: GenerationConfig
 ) -> Iterator[list[int | None]]:
     """The next token of every prompt, step by step; None for one that has ended. Token by token as `generate` of
     transformers where nothing is sampled."""
-    room = [room_of(prompt, pipeline, wish) for prompt in prompts]
+    room = [room_of(prompt, pipeline, config) for prompt in prompts]
     rules = TokenRules(pipeline, [len(prompt) for prompt in prompts], room, prompts)
-    return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"]), max(room), rules), room, pipeline, wish)
+    return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"]), max(room), rules), room, pipeline, config)
 
 
 def going_on(
-    rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], wish: GenerationConfig
+    rows: Any, room: Sequence[int], pipeline: Mapping[str, Any], config: GenerationConfig
 ) -> Iterator[list[int | None]]:
     """The next token of every row of `rows` (`Rows`, or what takes its place), at most as many as it has `room` for."""
     stops, words = list(pipeline.get("eos_token_id", ())), list(pipeline.get("kept_eos_token_id", ()))
     pad = int(pipeline["padding"]["id"])
-    draws = [np.random.default_rng(wish.seed) for _ in room]  # one a row: what is drawn for it depends on no other row
+    draws = [
+        np.random.default_rng(config.seed) for _ in room
+    ]  # one a row: what is drawn for it depends on no other row
     ended = np.zeros(len(room), dtype=bool)
     for step in range(max(room)):
         logits = rows.allowed(rows.logits())
-        tokens = logits.argmax(axis=1) if wish.temperature == 0 else sampled(logits, wish, draws)
+        tokens = logits.argmax(axis=1) if config.temperature == 0 else sampled(logits, config, draws)
         ended |= np.array([step >= most for most in room])
         silent = ended | (np.isin(tokens, stops) & ~np.isin(tokens, words))  # an end that is a word is said, too
         if not silent.all():
@@ -304,18 +306,18 @@ def going_on(
         rows.take(np.where(ended, pad, tokens))
 
 
-def likeliest(runner: Any, prompt: Sequence[int], pipeline: Mapping[str, Any], wish: GenerationConfig) -> list[int]:
+def likeliest(runner: Any, prompt: Sequence[int], pipeline: Mapping[str, Any], config: GenerationConfig) -> list[int]:
     """The tokens that beam search adds to one prompt, as `generate` of transformers finds them."""
-    most = room_of(prompt, pipeline, wish)
+    most = room_of(prompt, pipeline, config)
     rules = TokenRules(pipeline, [len(prompt)], [most], [prompt])
-    rows = Rows(runner, [prompt] * wish.beams, int(pipeline["padding"]["id"]), most, rules)
-    return best(rows, most, pipeline, wish)
+    rows = Rows(runner, [prompt] * config.beams, int(pipeline["padding"]["id"]), most, rules)
+    return best(rows, most, pipeline, config)
 
 
-def best(rows: Any, most: int, pipeline: Mapping[str, Any], wish: GenerationConfig) -> list[int]:
+def best(rows: Any, most: int, pipeline: Mapping[str, Any], config: GenerationConfig) -> list[int]:
     """The tokens of the best of beams that begin as equal `rows`, at most so many: those of the best sum of log-probabilities
     over their number to the power of `length_penalty`."""
-    stops, width = list(pipeline.get("eos_token_id", ())), wish.beams
+    stops, width = list(pipeline.get("eos_token_id", ())), config.beams
     penalty, early = float(pipeline.get("length_penalty", 1.0)), pipeline.get("early_stopping", False)
     texts: list[list[int]] = [[] for _ in range(width)]
     scores = np.array([0.0] + [-1e9] * (width - 1), dtype=np.float32)  # one beam at first, for all are the same
@@ -355,41 +357,41 @@ def answer(model: Any, samples: Sequence[Any], **options: Any) -> list[dict[str,
     `options` are fields of `GenerationConfig`. Prompts go through the graph together. ValueError for a prompt that leaves no
     room.
     """
-    wish = usual(model.pipeline, **options)
+    config = usual(model.pipeline, **options)
     prompts = [prompt_ids(model, sample) for sample in samples]
-    spellers = [Speller(spelling_of(model), prompt, wish.stop) for prompt in prompts]
-    if wish.beams > 1:
+    spellers = [Speller(spelling_of(model), prompt, config.stop) for prompt in prompts]
+    if config.beams > 1:
         for speller, prompt in zip(spellers, prompts, strict=True):
-            speller.tokens = likeliest(model.runner, prompt, model.pipeline, wish)
+            speller.tokens = likeliest(model.runner, prompt, model.pipeline, config)
     else:
-        for tokens in continuations(model.runner, prompts, model.pipeline, wish):
+        for tokens in continuations(model.runner, prompts, model.pipeline, config):
             for speller, token in zip(spellers, tokens, strict=True):
                 if token is not None and not speller.ended:
                     speller.tokens.append(token)
-                    if wish.stop:
+                    if config.stop:
                         speller.text()
             if all(speller.ended or token is None for speller, token in zip(spellers, tokens, strict=True)):
                 break
-    return [_told(speller, wish, model.pipeline) for speller in spellers]
+    return [_answer(speller, config, model.pipeline) for speller in spellers]
 
 
-def _told(speller: Speller, wish: GenerationConfig, pipeline: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(speller: Speller, config: GenerationConfig, pipeline: Mapping[str, Any]) -> dict[str, Any]:
     text = speller.text()
-    full = len(speller.tokens) >= room_of(speller.prompt, pipeline, wish) and not speller.ended
+    full = len(speller.tokens) >= room_of(speller.prompt, pipeline, config) and not speller.ended
     return {"text": text, "tokens": len(speller.tokens), "ended": "length" if full else "stop"}
 
 
 def stream(model: Any, sample: Any, **options: Any) -> Generator[str, None, str]:
     """The continuation of one text, piece by piece as it is made; in one piece where the model searches with beams. Returns how
     it ended, as `answer` has it."""
-    wish = streamed(model.pipeline, **options)
-    if wish.beams > 1:
+    config = streamed(model.pipeline, **options)
+    if config.beams > 1:
         (whole,) = answer(model, [sample], **options)
         yield whole["text"]
         return str(whole["ended"])
     prompt = prompt_ids(model, sample)
-    speller = Speller(spelling_of(model), prompt, wish.stop)
-    for (token,) in continuations(model.runner, [prompt], model.pipeline, wish):
+    speller = Speller(spelling_of(model), prompt, config.stop)
+    for (token,) in continuations(model.runner, [prompt], model.pipeline, config):
         piece = speller.take(int(token or 0))
         if piece:
             yield piece
@@ -397,7 +399,7 @@ def stream(model: Any, sample: Any, **options: Any) -> Generator[str, None, str]
             return "stop"
     if rest := speller.rest():
         yield rest
-    return str(_told(speller, wish, model.pipeline)["ended"])
+    return str(_answer(speller, config, model.pipeline)["ended"])
 
 
 def streamed(pipeline: Mapping[str, Any], **options: Any) -> GenerationConfig:
@@ -424,7 +426,7 @@ def prompt_ids(model: Any, sample: Any) -> list[int]:
 
 
 def timed(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Inputs of one step of decoding: the last token of `inputs`, with all before it as the past."""
+    """Inputs of one step of decoding: the last token of `inputs`, with all before it as the cache."""
     if inputs["input_ids"].shape[1] < 2:
         return dict(inputs)
     before = {name: value[:, :-1] for name, value in inputs.items()}
@@ -448,7 +450,7 @@ def soonest(model: Any, samples: Sequence[Any]) -> list[int | None]:
 
 
 def in_two_steps(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Logits of whole texts as generation gets them: the second half by the past that the first half left."""
+    """Logits of whole texts as generation gets them: the second half by the cache that the first half left."""
     half = inputs["input_ids"].shape[1] // 2
     if not half:
         return {"logits": runner.run(inputs)["logits"]}

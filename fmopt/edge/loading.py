@@ -116,7 +116,7 @@ class Model:
         )
 
     def soonest(self, samples: Sequence[Sample]) -> Any:
-        """What a latency from raw to answer is taken of: the predictions, or the first piece of answers made in pieces."""
+        """What a latency from input to answer is taken of: the predictions, or the first piece of answers made in pieces."""
         part = part_of(self.pipeline)
         if not hasattr(part, "soonest"):
             return self.predict(samples, len(samples))
@@ -237,7 +237,7 @@ def run_rows(runner: Any, inputs: Mapping[str, np.ndarray], most: int) -> dict[s
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
-    """A raw as JSON that keeps a pair, a list of words and bytes apart."""
+    """A sample as JSON that keeps a pair, a list of words and bytes apart."""
     if isinstance(sample, str):
         return {"text": sample}
     if isinstance(sample, bytes):

@@ -1,6 +1,6 @@
 """What knows the samples and answers of a task: the parts of a bundle, found by their names; and how errors are said.
 
-Words used in this folder. A *raw* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of
+Words used in this folder. A *sample* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of
 an image or audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A
 *pipeline* is a dict of JSON values; a part adds its own:
     task         what it is for: one of PARTS, or a task of another package
@@ -279,8 +279,8 @@ def explained(where: object = "") -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        told = last_line(error)
-        said = told if told == type(error).__name__ else f"{type(error).__name__}: {told}"
+        reason = last_line(error)
+        said = reason if reason == type(error).__name__ else f"{type(error).__name__}: {reason}"
         raise EdgeError(f"{where or 'it'} cannot be used: {said}") from error
 
 
@@ -322,7 +322,7 @@ def present_classes(pipeline: Pipeline, logits: np.ndarray) -> dict[str, Any]:
 def present_scores(labels: Sequence[str], shares: Iterable[float]) -> dict[str, Any]:
     """{"label", "score", "scores"} of one share for each class; of the largest its own label.
 
-    Where classes share a name (ImageNet has two cranes) their scores are told apart by the number of the class.
+    Where classes share a name (ImageNet has two cranes) their scores are distinguished by the number of the class.
     """
     values = [float(share) for share in shares]
     best = max(range(len(values)), key=lambda number: values[number])

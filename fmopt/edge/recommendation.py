@@ -1,6 +1,6 @@
 """Recommendation of a bundle: histories of items → arrays, scores of a catalogue → the items that may come next.
 
-A raw is a history: a list of items in the order in which they were taken, each by its id or its title. items.json beside the
+A sample is a history: a list of items in the order in which they were taken, each by its id or its title. items.json beside the
 model is the catalogue, [[id, title], …]; a network calls the first of them 1, and padding 0. Needs numpy alone.
 """
 
@@ -32,7 +32,7 @@ class Batch:
 
     inputs: dict[str, np.ndarray]
     mask: np.ndarray
-    owner: list[int]  # row -> index of its raw
+    owner: list[int]  # row -> index of its sample
 
 
 class Catalogue:
@@ -120,7 +120,7 @@ def read_sample(text: str) -> list[str]:
 def postprocess(
     pipeline: Pipeline, outputs: Mapping[str, np.ndarray], batch: Batch, samples: Sequence[Any]
 ) -> list[np.ndarray]:
-    """One prediction per raw: scores float32 (items,), in the order of the catalogue, also of those in the history."""
+    """One prediction per sample: scores float32 (items,), in the order of the catalogue, also of those in the history."""
     return list(np.asarray(outputs["logits"], dtype=np.float32)[:, 1:])
 
 

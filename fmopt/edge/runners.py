@@ -19,13 +19,13 @@ import numpy as np
 from .host import ForkSafeLock, PerProcess, some_home
 from .parts import OWN_RUNTIMES, EdgeError, last_line, load_part, need
 
-APPENDS = "fmopt.appends"  # metadata of a graph whose past may lie in buffers with room for more
+APPENDS = "fmopt.appends"  # metadata of a graph whose cache may lie in buffers with room for more
 
 
 CACHE_PREFIX = "past_key_values."  # begins the names of inputs that hold what earlier tokens left (see generation.py)
 
 
-ENCODER_DECODER = "halves"  # option of a graph of two halves, each opened by itself (see seq2seq.py), …
+ENCODER_DECODER = "halves"  # option of a graph of two parts, each opened by itself (see seq2seq.py), …
 
 
 DECODER_INPUT = "decoder_input_ids"  # … and the input that the second takes
@@ -62,7 +62,7 @@ class OnnxRuntimeRunner:
         self.mixes_rows = has_operator(path, TENSOR_SCALES)
 
     def _open(self) -> Any:
-        """A session and, for each thread, the past that it last appended to with its binding."""
+        """A session and, for each thread, the cache that it last appended to with its binding."""
         ort, session = self.ort, self.ort.SessionOptions()
         session.intra_op_num_threads = self.threads
         session.inter_op_num_threads = 1
@@ -87,15 +87,15 @@ class OnnxRuntimeRunner:
         return self._opened.get()[0]
 
     def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
-        """An empty past with room for so many tokens, which `run` appends to in place; nothing where the graph cannot."""
+        """An empty cache with room for so many tokens, which `run` appends to in place; nothing where the graph cannot."""
         if not self.appends:
             return {}
         return {name: np.zeros((rows, shape[1], tokens, shape[3]), np.float32) for name, shape in self.kv_cache.items()}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty.
+        """Outputs by name; inputs the graph does not take are ignored, a cache that is not given is empty.
 
-        A past that has room for the new tokens too (see `room`) is appended to where it lies, and is the present.
+        A cache that has room for the new tokens too (see `room`) is appended to where it lies, and is the present.
         """
         asked = {**self.inputs, **{name: kind for name, kind in self.optional.items() if name in inputs}}
         total = inputs["attention_mask"].shape[1] if self.appends else 0
@@ -147,7 +147,7 @@ def onnx_model(path: Path, session: Any, half: int | None) -> str | bytes:
         return str(path)
     # Weights that lie beside a file are not found by what is in memory.
     session.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(path).parent))
-    model: bytes = load_part("seq2seq").halves(path)[half]
+    model: bytes = load_part("seq2seq").split_onnx(path)[half]
     return model
 
 
@@ -193,7 +193,7 @@ class OpenVinoRunner:
         self.outputs = [_openvino_name(port, f"output_{i}") for i, port in enumerate(compiled.outputs)]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name; inputs the graph does not take are ignored, a past that is not given is empty."""
+        """Outputs by name; inputs the graph does not take are ignored, a cache that is not given is empty."""
         return self.infer(with_empty_cache(self.kv_cache, inputs))
 
     def infer(self, inputs: Mapping[str, np.ndarray], request: Any = None) -> dict[str, np.ndarray]:
@@ -314,20 +314,20 @@ def read_openvino(path: Path, shape: Sequence[int] | None = None, half: int | No
 
 
 class EncoderDecoderRunner:
-    """The two halves of a graph, each opened by itself."""
+    """The two parts of a graph, each opened by itself."""
 
-    def __init__(self, halves: Sequence[Any]):
-        self.halves = halves
-        self.mixes_rows = any(mixes_rows(half) for half in halves)
+    def __init__(self, parts: Sequence[Any]):
+        self.parts = parts
+        self.mixes_rows = any(mixes_rows(part) for part in parts)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs of that half whose inputs these are."""
-        return self.halves[part_for(inputs)].run(inputs)
+        """Outputs of that part whose inputs these are."""
+        return self.parts[part_for(inputs)].run(inputs)
 
     def close(self) -> None:
         """Give back memory and threads."""
-        for half in self.halves:
-            half.close()
+        for part in self.parts:
+            part.close()
 
 
 def takes_batches(runner: Any) -> bool:
@@ -341,7 +341,7 @@ def mixes_rows(runner: Any) -> bool:
 
 
 def part_for(inputs: Mapping[str, Any]) -> int:
-    """Which of two halves takes these inputs."""
+    """Which of two parts takes these inputs."""
     return int(DECODER_INPUT in inputs)
 
 
@@ -382,7 +382,7 @@ def open_runner(runtime: str, path: Path, options: Mapping[str, Any], threads: i
 
 
 def with_empty_cache(shapes: Mapping[str, Sequence[Any]], inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The inputs, with an empty one for each past that the graph takes and they lack: [rows, heads, 0, size], or zeros of the
+    """The inputs, with an empty one for each cache that the graph takes and they lack: [rows, heads, 0, size], or zeros of the
     graph's own size where it is a state that does not grow."""
     lacking = {name: shape for name, shape in shapes.items() if name not in inputs}
     if not lacking:

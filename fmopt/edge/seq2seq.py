@@ -1,6 +1,6 @@
 """Answers by an encoder and a decoder of a bundle: translations, made token by token.
 
-The graph has two halves, which are opened one by one. The first takes whole texts (`input_ids`, `attention_mask`) and gives
+The graph has two parts, which are opened one by one. The first takes whole texts (`input_ids`, `attention_mask`) and gives
 `present.N.encoder.key` and `.value` [rows, heads, tokens, size], what the cross-attention of the decoder's layer N reads: made
 once for a text. The second takes tokens that are new (`decoder_input_ids` [rows, tokens]), the texts' mask
 (`encoder_attention_mask`), those keys and values as `past_key_values.N.encoder.…`, and those of the tokens before as
@@ -107,19 +107,19 @@ def run(pipeline: Mapping[str, Any], runner: Any, batch: Any, most: int) -> dict
 
 
 def answers(
-    pipeline: Mapping[str, Any], runner: Any, inputs: Mapping[str, np.ndarray], wish: Any = None
+    pipeline: Mapping[str, Any], runner: Any, inputs: Mapping[str, np.ndarray], config: Any = None
 ) -> list[list[int]]:
-    """The ids of an answer to each text of `inputs`, by the wish, or as the pipeline says."""
-    return [made for _, made in with_starts(pipeline, runner, inputs, wish)]
+    """The ids of an answer to each text of `inputs`, by the config, or as the pipeline says."""
+    return [made for _, made in with_starts(pipeline, runner, inputs, config)]
 
 
 def with_starts(
-    pipeline: Mapping[str, Any], runner: Any, inputs: Mapping[str, np.ndarray], wish: Any = None
+    pipeline: Mapping[str, Any], runner: Any, inputs: Mapping[str, np.ndarray], config: Any = None
 ) -> list[tuple[list[int], list[int]]]:
     """As `answers`, with the ids that each begins with before its own."""
     cross = encode(runner, inputs)
     start = starts(pipeline, runner, cross, len(next(iter(inputs.values()))))
-    made = decoded(pipeline, runner, cross, start, wish or generation.usual(pipeline), sources=source_ids(inputs))
+    made = decoded(pipeline, runner, cross, start, config or generation.usual(pipeline), sources=source_ids(inputs))
     return list(zip(start.tolist(), made, strict=True))
 
 
@@ -128,7 +128,7 @@ def decoded(
     runner: Any,
     cross: Mapping[str, np.ndarray],
     start: np.ndarray,
-    wish: Any,
+    config: Any,
     *,
     sources: Sequence[Sequence[int]] | None = None,
     own: decoding.OwnRule | None = None,
@@ -136,17 +136,17 @@ def decoded(
     """The ids that go on from each row of `start` [rows, tokens], those that end it left out. See `decoding.TokenRules` for
     `sources` and `own`."""
     rows, begin = start.shape
-    most = room(pipeline, begin, wish)
-    if wish.beams > 1:
+    most = room(pipeline, begin, config)
+    if config.beams > 1:
         found = []
         for row in range(rows):
             rules = decoding.TokenRules(pipeline, [begin], [most], [sources[row]] if sources else None, own)
-            beams = [row] * wish.beams
+            beams = [row] * config.beams
             made = Answers(runner, _rows(cross, beams), start[beams], rules)
-            found.append(generation.best(made, most, pipeline, wish))
+            found.append(generation.best(made, most, pipeline, config))
         return found
     found = [[] for _ in range(rows)]
-    for tokens in steps(pipeline, runner, cross, start, wish, sources=sources, own=own):
+    for tokens in steps(pipeline, runner, cross, start, config, sources=sources, own=own):
         for ids, token in zip(found, tokens, strict=True):
             if token is not None:
                 ids.append(token)
@@ -158,22 +158,22 @@ def steps(
     runner: Any,
     cross: Mapping[str, np.ndarray],
     start: np.ndarray,
-    wish: Any,
+    config: Any,
     *,
     sources: Sequence[Sequence[int]] | None = None,
     own: decoding.OwnRule | None = None,
 ) -> Iterator[list[int | None]]:
     """The next token of every answer, None for one that has ended."""
     rows, begin = start.shape
-    most = [room(pipeline, begin, wish)] * rows
+    most = [room(pipeline, begin, config)] * rows
     rules = decoding.TokenRules(pipeline, [begin] * rows, most, sources, own)
-    return generation.going_on(Answers(runner, cross, start, rules), most, pipeline, wish)
+    return generation.going_on(Answers(runner, cross, start, rules), most, pipeline, config)
 
 
-def room(pipeline: Mapping[str, Any], begin: int, wish: Any) -> int:
+def room(pipeline: Mapping[str, Any], begin: int, config: Any) -> int:
     """How many tokens an answer may have after those it begins with: as asked for, and as the decoder has positions."""
     positions = pipeline.get("max_target_positions")
-    return max(1, min(wish.max_new_tokens, positions - begin if positions else wish.max_new_tokens))
+    return max(1, min(config.max_new_tokens, positions - begin if positions else config.max_new_tokens))
 
 
 def source_ids(inputs: Mapping[str, np.ndarray]) -> list[list[int]] | None:
@@ -209,22 +209,22 @@ def present(pipeline: Mapping[str, Any], prediction: np.ndarray, sample: Any, pr
 def answer(model: Any, samples: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
     """Answers for people, all made together: {"text", "tokens"}. `options` are fields of `generation.GenerationConfig`."""
     inputs = encoded(model, samples)
-    wish, spelling = generation.usual(model.pipeline, **options), decoding.spelling_of(model)
-    found = answers(model.pipeline, model.runner, inputs, wish)
-    return [{"text": until(spelling.decode(ids).strip(), wish.stop), "tokens": len(ids)} for ids in found]
+    config, spelling = generation.usual(model.pipeline, **options), decoding.spelling_of(model)
+    found = answers(model.pipeline, model.runner, inputs, config)
+    return [{"text": until(spelling.decode(ids).strip(), config.stop), "tokens": len(ids)} for ids in found]
 
 
 def stream(model: Any, sample: Any, **options: Any) -> Iterator[str]:
     """The answer to one text, piece by piece as it is made; in one piece where the model searches with beams."""
-    wish = generation.streamed(model.pipeline, **options)
-    if wish.beams > 1:
+    config = generation.streamed(model.pipeline, **options)
+    if config.beams > 1:
         yield answer(model, [sample], **options)[0]["text"]
         return
     inputs = encoded(model, [sample])
     cross = encode(model.runner, inputs)
     start = starts(model.pipeline, model.runner, cross, 1)
-    made = steps(model.pipeline, model.runner, cross, start, wish, sources=source_ids(inputs))
-    yield from pieces(model, (int(token or 0) for (token,) in made), wish.stop)
+    made = steps(model.pipeline, model.runner, cross, start, config, sources=source_ids(inputs))
+    yield from pieces(model, (int(token or 0) for (token,) in made), config.stop)
 
 
 def pieces(model: Any, tokens: Iterable[int], stop: Sequence[str]) -> Iterator[str]:
@@ -282,11 +282,11 @@ def _answered(runner: Any, inputs: Mapping[str, np.ndarray], tokens: int) -> Ans
 add_arguments, options_of = generation.add_arguments, generation.options_of
 
 
-# -------------------------------------------------------------------------------- two halves of one file
+# -------------------------------------------------------------------------------- two parts of one file
 
 
-def halves(path: Path) -> list[bytes]:
-    """The two halves of an ONNX file, each a model: what gives the cross-attention's keys and values, and what gives the rest.
+def split_onnx(path: Path) -> list[bytes]:
+    """The two parts of an ONNX file, each a model: what gives the cross-attention's keys and values, and what gives the rest.
 
     ONNX Runtime runs all of a graph, so each half is opened by itself. A file is read by protobuf's wire format: a model's
     field 7 is its graph; of a graph 1 are nodes, 5 initializers, 11 inputs, 12 outputs.
@@ -306,7 +306,7 @@ def halves(path: Path) -> list[bytes]:
 
 
 def split_openvino(openvino: Any, model: Any) -> list[Any]:
-    """The same two halves of an openvino.Model."""
+    """The same two parts of an openvino.Model."""
     first = [port for port in model.outputs if any(CROSS in name for name in port.names)]
     rest = [port for port in model.outputs if port not in first]
     found = []

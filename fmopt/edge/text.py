@@ -38,7 +38,7 @@ def open_preprocessor(folder: Path, pipeline: Pipeline) -> Any:
 
 @dataclass
 class Batch:
-    """Encoded samples. One raw gives one row, or several windows where the task reads long texts in pieces.
+    """Encoded samples. One sample gives one row, or several windows where the task reads long texts in pieces.
 
     `inputs` hold int64 [rows, tokens]; `mask` is the attention mask, also for networks that take none. The lists are
     per row and per token, aligned with the padded row, and empty for tasks that do not need them.
@@ -46,7 +46,7 @@ class Batch:
 
     inputs: dict[str, np.ndarray]
     mask: np.ndarray
-    owner: list[int]  # row -> index of its raw
+    owner: list[int]  # row -> index of its sample
     word_ids: list[list[int | None]] = field(default_factory=list)
     offsets: list[list[tuple[int, int]]] = field(default_factory=list)
     sequence_ids: list[list[int | None]] = field(default_factory=list)
@@ -200,7 +200,7 @@ class PartPreprocessor:
 
 
 def as_pair(sample: Any) -> tuple[str, str]:
-    """A raw that must be a pair of texts; EdgeError for another."""
+    """A sample that must be a pair of texts; EdgeError for another."""
     if isinstance(sample, tuple) and len(sample) == 2 and all(isinstance(part, str) for part in sample):
         return sample
     raise EdgeError(

@@ -1,6 +1,6 @@
 """Speech recognition by an encoder and a decoder (Whisper) of a bundle: sounds as audio.py reads them, texts as seq2seq.py
 makes them. A sample is the bytes of an audio file; a prediction is {"text", "tokens"}, with the "language" where it was found
-and the "chunks" where times are told. The model's tokenizer.json spells.
+and the "chunks" where times are given. The model's tokenizer.json spells.
 
 A sound longer than the window of the network is read in windows, each beginning where the last segment of the one before
 ended by the network's own timestamps (Radford et al., 2022, section 3.8), as `generate` of transformers does it.
@@ -144,7 +144,7 @@ class TimestampRule:
 
 
 def heard(
-    pipeline: Mapping[str, Any], runner: Any, features: Sequence[np.ndarray], wish: Any, question: Question
+    pipeline: Mapping[str, Any], runner: Any, features: Sequence[np.ndarray], config: Any, question: Question
 ) -> list[dict[str, Any]]:
     """What is said in each of the sounds of `features` [mels, frames]: {"tokens", "segments", "language"}, a segment being
     (begin, end, ids), in seconds; segments and language None where there are none. Sounds of one window are heard together."""
@@ -154,13 +154,13 @@ def heard(
     if short:
         cross = seq2seq.encode(runner, {"input_features": np.stack([features[number] for number in short])})
         start = question.starts(pipeline, runner, cross, False)
-        made = seq2seq.decoded(pipeline, runner, cross, start, wish)
+        made = seq2seq.decoded(pipeline, runner, cross, start, config)
         stamps = settings.get("timestamp_begin", math.inf)  # which are no words, unasked for or not
         for number, ids, begun in zip(short, made, start.tolist(), strict=True):
             words = [token for token in ids if token < stamps]
             found[number] = {"tokens": words, "segments": None, "language": _language(settings, begun)}
     for number in sorted(set(range(len(features))) - set(short)):
-        parts = list(windows(pipeline, runner, features[number], wish, question))
+        parts = list(windows(pipeline, runner, features[number], config, question))
         found[number] = {
             "tokens": [token for _, _, ids, _ in parts for token in ids],
             "segments": [(begin, end, ids) for begin, end, ids, _ in parts],
@@ -186,7 +186,7 @@ def in_windows(pipeline: Mapping[str, Any], features: np.ndarray, question: Ques
 
 
 def windows(
-    pipeline: Mapping[str, Any], runner: Any, features: np.ndarray, wish: Any, question: Question
+    pipeline: Mapping[str, Any], runner: Any, features: np.ndarray, config: Any, question: Question
 ) -> Iterator[tuple[float, float, list[int], str | None]]:
     """Segments (begin, end, ids, language) of one sound of any length, times in seconds, window by window."""
     width, steps = int(pipeline["audio"]["frames"]), pipeline["audio"]
@@ -200,7 +200,7 @@ def windows(
         cross = seq2seq.encode(runner, {"input_features": padded[None]})
         if start is None:  # one language for all of a sound
             start = question.starts(pipeline, runner, cross, True)
-        (ids,) = seq2seq.decoded(pipeline, runner, cross, start, wish, own=rule)
+        (ids,) = seq2seq.decoded(pipeline, runner, cross, start, config, own=rule)
         found, moved = segments_of(ids, rule.first, left)
         for begin, end, tokens in found:
             words = [token for token in tokens if token < rule.first]
@@ -240,9 +240,9 @@ def _language(settings: Mapping[str, Any], start: Sequence[int]) -> str | None:
 
 def run(pipeline: Mapping[str, Any], runner: Any, batch: Any, most: int) -> dict[str, Any]:
     """What is heard in the sounds of a batch, at most `most` together: see `heard`."""
-    wish, found = generation.usual(pipeline), []
+    config, found = generation.usual(pipeline), []
     for first in range(0, len(batch.owner), most):
-        found += heard(pipeline, runner, batch.features[first : first + most], wish, Question())
+        found += heard(pipeline, runner, batch.features[first : first + most], config, Question())
     return {"heard": found}
 
 
@@ -250,10 +250,10 @@ def postprocess(
     pipeline: Mapping[str, Any], outputs: Mapping[str, Any], batch: Any, samples: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """What is said in every sound: {"text", "tokens"}, with "language" and "chunks" where there are any."""
-    return [_told(one, batch.decode) for one in outputs["heard"]]
+    return [_answer(one, batch.decode) for one in outputs["heard"]]
 
 
-def _told(found: Mapping[str, Any], decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> dict[str, Any]:
+def _answer(found: Mapping[str, Any], decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> dict[str, Any]:
     made: dict[str, Any] = {
         "text": seq2seq.until(decode(found["tokens"]).strip(), stop),
         "tokens": len(found["tokens"]),
@@ -289,9 +289,9 @@ def answer(
     """What is said in sounds, for people: as `postprocess` gives it. See `Question`; `options` are fields of
     `generation.GenerationConfig`, max_new_tokens of a window."""
     batch = model.preprocessor.own.encode(samples)
-    wish, question = generation.usual(model.pipeline, **options), Question(language, task, timestamps)
-    found = heard(model.pipeline, model.runner, batch.features, wish, question)
-    return [_told(one, batch.decode, wish.stop) for one in found]
+    config, question = generation.usual(model.pipeline, **options), Question(language, task, timestamps)
+    found = heard(model.pipeline, model.runner, batch.features, config, question)
+    return [_answer(one, batch.decode, config.stop) for one in found]
 
 
 def stream(
@@ -300,19 +300,19 @@ def stream(
 ) -> Iterator[str]:  # fmt: skip
     """What is said in one sound, piece by piece; of a sound that is read in windows, segment by segment."""
     pipeline, question, runner = model.pipeline, Question(language, task, timestamps), model.runner
-    wish = generation.streamed(pipeline, **options)
+    config = generation.streamed(pipeline, **options)
     (features,) = model.preprocessor.own.encode([sample]).features
     tokens: Iterator[int]
     if in_windows(pipeline, features, question):
-        tokens = (token for _, _, ids, _ in windows(pipeline, runner, features, wish, question) for token in ids)
-    elif wish.beams > 1:
-        tokens = iter(heard(pipeline, runner, [features], wish, question)[0]["tokens"])
+        tokens = (token for _, _, ids, _ in windows(pipeline, runner, features, config, question) for token in ids)
+    elif config.beams > 1:
+        tokens = iter(heard(pipeline, runner, [features], config, question)[0]["tokens"])
     else:
         cross = seq2seq.encode(runner, {"input_features": features[None]})
-        steps = seq2seq.steps(pipeline, runner, cross, question.starts(pipeline, runner, cross, False), wish)
+        steps = seq2seq.steps(pipeline, runner, cross, question.starts(pipeline, runner, cross, False), config)
         stamps = pipeline.get("whisper", {}).get("timestamp_begin", math.inf)
         tokens = (int(token or 0) for (token,) in steps if int(token or 0) < stamps)
-    yield from seq2seq.pieces(model, tokens, wish.stop)
+    yield from seq2seq.pieces(model, tokens, config.stop)
 
 
 def add_arguments(parser: Any) -> None:

@@ -16,7 +16,7 @@ from fmopt.core.results import Estimate, Frozen, Latency, Scores
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import Record, Trial, percentile, value_of
-from fmopt.evaluation.record_view import RecordView, read_side
+from fmopt.evaluation.record_view import RecordView, read_view
 
 # Two runs are not timed in turn, so a difference within what a quiet machine shows from day to day is not called one.
 NOISE = 0.03
@@ -61,10 +61,19 @@ class Comparison(Frozen):
 def compare(a: Record | str | Path, b: Record | str | Path, *more: Record | str | Path) -> Comparison:
     """Everything that records or bundles know, each held to the first; lines with differences that matter come first.
 
-    A record's shipped variant stands for it. Paths name records (JSON), folders of an optimization, or bundles; one
-    without a record is compared by its files, precision and versions. BundleError for anything else.
+    A record's shipped variant stands for it.
+
+    Arguments:
+        a, b, more: records, or paths of records (JSON), of folders of an optimization, or of bundles; one without a record is
+            compared by its files, precision and versions.
+
+    Returns a `Comparison`: `rows` with a cell for each record, and `caveats`, what makes them hard to compare. Raises BundleError
+    for anything else, ConfigError for more than one table holds.
+
+    >>> fmopt.compare(made, made).rows[0].matters
+    False
     """
-    sides = [read_side(thing) for thing in (a, b, *more)]
+    sides = [read_view(thing) for thing in (a, b, *more)]
     if len(sides) > len(LETTERS):
         raise ConfigError(f"{len(sides)} records are too many for one table; at most {len(LETTERS)} can be compared")
     rows = [
@@ -124,7 +133,7 @@ def circumstances(sides: Sequence[RecordView]) -> list[str]:
 def differing(prefix: str, metadata: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, Any]]]]:
     """What is not the same everywhere: (name, [(letters of those who have a value, the value)]).
 
-    One who knows no facts at all has no say; with a prefix, one that lacks a name that others know has "–" for it.
+    A record without any such value has no say; with a prefix, one that lacks a name that others know has "–" for it.
     """
     found = []
     for key in sorted(set().union(*metadata)):

@@ -52,7 +52,11 @@ class Drop(Frozen):
 
 
 class Budget(Frozen):
-    """What the user accepts; None is no limit. Without a word about accuracy one point may be lost."""
+    """What the user accepts; None is no limit. Without a word about accuracy one point may be lost.
+
+    >>> fmopt.Budget.parse(max_drop="0.5pt", max_latency="8ms").max_latency_ms
+    8.0
+    """
 
     max_drop: Drop | None = Drop(amount=1.0)
     min_speedup: float | None = Field(None, gt=0, allow_inf_nan=False)  # times, against the fastest full-precision

@@ -30,8 +30,8 @@ from fmopt.evaluation.comparison import (
     ratio_of,
 )
 from fmopt.evaluation.metrics import METRICS
-from fmopt.evaluation.record import FILE, Record, as_told, value_of
-from fmopt.evaluation.record_view import RecordView, side_of_record
+from fmopt.evaluation.record import FILE, Record, as_displayed, value_of
+from fmopt.evaluation.record_view import RecordView, view_of_record
 
 HARDWARE = ("cpu", "arch", "isa", "cores")  # what another of is another machine
 ASKED = ("max_drop", "min_speedup", "max_latency_ms", "max_size_mb", "max_memory_mb")
@@ -62,7 +62,7 @@ class Entry(Frozen):
     metric: str
     value: float | None
     items: int
-    drop: Estimate | None  # against its own full precision, as told
+    drop: Estimate | None  # against its own full precision, as displayed
     size_bytes: int | None
     regressions: list[Regression]
     differs: list[str]  # circumstances that are not those of the one before
@@ -108,7 +108,14 @@ class History(Frozen):
 def history(*paths: str | Path) -> History:
     """The records under folders (every `record.json`) and those named themselves, in groups, the oldest first.
 
-    A file that is no record is skipped and named. BundleError when a path is not there or no record is left.
+    Arguments:
+        paths: folders, which are searched, and files; a file that is no record is skipped and named in `skipped`.
+
+    Returns a `History`: groups of the same model, task, target and shape, each entry held to the one before and to the best so
+    far. Raises BundleError when a path is not there or no record is left.
+
+    >>> [group.task for group in fmopt.history(made).groups]
+    ['text-classification']
     """
     found, skipped = [], []
     for path in record_files(paths):
@@ -147,7 +154,7 @@ class Dated:
     @cached_property
     def side(self) -> RecordView:
         """As comparisons see it."""
-        return side_of_record(self.record)
+        return view_of_record(self.record)
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -207,7 +214,7 @@ def _group(members: Sequence[Dated]) -> Group:
 
 def _entry(one: Dated, before: Sequence[Dated]) -> Entry:
     record, shipped = one.record, one.record.winning
-    given = as_told(record).winning
+    given = as_displayed(record).winning
     scores = one.scores[1]
     return Entry(
         path=str(one.path),

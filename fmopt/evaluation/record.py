@@ -65,7 +65,7 @@ class Trial(Frozen):
     scores: list[Scores] = Field(default_factory=list)  # on the validation split
     test_scores: list[Scores] = Field(default_factory=list)
     latency: Latency | None = None  # on the workload: what is judged
-    end_to_end: Latency | None = None  # from raw to answer at the items' own lengths, where the model alone is judged
+    end_to_end: Latency | None = None  # from input to answer at the items' own lengths, where the model alone is judged
     at_length: Latency | None = None  # the model alone at a stated length, beside a workload of the data's own items
     under_load: UnderLoad | None = None  # of a server workload
     footprint: Footprint | None = None
@@ -136,13 +136,17 @@ class AblationStep(Frozen):
     """The winner's network after one more of its passes, or before any."""
 
     name: str  # the passes that were added
-    p50: float  # median milliseconds, all rungs timed in turn
+    p50: float  # median milliseconds, all steps timed in turn
     size_bytes: int
     drop: Estimate  # on validation, against the reference
 
 
 class Record(Frozen):
-    """A whole run."""
+    """A whole run: what was asked for, every variant with its samples, and the verdict.
+
+    >>> fmopt.Record.load(made).data["rows"]["test"] > 0
+    True
+    """
 
     fmopt: str  # version
     command: str
@@ -227,7 +231,7 @@ def drop_unit(record: Record) -> str:
     return "pt" if _whole(record, test=False) is None and _whole(record, test=True) is None else "%"
 
 
-def as_told(record: Record) -> Record:
+def as_displayed(record: Record) -> Record:
     """The record as pages and tables show it: where drops are given in percent, they are shares of what full precision has
     instead of differences of the metric."""
     if drop_unit(record) == "pt":
@@ -257,7 +261,7 @@ def as_told(record: Record) -> Record:
             "baselines": [given(trial) for trial in record.baselines],
             "trials": [given(trial) for trial in record.trials],
             "verdict": Verdict(checks=checks),
-            "waterfall": [rung.model_copy(update={"drop": _share(rung.drop, validation)}) for rung in record.waterfall],
+            "waterfall": [step.model_copy(update={"drop": _share(step.drop, validation)}) for step in record.waterfall],
         }
     )
 
@@ -348,7 +352,7 @@ def value_of(scores: Scores) -> float:
 
 def summary_sentence(record: Record) -> str:
     """One paragraph in plain words: what is shipped, how fast, at what cost, and whether that was asked for."""
-    record = as_told(record)
+    record = as_displayed(record)
     winner, reference = record.winning, record.fastest_full_precision
     if winner is None:
         return f"Nothing could be built for {record.target.title}. {record.verdict.outcome}."

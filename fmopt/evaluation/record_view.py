@@ -45,24 +45,24 @@ class RecordView(Frozen):
         return next((trial for trial in self.trials if trial.name == name), None)
 
 
-def read_side(thing: Record | str | Path) -> RecordView:
+def read_view(thing: Record | str | Path) -> RecordView:
     """A record; a record's file; a folder with a record; or a bundle, which need not have one.
 
     BundleError when it is none of them. Fields of a record that this version does not know are passed over, so that
     those of other versions, and those that a script added something to, can be compared.
     """
     if isinstance(thing, Record):
-        return side_of_record(thing)
+        return view_of_record(thing)
     path = Path(thing)
     if path.is_file() and path.name == MANIFEST:
         path = path.parent
     if path.is_dir() and not (path / FILE).is_file():
         if not (path / MANIFEST).is_file():
             raise BundleError(f"{path} has neither {FILE} nor {MANIFEST}; name a folder that fmopt wrote, or a record")
-        return side_of_bundle(path)
+        return view_of_bundle(path)
     if path.is_dir() and (path / MANIFEST).is_file():
         require_whole(path)
-    return side_of_record(Record.load(path, lenient=True))
+    return view_of_record(Record.load(path, lenient=True))
 
 
 def require_whole(folder: Path) -> None:
@@ -73,7 +73,7 @@ def require_whole(folder: Path) -> None:
         raise BundleError(str(error)) from error
 
 
-def side_of_record(record: Record) -> RecordView:
+def view_of_record(record: Record) -> RecordView:
     """A whole run; the variant that it ships stands for it."""
     return RecordView(
         title=f"{record.model.get('title', 'model')} on {record.target.title}, {record.circumstances.date}",
@@ -93,19 +93,19 @@ def side_of_record(record: Record) -> RecordView:
     )
 
 
-def side_of_bundle(folder: Path) -> RecordView:
+def view_of_bundle(folder: Path) -> RecordView:
     """A bundle by its manifest alone, as `fmopt export` writes it."""
     try:
         metadata = edge_manifest.whole_manifest(folder)
     except parts.EdgeError as error:
         raise BundleError(str(error)) from error
     try:
-        return _side_of(folder, metadata)
+        return _view_of(folder, metadata)
     except ValidationError as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: {first_fault(error)}; make the bundle again") from error
 
 
-def _side_of(folder: Path, metadata: dict[str, Any]) -> RecordView:
+def _view_of(folder: Path, metadata: dict[str, Any]) -> RecordView:
     recipe, host = metadata["recipe"], dict(metadata["host"])
     host["os"], _, host["kernel"] = str(host.get("os", "")).partition(" ")  # a record keeps the two apart
     shipped = Trial(

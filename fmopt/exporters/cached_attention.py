@@ -2,7 +2,7 @@
 GroupQueryAttention does in one, and it can append to a cache where it lies instead of copying it for every token.
 
 The mask stays what it was, as the operator's `attention_bias`, so that padding and sliding windows mean the same. After
-this nothing of the graph reads how long the arrays of the past are, only how long the mask is: a past may lie in a buffer
+this nothing of the graph reads how long the arrays of the cache are, only how long the mask is: a cache may lie in a buffer
 that is longer than its tokens, and the present is then written into the same buffer.
 """
 
@@ -23,7 +23,7 @@ from fmopt.exporters.onnx_graph import add_opset, constant, consumers, drop_dead
 
 MICROSOFT = "com.microsoft"
 LENGTHS = "cache/"  # begins the names of what all layers share
-ROWS, TOKENS = {"start": 0, "end": 1}, {"start": 2, "end": 3}  # of a Shape of a past: [rows, heads, tokens, size]
+ROWS, TOKENS = {"start": 0, "end": 1}, {"start": 2, "end": 3}  # of a Shape of a cache: [rows, heads, tokens, size]
 HEADS_FIRST = [0, 2, 1, 3]  # [batch, tokens, heads, size] → [batch, heads, tokens, size] and back
 
 
@@ -85,7 +85,7 @@ class Attention:
 def fuse_attention(model: onnx.ModelProto, positions: int) -> int:
     """Write every layer's attention over its cache as GroupQueryAttention, in place; how many. 0 changes nothing.
 
-    All layers or none: what is left of the length of a past would not know a buffer. `positions` is the model's longest text.
+    All layers or none: what is left of the length of a cache would not know a buffer. `positions` is the model's longest text.
     """
     wiring = Wiring.of(model)
     pasts = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -128,7 +128,7 @@ def _presents(attentions: list[Attention], node: NodeProto) -> set[str]:
 
 
 def _only_attended(wiring: Wiring, kv_cache: str) -> bool:
-    """Whether nothing but attention reads a past and its present; how many rows and tokens it has may be asked."""
+    """Whether nothing but attention reads a cache and its present; how many rows and tokens it has may be asked."""
     for node in wiring.readers.get(kv_cache, []):
         asked = {one.name: one.i for one in node.attribute}
         if node.op_type != "Concat" and not (node.op_type == "Shape" and asked in (ROWS, TOKENS)):
@@ -334,7 +334,7 @@ def _nodes(
 
 
 def _forget_lengths(model: onnx.ModelProto, pasts: Mapping[str, Any]) -> None:
-    """The length of a past comes from the mask, not from an array that may be longer than its tokens."""
+    """The length of a cache comes from the mask, not from an array that may be longer than its tokens."""
     for node in model.graph.node:
         if node.op_type != "Shape" or node.input[0] not in pasts:
             continue

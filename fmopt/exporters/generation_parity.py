@@ -19,6 +19,7 @@ from fmopt.edge.audio import read_audio, resample
 from fmopt.edge.parts import EdgeError
 from fmopt.exporters.text_reference import TextReference, short
 from fmopt.models.loading import quiet
+from fmopt.tasks.base import output_of
 
 ITEMS = 2  # of the data
 NEW_TOKENS = 16  # made of each
@@ -34,7 +35,7 @@ def generated_text_differences(served: Any, net: Any, samples: Sequence[Any]) ->
     reference = TextReference.of(served.metadata, net)
     if reference is None or not _generates(net):
         return
-    for sample in [*samples, *reference.probes(served.metadata.task)]:
+    for sample in [*samples, *reference.probes(output_of(served.metadata.pipeline))]:
         yield from reference.token_difference(served, sample)
     model = loading.Model({"pipeline": dict(served.metadata.pipeline)}, served.preprocessor, served.runner)
     for sample in [*samples[:ITEMS], *PROMPTS]:
@@ -93,8 +94,8 @@ def _heard_alike(served: Any, net: Any, inputs: Any, features: np.ndarray, wante
     import torch
 
     pipeline = served.metadata.pipeline
-    wish, question = generation.usual(pipeline, max_new_tokens=NEW_TOKENS), whisper.Question()
-    ours = whisper.heard(pipeline, served.runner, [features], wish, question)[0]["tokens"]
+    config, question = generation.usual(pipeline, max_new_tokens=NEW_TOKENS), whisper.Question()
+    ours = whisper.heard(pipeline, served.runner, [features], config, question)[0]["tokens"]
     cross = seq2seq.encode(served.runner, {"input_features": features[None]})
     start = question.starts(pipeline, served.runner, cross, False)[0].tolist()
     at = next((i for i, (a, b) in enumerate(zip(ours, wanted, strict=False)) if a != b), min(len(ours), len(wanted)))
@@ -121,19 +122,19 @@ class Made:
 
 
 def _made(model: loading.Model, sample: str) -> Made:
-    pipeline, wish = model.pipeline, generation.usual(model.pipeline, max_new_tokens=NEW_TOKENS)
+    pipeline, config = model.pipeline, generation.usual(model.pipeline, max_new_tokens=NEW_TOKENS)
     text = str(model(sample, max_new_tokens=NEW_TOKENS)["text"])
     if makes_answers(pipeline):
         inputs = seq2seq.encoded(model, [sample])
-        ((start, ours),) = seq2seq.with_starts(pipeline, model.runner, inputs, wish)
-        return Made(start, ours, seq2seq.room(pipeline, len(start), wish), text)
+        ((start, ours),) = seq2seq.with_starts(pipeline, model.runner, inputs, config)
+        return Made(start, ours, seq2seq.room(pipeline, len(start), config), text)
     prompt = generation.prompt_ids(model, sample)
-    if wish.beams > 1:
-        ours = generation.likeliest(model.runner, prompt, pipeline, wish)
+    if config.beams > 1:
+        ours = generation.likeliest(model.runner, prompt, pipeline, config)
     else:
-        steps = generation.continuations(model.runner, [prompt], pipeline, wish)
+        steps = generation.continuations(model.runner, [prompt], pipeline, config)
         ours = [token for (token,) in steps if token is not None]
-    return Made(prompt, ours, generation.room_of(prompt, pipeline, wish), text)
+    return Made(prompt, ours, generation.room_of(prompt, pipeline, config), text)
 
 
 def _difference(

@@ -17,7 +17,7 @@ from typing import Any
 from fmopt.core.errors import ParityError
 from fmopt.core.model import CheckpointMetadata, Runner, generates
 from fmopt.exporters.generation_parity import generated_text_differences, heard_differences
-from fmopt.exporters.media_parity import image_differences, sound_differences
+from fmopt.exporters.media_parity import audio_differences, image_differences
 from fmopt.exporters.text_parity import text_differences
 
 ITEMS = 8  # of the data
@@ -38,7 +38,7 @@ Differences = Callable[
 DIFFERENCES: Mapping[str, Differences] = {
     "text": text_differences,
     "image": image_differences,
-    "audio": sound_differences,
+    "audio": audio_differences,
 }
 OF_GENERATED: Mapping[str, Differences] = {"text": generated_text_differences, "audio": heard_differences}
 

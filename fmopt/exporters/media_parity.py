@@ -104,7 +104,7 @@ IMAGE_ANSWERS: Mapping[str, Callable[..., Iterator[str]]] = {
 }
 
 
-def sound_differences(served: Any, net: Any, samples: Sequence[Any]) -> Iterator[str]:
+def audio_differences(served: Any, net: Any, samples: Sequence[Any]) -> Iterator[str]:
     """Differences in the scores of classes, or in what was heard; nothing for another task, or a network that answers in words
     of its own."""
     task = served.metadata.task

@@ -19,11 +19,11 @@ LAST_TWO = [0, 1, 3, 2]  # a transposition of keys
 
 
 def make_stateful(model: openvino.Model) -> None:
-    """Turn ports of the past into variables, in place, as optimum-intel and OpenVINO GenAI expect them: `beam_idx` int32
-    [rows] says which row of the past each row goes on from. PassError for a graph without a past that grows."""
+    """Turn ports of the cache into variables, in place, as optimum-intel and OpenVINO GenAI expect them: `beam_idx` int32
+    [rows] says which row of the cache each row goes on from. PassError for a graph without a cache that grows."""
     ports = [port for port in model.inputs if port.any_name.startswith(CACHE_PREFIX)]
     if not ports or any(port.partial_shape[2].is_static for port in ports):
-        raise PassError("stateful = true is for networks that generate by attention, which have a past that grows")
+        raise PassError("stateful = true is for networks that generate by attention, which have a cache that grows")
     _fuse_attention(model)
     rows = ops.parameter([-1], np.int32, name="beam_idx")
     rows.output(0).set_names({"beam_idx"})
@@ -42,7 +42,7 @@ def make_stateful(model: openvino.Model) -> None:
 
 
 def read_stateless(path: Path) -> openvino.Model:
-    """The graph of a file with its past as ports again, where it keeps that itself: a variable does not state its size."""
+    """The graph of a file with its cache as ports again, where it keeps that itself: a variable does not state its size."""
     model = openvino.Core().read_model(str(path))
     if any(port.any_name == "beam_idx" for port in model.inputs):
         stateful_to_stateless_transformation(model)

@@ -10,7 +10,7 @@ import numpy as np
 from fmopt.edge.loading import run_batch
 from fmopt.edge.text import postprocess, present
 from fmopt.exporters.text_reference import TextReference, bundle_encoded, short
-from fmopt.models.checkpoint_files import read_json
+from fmopt.tasks.base import Output, find_task
 
 LONGEST = 512  # tokens of a probe whose answer is compared; longer ones are compared by their tokens
 TOLERANCE = 2e-3  # of shares and, relative to their size, of numbers
@@ -20,11 +20,12 @@ COSINE = 0.9999
 def text_differences(served: Any, net: Any, samples: Sequence[Any]) -> Iterator[str]:
     """Differences in tokens, then in answers; nothing for a task without a reference here, or a folder of whose tokenizer
     transformers makes nothing."""
-    answer = ANSWERS.get(served.metadata.task)
+    task = find_task(served.metadata.task)
+    answer = ANSWERS.get(task.output) if task.modality == "text" and task.edge_part is None else None
     reference = TextReference.of(served.metadata, net)
     if answer is None or reference is None:
         return
-    probes = [*samples, *reference.probes(served.metadata.task)]
+    probes = [*samples, *reference.probes(task.output)]
     for sample in probes:
         if isinstance(sample, list):  # words of a data set: which tokens they are is a matter of training
             continue
@@ -52,11 +53,10 @@ def _vector(ref: TextReference, encoded: Mapping[str, Any], got: Any, shown: Any
     import torch
 
     hidden = ref.outputs(encoded).last_hidden_state[0].float()
-    modules = read_json(ref.home / "modules.json", list) or []
+    home = ref.files.home
+    modules = ref.files.read(home / "modules.json", list) or []
     places = {str(one.get("type", "")).rpartition(".")[2]: one.get("path", "") for one in modules}
-    config = (
-        (read_json(ref.home / places.get("Pooling", "") / "config.json", dict) or {}) if "Pooling" in places else {}
-    )
+    config = (ref.files.read(home / places["Pooling"] / "config.json") or {}) if "Pooling" in places else {}
     causal = str((ref.config.get("architectures") or [""])[0]).endswith("ForCausalLM") and not modules
     modes = (
         config.get("pooling_mode")
@@ -107,7 +107,7 @@ def _number(ref: TextReference, encoded: Mapping[str, Any], got: Any, shown: Any
     """As CrossEncoder.predict where it wrote the folder, else as transformers' pipeline: one output is a share, unless it was
     trained to be a number."""
     logit = float(ref.outputs(encoded).logits.float().ravel()[0])
-    own = read_json(ref.home / "config_sentence_transformers.json", dict) or {}
+    own = ref.files.read(ref.files.home / "config_sentence_transformers.json") or {}
     named = (ref.config.get("sentence_transformers") or {}).get("activation_fn")
     named = named or ref.config.get("sbert_ce_default_activation_function") or own.get("activation_fn")
     share = str(named).endswith("Sigmoid") if named else ref.config.get("problem_type") is None
@@ -121,7 +121,7 @@ def _number(ref: TextReference, encoded: Mapping[str, Any], got: Any, shown: Any
 
 
 def _tags(ref: TextReference, encoded: Mapping[str, Any], got: Any, shown: Any, sample: Any) -> str | None:
-    """Each entity told must be what the network says at its first token, and what follows "O" must not be told."""
+    """Each entity given must be what the network says at its first token, and what follows "O" must not be given."""
     logits = ref.outputs(encoded).logits[0].float().numpy()
     labels = {int(number): str(name) for number, name in ref.net.config.id2label.items()}
     for entity in shown:
@@ -156,23 +156,23 @@ def _span(ref: TextReference, encoded: Mapping[str, Any], got: Any, shown: Any, 
         return None
     offsets = encoded["offset_mapping"]
     best = max(start[i] + end[j] for i in inside for j in inside if i <= j < i + 30)
-    told = shown["text"].strip()
+    given = shown["text"].strip()
     ours = [
         start[i] + end[j]
         for i in inside
         for j in inside
-        if i <= j < i + 30 and sample[1][offsets[i][0] : offsets[j][1]].strip() == told
+        if i <= j < i + 30 and sample[1][offsets[i][0] : offsets[j][1]].strip() == given
     ]
     if not ours or best - max(ours) > TOLERANCE * max(1.0, abs(float(best))):
         return f"the answer {shown['text']!r} is not the likeliest by the network's own logits"
     return None
 
 
-ANSWERS: Mapping[str, Callable[..., str | None]] = {
-    "sentence-embedding": _vector,
-    "text-classification": _classes,
-    "text-regression": _number,
-    "token-classification": _tags,
-    "fill-mask": _fills,
-    "question-answering": _span,
+ANSWERS: Mapping[Output, Callable[..., str | None]] = {
+    Output.VECTOR: _vector,
+    Output.CLASSES: _classes,
+    Output.NUMBER: _number,
+    Output.TAGS: _tags,
+    Output.MASKED_WORDS: _fills,
+    Output.SPAN: _span,
 }

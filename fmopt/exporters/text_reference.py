@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmopt.core.model import CheckpointMetadata
 from fmopt.edge.parts import EdgeError
-from fmopt.models.checkpoint_files import read_json
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.tokenizer import FILES, NO_LIMIT, own_tokenizer
 from fmopt.models.sentence_transformers import is_reranker
+from fmopt.tasks.base import Output, output_of
 
 # Made for trouble: case, accents, scripts without blanks, vowel signs, joined emoji, blanks, signs.
 TEXTS = (
@@ -36,14 +36,15 @@ MOST_ADDED = 6  # added tokens that are tried inside a text
 class TextReference:
     """A checkpoint as transformers and sentence-transformers read it, from its own files."""
 
-    def __init__(self, folder: Path, home: Path, tokenizer: Any, net: Any, pipeline: Mapping[str, Any]) -> None:
-        self.net, self.home, self.pipeline = net, home, pipeline
-        self.config: dict[str, Any] = read_json(folder / "config.json", dict) or {}
-        sentence = read_json(home / "config_sentence_transformers.json", dict) or {}
+    def __init__(self, files: CheckpointFiles, tokenizer: Any, net: Any, pipeline: Mapping[str, Any]) -> None:
+        self.net, self.files, self.pipeline, self.config = net, files, pipeline, files.config
+        places = (files.folder, files.home)
+        sentence = files.read(files.home / "config_sentence_transformers.json") or {}
         settings: dict[str, Any] = next(
-            filter(None, (read_json(f / "sentence_bert_config.json", dict) for f in (folder, home))), {}
+            filter(None, (files.read(place / "sentence_bert_config.json") for place in places)), {}
         )
-        embeds = pipeline["task"] == "sentence-embedding" or is_reranker(home, self.config)
+        self.asks = output_of(pipeline) is Output.SPAN
+        embeds = output_of(pipeline) is Output.VECTOR or is_reranker(files)
         named = sentence.get("default_prompt_name")
         self.prompt = str((sentence.get("prompts") or {}).get(named) or "") if embeds and named else ""
         self.dimensions = sentence.get("truncate_dim")
@@ -58,10 +59,11 @@ class TextReference:
         home = metadata.origin or metadata.folder
         places = (place for place in (home, metadata.folder) if any((place / name).is_file() for name in FILES))
         tokenizer = own_tokenizer(next(places, metadata.folder))
-        return None if tokenizer is None else cls(metadata.folder, home, tokenizer, net, metadata.pipeline)
+        files = CheckpointFiles(metadata.folder, home)
+        return None if tokenizer is None else cls(files, tokenizer, net, metadata.pipeline)
 
-    def probes(self, task: str) -> Iterator[Any]:
-        """Samples made for trouble, as the task reads them."""
+    def probes(self, output: Output) -> Iterator[Any]:
+        """Samples made for trouble, as a task with such outputs reads them."""
         rows = self.net.get_input_embeddings().weight.shape[0]
         added = [token.content for number, token in self.tokenizer.added_tokens_decoder.items() if number < rows]
         texts = [
@@ -69,13 +71,13 @@ class TextReference:
             *(f"a {token} b{token}" for token in added[-MOST_ADDED:]),
             "word Größe 7 " * min(self.limit, MOST_WORDS),
         ]
-        if task == "question-answering":
+        if output is Output.SPAN:
             yield from (("Who wrote IT?", text) for text in texts[:-1] if text.strip())
-        elif task == "fill-mask":
+        elif output is Output.MASKED_WORDS:
             yield from (f"{text} {self.tokenizer.mask_token} x" for text in texts[:-1])
         else:
             yield from texts
-        if task in ("text-classification", "text-regression"):
+        if output in (Output.CLASSES, Output.NUMBER):
             yield from PAIRS
             yield texts[-1], texts[-1]
 
@@ -85,7 +87,7 @@ class TextReference:
         if isinstance(sample, tuple):
             sample, pair = sample
         text = self.prompt + sample
-        strategy: Any = "only_second" if self.pipeline["task"] == "question-answering" else True
+        strategy: Any = "only_second" if self.asks else True
         try:
             found = self.tokenizer(text, pair, truncation=strategy, max_length=self.limit, return_offsets_mapping=True)
         except Exception:  # a question as long as the limit
@@ -98,7 +100,7 @@ class TextReference:
         if theirs is None:
             return
         batch = bundle_encoded(served.preprocessor, sample)
-        if batch is None or (self.pipeline["task"] == "question-answering" and len(batch.owner) > 1):
+        if batch is None or (self.asks and len(batch.owner) > 1):
             return
         row = -1 if self.tokenizer.truncation_side == "left" else 0
         used = batch.mask[row].astype(bool)

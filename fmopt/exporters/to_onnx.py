@@ -150,7 +150,7 @@ def _trace_with_cache(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
 
 
 def _trace_parts(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
-    """The graph of a network's two halves, its ports named, and the names of its outputs."""
+    """The graph of a network's two parts, its ports named, and the names of its outputs."""
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     net: Any = model.net
@@ -166,7 +166,7 @@ def _trace_parts(model: TorchModel) -> tuple[Any, tuple[str, ...]]:
 
 
 def _trace_speech(model: TorchModel, example: Inputs) -> Any:
-    """The graph of a network that speaks, joined of the two halves that can be traced."""
+    """The graph of a network for speech synthesis, joined of the two parts that can be traced."""
     from fmopt.models.wrappers import speech_synthesis
 
     inputs = traceable_inputs(model, example)

@@ -31,7 +31,7 @@ class Work:
     threads: int
     seed: int
     inputs: Sequence[Mapping[str, np.ndarray]] = ()  # of the model alone, replayed in order
-    batches: Sequence[Sequence[Sample]] = ()  # from raw to answer, replayed in order; then that is what is timed
+    batches: Sequence[Sequence[Sample]] = ()  # from input to answer, replayed in order; then that is what is timed
     preprocessor: Any = None  # that encodes them
     full_precision: Sequence[str] = ()  # the fastest of them is timed to the end
     samples: int = interleaved.MIN_SAMPLES  # at least, of each that is not slow
@@ -65,7 +65,7 @@ class TimingBackend(Protocol):
         """`name` was built: a clock that is elsewhere fetches it and tries it against full precision meanwhile."""
 
     def in_turn(self, work: Work, progress: Progress) -> Timed:
-        """All variants on the same input in the same round: from raw to answer, or the model alone."""
+        """All variants on the same input in the same round: from input to answer, or the model alone."""
 
     def footprint(self, artifact: Artifact, inputs: Mapping[str, np.ndarray], threads: int) -> Footprint:
         """Peak memory and load time of a fresh process that serves an artifact."""
@@ -93,7 +93,7 @@ class HostBackend:
         """Nothing: timing beside building would spoil it."""
 
     def in_turn(self, work: Work, progress: Progress) -> Timed:
-        """All variants on the same input in the same round: from raw to answer, or the model alone."""
+        """All variants on the same input in the same round: from input to answer, or the model alone."""
         warnings = latency.quiet_machine()
         progress.start(f"timing {len(work.artifacts)} variants in turn", work.samples)
         runners: dict[str, Runner] = {}
@@ -131,7 +131,7 @@ def fastest(samples: Mapping[str, Sequence[float]], names: Sequence[str]) -> lis
 
 
 def timed_calls(work: Work, runner: Runner) -> list[Callable[[], object]]:
-    """A call for each input of a workload, as the bundle makes it: from raw to answer where raw items are given."""
+    """A call for each input of a workload, as the bundle makes it: from input to answer where raw items are given."""
     if not work.batches:
         return [timed_call(work.pipeline, runner, one) for one in work.inputs]
     model = Model({"pipeline": dict(work.pipeline)}, work.preprocessor, runner)

@@ -47,10 +47,18 @@ def is_adapter(folder: Path) -> bool:
 def merge(adapter: str | Path, out: str | Path, *, base: str | None = None) -> Path:
     """Write to `out` the base model with `adapter` merged into its weights, as a checkpoint in Hugging Face format.
 
-    `adapter` is a folder that peft's save_pretrained wrote; `base` overrides the base model that it names: a folder, an
-    entry of `models/` or a hub name. The label names are the base's where the count fits. CheckpointError for a folder
-    that is no adapter, one without safetensors, one of a kind that cannot be merged (prompt tuning), or one that does not
-    fit the base; StoreError for an `out` that is not empty.
+    The label names are the base's where the count fits.
+
+    Arguments:
+        adapter: a folder that peft's save_pretrained wrote.
+        out: the folder of the checkpoint.
+        base: the base model, where it is another than the adapter names: a folder, an entry of `models/` or a hub name.
+
+    Returns `out`. Raises CheckpointError for a folder that is no adapter, one without safetensors, one of a kind that cannot be
+    merged (prompt tuning), or one that does not fit the base; StoreError for an `out` that is not empty.
+
+    >>> fmopt.merge(adapter, out / "merged").name
+    'merged'
     """
     import transformers
 
@@ -66,7 +74,7 @@ def merge(adapter: str | Path, out: str | Path, *, base: str | None = None) -> P
     with whole_folder(out) as work:
         with quiet(transformers.utils.logging), reading(folder, CheckpointError, "train the adapter again"):
             _merged(folder, source, config).save_pretrained(work)
-        _copy_facts((folder, source), work)
+        _copy_beside((folder, source), work)
     return out
 
 
@@ -139,15 +147,15 @@ def _head_options(folder: Path, source: Path, kind: str | None) -> dict[str, Any
     return {"num_labels": min(rows)} if rows and min(rows) != known.num_labels else {}
 
 
-def _copy_facts(places: tuple[Path, ...], out: Path) -> None:
+def _copy_beside(places: tuple[Path, ...], out: Path) -> None:
     """The adapter's own tokenizer where it has one, else the base's; likewise what sentence-transformers reads."""
-    copy_encoders(next((place for place in places if (place / TOKENIZER).is_file()), places[-1]), out)
-    told = next((place for place in places if (place / MODULES).is_file()), places[-1])
-    modules = read_json(told / MODULES, list) or []
+    copy_encoders(next((one for one in places if (one / TOKENIZER).is_file()), places[-1]), out)
+    place = next((one for one in places if (one / MODULES).is_file()), places[-1])
+    modules = read_json(place / MODULES, list) or []
     inside = [
         f"{module.get('path')}/config.json" for module in modules if isinstance(module, dict) and module.get("path")
     ]
     for name in (MODULES, CONFIG_FILE, *SETTINGS_NAMES, *inside):
-        if (told / name).is_file() and (out / name).resolve().is_relative_to(out.resolve()):
+        if (place / name).is_file() and (out / name).resolve().is_relative_to(out.resolve()):
             (out / name).parent.mkdir(exist_ok=True, parents=True)
-            shutil.copy(told / name, out / name)
+            shutil.copy(place / name, out / name)

@@ -19,7 +19,7 @@ from fmopt.core.errors import CheckpointError, reading
 from fmopt.core.model import TOKENIZER, CheckpointMetadata, ModelSource, file_digest
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.models.adapters import is_adapter
-from fmopt.models.checkpoint_files import read_json
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.checkpoint_keys import notes, unread
 from fmopt.models.loading import TorchModel
 from fmopt.models.networks import known_transformers
@@ -31,7 +31,7 @@ from fmopt.models.preprocessors.tokenizer import (
     convert_tokenizer,
     has_slow_tokenizer,
 )
-from fmopt.models.received import inner_folder, look_through, require_possible
+from fmopt.models.received import inner_folder, require_possible
 from fmopt.models.sentence_transformers import (
     SentenceSettings,
     is_reranker,
@@ -61,10 +61,10 @@ def inspect(
     source: ModelSource, task: str | None = None, *, allow_pickle: bool = False, max_length: int | None = None,
     fresh_head: bool = False,
 ) -> CheckpointMetadata:  # fmt: skip
-    """Facts of a checkpoint from its files; no weight is loaded.
+    """What a checkpoint is, from its files; no weight is loaded.
 
     `task` overrides what the files show. With `allow_pickle`, pickled weights are read with weights_only and converted
-    into a cache folder, which `facts.folder` then is; the same goes for a tokenizer without tokenizer.json.
+    into a cache folder, which `metadata.folder` then is; the same goes for a tokenizer without tokenizer.json.
     `fresh_head` is for training: the task's head need not be there yet and the labels are not the checkpoint's.
     CheckpointError or ConfigError (unknown task) when the checkpoint cannot be used.
     """
@@ -76,38 +76,37 @@ def _inspected(
     source: ModelSource, task: str | None, allow_pickle: bool, max_length: int | None, fresh_head: bool
 ) -> CheckpointMetadata:
     home = source.folder
-    source = replace(source, folder=_network_folder(home))
-    for folder in {home, source.folder}:
-        look_through(folder)
-    network, sample = source.folder, _read_config(source.folder)
-    source = replace(source, folder=_prepared(source.folder, allow_pickle))
-    weights = read_weights(source.folder)
-    require_possible(source.folder / "config.json", sample, weights.shapes)
-    read_structure(source.folder)  # a record that cannot be read is refused before any work
-    config = _auto_config(source.folder, sample)
-    architecture = str((sample.get("architectures") or [""])[0])
+    files = _network_files(home)
+    files.look_through()
+    network, written = files.folder, _require_plain_network(files)
+    files = files.copied_to(_prepared(files.folder, allow_pickle))
+    source = replace(source, folder=files.folder)
+    weights = read_weights(files.folder)
+    require_possible(files.folder / "config.json", written, weights.shapes)
+    read_structure(files.folder)  # a record that cannot be read is refused before any work
+    config = _auto_config(files.folder, written)
+    architecture = str((written.get("architectures") or [""])[0])
     head = _Head(
-        architecture, frozenset(weights.shapes), is_regression(sample), len(config.id2label or {}), _task_in(sample)
+        architecture, frozenset(weights.shapes), is_regression(written), len(config.id2label or {}), _task_in(written)
     )  # fmt: skip
-    kind = find_task(task or _task_of(head, source, home))
+    kind = find_task(task or _task_of(head, source, files))
     if task and not fresh_head:
         _refuse_misfit(kind, head, source)
-    width, depth = _width_and_depth(config, source.folder / "config.json")
+    width, depth = _width_and_depth(config, files.folder / "config.json")
     pooled = kind.output is Output.VECTOR and kind.modality == "text"
     causal = architecture.endswith("ForCausalLM") and getattr(config, "is_causal", True) is not False
     sentence = SentenceSettings()
     if pooled:
-        sentence = read_sentence_settings(home, causal=causal)
-    elif kind.output in (Output.NUMBER, Output.CLASSES) and kind.modality == "text" and is_reranker(home, sample):
-        sentence = read_reranker_settings(home)
+        sentence = read_sentence_settings(files, causal=causal)
+    elif kind.output in (Output.NUMBER, Output.CLASSES) and kind.modality == "text" and is_reranker(files):
+        sentence = read_reranker_settings(files)
     if kind.modality == "text" and kind.output is not Output.AUDIO:
-        source = replace(
-            source, folder=_with_own_tokenizer(source.folder, config, network, lower_case=sentence.lower_case)
-        )
-    pipeline = pipeline_of(kind, source.folder, sentence, config, sample, max_length)
-    activation = reranker_activation(home, sample)
+        files = files.copied_to(_with_own_tokenizer(files.folder, config, network, lower_case=sentence.lower_case))
+        source = replace(source, folder=files.folder)
+    pipeline = pipeline_of(kind, files, sentence, config, max_length)
+    activation = reranker_activation(files)
     if kind.output is Output.NUMBER and (
-        activation == "sigmoid" or (activation is None and not sample.get("problem_type"))
+        activation == "sigmoid" or (activation is None and not written.get("problem_type"))
     ):
         pipeline["activation"] = "sigmoid"
     if kind.output is Output.NUMBER and activation == "softmax":
@@ -118,19 +117,19 @@ def _inspected(
         pipeline["labels"] = []
         if kind.output is Output.CLASSES:
             pipeline.pop("activation", None)  # of the head that goes
-    told = (*notes(kind.name, pipeline, sentence, sample, activation), *unread(source.folder, home, config))
-    for note in told:
+    said = (*notes(kind, pipeline, sentence, written, activation), *unread(files, config))
+    for note in said:
         warnings.warn(f"{home.name}: {note}", stacklevel=2)
     return CheckpointMetadata(
         source=source, model_type=config.model_type, architecture=architecture, task=kind.name, pipeline=pipeline,
         hidden_size=width, layers=depth, parameters=weights.parameters,
-        weight_bytes=weights.size_bytes, digest=_digest(source.folder, home, weights.files), config=sample,
-        origin=home, notes=told,
+        weight_bytes=weights.size_bytes, digest=_digest(files.folder, home, weights.files), config=written,
+        origin=home, notes=said,
     )  # fmt: skip
 
 
 def load(metadata: CheckpointMetadata, dtype: str = "fp32") -> TorchModel:
-    """The network of a checkpoint with its facts, in eval mode; CheckpointError when its files do not make one."""
+    """The network of a checkpoint with its metadata, in eval mode; CheckpointError when its files do not make one."""
     with reading(metadata.folder, CheckpointError, "get the checkpoint again"):
         return load_layer_metadata(metadata, dtype)
 
@@ -163,16 +162,17 @@ def _with_own_tokenizer(folder: Path, config: Any, origin: Path, *, lower_case: 
     return place
 
 
-def _network_folder(folder: Path) -> Path:
-    """Where config.json lies: `folder`, or the sub-folder that older sentence-transformers used."""
+def _network_files(folder: Path) -> CheckpointFiles:
+    """The files of a folder whose config.json lies in it, or in the sub-folder that older sentence-transformers used."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}{plugins.did_you_mean(folder.name, known_models())}")
     if (folder / "config.json").is_file():
-        return folder
-    for module in read_json(folder / "modules.json", list) or []:
+        return CheckpointFiles.of(folder)
+    files = CheckpointFiles.of(folder)
+    for module in files.read(folder / "modules.json", list) or []:
         inside = inner_folder(folder, module.get("path", ""))
         if str(module.get("type", "")).endswith("Transformer") and (inside / "config.json").is_file():
-            return inside
+            return files.inside(inside)
     if is_adapter(folder):
         raise CheckpointError(f"{folder} is a PEFT adapter; make it a checkpoint first: fmopt merge {folder} -o OUT")
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
@@ -181,10 +181,9 @@ def _network_folder(folder: Path) -> Path:
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json, when it describes a plain network that transformers has code for."""
-    path = folder / "config.json"
-    config = read_json(path, dict) or {}
+def _require_plain_network(files: CheckpointFiles) -> dict[str, Any]:
+    """config.json, when it describes a network in full precision and says of which type."""
+    path, config = files.folder / "config.json", files.config
     if config.get("quantization_config"):
         given = config["quantization_config"]
         method = given.get("quant_method", "some method") if isinstance(given, dict) else "some method"
@@ -194,11 +193,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _auto_config(folder: Path, sample: Mapping[str, Any]) -> Any:
+def _auto_config(folder: Path, written: Mapping[str, Any]) -> Any:
     """The configuration with all of its family's defaults."""
     transformers = known_transformers()
-    model_type = sample["model_type"]
-    if model_type not in transformers.CONFIG_MAPPING and sample.get("auto_map"):
+    model_type = written["model_type"]
+    if model_type not in transformers.CONFIG_MAPPING and written.get("auto_map"):
         raise CheckpointError(
             f"{folder / 'config.json'} wants to run code of its own (auto_map), and transformers {transformers.__version__} "
             f"does not have {model_type!r} by itself; fmopt runs no code from a checkpoint: pick another model"
@@ -262,18 +261,18 @@ def _shown_by(head: _Head) -> tuple[Task, ...]:
     return tuple(task for task in shown if task.regression in (None, head.regression))
 
 
-def _task_of(head: _Head, source: ModelSource, home: Path) -> str:
+def _task_of(head: _Head, source: ModelSource, files: CheckpointFiles) -> str:
     """The task that the files show."""
     if source.task:
         return source.task
-    if makes_vectors(home):
+    if makes_vectors(files):
         return PLAIN
     if not head.architecture:
         return _task_of_weights(head, source)
     shown = _shown_by(head)
     first = max((task.priority for task in shown), default=0)
     names = [task.name for task in shown if task.priority == first]
-    if not names and (home / "modules.json").is_file():
+    if not names and (files.home / "modules.json").is_file():
         return PLAIN
     if not names:
         tasks = ", ".join(task.name for task in all_tasks())

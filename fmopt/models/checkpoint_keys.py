@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fmopt.models.checkpoint_files import read_json
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.sentence_transformers import CONFIG, LEGACY_MODES, MODULES, SETTINGS, SETTINGS_NAMES, SentenceSettings
+from fmopt.tasks.base import Output, Task
 
 TOKENIZER_CONFIG, POOLING = "tokenizer_config.json", "1_Pooling/config.json"
 TOKENS = (
@@ -89,17 +90,17 @@ GENERATION = (
 
 
 def notes(
-    task: str,
+    task: Task,
     pipeline: Mapping[str, Any],
     sentence: SentenceSettings,
-    sample: Mapping[str, Any],
+    written: Mapping[str, Any],
     activation: str | None,
 ) -> list[str]:
     """What a user should know of how a checkpoint's texts and answers are taken, a line each."""
     found = []
-    if sample.get("auto_map"):
+    if written.get("auto_map"):
         found.append(
-            f"config.json names code of its own (auto_map); it is not run: transformers has {sample['model_type']} by itself"
+            f"config.json names code of its own (auto_map); it is not run: transformers has {written['model_type']} by itself"
         )
     if sentence.prompt:
         found.append(f"the prompt {sentence.prompt!r} is put before every text, as encode() does (default_prompt_name)")
@@ -111,33 +112,31 @@ def notes(
         )
     if sentence.similarity != "cosine":
         found.append(f"vectors are compared by {sentence.similarity} (similarity_fn_name), and judged by it")
-    if task == "text-regression" and pipeline.get("activation"):
+    reads_text = task.modality == "text"
+    if reads_text and task.output is Output.NUMBER and pipeline.get("activation"):
         found.append(
             "its output goes through a sigmoid (activation), as in CrossEncoder.predict and transformers' pipeline"
         )
-    if task == "text-classification" and activation not in (None, "softmax"):
+    if reads_text and task.output is Output.CLASSES and activation not in (None, "softmax"):
         found.append(
             "CrossEncoder.predict gives logits, or what its activation makes of them; the bundle gives shares of the labels"
         )
     return found
 
 
-def unread(folder: Path, home: Path, config: Any) -> list[str]:
-    """A line for each file of a checkpoint that has keys which nobody acts upon, naming them.
-
-    `folder` has config.json and the tokenizer, `home` what sentence-transformers wrote; `config` is the configuration as
-    transformers reads it.
-    """
+def unread(files: CheckpointFiles, config: Any) -> list[str]:
+    """A line for each file of a checkpoint that has keys which nobody acts upon, naming them; `config` is the configuration as
+    transformers reads it."""
+    folder, home = files.folder, files.home
     places = {TOKENIZER_CONFIG: folder, CONFIG: home, POOLING: home} | dict.fromkeys(SETTINGS_NAMES, home)
     found = {}
     for name, place in places.items():
         known = KNOWN[SETTINGS if name in SETTINGS_NAMES else name]
-        found[place / name] = sorted(set(read_json(place / name, dict) or {}) - known)
-    modules = read_json(home / MODULES, list) or []
+        found[place / name] = sorted(set(files.read(place / name) or {}) - known)
+    modules = files.read(home / MODULES, list) or []
     found[home / MODULES] = sorted({key for one in modules if isinstance(one, dict) for key, value in one.items()
                                     if value and key not in KNOWN[MODULES]})  # fmt: skip
-    content = read_json(folder / "config.json", dict) or {}
-    found[folder / "config.json"] = _not_of_class(content, config)
+    found[folder / "config.json"] = _not_of_class(files.config, config)
     return [
         f"{path.name} says {_listed(keys)}, which fmopt does not know and leaves alone; check that no answer depends on it"
         for path, keys in found.items()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TorchModel:
-    """A network in PyTorch with the facts needed to export and judge it."""
+    """A network in PyTorch with the metadata needed to export and judge it."""
 
     net: torch.nn.Module
     metadata: CheckpointMetadata

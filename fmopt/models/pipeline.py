@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fmopt.core.errors import CheckpointError
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.audio import read_audio_processor, read_spelling
 from fmopt.models.preprocessors.catalog import read_items
 from fmopt.models.preprocessors.image import read_image_processor
@@ -34,45 +34,47 @@ INPUTS = {
 
 
 def pipeline_of(
-    task: Task, folder: Path, sentence: SentenceSettings, config: Any, sample: Mapping[str, Any], max_length: int | None
+    task: Task, files: CheckpointFiles, sentence: SentenceSettings, config: Any, max_length: int | None
 ) -> dict[str, Any]:
-    """The dict that edge/ works by: see edge/parts.py. `sample` is config.json as it is written."""
+    """The dict that edge/ works by: see edge/parts.py. `config` is the configuration as transformers reads it."""
+    written = files.config
     pipeline: dict[str, Any] = {
         "task": task.name,
         "outputs": list(task.outputs),
         "labels": [],
-        "multi_label": sample.get("problem_type") == "multi_label_classification",
+        "multi_label": written.get("problem_type") == "multi_label_classification",
     }
     if task.edge_part is not None:
         pipeline["part"] = task.edge_part.stem
     if task.output is Output.AUDIO:
-        pipeline |= speech_pipeline(folder, config)
+        pipeline |= speech_pipeline(files, config)
     elif task.modality == "text":
-        pipeline |= _text_pipeline(task, folder, sentence, config, sample, max_length)
+        pipeline |= _text_pipeline(task, files, sentence, config, max_length)
     else:
-        inputs = INPUTS[task.modality](folder, getattr(config, "vision_config", config))
+        inputs = INPUTS[task.modality](files, getattr(config, "vision_config", config))
         pipeline |= {"modality": task.modality, **inputs}
     if task.output is Output.LETTERS and config.is_encoder_decoder:
-        read_tokenizer(folder, config)  # which spells; refused here when it does not fit
+        read_tokenizer(files, config)  # which spells; refused here when it does not fit
         pipeline |= {"part": "whisper", "padding": {"id": int(config.pad_token_id or 0)}}
-        pipeline |= answer_pipeline(folder, config, sample)
+        pipeline |= answer_pipeline(files, config)
     elif task.output is Output.LETTERS:
-        pipeline["ctc"] = read_spelling(folder, config)
-    pipeline |= task.pipeline_entries(folder, config)
+        pipeline["ctc"] = read_spelling(files, config)
+    pipeline |= task.pipeline_entries(files.folder, config)
     # What knows labels by their words (CLIP) has none of its own: transformers' two are not meant.
-    if task.has_classes and not (task.classes_from_data and "id2label" not in sample):
+    if task.has_classes and not (task.classes_from_data and "id2label" not in written):
         pipeline["labels"] = [str(config.id2label[number]) for number in sorted(config.id2label)]
-        if activation := activation_of(task, sample, len(pipeline["labels"])):
+        if activation := activation_of(task, written, len(pipeline["labels"])):
             pipeline["activation"] = activation
     return pipeline
 
 
 def _text_pipeline(
-    task: Task, folder: Path, sentence: SentenceSettings, config: Any, sample: Mapping[str, Any], max_length: int | None
+    task: Task, files: CheckpointFiles, sentence: SentenceSettings, config: Any, max_length: int | None
 ) -> dict[str, Any]:
     """What a pipeline says of texts."""
+    folder = files.folder
     limit = _position_limit(config)
-    tokenizer = read_tokenizer(folder, config)
+    tokenizer = read_tokenizer(files, config)
     settings = (sentence.max_seq_length or tokenizer.model_max_length, limit)  # the former replaces the tokenizer's own
     longest = min((n for n in settings if n), default=512)
     if max_length is not None and limit is not None and max_length > limit:
@@ -99,27 +101,27 @@ def _text_pipeline(
     if sentence.prompt and task.output is not Output.VECTOR:
         pipeline["prefix"] = sentence.prompt
     if task.output is Output.VECTOR:
-        pipeline |= _vector_pipeline(folder, sentence)
+        pipeline |= _vector_pipeline(files, sentence)
     elif task.output is Output.MASKED_WORDS:
         if tokenizer.mask is None:
             raise CheckpointError(f"{folder}: its tokenizer has no mask token, so --task {task.name} does not fit it")
         pipeline["mask"] = dict(zip(("id", "token"), tokenizer.mask, strict=True))
     elif task.output is Output.NEXT_WORDS:
-        pipeline |= generation_pipeline(folder, config, sample)
+        pipeline |= generation_pipeline(files, config)
     elif task.output is Output.ANSWER_WORDS:
-        pipeline |= answer_pipeline(folder, config, sample)
+        pipeline |= answer_pipeline(files, config)
     elif task.output is Output.SPAN:
         # SQuAD's 128 shared tokens (BERT, 2018), less where windows are short.
-        pipeline |= {"stride": min(128, length // 4), "no_answer": bool(sample.get("no_answer", False))}
+        pipeline |= {"stride": min(128, length // 4), "no_answer": bool(files.config.get("no_answer", False))}
     return pipeline
 
 
-def _vector_pipeline(folder: Path, sentence: SentenceSettings) -> dict[str, Any]:
+def _vector_pipeline(files: CheckpointFiles, sentence: SentenceSettings) -> dict[str, Any]:
     """What a pipeline says of how a vector is made of tokens; what is as usual is left out."""
     pooling = sentence.pooling[0] if len(sentence.pooling) == 1 else list(sentence.pooling)
     found = {
         "prefix": sentence.prompt, "prompts": dict(sentence.prompts), "lower_case": sentence.lower_case,
-        "prompt_tokens": 0 if sentence.include_prompt else prompt_tokens(folder, sentence.prompt),
+        "prompt_tokens": 0 if sentence.include_prompt else prompt_tokens(files.folder, sentence.prompt),
         "dimensions": sentence.dimensions, "similarity": "" if sentence.similarity == "cosine" else sentence.similarity,
     }  # fmt: skip
     return {"pooling": pooling, "normalize": sentence.normalize} | {key: value for key, value in found.items() if value}

@@ -46,15 +46,18 @@ FEWEST_ALLOWED = 65_536  # of what is counted: ALBERT's layers, say, share their
 LARGEST_SIZE = 1 << 24
 
 
-def look_through(folder: Path) -> None:
-    """CheckpointError for a folder with a file that must not be read, or a configuration that names code."""
+def look_through(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The configurations of a folder by their paths; CheckpointError for one that names code, and for a file in the folder that
+    must not be read."""
     allowed = _allowed(folder)
     for path in sorted(folder.iterdir()):
         if path.suffix in READ:
             _require_plain(path, allowed)
-    for name in CONFIGURATIONS:
-        if (folder / name).is_file():
-            _refuse_code(folder / name, read_config(folder / name, allowed))
+    paths = (folder / name for name in CONFIGURATIONS)
+    found = {path: read_config(path, allowed) for path in paths if path.is_file()}
+    for path, config in found.items():
+        _refuse_code(path, config)
+    return found
 
 
 def read_config(path: Path, allowed: tuple[Path, ...] | None = None) -> dict[str, Any]:

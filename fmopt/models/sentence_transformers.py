@@ -13,7 +13,7 @@ from typing import Any
 
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import CheckpointMetadata
-from fmopt.models.checkpoint_files import read_json
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.received import inner_folder
 
 MODULES, SETTINGS, CONFIG = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
@@ -55,23 +55,24 @@ class SentenceSettings:
         return self.prompts.get(self.default_prompt or "", "")
 
 
-def makes_vectors(home: Path) -> bool:
+def makes_vectors(files: CheckpointFiles) -> bool:
     """Whether the modules of a folder pool tokens, so that it is for embeddings whatever its network was trained for."""
-    return any(_kind(module) == "Pooling" for module in read_json(home / MODULES, list) or [])
+    return any(_kind(module) == "Pooling" for module in files.read(files.home / MODULES, list) or [])
 
 
-def read_sentence_settings(home: Path, *, causal: bool = False) -> SentenceSettings:
+def read_sentence_settings(files: CheckpointFiles, *, causal: bool = False) -> SentenceSettings:
     """Settings of a folder; without its files those that sentence-transformers takes then: the last token's vector of a
     `causal` language model, else the mean. CheckpointError for a module or a setting that fmopt does not do."""
-    modules = read_json(home / MODULES, list)
+    home = files.home
+    modules = files.read(home / MODULES, list)
     found: dict[str, Any] = {} if modules is not None or not causal else {"pooling": ("lasttoken",)}
     network = home
     for module in modules or []:
         kind, place = _kind(module), inner_folder(home, module.get("path", ""))
         if kind == "Pooling":
-            found |= _pooling(place / "config.json")
+            found |= _pooling(files, place / "config.json")
         elif kind == "Normalize":
-            _refuse_other_outputs(place / "config.json")
+            _refuse_other_outputs(files, place / "config.json")
             found["normalize"] = True
         elif kind == "Transformer":
             network = place
@@ -81,7 +82,7 @@ def read_sentence_settings(home: Path, *, causal: bool = False) -> SentenceSetti
             raise CheckpointError(
                 f"{home / MODULES} has a {kind} module, which fmopt does not run; its vectors would be others"
             )
-    return SentenceSettings(**found, **_network_settings(network, home), **_model_settings(home / CONFIG))
+    return SentenceSettings(**found, **_network_settings(files, network), **_model_settings(files))
 
 
 def write_sentence_files(metadata: CheckpointMetadata, out: Path) -> None:
@@ -117,13 +118,13 @@ def write_sentence_files(metadata: CheckpointMetadata, out: Path) -> None:
         (out / name).write_text(json.dumps(content, indent=1))
 
 
-def reranker_activation(home: Path, config: Mapping[str, Any]) -> str | None:
+def reranker_activation(files: CheckpointFiles) -> str | None:
     """What CrossEncoder puts on the logits of a folder of its own: "sigmoid", "softmax" or "identity"; None for another
     folder.
 
     CheckpointError for an activation that fmopt does not do.
     """
-    own = read_json(home / CONFIG, dict) or {}
+    own, config = files.read(files.home / CONFIG) or {}, files.config
     kept = config.get("sentence_transformers")
     named = (kept or {}).get("activation_fn") or config.get("sbert_ce_default_activation_function")
     named = named or (own.get("activation_fn") if own.get("model_type", "CrossEncoder") == "CrossEncoder" else None)
@@ -132,26 +133,27 @@ def reranker_activation(home: Path, config: Mapping[str, Any]) -> str | None:
     kind = str(named).rpartition(".")[2].lower()
     if kind not in ("sigmoid", "identity", "softmax"):
         raise CheckpointError(
-            f"{home}: its scores go through {named}, which fmopt does not run; name torch.nn.Sigmoid, torch.nn.Softmax or "
+            f"{files.home}: its scores go through {named}, which fmopt does not run; name torch.nn.Sigmoid, torch.nn.Softmax or "
             f"torch.nn.Identity as activation_fn in {CONFIG}"
         )
     return kind
 
 
-def is_reranker(home: Path, config: Mapping[str, Any]) -> bool:
+def is_reranker(files: CheckpointFiles) -> bool:
     """Whether CrossEncoder of sentence-transformers wrote a folder, so that it reads texts as its files say."""
-    own = read_json(home / CONFIG, dict) or {}
-    return own.get("model_type") == "CrossEncoder" or reranker_activation(home, config) is not None
+    own = files.read(files.home / CONFIG) or {}
+    return own.get("model_type") == "CrossEncoder" or reranker_activation(files) is not None
 
 
-def read_reranker_settings(home: Path) -> SentenceSettings:
+def read_reranker_settings(files: CheckpointFiles) -> SentenceSettings:
     """How CrossEncoder reads pairs: the prompt before the first text, the length, the case."""
-    path = next((home / name for name in SETTINGS_NAMES if (home / name).is_file()), home / SETTINGS)
-    own = read_json(path, dict) or {}
+    own: dict[str, Any] = next(
+        (found for name in SETTINGS_NAMES if (found := files.read(files.home / name)) is not None), {}
+    )
     return SentenceSettings(
         max_seq_length=own.get("max_seq_length"),
         lower_case=bool(own.get("do_lower_case")),
-        **_model_settings(home / CONFIG),
+        **_model_settings(files),
     )
 
 
@@ -159,9 +161,9 @@ def _kind(module: Any) -> str:
     return str(module.get("type", "") if isinstance(module, dict) else "").rpartition(".")[2]
 
 
-def _pooling(path: Path) -> dict[str, Any]:
+def _pooling(files: CheckpointFiles, path: Path) -> dict[str, Any]:
     """The modes of a 1_Pooling/config.json: "pooling_mode_mean_tokens": true, or newer "pooling_mode": "mean"."""
-    config = read_json(path, dict)
+    config = files.read(path)
     if config is None:
         raise CheckpointError(f"{path} is missing; sentence-transformers keeps the pooling there")
     named = config.get("pooling_mode")
@@ -176,17 +178,18 @@ def _pooling(path: Path) -> dict[str, Any]:
     return {"pooling": tuple(modes), "include_prompt": config.get("include_prompt", True) is not False}
 
 
-def _refuse_other_outputs(path: Path) -> None:
-    config = read_json(path, dict) or {}
+def _refuse_other_outputs(files: CheckpointFiles, path: Path) -> None:
+    config = files.read(path) or {}
     for key in ("module_input_name", "module_output_name"):
         if config.get(key, "sentence_embedding") not in (None, "sentence_embedding"):
             raise CheckpointError(f"{path} normalizes {config[key]!r}; fmopt normalizes the vector of a text alone")
 
 
-def _network_settings(network: Path, home: Path) -> dict[str, Any]:
+def _network_settings(files: CheckpointFiles, network: Path) -> dict[str, Any]:
     """What sentence_bert_config.json says, beside the network or at the top."""
-    path = next((p for f in (network, home) for n in SETTINGS_NAMES if (p := f / n).is_file()), None)
-    config = {} if path is None else read_json(path, dict) or {}
+    paths = [folder / name for folder in (network, files.home) for name in SETTINGS_NAMES]
+    path = next((one for one in paths if files.read(one) is not None), paths[0])
+    config = files.read(path) or {}
     task = config.get("transformer_task", "feature-extraction")
     inputs, output = config.get("modality_config") or {}, config.get("module_output_name") or "token_embeddings"
     if task != "feature-extraction" or output != "token_embeddings":
@@ -203,9 +206,10 @@ def _network_settings(network: Path, home: Path) -> dict[str, Any]:
     return {"max_seq_length": config.get("max_seq_length"), "lower_case": bool(config.get("do_lower_case"))}
 
 
-def _model_settings(path: Path) -> dict[str, Any]:
+def _model_settings(files: CheckpointFiles) -> dict[str, Any]:
     """What config_sentence_transformers.json says."""
-    config = read_json(path, dict) or {}
+    path = files.home / CONFIG
+    config = files.read(path) or {}
     prompts = {str(name): str(text) for name, text in (config.get("prompts") or {}).items() if text}
     default = config.get("default_prompt_name")
     if default is not None and default not in (config.get("prompts") or {}):

@@ -141,7 +141,7 @@ def load_network(
 
 
 def load_layer_metadata(metadata: CheckpointMetadata, dtype: str = "fp32") -> TorchModel:
-    """The network of a checkpoint with its facts, in eval mode."""
+    """The network of a checkpoint with its metadata, in eval mode."""
     net = load_network(metadata.folder, find_task(metadata.task).auto_class, dtype)
     return TorchModel(net=net, metadata=metadata, family=find_family(metadata.model_type))
 

@@ -43,6 +43,11 @@ class Cast:
         if self.to not in ("fp16-weights", "fp16", "bf16"):
             raise ConfigError(f"cast.to is {self.to!r}; it is 'fp16-weights', 'fp16' or 'bf16'")
 
+    @property
+    def computes_in(self) -> str | None:
+        """The precision of float products after it; None: as before."""
+        return None if self.to == "fp16-weights" else self.to
+
     def refusal(self, metadata: CheckpointMetadata, target: Target) -> str | None:
         """Arithmetic that the target does not have; any runtime of ONNX knows Cast itself."""
         if self.to == "fp16-weights" or self.to in target.precisions:

@@ -89,7 +89,7 @@ class CompressWeights:
         )
 
     def _items(self, model: openvino.Model, ctx: Context) -> list[dict[str, np.ndarray]]:
-        """Calibration items, their past empty."""
+        """Calibration items, their cache empty."""
         ports = {port.any_name: port.partial_shape for port in model.inputs}
         found = []
         for item in islice(ctx.calibration(), self.items):

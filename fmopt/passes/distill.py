@@ -16,7 +16,7 @@ from fmopt.tasks.base import Output, output_of
 REFUSED = {
     Output.MAP: "maps of classes are not distilled",
     Output.BOXES: "sets of boxes are not distilled",
-    Output.AUDIO: "networks that speak are not distilled",
+    Output.AUDIO: "networks for speech synthesis are not distilled",
 }
 
 

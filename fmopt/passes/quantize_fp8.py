@@ -103,11 +103,11 @@ def _stored(model: onnx.ModelProto, nodes: list[onnx.NodeProto], tensor: onnx.Te
     values, name = numpy_helper.to_array(tensor).astype(np.float32), tensor.name
     scale = np.array(max(float(np.abs(values).max(initial=0.0)), 1e-6) / LARGEST, np.float32)
     eight = np.clip(values / scale, -LARGEST, LARGEST).astype(ml_dtypes.float8_e4m3fn)
-    sample = helper.make_tensor(f"{name}.fp8", TensorProto.FLOAT8E4M3FN, values.shape, eight.tobytes(), raw=True)
-    model.graph.initializer.extend([sample, constant(f"{name}.fp8_scale", scale)])
+    stored = helper.make_tensor(f"{name}.fp8", TensorProto.FLOAT8E4M3FN, values.shape, eight.tobytes(), raw=True)
+    model.graph.initializer.extend([stored, constant(f"{name}.fp8_scale", scale)])
     nodes.append(
         helper.make_node(
-            "DequantizeLinear", [sample.name, f"{name}.fp8_scale", ZERO], [f"{name}.dq"], f"{name}/DequantizeLinear"
+            "DequantizeLinear", [stored.name, f"{name}.fp8_scale", ZERO], [f"{name}.dq"], f"{name}/DequantizeLinear"
         )
     )
     return f"{name}.dq"

@@ -22,7 +22,7 @@ from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import (
     Record,
     Trial,
-    as_told,
+    as_displayed,
     drop_unit,
     ordered,
     percentile,
@@ -106,7 +106,7 @@ def write_text(template: str, shown: dict[str, Any], path: Path) -> Path:
 
 def view(record: Record) -> dict[str, Any]:
     """What the templates see."""
-    record = as_told(record)
+    record = as_displayed(record)
     rows = numbered(record)
     trials = [row.trial for row in rows]
     winner, reference = record.winning, record.fastest_full_precision
@@ -254,7 +254,7 @@ def _environment(*, html: bool) -> Environment:
         "cell": escaping.markdown,
         "fenced": escaping.fenced,
         "signed": _signed,
-        "facts": _facts,
+        "details": _details,
         "small": _small,
         "layer_id": _layer_id,
         "of": _of,
@@ -321,9 +321,9 @@ def _facts_of(record: Record) -> dict[str, list[tuple[str, str]]]:
     if target["gops"]:
         target["gops"] = {f"{k} (per {record.target.gops_scope})": v for k, v in target["gops"].items()}
     return {
-        "model_facts": _facts(model),
-        "target_facts": _facts(target),
-        "run_facts": _facts(run),
+        "model_details": _details(model),
+        "target_details": _details(target),
+        "run_details": _details(run),
         "budget": budget_words(record.budget),
     }
 
@@ -343,7 +343,7 @@ def _shape(latency: Latency) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A fact of unknown type as text."""
+    """A value of unknown type as text."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: formatting.MISSING}[value]
     if isinstance(value, int):
@@ -357,8 +357,8 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _facts(metadata: dict[str, Any]) -> list[tuple[str, str]]:
-    """Facts as words; empty ones are left out."""
+def _details(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    """Details as words; empty ones are left out."""
     return [(_label(str(k)), _shown(v)) for k, v in metadata.items() if v not in (None, "", [], (), {})]
 
 

@@ -40,7 +40,7 @@ class Fall:
 
 
 def falls(record: Record) -> list[Fall]:
-    """Latency, size and accuracy; empty without rungs. The first and the last bar are totals."""
+    """Latency, size and accuracy; empty without steps. The first and the last bar are totals."""
     ablation_steps, unit = record.waterfall, drop_unit(record)
     if not ablation_steps:
         return []

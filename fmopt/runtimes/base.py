@@ -65,7 +65,7 @@ def unfit(name: str, known: Sequence[str], target: Target, options: Mapping[str,
 
 
 def opening_options(graph: Graph) -> dict[str, Any]:
-    """Options that a graph of two halves needs, to be opened one by one; none for others."""
+    """Options that a graph of two parts needs, to be opened one by one; none for others."""
     return {ENCODER_DECODER: True} if DECODER_INPUT in graph.inputs else {}
 
 

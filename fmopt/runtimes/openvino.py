@@ -149,7 +149,7 @@ def _unfit_buckets(options: Mapping[str, Any]) -> str | None:
 
 
 def _tokens(feed: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Inputs that are like `feed` for so many tokens without a past; which tokens they are does not matter."""
+    """Inputs that are like `feed` for so many tokens without a cache; which tokens they are does not matter."""
     rows = len(feed["input_ids"])
     whole = {"input_ids": np.zeros((rows, count), np.int64), "attention_mask": np.ones((rows, count), np.int64),
              "position_ids": np.tile(np.arange(count), (rows, 1)), "beam_idx": np.arange(rows)}  # fmt: skip
@@ -157,7 +157,7 @@ def _tokens(feed: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]
 
 
 def _sizes(port: Any, feed: Mapping[str, np.ndarray], kv_cache: int) -> list[int]:
-    """Of an input, as it was in a run; of a past that the graph keeps itself, after so many tokens."""
+    """Of an input, as it was in a run; of a cache that the graph keeps itself, after so many tokens."""
     if port.any_name in feed:
         return list(feed[port.any_name].shape)
     free = (len(feed["input_ids"]), 0, kv_cache, 0)

@@ -117,7 +117,7 @@ class TorchRunner:
         self.net: Any = on_device(net, self.device, options.get("quantize"))
         self.call = MODES[str(options.get("mode", "eager"))](self.net)
         self.threads, self.process, self.lock = threads, os.getpid(), ForkSafeLock()
-        self.halves = seq2seq.EncoderDecoder(self.net) if seq2seq.is_encoder_decoder(self.net) else None
+        self.parts = seq2seq.EncoderDecoder(self.net) if seq2seq.is_encoder_decoder(self.net) else None
         self.names = _input_names(self.net) | {SOURCE_MASK}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -130,8 +130,8 @@ class TorchRunner:
     def _outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import torch
 
-        if self.halves is not None:
-            return self.halves.run({name: inputs[name] for name in inputs if name in self.names or "." in name})
+        if self.parts is not None:
+            return self.parts.run({name: inputs[name] for name in inputs if name in self.names or "." in name})
         feed = {
             name: torch.from_numpy(np.asarray(inputs[name])).to(self.device)
             for name in inputs
@@ -165,7 +165,7 @@ def on_device(net: Any, device: str, quantize: str | None = None) -> Any:
 
 
 def eager(net: Any) -> Callable[[Mapping[str, Any]], Any]:
-    """A call of the network on named tensors; those of a past become its cache."""
+    """A call of the network on named tensors; those of a cache become its cache."""
 
     def call(tensors: Mapping[str, Any]) -> Any:
         feed = {name: tensor for name, tensor in tensors.items() if not name.startswith(CACHE_PREFIX)}

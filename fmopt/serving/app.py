@@ -65,9 +65,11 @@ def create_app(model: Bundle, settings: Settings) -> FastAPI:
     for path, serve in server.routes().items():
         app.add_api_route(path, counted(path, serve, metrics), methods=["POST"])
     app.add_exception_handler(
-        404, lambda request, error: told(404, f"there is no {request.url.path} here; {server.offers}")
+        404, lambda request, error: error_response(404, f"there is no {request.url.path} here; {server.offers}")
     )
-    app.add_exception_handler(405, lambda request, error: told(405, f"{request.method} is not for {request.url.path}"))
+    app.add_exception_handler(
+        405, lambda request, error: error_response(405, f"{request.method} is not for {request.url.path}")
+    )
     app.add_api_route("/v1/models", server.models, methods=["GET"])
     app.add_api_route("/health", server.health, methods=["GET"])
     app.add_api_route("/metrics", lambda: Response(metrics.text(), media_type=CONTENT_TYPE), methods=["GET"])
@@ -77,28 +79,28 @@ def create_app(model: Bundle, settings: Settings) -> FastAPI:
 def counted(
     route: str, serve: Callable[[bytes], Awaitable[Response]], metrics: Metrics
 ) -> Callable[[Request], Awaitable[Response]]:
-    """A route that is counted, and whose faults are told in one line with the status that fits."""
+    """A route that is counted, and whose faults are answered in one line with the status that fits."""
 
     async def answer(request: Request) -> Response:
         begun = time.monotonic()
         try:
             response = await serve(await request.body())
         except (BadRequestError, DataError) as error:
-            response = told(400, str(error))
+            response = error_response(400, str(error))
         except OverloadError as error:
-            response = told(503, str(error))
+            response = error_response(503, str(error))
             response.headers["retry-after"] = "1"
         except FmoptError as error:
-            response = told(500, str(error))
+            response = error_response(500, str(error))
         except TimeoutError:
-            response = told(504, "it took too long; ask for less at once, or again later")
+            response = error_response(504, "it took too long; ask for less at once, or again later")
         metrics.request(route, response.status_code, time.monotonic() - begun)
         return response
 
     return answer
 
 
-def told(status: int, reason: str) -> JSONResponse:
+def error_response(status: int, reason: str) -> JSONResponse:
     """An error as OpenAI's interface has it."""
     return JSONResponse(error_body(reason, status), status)
 
@@ -138,7 +140,7 @@ class Server:
     def routes(self) -> dict[str, Callable[[bytes], Awaitable[Response]]]:
         """What this bundle's task can be asked for."""
         found: dict[str, Callable[[bytes], Awaitable[Response]]] = {"/predict": self.predict}
-        if self.model.pipeline["task"] == "sentence-embedding":
+        if "pooling" in self.model.pipeline:  # vectors of texts
             found["/v1/embeddings"] = self.embeddings
         if continues_texts(self.model.pipeline):
             found["/v1/completions"] = self.completions

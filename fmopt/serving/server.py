@@ -58,7 +58,7 @@ def serve(
     """Serve the bundle in `folder` until SIGINT or SIGTERM; requests under way are then answered first.
 
     `threads` compute one batch (by default as many as the bundle was judged with), `workers` batches at once (as many as there
-    are cores for). `ready` is told the address. `limits` are fields of `fmopt.serving.app.Settings`. Raises ConfigError for an
+    are cores for). `ready` gets the address. `limits` are fields of `fmopt.serving.app.Settings`. Raises ConfigError for an
     address that cannot be had, BundleError for a bundle that is damaged.
     """
     require_packages()

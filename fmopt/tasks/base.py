@@ -109,6 +109,8 @@ class Task(ABC):
     ] = ()  # beginnings of names of weights that show it in a checkpoint that names no class
 
     # of labels
+    shown_by: tuple[str, ...] = ()  # roles by which labelled data shows that it is for training this task; none: never
+    shown_alone: bool = False  # whether such data is for no other task, whatever else it has
     class_role: str | None = None  # the role whose values are names or numbers of classes
     has_classes: bool = False  # whether the checkpoint names classes
     classes_from_data: bool = False  # whether a network takes any classes, by their names

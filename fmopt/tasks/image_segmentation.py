@@ -32,6 +32,7 @@ class ImageSegmentation(Task):
     }
     needed = (("image",),)
     output = Output.MAP
+    shown_by = ("mask",)
     usage = Usage("picture.png", "the class of every pixel")
     has_classes = True
 

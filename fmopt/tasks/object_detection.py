@@ -35,6 +35,7 @@ class ObjectDetection(Task):
     needed = (("image",),)
     output = Output.BOXES
     outputs = ("logits", "pred_boxes")
+    shown_by, shown_alone = ("boxes",), True
     usage = Usage("picture.png", "boxes around what is in it, in its pixels; --threshold 0.5 is the least score")
     class_role = "classes"
     has_classes = True

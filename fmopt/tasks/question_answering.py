@@ -32,6 +32,7 @@ class QuestionAnswering(Task):
     needed = (("question", "context"),)
     output = Output.SPAN
     outputs = ("start_logits", "end_logits")
+    shown_by, shown_alone = ("answers",), True
     usage = Usage('"a question" "a context"', "the answer in the context", call='("a question", "a context")')
     reads_windows = True
     head_tensors = ("qa_outputs.",)

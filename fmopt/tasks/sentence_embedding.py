@@ -99,7 +99,7 @@ class SentenceEmbedding(Task):
             return [
                 Change(
                     2 * i, f"cosine {old[i]:.3f}", f"cosine {new[i]:.3f}", float(abs(new[i] - old[i])),
-                    _told(items[2 * i]), f"{items[2 * i].sample!s} | {items[2 * i + 1].sample!s}",
+                    _label_text(items[2 * i]), f"{items[2 * i].sample!s} | {items[2 * i + 1].sample!s}",
                 )
                 for i in np.flatnonzero(~(np.abs(new - old) < SHOWN_COSINE)).tolist()  # NaN is a change
             ]  # fmt: skip
@@ -191,7 +191,7 @@ def _of_pairs(vectors: np.ndarray, how: str) -> np.ndarray:
     return np.array([similarities(first[None], second[None], how)[0, 0] for first, second in pairs])
 
 
-def _told(item: Item) -> str | None:
+def _label_text(item: Item) -> str | None:
     return None if item.label is None else f"{item.label:g}"
 
 

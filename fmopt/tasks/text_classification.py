@@ -41,6 +41,7 @@ class TextClassification(Task):
     }
     needed = (("text",),)
     output = Output.CLASSES
+    shown_by: tuple[str, ...] = ("label",)  # of images and audio too
     usage = Usage('"a text"', "its label with scores")
     in_browser = True
     regression: bool | None = False

@@ -37,6 +37,7 @@ class TextRegression(Task):
     }
     needed = (("text",),)
     output = Output.NUMBER
+    shown_by = ("label",)
     usage = Usage('"a text"', "its score")
     in_browser = True
     regression = True
@@ -79,7 +80,7 @@ class TextRegression(Task):
         # Without spread any move is one: 0 × SHOWN_SHARE would also list what did not move.
         least = max(SHOWN_SHARE * float(np.ptp(before)), np.finfo(np.float32).eps)
         return [
-            Change(i, f"{before[i]:.3f}", f"{after[i]:.3f}", float(moved[i]), _told(items[i]))
+            Change(i, f"{before[i]:.3f}", f"{after[i]:.3f}", float(moved[i]), _label_text(items[i]))
             for i in np.flatnonzero(~(moved < least)).tolist()  # NaN is a change
         ]
 
@@ -88,7 +89,7 @@ def _numbers(predictions: Sequence[Any]) -> np.ndarray:
     return np.array([float(np.ravel(prediction)[0]) for prediction in predictions])
 
 
-def _told(item: Item) -> str | None:
+def _label_text(item: Item) -> str | None:
     return None if item.label is None else f"{item.label:g}"
 
 

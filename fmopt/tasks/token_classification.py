@@ -36,6 +36,7 @@ class TokenClassification(Task):
     }
     needed = (("tokens",), ("text",))
     output = Output.TAGS
+    shown_by, shown_alone = ("tokens", "tags"), True
     usage = Usage('"a text"', "the entities in it")
     reads_windows = True
     head_tensors = ("classifier.",)

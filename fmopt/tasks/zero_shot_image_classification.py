@@ -20,6 +20,7 @@ class ZeroShotImageClassification(ImageClassification):
     name = "zero-shot-image-classification"
     auto_class = "AutoModelForZeroShotImageClassification"
     architectures = ("CLIPModel", "SiglipModel")
+    shown_by = ()  # what is trained is a classifier
     usage = Usage("picture.png", "which of its labels fits, with scores")
     classes_from_data = True
 

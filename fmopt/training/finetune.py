@@ -118,7 +118,7 @@ class _Job:
 def _facts_with_labels(
     metadata: CheckpointMetadata, data: Dataset, task: Task, labels: Sequence[str] | None
 ) -> CheckpointMetadata:
-    """Facts whose labels and answers are the data's; DataError when the data cannot train the task."""
+    """Metadata whose labels and answers are the data's; DataError when the data cannot train the task."""
     for split in ("train", "validation"):
         if not data.splits.get(split):
             have = ", ".join(f"{name} ({len(rows)})" for name, rows in data.splits.items())

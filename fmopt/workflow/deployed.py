@@ -116,7 +116,7 @@ def open_artifact(artifact: Artifact, threads: int) -> Runner:
 
 
 def plain_example(pipeline: Pipeline, text: str = BENCH_TEXTS[0]) -> Any:
-    """A raw that the pipeline's task takes, where no data is needed: export and bench without data. A text, or an image,
+    """A sample that the pipeline's task takes, where no data is needed: export and bench without data. A text, or an image,
     sound or history made of it."""
     if pipeline.get("modality") == "image":
         return images.plain_picture(text)

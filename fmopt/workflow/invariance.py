@@ -88,18 +88,18 @@ def answers_alone(run: Run, winner: str) -> bool:
 
 def invariance_check(run: Run, ways: Sequence[Way], *, one_by_one: bool) -> Check:
     """The share of answers that a batch or padding changes; where a bundle answers one by one, only
-    told."""
+    reported."""
     if not ways:
         return Check(name="invariance", outcome=Outcome.PASS, note="it takes one item at a time")
     n = len(ways[0].predictions)
     worst = max(ways, key=lambda way: (way.changed, way.distance))
     share = worst.changed / max(n, 1)
     distance = distance_of(run.job.metadata.pipeline)[0]
-    told = "; ".join(
+    said = "; ".join(
         f"{way.name}: {way.changed} of {n} answers change, {distance} up to {way.distance:.2g}" for way in ways
     )
     kept = one_by_one or share <= CHANGED
-    note = f"{told}; the bundle answers one by one" if one_by_one else told
+    note = f"{said}; the bundle answers one by one" if one_by_one else said
     return Check(
         name="invariance",
         outcome=Outcome.PASS if kept else Outcome.FAIL,

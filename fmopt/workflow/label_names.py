@@ -17,7 +17,7 @@ from fmopt.tasks.base import find_task
 
 
 def with_labels(metadata: CheckpointMetadata, data: Dataset | None) -> CheckpointMetadata:
-    """The same facts; of a checkpoint that takes any labels those of its copy in the cache, whose config.json names the ones of
+    """The same metadata; of a checkpoint that takes any labels those of its copy in the cache, whose config.json names those of
     `data`. One that names labels keeps them.
 
     DataError without data, when it has fewer than two, or numbers alone, of which no text can be made.

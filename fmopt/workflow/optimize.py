@@ -149,8 +149,18 @@ def optimize_family(
     """A bundle for each speedup, slowest first, in `out`/2x, /4x …; what they share is built and measured once, and with effort
     "max" each one's network is trained on from the one before.
 
-    `model` is what `optimize` takes, and `asked` are its keywords; `speedups` are against the fastest full-precision variant.
-    Returns a `Record` for each, in that order. Raises what `optimize` raises.
+    Arguments:
+        model: what `optimize` takes.
+        speedups: factors, each against the fastest full-precision variant.
+        progress: gets a line for each step.
+        asked: the keywords of `optimize`.
+
+    Returns a `Record` for each speedup, slowest first. Raises what `optimize` raises.
+
+    >>> recipe = fmopt.Recipe(name="int8", runtime="onnxruntime", precision="int8", steps=(fmopt.Step(use="quantize_dynamic"),))
+    >>> asked = {"data": rows, "recipe": recipe, "workload": fmopt.Workload(length=16), "out": out / "family"}
+    >>> [record.budget["min_speedup"] for record in fmopt.optimize_family(checkpoint, [1.2, 1.1], **asked)]
+    [1.1, 1.2]
     """
     request = make_request(model, asked)
     ordered = sorted(speedups)
@@ -259,7 +269,7 @@ def judge(run: Run, winner: str, reference: str) -> Verdict:
 
 
 def time_for_comparison(run: Run, names: Sequence[str]) -> None:
-    """What is told beside the speed that is judged: a stated shape beside the data's items, their own items beside that."""
+    """What is reported beside the speed that is judged: a stated shape beside the data's items, their own items beside that."""
     workload = run.job.request.workload
     if workload.also_length is not None:
         shape = Workload(length=workload.also_length, threads=workload.threads)

@@ -136,7 +136,7 @@ def device(request: Request, metadata: CheckpointMetadata) -> tuple[Target, Timi
 
 
 def check_training(request: Request, metadata: CheckpointMetadata) -> None:
-    """ConfigError or CheckpointError for what training is told to use and cannot."""
+    """ConfigError or CheckpointError for what training is asked to use and cannot."""
     training = request.training
     if training != Training() and request.effort != "max":
         raise ConfigError("teacher, unlabelled and epochs are for training, which only --effort max does")

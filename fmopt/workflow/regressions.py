@@ -20,7 +20,7 @@ from fmopt.evaluation.comparison import (
 from fmopt.evaluation.gate import Drop, at_most
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import Record, value_of
-from fmopt.evaluation.record_view import RecordView, read_side
+from fmopt.evaluation.record_view import RecordView, read_view
 from fmopt.exporters.bundles import bundle
 
 MACHINE = ("cpu", "cores", "isa")  # what two timings must share to be held against each other
@@ -54,7 +54,7 @@ def check(
     UNMEASURED and never passes. Raises BundleError for what is neither a record nor a bundle.
     """
     wanted = tolerances or Tolerances()
-    new, old = read_side(candidate), read_side(reference)
+    new, old = read_view(candidate), read_view(reference)
     checks = [_own_verdict(new)] if new.measured else []
     if wanted.max_drop is not None:
         checks.append(_accuracy(old, new, wanted.max_drop))

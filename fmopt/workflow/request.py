@@ -25,7 +25,11 @@ STEPS, BATCH = 3_000, 32  # of a distillation at least: small data is seen more 
 
 
 class Training(Frozen):
-    """What training effort "max" may use beside the data's train split."""
+    """What training effort "max" may use beside the data's train split.
+
+    >>> fmopt.Training(epochs=2).epochs
+    2.0
+    """
 
     teacher: str | None = None  # a checkpoint to learn from instead of the baseline
     unlabelled: str | None = None  # a file of texts without labels

@@ -1,4 +1,4 @@
-"""Networks that find boxes go the whole road: loaded, exported, quantized, bundled, asked without torch; trained and judged."""
+"""Networks that find boxes end to end: loaded, exported, quantized, bundled, asked without torch; trained and judged."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_boxes_are_read_from_arrays_and_from_an_objects_column(tiny, tmp_path, d
     assert all(label.tolist() == [[2, 1, 2, 11, 22]] * len(label) for label in labels)
 
 
-def test_boxes_move_with_their_picture():
+def test_boxes_move_with_their_image():
     values = np.zeros((3, 32, 48), dtype=np.float32)
     values[:, 8:16, 12:24] = 1
     boxes = np.array([[18 / 48, 12 / 32, 12 / 48, 8 / 32]], dtype=np.float32)
@@ -104,7 +104,7 @@ def told_by_transformers(folder, sample, threshold):
 
 
 @pytest.mark.parametrize("family", list(DETECTORS))
-def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
+def test_each_architecture_works_end_to_end(tiny, tmp_path, data, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what transformers says."""
     folder = tiny(family)
     metadata = checkpoint.inspect(resolve(str(folder)))
@@ -130,7 +130,7 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
         assert (made["int8"] / "model.onnx").stat().st_size < (made["fp32"] / "model.onnx").stat().st_size
 
 
-def test_a_picture_is_prepared_as_the_processor_of_transformers_does(tiny):
+def test_an_image_is_prepared_as_the_processor_of_transformers_does(tiny):
     for family in DETECTORS:
         folder = tiny(family)
         metadata = checkpoint.inspect(resolve(str(folder)))
@@ -151,7 +151,7 @@ def test_finetuning_learns_boxes(tiny, tmp_path, data, family):
     assert metadata.pipeline["labels"] == NAMES
 
 
-def test_wishes_that_make_no_sense_are_told(tiny, tmp_path, data):
+def test_options_that_make_no_sense_are_reported(tiny, tmp_path, data):
     out = export.export(tiny("yolos"), tmp_path / "out", precision="fp32", data=data)
     opened = fmopt.load(out)
     with pytest.raises(fmopt.FmoptError, match=r"a threshold of 1\.5 is no share"):

@@ -58,7 +58,7 @@ def test_the_bundle_is_whole_and_says_what_a_token_takes(bundle: Path) -> None:
     assert "first token" in reported.stdout
 
 
-def test_wishes_reach_the_bundle_from_the_command(bundle: Path) -> None:
+def test_options_reach_the_bundle_from_the_command(bundle: Path) -> None:
     runner = CliRunner()
 
     def text(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Networks that read images go the whole road: loaded, trained, exported, quantized, bundled, asked without torch."""
+"""Networks that read images end to end: loaded, trained, exported, quantized, bundled, asked without torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def inputs_of(metadata, samples):
 
 
 @pytest.mark.parametrize("family", CLASSIFIERS)
-def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
+def test_each_architecture_works_end_to_end(tiny, tmp_path, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what the network says."""
     folder = tiny(family)
     metadata = checkpoint.inspect(resolve(str(folder)))
@@ -74,7 +74,7 @@ def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family):
     assert (made["int8"] / "model.onnx").stat().st_size < (made["fp32"] / "model.onnx").stat().st_size
 
 
-def test_segmentation_goes_the_whole_road_from_random_weights(tiny, tmp_path):
+def test_segmentation_works_end_to_end_from_random_weights(tiny, tmp_path):
     """Trained on arrays of images and masks, exported, quantized; the bundle's map is the network's, in the image's size."""
     write_squares(tmp_path / "data")
     record = workflow_finetune.finetune(
@@ -98,7 +98,7 @@ def test_segmentation_goes_the_whole_road_from_random_weights(tiny, tmp_path):
         assert (got != wanted[0].argmax(0).numpy()).mean() <= allowed
 
 
-def test_a_picture_has_no_tokens_and_always_one_size(tiny):
+def test_an_image_has_no_tokens_and_always_one_size(tiny):
     metadata = checkpoint.inspect(resolve(str(tiny("vit"))))
     assert axes_of(metadata.pipeline) == {"pixel_values": ("batch", 3, 32, 32)}
     assert not takes_length(metadata.pipeline)
@@ -189,7 +189,7 @@ def test_an_entry_with_a_configuration_is_a_random_checkpoint_with_its_recipe(tm
     assert (resolve("vit-32").folder / "model.safetensors").read_bytes() == first
 
 
-def test_bad_checkpoints_and_data_are_told_in_one_line(tmp_path, tiny):
+def test_bad_checkpoints_and_data_are_reported_in_one_line(tmp_path, tiny):
     folder = write_vision(tmp_path / "changed", "vit")
     reported = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps({**reported, "size": {"height": 64, "width": 64}}))

@@ -24,6 +24,7 @@ from fmopt.edge.audio import _spelled, read_vocabulary
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters.to_onnx import check_positions
 from fmopt.models import checkpoint
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.audio import read_spelling
 from fmopt.models.source import resolve
 from tests.audio_models import CLASSIFICATION, RATE, write_audio
@@ -87,7 +88,7 @@ def test_images_are_scored_as_the_pipeline_does(tmp_path: Path, labels: int, set
 
 
 @pytest.mark.parametrize(("labels", "settings"), HEADS[:3])
-def test_sounds_are_scored_as_the_pipeline_does(tmp_path: Path, labels: int, settings: dict[str, Any]) -> None:
+def test_recordings_are_scored_as_the_pipeline_does(tmp_path: Path, labels: int, settings: dict[str, Any]) -> None:
     folder = write_audio(tmp_path / "ast", "audio-spectrogram-transformer", CLASSIFICATION)
     with_head(folder, transformers.AutoModelForAudioClassification, labels, **settings)
     own = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
@@ -96,7 +97,7 @@ def test_sounds_are_scored_as_the_pipeline_does(tmp_path: Path, labels: int, set
     assert served(folder)(wav_file(sound, {"sampling_rate": RATE}))["scores"] == pytest.approx(wanted, abs=1e-3)
 
 
-def test_several_numbers_of_a_text_are_all_told(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
+def test_several_numbers_of_a_text_are_all_given(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint("bert", "text-classification"), tmp_path / "ckpt"))
     with_head(folder, transformers.AutoModelForSequenceClassification, 3, problem_type="regression")
     own = transformers.pipeline("text-classification", model=str(folder), device="cpu", top_k=3)
@@ -200,7 +201,7 @@ def test_ctc_spells_as_the_tokenizer_does(tmp_path: Path, settings: dict[str, An
     own = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "<pad>", **settings}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(own))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    how = read_spelling(tmp_path, SimpleNamespace(vocab_size=len(LETTERS), pad_token_id=0))
+    how = read_spelling(CheckpointFiles.of(tmp_path), SimpleNamespace(vocab_size=len(LETTERS), pad_token_id=0))
     tokens, draw = read_vocabulary(tmp_path), np.random.default_rng(0)
     for _ in range(100):
         path = np.repeat(draw.choice(len(LETTERS), 14), draw.integers(1, 3, 14))

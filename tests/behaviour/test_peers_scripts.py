@@ -128,7 +128,7 @@ def test_page_has_a_section_for_each_newest_result_and_keeps_messages_as_text(sc
     assert table.count("\n## ") == 2
 
 
-def test_a_cut_run_is_drawn_with_what_it_has(scripts, tmp_path):
+def test_an_interrupted_run_is_drawn_with_what_it_has(scripts, tmp_path):
     rows = [{**row("nncf fp32", 20.0, full_precision=True), "scores": None, "others": {}}]
     found = scripts("comparison").read(written(tmp_path, rows, reference={"name": "PyTorch fp32", "scores": None}))
     assert "| nncf fp32 | 20.00 (20.00 – 20.00) | 20.00 | 1 | – | – |" in scripts("table").markdown(found)

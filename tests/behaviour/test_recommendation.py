@@ -1,4 +1,4 @@
-"""Recommendation goes the whole road: who took what becomes histories, a SASRec learns them, a bundle says what comes next."""
+"""Recommendation end to end: who took what becomes histories, a SASRec learns them, a bundle says what comes next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers by an encoder and a decoder: one graph in two halves, token by token as transformers makes them."""
+"""Answers by an encoder and a decoder: one graph in two parts, token by token as transformers makes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fmopt.core.errors import CheckpointError, DataError
 from fmopt.core.model import Artifact, Graph
 from fmopt.edge.generation import usual
 from fmopt.edge.loading import run_batch
-from fmopt.edge.seq2seq import answers, halves
+from fmopt.edge.seq2seq import answers, split_onnx
 from fmopt.edge.text import open_preprocessor, postprocess
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.predictions import load_predictions, save_predictions
@@ -73,7 +73,7 @@ def generated(exported: Any, texts: Any, **options: Any) -> list[list[int]]:
     return [ids[: ids.index(stop)] if stop in ids else ids for ids in made]
 
 
-def test_the_halves_agree_with_torch(exported: Any) -> None:
+def test_the_parts_agree_with_torch(exported: Any) -> None:
     encoded = dict(exported.model.preprocessor.encode([SENTENCES[2]]).inputs)
     batch = with_answer(encoded, exported.pipeline["decoder_start_token_ids"], exported.torch.net.config.vocab_size)
     for runner in (exported.runner, EncoderDecoder(exported.torch.net)):
@@ -93,11 +93,11 @@ def test_greedy_and_beams_give_the_tokens_of_generate(exported: Any) -> None:
     assert beams == generated(exported, texts, num_beams=3)
 
 
-def test_weights_that_both_halves_use_are_stored_once(exported: Any) -> None:
+def test_weights_that_both_parts_use_are_stored_once(exported: Any) -> None:
     size = exported.graph.path.stat().st_size
     parameters = sum(p.numel() for p in exported.torch.net.parameters()) * 4
     assert size < 1.25 * parameters + 200_000
-    first, second = halves(exported.graph.path)
+    first, second = split_onnx(exported.graph.path)
     assert len(first) < size > len(second)
     assert len(first) + len(second) > parameters
 
@@ -130,19 +130,21 @@ def test_a_bundle_answers_without_torch_as_pytorch_does(marian: Path, tiny_check
     assert "".join(opened.stream(SENTENCES[0], max_new_tokens=8)).strip() == shown["text"]
 
 
-def test_a_wish_for_too_much_is_one_line(marian: Path) -> None:
+def test_asking_for_too_much_is_one_line(marian: Path) -> None:
     with pytest.raises(DataError, match="beams is 0; it is at least 1"):
         bundle.load(marian)("the cat", beams=0)
     with pytest.raises(DataError, match="a text is answered, not int"):
         bundle.load(marian)([3])
 
 
-def test_openvino_runs_the_same_halves(exported: Any, tmp_path: Path) -> None:
+def test_openvino_runs_the_same_parts(exported: Any, tmp_path: Path) -> None:
     built = plugins.find("runtimes", "openvino").build(exported.graph, {}, tmp_path)
     runner = plugins.find("runtimes", "openvino").open(built, 1)
     inputs = dict(exported.model.preprocessor.encode(list(SENTENCES[:2])).inputs)
-    wish = usual(exported.pipeline, max_new_tokens=NEW, beams=1)
-    assert answers(exported.pipeline, runner, inputs, wish) == answers(exported.pipeline, exported.runner, inputs, wish)
+    config = usual(exported.pipeline, max_new_tokens=NEW, beams=1)
+    assert answers(exported.pipeline, runner, inputs, config) == answers(
+        exported.pipeline, exported.runner, inputs, config
+    )
 
 
 def test_predictions_are_kept_and_judged(exported: Any, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_dynamic_scales_are_never_shared_by_a_list(opened: Open) -> None:
     ],
     ids=["sentences", "one letter", "two letters", "blanks first", "no blanks"],
 )
-def test_ten_megabytes_are_cut_before_they_are_tokenized(
+def test_ten_megabytes_are_truncated_before_they_are_tokenized(
     tiny_checkpoint: TinyCheckpoint, family: str, text: str
 ) -> None:
     folder = tiny_checkpoint(family)

@@ -1,4 +1,4 @@
-"""Networks that speak go the whole road: taken apart, joined, compared sample by sample, bundled, heard without torch."""
+"""Networks for speech synthesis end to end: split, joined, compared sample by sample, bundled, heard without torch."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fmopt.edge.speech import drawn, mel_distance, mel_frames
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import parity
 from fmopt.models import checkpoint
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.source import resolve
 from fmopt.models.wrappers import speech_synthesis
 from fmopt.tasks.base import Item
@@ -148,7 +149,7 @@ def test_letters_become_ids_as_in_transformers(tmp_path, letters, reported):
     )  # fmt: skip
     from fmopt.models.preprocessors.speech import speech_pipeline
 
-    pipeline = {"task": TASK, **speech_pipeline(folder, config)}
+    pipeline = {"task": TASK, **speech_pipeline(CheckpointFiles.of(folder), config)}
     ours = open_preprocessor(folder, pipeline).own
     for text in ("Seven of NINE, then one.", "  a knock… ", "it's so", "Öse a", "new\nline c"):
         assert ours.ids(text) == theirs(text)["input_ids"], text
@@ -166,7 +167,7 @@ def test_noise_is_drawn_by_the_seed_and_its_beginning_stays(metadata):
     assert quiet["duration_noise"].any()
 
 
-def test_a_sound_is_the_same_beside_others(graph, metadata):
+def test_a_recording_is_the_same_beside_others(graph, metadata):
     runner, pipeline = opened(graph, "onnxruntime"), dict(metadata.pipeline)
     texts = ["one", "three three three", "a"]
     together = run_batch(pipeline, runner, encoded(metadata, texts), 3)["waveform"]
@@ -211,7 +212,7 @@ def test_a_bundle_speaks_without_torch(bundle, metadata, model, tmp_path):
         fmopt.load(bundle)("?!")
 
 
-def test_two_sounds_are_compared_in_bels():
+def test_two_recordings_are_compared_in_bels():
     draw = np.random.default_rng(0)
     audio = 0.1 * draw.standard_normal(8000)
     assert mel_distance(audio, audio, 8000) == 0
@@ -220,7 +221,7 @@ def test_two_sounds_are_compared_in_bels():
     assert mel_frames(sine, 8000)[4:-4].max() == pytest.approx(0, abs=0.15)
 
 
-def test_sounds_of_other_lengths_are_warped():
+def test_recordings_of_other_lengths_are_warped():
     """A sound in which something lasts longer is nearer than another sound of the right length."""
     time = np.arange(6000) / 8000
     low, high = (0.3 * np.sin(2 * np.pi * pitch * time) for pitch in (300, 2000))
@@ -256,7 +257,7 @@ def test_scores_measure_what_changed(metadata):
     assert task.scores(after, items, None, metadata) == []
 
 
-def test_what_cannot_be_spoken_is_told_in_one_line(tmp_path, voice):
+def test_what_cannot_be_spoken_is_reported_in_one_line(tmp_path, voice):
     folder = write_voice(tmp_path / "bad")
     write_tokenizer(folder, LETTERS, phonemize=True)
     with pytest.raises(CheckpointError, match="phonemes by another program"):

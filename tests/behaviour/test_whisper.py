@@ -1,4 +1,4 @@
-"""Speech by an encoder and a decoder goes the whole road: a tiny Whisper that hears three words."""
+"""Speech by an encoder and a decoder end to end: a tiny Whisper that hears three words."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_bundle_hears_without_torch(made: Any) -> None:
     assert carried - set(parts.COMMON) == {"whisper", "audio", "seq2seq", "generation", "decoding"}
 
 
-def test_a_broken_sound_is_one_line(made: Any) -> None:
+def test_a_broken_recording_is_one_line(made: Any) -> None:
     with pytest.raises(DataError, match="item 1: the sound is empty"):
         bundle.load(made.out)([b""])
 
@@ -112,7 +112,7 @@ def test_labels_are_the_words_with_their_end(made: Any) -> None:
     assert example["input_features"].shape == (32, 100)
 
 
-def test_both_of_its_stacks_are_cut_and_taught_again(folder: Path, made: Any, tmp_path: Path) -> None:
+def test_both_of_its_stacks_are_pruned_and_trained_again(folder: Path, made: Any, tmp_path: Path) -> None:
     samples = [(made.data / f"{number}.wav").read_bytes() for number in range(12)]
     model = model_of(folder)
     preprocessor = open_preprocessor(model.metadata.folder, dict(model.metadata.pipeline))

@@ -43,7 +43,7 @@ def names(rows):
 # ------------------------------------------------------------------------------------------------ splits
 
 
-def test_one_file_is_cut_by_content(tmp_path):
+def test_one_file_is_split_by_content(tmp_path):
     rows = texts(80) + texts(40)  # the first forty twice
     data = load(lines(tmp_path / "a.jsonl", rows))
     parts = [names(data.split(name)) for name in ("calibration", "validation", "test")]
@@ -100,7 +100,7 @@ def test_what_occurs_in_train_and_test_is_counted(tmp_path):
     assert load(tmp_path).notes == ("3 of 10 test rows also occur in train",)
 
 
-def test_missing_splits_are_cut_from_others(tmp_path):
+def test_missing_splits_are_taken_from_others(tmp_path):
     lines(tmp_path / "a" / "train.jsonl", texts(50))
     lines(tmp_path / "a" / "test.jsonl", texts(10, 50))
     data = load(tmp_path / "a")

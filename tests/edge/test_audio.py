@@ -90,7 +90,7 @@ def test_channels_are_mixed():
         (float_wav(np.array([0.0, np.nan]), "<f4"), "NaN"),
     ],
 )
-def test_what_is_no_sound_is_refused_in_one_line(sample, said, tmp_path):
+def test_what_is_no_audio_is_refused_in_one_line(sample, said, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         preprocessor(tmp_path).encode([wav(tone()), sample])
     assert str(error.value).startswith("item 2: ")
@@ -104,7 +104,7 @@ def test_resampling_is_scipys(rate, wanted):
     np.testing.assert_allclose(edge_audio.resample(tone(rate=rate), rate, wanted), expected, atol=1e-6)
 
 
-def test_the_user_is_told_of_another_rate_once(tmp_path):
+def test_the_user_hears_of_another_rate_once(tmp_path):
     made = preprocessor(tmp_path)
     slow = wav(tone(rate=8000), 8000)
     with warnings.catch_warnings(record=True) as reported:
@@ -126,7 +126,7 @@ def test_waveforms_are_as_wav2vec2_reads_them(tmp_path):
     np.testing.assert_array_equal(ours.inputs["attention_mask"], theirs["attention_mask"])
 
 
-def test_a_sound_shorter_than_a_frame_gives_one(tmp_path):
+def test_a_recording_shorter_than_a_frame_gives_one(tmp_path):
     batch = preprocessor(tmp_path).encode([float_wav(tone()[:7], "<f4")])
     assert batch.frames == [1]
     assert batch.inputs["input_values"].shape == (1, edge_audio.least_samples(KERNELS))

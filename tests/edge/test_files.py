@@ -80,7 +80,7 @@ def test_json_that_is_too_deep_or_means_two_things(written, words):
         files.parsed(written, "it")
 
 
-def test_a_terminal_is_told_nothing_it_would_obey():
+def test_a_terminal_gets_nothing_it_would_obey():
     evil = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e[/b] end\x7f\ud800"
     shown = files.printable(evil)
     assert shown.startswith("\\x1b]0;title\\x07")

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor
 
 from fmopt.edge import image as edge_image
 from fmopt.edge import parts, text
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.image import read_image_processor
 from tests.vision_models import PROCESSORS, image
 
@@ -25,7 +26,7 @@ class Config:
 def steps_of(folder, reported):
     folder.mkdir(exist_ok=True)
     (folder / "preprocessor_config.json").write_text(json.dumps(reported))
-    return read_image_processor(folder, Config)["image"]
+    return read_image_processor(CheckpointFiles.of(folder), Config)["image"]
 
 
 MORE = {

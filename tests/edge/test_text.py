@@ -75,7 +75,7 @@ def test_single_texts_are_encoded_as_by_transformers(checkpoint: Path) -> None:
     assert batch.owner == [0, 1, 2, 3, 4]
 
 
-def test_pairs_are_cut_longest_first_as_by_transformers(checkpoint: Path) -> None:
+def test_pairs_are_truncated_longest_first_as_by_transformers(checkpoint: Path) -> None:
     ours, theirs = of(checkpoint, "text-classification")
     pairs = [(a, b) for a in TEXTS for b in reversed(TEXTS)]
     wanted = theirs(
@@ -103,7 +103,7 @@ def test_prefix_space_changes_the_first_word(tiny_checkpoint: Any) -> None:
     assert ours.encode(["cat"]).inputs["input_ids"].tolist() != plain.encode(["cat"]).inputs["input_ids"].tolist()
 
 
-def test_a_fixed_length_cuts_and_pads_to_exactly_that(checkpoint: Path) -> None:
+def test_a_fixed_length_truncates_and_pads_to_exactly_that(checkpoint: Path) -> None:
     ours, theirs = of(checkpoint, "sentence-embedding")
     for length in (8, 40):
         wanted = theirs(TEXTS, truncation=True, max_length=length, padding="max_length", return_tensors="np")
@@ -135,7 +135,7 @@ def test_question_windows_are_those_of_transformers(checkpoint: Path) -> None:
     assert batch.sequence_ids == [wanted.sequence_ids(row) for row in range(len(batch.owner))]
 
 
-def test_a_question_longer_than_the_window_is_cut_and_the_context_still_read(minilm: Path) -> None:
+def test_a_question_longer_than_the_window_is_truncated_and_the_context_still_read(minilm: Path) -> None:
     ours, _ = of(minilm, "question-answering", stride=100)
     batch = ours.encode([("where does the river end? " * 20, "in the sea " * 30)])
     assert batch.mask.shape[1] == 24
@@ -167,7 +167,7 @@ def test_long_taggings_are_read_in_windows_that_cover_every_word(minilm: Path) -
         ("text-classification", "\ud800", "item 2: "),
     ],
 )
-def test_a_raw_that_the_task_cannot_read_is_named(minilm: Path, task: str, sample: Any, reported: str) -> None:
+def test_a_sample_that_the_task_cannot_read_is_named(minilm: Path, task: str, sample: Any, reported: str) -> None:
     ours, _ = of(minilm, task)
     good = {"question-answering": ("q", "c"), "token-classification": ["w"]}.get(task, "t")
     with pytest.raises(parts.EdgeError) as caught:
@@ -518,7 +518,7 @@ def test_difference_of_predictions() -> None:
         (["avx512_vnni"], [], ["does not say"]),
     ],
 )
-def test_a_missing_cpu_feature_is_told_with_its_risk(needs: list[str], isa: list[str], reported: list[str]) -> None:
+def test_a_missing_cpu_feature_is_reported_with_its_risk(needs: list[str], isa: list[str], reported: list[str]) -> None:
     got = loading.isa_warnings({"needs_isa": needs}, isa)
     assert len(got) == len(reported)
     assert all(part in line for part, line in zip(reported, got, strict=True))

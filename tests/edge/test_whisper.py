@@ -104,7 +104,7 @@ def words(ids: Any) -> list[int]:
 
 @pytest.mark.parametrize("seconds", [0.7, 1.0, 2.3, 3.0])
 @pytest.mark.parametrize("beams", [1, 2])
-def test_a_sound_of_any_length_is_heard_as_transformers_hears_it(folder: Path, seconds: float, beams: int) -> None:
+def test_a_recording_of_any_length_is_heard_as_transformers_hears_it(folder: Path, seconds: float, beams: int) -> None:
     made = opened(folder, quiet=seconds <= 1)
     sample = sound(seconds)
     features = features_of(folder, sample)
@@ -114,8 +114,8 @@ def test_a_sound_of_any_length_is_heard_as_transformers_hears_it(folder: Path, s
     with torch.inference_mode():
         wanted = made.net.generate(features, num_beams=beams, do_sample=False, return_timestamps=True if long else None,
                                    return_segments=long)  # fmt: skip
-    wish = usual(made.pipeline, beams=beams)
-    (got,) = heard(made.pipeline, made.model.runner, [ours], wish, Question())
+    config = usual(made.pipeline, beams=beams)
+    (got,) = heard(made.pipeline, made.model.runner, [ours], config, Question())
     if not long:
         assert got["tokens"] == words(wanted[0])
         return
@@ -156,7 +156,7 @@ def test_language_and_task_are_those_of_transformers(
         assert "".join(made.model.stream(sample, **asked)) == got["text"]
 
 
-def test_the_language_that_was_found_is_told_and_a_stream_is_the_text(folder: Path) -> None:
+def test_the_language_that_was_found_is_given_and_a_stream_is_the_text(folder: Path) -> None:
     made = opened(folder, quiet=True)
     samples = [sound(0.8, seed) for seed in range(4)]
     inputs = torch.cat([features_of(folder, sample) for sample in samples])

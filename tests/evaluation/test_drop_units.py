@@ -15,7 +15,7 @@ from fmopt.core import formatting
 from fmopt.core.results import Check, Estimate, Outcome, Scores, Verdict
 from fmopt.evaluation.comparison import compare
 from fmopt.evaluation.gate import Budget
-from fmopt.evaluation.record import Record, as_told, drop_unit, summary_sentence
+from fmopt.evaluation.record import Record, as_displayed, drop_unit, summary_sentence
 from fmopt.reports.html import view, write_markdown, write_report
 from fmopt.reports.waterfall import falls
 from fmopt.workflow import optimize
@@ -42,7 +42,7 @@ def record() -> Record:
             "baselines": [judged(trial, BASE) for trial in plain.baselines],
             "trials": [judged(trial, BASE + 0.8).model_copy(update=moved) for trial in plain.trials],
             "verdict": Verdict(checks=[check]),
-            "waterfall": [rung.model_copy(update={"drop": DROP}) for rung in plain.waterfall],
+            "waterfall": [step.model_copy(update={"drop": DROP}) for step in plain.waterfall],
         }
     )
 
@@ -64,7 +64,7 @@ def test_pages_and_tables_tell_percent(record: Record, tmp_path: Path) -> None:
     assert "drop, %" in html
     assert "change of perplexity in percent · up is better" in html
     assert ("accuracy drop", "2.00 %", "at most 3.50 % at 95 %") in view(record)["tiles"]
-    assert falls(as_told(record))[2].bars[1].interval == "−3.50 % to −0.50 %"
+    assert falls(as_displayed(record))[2].bars[1].interval == "−3.50 % to −0.50 %"
     console = Console(width=220, record=True, file=(tmp_path / "terminal").open("w"))
     console.print(trial_table(record), verdict_panel(record))
     shown = console.export_text()
@@ -92,9 +92,9 @@ def test_comparisons_and_reasons_tell_percent(record: Record, monkeypatch: pytes
     )
 
 
-def test_a_metric_that_ends_is_told_in_points() -> None:
+def test_a_metric_that_ends_is_given_in_points() -> None:
     plain = records.realistic()
-    assert as_told(plain) is plain
+    assert as_displayed(plain) is plain
     assert drop_unit(plain) == "pt"
     assert (formatting.loss(0.0012), formatting.loss(0.8, BASE)) == ("0.12 pt", "2.00 %")
     assert (formatting.score(0.9), formatting.score(44.712, bounded=False)) == ("90.00", "44.71")

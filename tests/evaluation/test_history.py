@@ -97,7 +97,7 @@ def test_another_machine_explains_latency_but_not_accuracy(tmp_path: Path):
     assert "isa beyond what all have: fma → no more" in got[1].differs
 
 
-def test_a_machine_that_got_slower_is_told_from_a_model_that_did(tmp_path: Path):
+def test_a_machine_that_got_slower_is_distinguished_from_a_model_that_did(tmp_path: Path):
     got = entries(tmp_path, at(1), at(2, 1.2, reference=1.2), at(3, 1.2))
     (machine,) = got[1].regressions
     assert machine.explained.startswith("the machine: onnxruntime-fp32, under the same versions, is 1.20× as slow")
@@ -120,7 +120,7 @@ def test_slower_full_precision_excuses_nothing_under_other_versions(tmp_path: Pa
     assert got[1].differs == ["version of onnxruntime: 1.32.0 → 1.33.0"]
 
 
-def test_another_wish_is_another_trade(tmp_path: Path):
+def test_another_request_is_another_trade(tmp_path: Path):
     budget = records.realistic().budget | {"max_drop": {"amount": 3.0, "unit": "pt"}}
     got = entries(tmp_path, at(1), at(2, 0.5, winner=worse(20), budget=budget))
     (found,) = got[1].regressions

@@ -146,7 +146,7 @@ def test_without_the_headers_there_is_one_thread_and_the_same_answer(browser: ch
         ("bert", "fill-mask", ["the [MASK] sat on the [MASK]", "a small [MASK]"]),
     ],
 )
-def test_tokens_cut_as_run_py_cuts_and_each_task_answers(
+def test_tokens_are_truncated_as_run_py_does_and_each_task_answers(
     browser: chromium.Browser, export: Export, family: str, task: str, texts: list[Any]
 ) -> None:
     out = export(family, task)
@@ -233,7 +233,7 @@ def test_eight_bit_products_are_summed_exactly_in_a_browser(browser: chromium.Br
     assert got == [255 * -128 * 512, 255 * 127 * 512] * 2
 
 
-def test_files_that_were_never_fetched_are_told_before_any_work(
+def test_files_that_were_never_fetched_are_reported_before_any_work(
     tiny_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

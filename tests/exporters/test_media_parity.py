@@ -77,7 +77,7 @@ def test_vectors_are_made_of_the_processors_own_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "task"), [("wav2vec2", CLASSIFICATION), ("audio-spectrogram-transformer", CLASSIFICATION)]
 )
-def test_sounds_answer_as_the_pipeline_does(tmp_path: Path, family: str, task: str) -> None:
+def test_recordings_answer_as_the_pipeline_does(tmp_path: Path, family: str, task: str) -> None:
     folder = write_audio(tmp_path / family, family, task)
     check(folder)
     with pytest.raises(ParityError, match="a score of item 1 is off by"):

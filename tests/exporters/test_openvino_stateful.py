@@ -66,8 +66,8 @@ def test_it_goes_on_with_texts_as_the_other_runtime_does(built: Any, tiny_decode
     pipeline = model.metadata.pipeline
     preprocessor = edge_text.open_preprocessor(model.metadata.folder, dict(pipeline))
     prompts = [preprocessor.ids(text)[:length] for text, length in zip(SENTENCES, (3, 5, 9), strict=False)]
-    wish = GenerationConfig(max_new_tokens=NEW)
-    both = [list(continuations(one, prompts, pipeline, wish)) for one in (runner, other)]
+    config = GenerationConfig(max_new_tokens=NEW)
+    both = [list(continuations(one, prompts, pipeline, config)) for one in (runner, other)]
     assert both[0] == both[1]
     beams = [
         likeliest(one, prompts[1], pipeline, GenerationConfig(max_new_tokens=NEW, beams=3)) for one in (runner, other)
@@ -76,7 +76,7 @@ def test_it_goes_on_with_texts_as_the_other_runtime_does(built: Any, tiny_decode
 
 
 @pytest.mark.parametrize("cache", ["f32", "u8"])
-def test_an_earlier_past_goes_on_until_rows_went_on_from_others(built: Any, cache: str) -> None:
+def test_an_earlier_cache_goes_on_until_rows_went_on_from_others(built: Any, cache: str) -> None:
     model, artifact = built("gpt2", kv_cache=cache)
     runner = RUNTIME.open(artifact, 1)
     inputs = {name: value[:1, :9] for name, value in padded(model).items()}
@@ -95,7 +95,7 @@ def test_an_earlier_past_goes_on_until_rows_went_on_from_others(built: Any, cach
         runner.run({**{name: np.repeat(value, 2, axis=0) for name, value in rest.items()}, **after})
 
 
-def test_texts_begun_together_go_on_and_are_forgotten_with_their_past(built: Any) -> None:
+def test_texts_begun_together_go_on_and_are_forgotten_with_their_cache(built: Any) -> None:
     import gc
     import weakref
 
@@ -153,7 +153,7 @@ def test_it_is_profiled_and_its_work_is_counted(built: Any) -> None:
     assert sum(one.operations for one in work) == 2 * (weights + attention)
 
 
-def test_only_a_past_that_grows_can_be_kept(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
+def test_only_a_cache_that_grows_can_be_kept(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
     folder = fmopt.export(tiny_checkpoint("bert", "text-classification"), tmp_path / "bert", format="openvino")
     with pytest.raises(PassError, match="networks that generate by attention"):
         make_stateful(read_ir(folder / "model.xml"))

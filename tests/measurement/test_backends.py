@@ -31,7 +31,7 @@ def graph(folder: Path, tokens: int | str) -> Artifact:
     return Artifact("onnxruntime", path, {})
 
 
-def test_a_variant_that_fails_on_an_input_is_told_and_the_others_are_timed(tmp_path: Path) -> None:
+def test_a_variant_that_fails_on_an_input_is_reported_and_the_others_are_timed(tmp_path: Path) -> None:
     """It took the first input; the second would have ended the run in the middle of timing."""
     artifacts = {"any": graph(tmp_path, "tokens"), "four": graph(tmp_path, 4)}
     work = Work(artifacts, PIPELINE, 1, 0, INPUTS, full_precision=["any"])
@@ -45,7 +45,7 @@ def test_a_variant_that_fails_on_an_input_is_told_and_the_others_are_timed(tmp_p
     assert set(alone.failed) == {"four"}
 
 
-def test_a_file_that_the_runtime_cannot_open_is_told_and_the_others_are_timed(tmp_path: Path) -> None:
+def test_a_file_that_the_runtime_cannot_open_is_reported_and_the_others_are_timed(tmp_path: Path) -> None:
     """The error that the runtime raised, in a class of its own, ended the run before anything was timed."""
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph at all")

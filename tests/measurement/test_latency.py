@@ -118,7 +118,7 @@ def test_the_collector_is_on_again_after_an_error() -> None:
     assert gc.isenabled()
 
 
-def test_a_hopeless_variant_stops_early_and_keeps_what_it_has() -> None:
+def test_a_dominated_variant_stops_early_and_keeps_what_it_has() -> None:
     variants, _ = counted("fast", "slow", "base", slow=400_000, base=400_000)
     dropped: list[str] = []
     samples = interleaved.time_in_turn(

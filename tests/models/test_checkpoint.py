@@ -131,7 +131,7 @@ def test_masked_lm_fills_masks_when_asked(tiny_checkpoint, copy_of, family, mask
     assert facts_of(untold, "fill-mask").pipeline["mask"] == metadata.pipeline["mask"]
 
 
-def test_what_cannot_fill_masks_is_told_the_way(tiny_checkpoint, copy_of):
+def test_what_cannot_fill_masks_gets_a_way_out(tiny_checkpoint, copy_of):
     with pytest.raises(
         CheckpointError, match=r"BertModel has no head for it; train one: fmopt finetune .* --task fill-mask"
     ):
@@ -189,7 +189,7 @@ def test_older_sentence_transformers_keep_the_network_in_a_sub_folder(copy_of, t
     assert metadata.pipeline["normalize"] is True
 
 
-def test_length_can_be_told_up_to_the_position_table(tiny_checkpoint):
+def test_length_can_be_given_up_to_the_position_table(tiny_checkpoint):
     folder = tiny_checkpoint("roberta", "sentence-embedding")
     assert facts_of(folder, max_length=32).pipeline["max_length"] == 32
     with pytest.raises(CheckpointError, match=r"65 tokens are too many for .*: its position table ends at 64"):
@@ -363,7 +363,7 @@ def test_a_head_without_weights_is_not_made_up(copy_of):
         checkpoint.load(metadata)
 
 
-def test_without_architecture_the_head_must_be_told(copy_of):
+def test_without_architecture_the_head_must_be_named(copy_of):
     folder = copy_of("bert", "token-classification")
     edit(folder / "config.json", architectures=None)
     with pytest.raises(CheckpointError, match=r"names no architecture.*say --task"):

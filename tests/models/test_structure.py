@@ -69,7 +69,7 @@ def cut(model, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cutting_equals_masking(tiny_checkpoint, family, shape):
+def test_pruning_equals_masking(tiny_checkpoint, family, shape):
     model = lively(model_of(tiny_checkpoint(family, "text-classification")))
     inputs = padded(model)
     wanted = outputs_of(masked(model, SHAPES[shape]), inputs)
@@ -85,7 +85,7 @@ def test_cutting_equals_masking(tiny_checkpoint, family, shape):
     ]
 
 
-def test_cutting_twice_counts_heads_as_they_were_trained(tiny_checkpoint, family):
+def test_pruning_twice_counts_heads_as_they_were_trained(tiny_checkpoint, family):
     model = lively(model_of(tiny_checkpoint(family, "text-classification")))
     inputs = padded(model)
     wanted = outputs_of(masked(model, (((2,), range(64)), ((0, 3), range(64)))), inputs)

@@ -82,7 +82,7 @@ def test_what_was_known_is_not_unknown_now(tiny_checkpoint, tmp_path, family):
         assert [t for t in after.encode(text).tokens if t in ("[UNK]", "<unk>")] == unknown
 
 
-def test_a_masked_lm_head_is_cut_with_its_table(tiny_checkpoint, tmp_path):
+def test_a_masked_lm_head_is_trimmed_with_its_table(tiny_checkpoint, tmp_path):
     from fmopt.models.loading import load_network
 
     folder = tiny_checkpoint("bert", "masked-lm")

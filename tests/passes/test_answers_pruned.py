@@ -47,7 +47,7 @@ from fmopt.workflow.search.candidates import trained_rounding
 from fmopt.workflow.search.network_timer import RecipeTimer
 from tests.conftest import SENTENCES, TinyCheckpoint
 from tests.models.surgery.test_answers_pruned import FAMILIES, asked, said, two_and_two
-from tests.passes.test_decoders_pruned import TEXTS, Counted, shop_of, time_of, watch_calls
+from tests.passes.test_decoders_pruned import TEXTS, Counted, builder_of, time_of, watch_calls
 from tests.torch_models import context_of, items_of, model_of, target
 
 
@@ -85,7 +85,7 @@ def test_each_stack_has_prices_of_its_own(model: TorchModel) -> None:
     assert table.floor_ms == pytest.approx(table.base_ms + (2 + first) * 4 * 32 * 8 / 1000)
 
 
-def test_the_time_asked_for_is_met_by_cutting_both(model: TorchModel, tmp_path: Path) -> None:
+def test_the_time_asked_for_is_met_by_pruning_both(model: TorchModel, tmp_path: Path) -> None:
     whole_ms, apart = time_of(model), []
     for speedup in (1.1, 2.2):
         pruned, ctx = copied(model), given(model, tmp_path)
@@ -172,7 +172,7 @@ def test_an_answer_is_what_is_timed(tiny_checkpoint: TinyCheckpoint, tmp_path: P
 
     seen: list[Any] = []
     watch_calls(monkeypatch, seen)
-    ms = RecipeTimer(shop_of(model, tmp_path), recipe)({"whole": lambda: model, "narrow": narrowed})
+    ms = RecipeTimer(builder_of(model, tmp_path), recipe)({"whole": lambda: model, "narrow": narrowed})
     assert min(ms.values()) > 0
     read = [one for one in seen if NEW not in one]
     assert {one["input_ids"] for one in read} == {(1, 16)}
@@ -185,17 +185,17 @@ def test_an_answer_is_what_is_timed(tiny_checkpoint: TinyCheckpoint, tmp_path: P
     assert len(caches) == 2  # of both networks: one has lost its last attentions
 
 
-def shop_with_answers(model: TorchModel, scratch: Path, *, answered: bool = True) -> Builder:
+def builder_with_answers(model: TorchModel, scratch: Path, *, answered: bool = True) -> Builder:
     rows: list[dict[str, Any]] = [{"source": text, "target": text[::-1], "text": text} for text in TEXTS]
     if not answered:
         rows = [{"source": row["source"], "text": row["text"]} for row in rows]
-    return replace(shop_of(model, scratch), train=rows)
+    return replace(builder_of(model, scratch), train=rows)
 
 
-def test_a_cut_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_path: Path) -> None:
+def test_a_pruned_network_learns_to_answer_as_the_whole_one(model: TorchModel, tmp_path: Path) -> None:
     """By the words of answers in the data, and by the teacher's own answers to texts without any."""
     whole, items = copied(model), items_of(model, TEXTS)
-    builder = shop_with_answers(model, tmp_path)
+    builder = builder_with_answers(model, tmp_path)
     ctx = replace(builder.pass_context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
     distance = distance_from_now(model, ctx, 16)
     for layer in model.family.layers(model.net):
@@ -215,7 +215,7 @@ def test_a_teacher_answers_texts_without_answers_once(
     tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = two_and_two(tiny_checkpoint, "marian")
-    ctx = shop_with_answers(model, tmp_path, answered=False).pass_context()
+    ctx = builder_with_answers(model, tmp_path, answered=False).pass_context()
     examples = ctx.examples()
     assert all("labels" not in example for example in examples)
     found = answered_by(model, examples, ctx)
@@ -253,7 +253,7 @@ def test_rounding_is_trained_and_the_head_is_rounded_as_before(tiny_checkpoint: 
 
     model = two_and_two(tiny_checkpoint, "marian")
     items = items_of(model, TEXTS)
-    builder = shop_with_answers(model, tmp_path)
+    builder = builder_with_answers(model, tmp_path)
     whole = copied(model)
     ctx = replace(builder.pass_context(), calibration=lambda: iter(items), teacher=lambda asked: copied(whole))
     made = Qat(epochs=1.0, bf16=False).apply(model, ctx)
@@ -284,7 +284,7 @@ def test_a_killed_training_of_tied_weights_goes_on_where_it_was(
         student = copied(whole)
         for layer in student.family.layers(student.net):
             prune_layer(student.net, layer, (0, 1), range(24), (1, 2))
-        builder = shop_with_answers(student, scratch) if answers else shop_of(student, scratch)
+        builder = builder_with_answers(student, scratch) if answers else builder_of(student, scratch)
         ctx = replace(builder.pass_context(), teacher=lambda asked: copied(whole), progress=said.append)
         done = Distill(epochs=2.0, batch_size=8, bf16=False, **options).apply(student, ctx)
         return {name: value.clone() for name, value in done.net.state_dict().items()}
@@ -315,7 +315,7 @@ def test_no_layer_is_left_out_while_a_network_is_taught(tiny_checkpoint: TinyChe
     assert {part.layerdrop for part in model.net.modules() if hasattr(part, "layerdrop")} == {0.0}
     model.net = copied(model).net
     assert {part.layerdrop for part in model.net.modules() if hasattr(part, "layerdrop")} == {0.9}
-    ctx = replace(shop_with_answers(model, tmp_path).pass_context(), teacher=lambda asked: copied(whole))
+    ctx = replace(builder_with_answers(model, tmp_path).pass_context(), teacher=lambda asked: copied(whole))
     made = Distill(epochs=1.0, batch_size=8, bf16=False).apply(model, ctx)
     assert {part.layerdrop for part in made.net.modules() if hasattr(part, "layerdrop")} == {0.9}
     assert made.net.config.encoder_layerdrop == 0.9
@@ -325,7 +325,7 @@ def test_a_teacher_of_more_layers_teaches_both_stacks(tiny_checkpoint: TinyCheck
     whole = two_and_two(tiny_checkpoint, "marian")
     model = copied(whole)
     drop_layers(model, [1, 2])
-    ctx = replace(shop_with_answers(model, tmp_path).pass_context(), teacher=lambda asked: copied(whole),
+    ctx = replace(builder_with_answers(model, tmp_path).pass_context(), teacher=lambda asked: copied(whole),
                   calibration=lambda: iter(items_of(whole, TEXTS)))  # fmt: skip
     Distill(epochs=1.0, batch_size=8, bf16=False).apply(model, ctx)
     (record,) = tmp_path.rglob("distill.json")
@@ -362,7 +362,7 @@ def test_a_teacher_that_answers_otherwise_is_refused(
     other = copied(model)
     metadata = replace(other.metadata, digest="another", pipeline={**other.metadata.pipeline, name: value})
     ctx = replace(
-        shop_with_answers(model, tmp_path).pass_context(), teacher=lambda asked: replace(other, metadata=metadata)
+        builder_with_answers(model, tmp_path).pass_context(), teacher=lambda asked: replace(other, metadata=metadata)
     )  # fmt: skip
     with pytest.raises(PassError, match=f"has another {name} than the student"):
         Distill(epochs=1.0, bf16=False).apply(model, ctx)

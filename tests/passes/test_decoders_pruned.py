@@ -135,7 +135,7 @@ def test_fisher_masks_ask_what_comes_next(tiny_checkpoint: TinyCheckpoint):
     assert all(removal.order[0] == 2 and removal.errors[1] == 0 for removal in found)
 
 
-def shop_of(model: TorchModel, scratch: Path, texts: tuple[str, ...] = TEXTS) -> Builder:
+def builder_of(model: TorchModel, scratch: Path, texts: tuple[str, ...] = TEXTS) -> Builder:
     preprocessor = Preprocessor(checkpoint.tokenizer_file(model.metadata), dict(model.metadata.pipeline))
     return Builder(
         metadata=model.metadata, target=target(), store=Store(scratch), preprocessor=preprocessor, calibration=list(TEXTS),
@@ -163,7 +163,7 @@ def watch_calls(monkeypatch: pytest.MonkeyPatch, seen: list[Any]) -> None:
     )
 
 
-def test_one_more_token_after_a_past_is_what_is_timed(
+def test_one_more_token_after_a_cache_is_what_is_timed(
     tiny_checkpoint: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model = model_of(tiny_checkpoint("gpt2", "text-generation"))
@@ -182,7 +182,7 @@ def test_one_more_token_after_a_past_is_what_is_timed(
             prune_layer(made.net, layer, heads, range(8))
         return made
 
-    ms = RecipeTimer(shop_of(model, tmp_path), recipe)(
+    ms = RecipeTimer(builder_of(model, tmp_path), recipe)(
         {"whole": lambda: model_of(model.metadata.folder), "narrow": narrowed}
     )
     assert min(ms.values()) > 0
@@ -209,7 +209,7 @@ def test_one_in_full_precision_runs_between_two_that_are_timed(
         Step(use="quantize_weights", options={"bits": 8, "block": 32}),
     )
     price = RecipeTimer(
-        shop_of(model, tmp_path), Recipe(name="r", runtime="onnxruntime", precision="int8", steps=steps)
+        builder_of(model, tmp_path), Recipe(name="r", runtime="onnxruntime", precision="int8", steps=steps)
     )
     export, exported = network_timer.to_onnx.export_onnx, []
     monkeypatch.setattr(
@@ -232,7 +232,7 @@ def test_a_pruned_network_learns_what_comes_next_from_the_whole_one(tiny_checkpo
     folder = tiny_checkpoint("gpt2", "text-generation")
     student = model_of(folder)
     items = items_of(student, TEXTS)
-    ctx = replace(shop_of(student, tmp_path).pass_context(), calibration=lambda: iter(items))
+    ctx = replace(builder_of(student, tmp_path).pass_context(), calibration=lambda: iter(items))
     distance = distance_from_now(student, ctx, 48)
     for layer in student.family.layers(student.net):
         prune_layer(student.net, layer, (0, 1), range(24))
@@ -254,5 +254,5 @@ def test_labels_teach_the_token_after_each_place(tiny_checkpoint: TinyCheckpoint
     before = own()
     options = {"epochs": 10.0, "batch_size": 8, "learning_rate": 3e-3, "bf16": False}
     only = {"task": 1.0, "logits": 0.0, "hidden": 0.0}
-    Distill(weights=only, **options).apply(student, shop_of(student, tmp_path).pass_context())  # type: ignore[arg-type]
+    Distill(weights=only, **options).apply(student, builder_of(student, tmp_path).pass_context())  # type: ignore[arg-type]
     assert own() < 0.7 * before

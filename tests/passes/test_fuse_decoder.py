@@ -38,7 +38,7 @@ def decoder(request: pytest.FixtureRequest, tiny_decoder: Any, tmp_path_factory:
     return opened(model, fused(graph, model, tmp_path_factory.mktemp("fused")))
 
 
-def test_tokens_are_those_of_generate_and_the_past_stays_where_it_lies(decoder: Any) -> None:
+def test_tokens_are_those_of_generate_and_the_cache_stays_where_it_lies(decoder: Any) -> None:
     texts = SENTENCES[:3]
     prompts = [decoder.model.preprocessor.ids(text) for text in texts]
     assert decoder.runner.appends
@@ -49,7 +49,7 @@ def test_tokens_are_those_of_generate_and_the_past_stays_where_it_lies(decoder: 
     assert beams == generated(decoder, texts[0], num_beams=3)
 
 
-def test_it_still_scores_whole_texts_and_goes_on_from_a_past_of_its_own_length(decoder: Any) -> None:
+def test_it_still_scores_whole_texts_and_goes_on_from_a_cache_of_its_own_length(decoder: Any) -> None:
     for runner in (decoder.runner, TwoSteps(decoder.runner)):
         batches = [padded(decoder.torch)] if runner is decoder.runner else []
         batches += [dict(decoder.model.preprocessor.encode([text]).inputs) for text in SENTENCES[:2]]
@@ -83,9 +83,9 @@ def test_products_of_narrow_weights_are_merged_without_changing_them(
     assert "Softmax" not in kinds
     before, after = (opened(model, one) for one in (narrow, made))
     prompts = [before.model.preprocessor.ids(text) for text in SENTENCES[:2]]
-    wish = GenerationConfig(max_new_tokens=NEW)
-    assert list(continuations(before.runner, prompts, before.pipeline, wish)) == list(
-        continuations(after.runner, prompts, after.pipeline, wish)
+    config = GenerationConfig(max_new_tokens=NEW)
+    assert list(continuations(before.runner, prompts, before.pipeline, config)) == list(
+        continuations(after.runner, prompts, after.pipeline, config)
     )
 
 
@@ -119,9 +119,9 @@ def test_attention_of_another_kind_is_left_alone(tiny_decoder: Any, tmp_path: Pa
     before, after = opened(model, strange), opened(model, fused(strange, model, tmp_path / "fused"))
     assert not after.runner.appends
     prompts = [before.model.preprocessor.ids(text) for text in SENTENCES[:2]]
-    wish = GenerationConfig(max_new_tokens=NEW)
-    assert list(continuations(before.runner, prompts, before.pipeline, wish)) == list(
-        continuations(after.runner, prompts, after.pipeline, wish)
+    config = GenerationConfig(max_new_tokens=NEW)
+    assert list(continuations(before.runner, prompts, before.pipeline, config)) == list(
+        continuations(after.runner, prompts, after.pipeline, config)
     )
 
 

@@ -37,7 +37,7 @@ def inputs_of(metadata, samples):
 
 @pytest.mark.parametrize("family", ["vit", "deit", "dinov2"])
 @pytest.mark.parametrize("heads", [(0, 2), ()])
-def test_a_cut_network_computes_what_it_did_with_heads_and_neurons_masked(tmp_path, family, heads):
+def test_a_pruned_network_computes_what_it_did_with_heads_and_neurons_masked(tmp_path, family, heads):
     model = loaded(write_vision(tmp_path / family, family))
     batch = inputs_of(model.metadata, [image(1), image(2)])
     layer = model.family.layers(model.net)[0]

@@ -193,7 +193,7 @@ def test_a_little_too_fast_is_near_enough_and_half_as_much_too_slow(
     assert (len(clock.pruned) > 1) is anew
 
 
-def test_second_order_choices_beat_cutting_all_layers_alike(tiny_checkpoint: TinyCheckpoint):
+def test_second_order_choices_beat_pruning_all_layers_alike(tiny_checkpoint: TinyCheckpoint):
     from fmopt.models.surgery.pruned_modules import prune_layer
 
     folder = tiny_checkpoint("roberta")

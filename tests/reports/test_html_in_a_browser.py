@@ -36,7 +36,7 @@ def test_it_is_whole_without_a_network_and_as_wide_as_a_phone(browser: chromium.
     assert browser.value(beyond) == []
 
 
-def test_a_recipe_is_told_to_the_keyboard_and_put_away_again(browser: chromium.Browser, page: Path) -> None:
+def test_a_recipe_is_shown_to_the_keyboard_and_put_away_again(browser: chromium.Browser, page: Path) -> None:
     browser.open(page)
     browser.value("document.querySelector('#plot svg.wide a:last-of-type').previousElementSibling.focus()")
     browser.press("Tab")

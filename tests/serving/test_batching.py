@@ -72,7 +72,7 @@ def test_many_threads_many_requests_none_lost_or_mixed() -> None:
     assert sum(map(len, model.calls)) == sum(number % 5 + 1 for number in range(3000))
 
 
-def test_a_long_list_is_cut_so_that_others_get_in_between() -> None:
+def test_a_long_list_is_split_so_that_others_get_in_between() -> None:
     async def work(batcher: Batcher, model: Echo) -> list[str]:
         return await batcher.answer([str(n) for n in range(70)], {}, 10)
 

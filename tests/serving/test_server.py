@@ -108,7 +108,9 @@ def test_sixteen_callers_get_each_their_own(embeddings: Served) -> None:
         ("/predict", b'{"inputs": ["a", {"base64": "YQ=="}]}', 400, "item 2: "),
     ],
 )
-def test_bad_bodies_are_told_in_one_line(embeddings: Served, path: str, body: bytes, status: int, said: str) -> None:
+def test_bad_bodies_are_reported_in_one_line(
+    embeddings: Served, path: str, body: bytes, status: int, said: str
+) -> None:
     got = embeddings.client.post(path, content=body)
     assert got.status_code == status
     assert said in got.json()["error"]["message"]

@@ -271,14 +271,14 @@ def coarse(monkeypatch):
 def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider, labelled, tmp_path, monkeypatch):
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
-    wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="standard", workload=Workload(length=64))
-    whole = optimize_request(wish.model_copy(update={"effort": "quick"}))
+    asked = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="standard", workload=Workload(length=64))
+    whole = optimize_request(asked.model_copy(update={"effort": "quick"}))
     reached = whole.find("dynamic").speedup.point
     budget = Budget.parse(max_drop="100pt", min_speedup=f"{1.5 * reached:.3f}x")
     # whether it came out too slow depends on this machine's clock: that it is looked at, and no second one made here
     corrected: list[float] = []
     monkeypatch.setattr(followups.Pruning, "corrected", lambda self, speedup: corrected.append(speedup))
-    record = optimize_request(wish.model_copy(update={"budget": budget}))
+    record = optimize_request(asked.model_copy(update={"budget": budget}))
     pruned = [trial for trial in record.trials if "-pruned-" in trial.name]
     assert [trial.recipe.name for trial in pruned] == [record.winner]
     assert [f"prune_structured(speedup={round(speedup, 4)})" for speedup in corrected] == pruned[0].recipe.steps[:1]
@@ -296,14 +296,14 @@ def test_standard_effort_prunes_what_quick_found_to_the_latency_asked_for(wider,
     assert sum(layer.ffn for layer in after.layers) < 2 * 768 or sum(len(layer.heads) for layer in after.layers) < 6
     assert after == read_structure(tmp_path / "out" / "checkpoint")
     ablation_steps = record.waterfall
-    assert [rung.name for rung in ablation_steps] == ["fp32 on ONNX Runtime", "prune_structured", "quantize_dynamic"]
+    assert [step.name for step in ablation_steps] == ["fp32 on ONNX Runtime", "prune_structured", "quantize_dynamic"]
     assert (
         ablation_steps[0].size_bytes
         > ablation_steps[1].size_bytes
         > ablation_steps[2].size_bytes
         == pruned[0].size_bytes
     )
-    assert [rung.name for rung in whole.waterfall] == ["fp32 on ONNX Runtime", "quantize_dynamic"]
+    assert [step.name for step in whole.waterfall] == ["fp32 on ONNX Runtime", "quantize_dynamic"]
     net = load_model(tmp_path / "out" / "checkpoint")
     assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in load_model(wider).parameters())
     assert load(tmp_path / "out")("the cat sat on the mat")["label"] in LABELS["text-classification"]
@@ -315,12 +315,12 @@ def test_a_family_is_trained_on_from_member_to_member(wider, labelled, tmp_path,
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
     out = tmp_path / "out"
-    wish = request(wider, labelled, out, recipe=recipe, effort="max", workload=Workload(length=64), training=Training(epochs=1.0),
-                   budget=Budget.parse(max_drop="100pt"))  # fmt: skip
+    asked = request(wider, labelled, out, recipe=recipe, effort="max", workload=Workload(length=64),
+                    training=Training(epochs=1.0), budget=Budget.parse(max_drop="100pt"))  # fmt: skip
     # as if INT8 alone took as long as full precision, whatever it takes on this machine and whichever is the fastest just now
     monkeypatch.setattr(followups, "median_ms", lambda run, name: 10.0)
     monkeypatch.setattr(followups, "RESERVE", {"max": 1.0})
-    first, second = optimize_family(wish, [1.5, 1.2])
+    first, second = optimize_family(asked, [1.5, 1.2])
     made = [
         next(trial.recipe.steps for trial in record.trials if "-pruned-" in trial.name) for record in (first, second)
     ]
@@ -342,14 +342,14 @@ def test_max_effort_distils_and_trains_the_rounding_where_only_that_loses(wider,
     recipe = tmp_path / "dynamic.toml"
     recipe.write_text('runtime = "onnxruntime"\nprecision = "int8"\n[[steps]]\nuse = "quantize_dynamic"\n')
     budget = Budget.parse(max_drop="100pt", max_latency="1000ms")
-    wish = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="max", workload=Workload(length=64), budget=budget,
-                   training=Training(epochs=1.0))  # fmt: skip
+    asked = request(wider, labelled, tmp_path / "out", recipe=recipe, effort="max", workload=Workload(length=64), budget=budget,
+                    training=Training(epochs=1.0))  # fmt: skip
     # as if rounding cost every INT8 variant its accuracy until it is trained
     for module in (followups, selection):
         monkeypatch.setattr(module, "keeps_accuracy", lambda run, name, limit: name.endswith(("-qat", " after 2")))
     monkeypatch.setattr(followups, "wished_speedup", lambda run, base, reference: 1.25)
     monkeypatch.setattr(followups, "BETWEEN", 0)
-    record = optimize_request(wish)
+    record = optimize_request(asked)
     by_name = {trial.name: trial for trial in record.trials}
     name = record.winner
     assert name.endswith("-qat")
@@ -363,4 +363,4 @@ def test_max_effort_distils_and_trains_the_rounding_where_only_that_loses(wider,
     )  # not the whole file: training keeps the pooler and the head in full precision, which the other narrows too
     assert 0 < left < whole
     assert by_name[name.removesuffix("-qat")].drop is not None
-    assert [rung.name for rung in record.waterfall][1:] == ["prune_structured", "distill", "qat"]
+    assert [step.name for step in record.waterfall][1:] == ["prune_structured", "distill", "qat"]

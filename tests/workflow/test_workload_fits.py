@@ -21,7 +21,7 @@ def metadata(pipeline: dict[str, Any]) -> Any:
     return SimpleNamespace(pipeline=pipeline, source=SimpleNamespace(title="tiny"))
 
 
-def test_texts_are_judged_from_raw_and_images_have_no_length() -> None:
+def test_texts_are_judged_from_raw_input_and_images_have_no_length() -> None:
     assert fitting(Workload(), metadata(TEXTS)) == Workload()
     assert fitting(Workload(length=32), metadata(IMAGES)) == Workload()
     assert not fitting(Workload(from_raw=False), metadata(IMAGES)).from_raw

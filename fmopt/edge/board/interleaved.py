@@ -44,7 +44,7 @@ def time_in_turn(
     (None: WARM_SECONDS; 0 for what was warmed up before). Then every round calls each
     once, until each has `min_samples`, or `min_seconds` of its own time when it is slow, or until `max_seconds` of all.
     `dominated` (see `certainly_slower`) is asked now and then which names need no further samples: those keep what they
-    have and are told to `on_drop`. The garbage collector is off meanwhile. `progress` is called once a round. `clock` calls
+    have and are passed to `on_drop`. The garbage collector is off meanwhile. `progress` is called once a round. `clock` calls
     a variant and says its milliseconds: `call_ms` by default, `settled_ms` for a model alone, or one of another process where
     this one's would see more than the call (a browser's).
     """

@@ -1,7 +1,7 @@
 """Times artifacts in turn on a board: `python -m edge.board.timer REQUEST.json` prints one line of JSON.
 
 Runs there from a copy of this folder, by the same clock and the same runners as here; knows nothing else of fmopt. A
-variant that cannot be opened or run there is told with its reason, and the others are timed all the same.
+variant that cannot be opened or run there is reported with its reason, and the others are timed all the same.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def alone(request: dict[str, Any], inputs: list[dict[str, Any]], runners: dict[s
 
 
 def whole(request: dict[str, Any], runners: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A call of each from raw to answer."""
+    """A call of each from input to answer."""
     preprocessor = open_preprocessor(Path(request["reader"]), request["pipeline"])
     batches = [[sample_from_json(sample) for sample in batch] for batch in request["batches"]]
     for name, runner in runners.items():

@@ -24,7 +24,7 @@ from fmopt.tasks.base import find_task
 
 
 class Bundle(loading.Model):
-    """An opened bundle: `bundle("a text")` or `bundle([raw, raw])`; raises FmoptErrors only."""
+    """An opened bundle: `bundle("a text")` or `bundle([sample, sample])`; raises FmoptErrors only."""
 
     def predict(self, samples: Sequence[Sample], batch_size: int = 1) -> list[Any]:
         """Predictions as they are judged (see `edge.postprocess`); DataError on a sample the task cannot read."""
@@ -136,7 +136,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def golden_samples(folder: Path) -> list[Sample]:
-    """The raw items that a bundle carries with their judged predictions; BundleError when they cannot be read."""
+    """The samples that a bundle carries with their judged predictions; BundleError when they cannot be read."""
     try:
         return loading.read_golden(Path(folder))[0]
     except parts.EdgeError as error:

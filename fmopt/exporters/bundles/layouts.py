@@ -125,12 +125,12 @@ def tensors(graph: Path) -> tuple[list[Tensor], list[Tensor]]:
     model = onnx.load(graph, load_external_data=False).graph
     weights = {tensor.name for tensor in model.initializer}
 
-    def told(value: onnx.ValueInfoProto) -> Tensor:
+    def described(value: onnx.ValueInfoProto) -> Tensor:
         kind = value.type.tensor_type
         name = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         return Tensor(value.name, name, tuple(axis.dim_value or -1 for axis in kind.shape.dim))
 
-    return [told(one) for one in model.input if one.name not in weights], [told(one) for one in model.output]
+    return [described(one) for one in model.input if one.name not in weights], [described(one) for one in model.output]
 
 
 # ------------------------------------------------------------------------------------------------ where files go

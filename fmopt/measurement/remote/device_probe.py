@@ -19,7 +19,7 @@ PROBE_SECONDS = 0.4  # of each kernel
 
 
 def fingerprint(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What `host_probe.host_fingerprint` says of this machine, of a board by the facts that it gave (see edge/board/agent.py)."""
+    """What `host_probe.host_fingerprint` says of this machine, of a board by what it said of itself (see edge/board/agent.py)."""
     fields = host_probe.cpuinfo_fields(metadata["cpuinfo"])
     return {
         "cpu": fields.get("model name") or metadata["board"] or fields.get("Model") or metadata["machine"],

@@ -84,7 +84,7 @@ def artifact_work(path: Path, batch: int, length: int) -> list[Work]:
 def predict_ms(
     path: Path, runtime: str, target: Target, batch: int, length: int, precision: str, *, threads: int
 ) -> float | None:
-    """Milliseconds that a model.onnx or model.xml would take on `target` by `runtime`; None when that cannot be told.
+    """Milliseconds that a model.onnx or model.xml would take on `target` by `runtime`; None when that is unknown.
 
     By the runtime's fitted curve, or by `roofline.predict_ms` where there is none. `precision` is that of float products.
     """

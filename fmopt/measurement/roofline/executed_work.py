@@ -40,7 +40,7 @@ def onnxruntime_work(event: Mapping[str, Any]) -> tuple[float, float]:
     if kind not in (*PRODUCTS, *FUSED_PRODUCTS):
         return results, moved
     depth, columns = reads[0][1][-1], writes[0][1][-1]
-    if sum(len(shape) > 1 for _, shape in reads) < 2:  # the right side was laid out anew at load and is not told
+    if sum(len(shape) > 1 for _, shape in reads) < 2:  # the right side was laid out anew at load and is not reported
         moved += depth * columns * (0.5 if kind == "MatMulNBits" else 1 if kind in INTEGER else WIDTHS[reads[0][0]])
     return 2.0 * prod(writes[0][1]) * depth, moved
 

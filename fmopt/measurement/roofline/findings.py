@@ -43,7 +43,7 @@ QUANTIZE = "8 bits for the linear layers: fmopt optimize, or a recipe with quant
 QUANTIZE_REST = (
     "8 bits for these too: quantize_static without exceptions; mixed_precision leaves only what accuracy needs"
 )
-SHRINK = "fewer or narrower layers: --effort standard, or drop_layers and prune_structured"
+SMALLER_NETWORK = "fewer or narrower layers: --effort standard, or drop_layers and prune_structured"
 SLOW_KERNELS = ("ref", "jit_gemm", "gemm_any", "acl_ref")
 
 
@@ -169,7 +169,9 @@ def _left_in_float(profile: Sequence[OpTime], total: float) -> list[Finding]:
         worst = ", ".join(f"{group} {ms / total:.0%}" for group, ms in _largest(_by_group(float_groups), 3))
         text = f"operations between the products stay in float, {share:.0%} of the time ({worst})"
         found.append(
-            Finding(kind="float-islands", text=text, share=share, remedy=f"{SHRINK}; 8 bits do not help these")
+            Finding(
+                kind="float-operators", text=text, share=share, remedy=f"{SMALLER_NETWORK}; 8 bits do not help these"
+            )
         )
     return found
 
@@ -202,7 +204,7 @@ def _missing_isa(profile: Sequence[OpTime], total: float, target: Target) -> lis
     if share > 0 and target.kind == "cpu" and not target.int8_dot:
         wanted = "dotprod or i8mm" if target.arch == "aarch64" else "VNNI or AMX"
         text = f"the CPU has no 8-bit dot product ({wanted}): INT8 products take several instructions each"
-        remedy = f"a CPU with {wanted}, or {SHRINK}"
+        remedy = f"a CPU with {wanted}, or {SMALLER_NETWORK}"
         found.append(Finding(kind="missing-isa", text=text, share=share, remedy=remedy))
     for precision in ("bf16", "fp16"):
         moving = ("quantization and casts", "layout", "lookups")  # need no arithmetic

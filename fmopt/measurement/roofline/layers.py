@@ -14,7 +14,7 @@ from typing import Literal
 
 from fmopt.core.results import Finding, Frozen, OpTime
 from fmopt.core.target import Precision, Target
-from fmopt.measurement.roofline.findings import NOTABLE, QUANTIZE, SHRINK, group_of
+from fmopt.measurement.roofline.findings import NOTABLE, QUANTIZE, SMALLER_NETWORK, group_of
 
 AT_THE_ROOF = 0.6  # good kernels reach this much of a ceiling on Transformer shapes (see roofline.COMPUTE_EFFICIENCY)
 OWN_FINDING = ("quantization and casts", "layout", "lookups")  # only move bytes, and findings.py has a word for each
@@ -95,7 +95,7 @@ def roof_findings(points: Sequence[LayerPoint], ceilings: Roof | None, threads: 
             f"thread{'s' if threads != 1 else ''} can compute in {precision} ({ceilings.ceiling(precision):.0f} GOPS)"
         )
         faster = ceilings.ceiling("int8") / ceilings.ceiling(precision)
-        remedy = f"{QUANTIZE} (INT8's ceiling is {faster:.1f}× as high)" if faster > 1.2 else SHRINK
+        remedy = f"{QUANTIZE} (INT8's ceiling is {faster:.1f}× as high)" if faster > 1.2 else SMALLER_NETWORK
         found.append(Finding(kind="arithmetic-bound", text=text, share=share, remedy=remedy))
     waiting = [
         point
@@ -110,7 +110,9 @@ def roof_findings(points: Sequence[LayerPoint], ceilings: Roof | None, threads: 
             f"{ceilings.ridge(waiting[0].precision):.0f} on)"
         )
         remedy = "fewer bytes of weights (quantize_dynamic), or more texts for each reading of them (--batch 8)"
-        found.append(Finding(kind="memory-bound", text=text, share=share, remedy=remedy if weights else SHRINK))
+        found.append(
+            Finding(kind="memory-bound", text=text, share=share, remedy=remedy if weights else SMALLER_NETWORK)
+        )
     slow = [point for point in products if point.of_roof < FAR_FROM_IT]
     if (share := _share(slow)) > NOTABLE:
         lost = share * (1 - _floor(slow) / math.fsum(point.ms for point in slow))

@@ -148,7 +148,7 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
 def bind_dimensions(model: onnx.ModelProto, batch: int, length: int) -> None:
     """Give every free dimension of the inputs its size: the first is the batch, the others are tokens.
 
-    A graph with a past is bound to one step of decoding: a token after `length` - 1.
+    A graph with a cache is bound to one step of decoding: a token after `length` - 1.
     """
     decodes = any(value.name.startswith(CACHE_PREFIX) for value in model.graph.input)
     names = {"batch": batch, "tokens": 1, "past": length - 1, "total": length} if decodes else {}

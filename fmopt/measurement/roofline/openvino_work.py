@@ -41,7 +41,7 @@ def ir_work(path: Path, batch: int, length: int) -> Iterator[Work]:
 
 
 def _bound(port: openvino.Output, batch: int, length: int, decodes: bool) -> list[int]:
-    """Sizes of an input; a graph with a past is bound to one step of decoding: a token after `length` - 1."""
+    """Sizes of an input; a graph with a cache is bound to one step of decoding: a token after `length` - 1."""
     tokens = length
     if decodes and port.any_name != "attention_mask":
         tokens = length - 1 if port.any_name.startswith(CACHE_PREFIX) else 1

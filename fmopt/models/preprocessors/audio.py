@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from fmopt.core.errors import CheckpointError
 from fmopt.edge import audio
 from fmopt.edge.audio import read_vocabulary
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.left_out import tell, tell_unknown
 
 PROCESSOR, VOCABULARY = "preprocessor_config.json", "vocab.json"
@@ -26,18 +26,18 @@ KNOWN = frozenset((
 EXTRACTORS = ("Wav2Vec2FeatureExtractor", "ASTFeatureExtractor", "WhisperFeatureExtractor")
 
 
-def read_audio_processor(folder: Path, config: Any) -> dict[str, Any]:
+def read_audio_processor(files: CheckpointFiles, config: Any) -> dict[str, Any]:
     """The part of a pipeline that says what a network of `config` takes: inputs, their axes, and how audio becomes one.
 
     See edge/audio.py for "audio". CheckpointError when there is no feature extractor, or none that fmopt knows.
     """
-    path = folder / PROCESSOR
+    path = files.folder / PROCESSOR
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no feature extractor (no {PROCESSOR}); copy the file there")
+        raise CheckpointError(f"{files.folder} has no feature extractor (no {PROCESSOR}); copy the file there")
     settings = _extractor(path)
     found = _read(settings, config, path)
     _require_same_features(settings, found, path)
-    tell_unknown(path, KNOWN)
+    tell_unknown(path, files.read(path), KNOWN)
     return found
 
 
@@ -68,19 +68,19 @@ def _read(settings: Any, config: Any, path: Path) -> dict[str, Any]:
     raise CheckpointError(f"{path}: fmopt does not make what a {kind} makes; it knows {', '.join(EXTRACTORS)}")
 
 
-def read_spelling(folder: Path, config: Any) -> dict[str, Any]:
+def read_spelling(files: CheckpointFiles, config: Any) -> dict[str, Any]:
     """The part of a pipeline that says how a network trained by CTC spells; CheckpointError when its vocabulary does not fit."""
-    settings = _settings(folder)
+    settings = files.read(files.folder / "tokenizer_config.json") or {}
     language = settings.get("target_lang")
     try:
-        tokens = read_vocabulary(folder, language)
+        tokens = read_vocabulary(files.folder, language)
     except ValueError as error:
         hint = " (target_lang in tokenizer_config.json)" if "languages" in str(error) else ""
         raise CheckpointError(f"{error}{hint}") from error
     if len(tokens) != config.vocab_size:
         raise CheckpointError(
-            f"{folder / VOCABULARY} has {len(tokens)} tokens and the network writes {config.vocab_size}; copy the file that "
-            "this checkpoint was trained with"
+            f"{files.folder / VOCABULARY} has {len(tokens)} tokens and the network writes {config.vocab_size}; copy the file "
+            "that this checkpoint was trained with"
         )
     pad = settings.get("pad_token", "<pad>")
     pad = pad.get("content") if isinstance(pad, dict) else pad
@@ -152,13 +152,3 @@ def _same_size(path: Path, made: Mapping[str, int], wanted: Mapping[str, int]) -
         raise CheckpointError(
             f"{path} makes {shown[0]} and the network takes {shown[1]}; copy the file that this checkpoint was trained with"
         )
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text("utf8")))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error

@@ -9,20 +9,21 @@ from typing import Any
 
 from fmopt.core.errors import CheckpointError
 from fmopt.edge.recommendation import CATALOGUE, read_catalogue
+from fmopt.models.checkpoint_files import CheckpointFiles
 
 SOME = 64
 
 
-def read_items(folder: Path, config: Any) -> dict[str, Any]:
+def read_items(files: CheckpointFiles, config: Any) -> dict[str, Any]:
     """The part of a pipeline that says what a network of `config` takes; CheckpointError when its catalogue does not fit."""
     try:
-        items = read_catalogue(folder).items
+        items = read_catalogue(files.folder).items
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     if len(items) + 1 != config.vocab_size:
         raise CheckpointError(
-            f"{folder / CATALOGUE} has {len(items)} items and the network scores {config.vocab_size - 1}; copy the file that "
-            "this checkpoint was trained with"
+            f"{files.folder / CATALOGUE} has {len(items)} items and the network scores {config.vocab_size - 1}; copy the file "
+            "that this checkpoint was trained with"
         )
     return {
         "inputs": ["input_ids", "attention_mask"],

@@ -1,12 +1,11 @@
 """How a checkpoint generates: its generation_config.json, read as `generate` of transformers reads it.
 
-Every key is one of three: honoured (in the pipeline, under its own name), without a meaning for what is answered, or told to
+Every key is one of three: honoured (in the pipeline, under its own name), without a meaning for what is answered, or reported to
 the user as left out, with the reason; so is one that nobody knows.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER
 from fmopt.edge.decoding import NAMES as RULES
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.left_out import tell
 
 FILE = "generation_config.json"
@@ -50,13 +50,13 @@ REASONS = {
 NOT_DONE = "a bundle does not do this"
 
 
-def read_generation(folder: Path, config: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint as `generate` reads them: of generation_config.json, else of its configuration (`sample`: the
-    file, which older checkpoints keep them in); None is left out. CheckpointError for a file or value that is broken."""
-    found = _file(folder / FILE)
+def read_generation(files: CheckpointFiles, config: Any) -> dict[str, Any]:
+    """The settings of a checkpoint as `generate` reads them: of generation_config.json, else of its config.json, which older
+    checkpoints keep them in; None is left out. CheckpointError for a file or value that is broken."""
+    found = _without_nulls(files, FILE)
     if found is None:
         known = HONOURED | set(SPEECH) | set(REASONS) | set(NEUTRAL) | set(SAMPLING)
-        own = {**config.to_dict(), **sample}
+        own = {**config.to_dict(), **files.config}
         found = {name: value for name, value in own.items() if name in known and value is not None}
         if own.get("force_bos_token_to_be_generated"):
             found["forced_bos_token_id"] = own.get("bos_token_id")
@@ -129,10 +129,10 @@ def ends_of(folder: Path, settings: Mapping[str, Any], words: int) -> list[int]:
     return [] if value is None else [one for one in _ids(value, "eos_token_id", folder / FILE) if 0 <= one < words]
 
 
-def words_among(folder: Path, ends: Sequence[int], config: Any) -> dict[str, list[int]]:
+def words_among(files: CheckpointFiles, ends: Sequence[int], config: Any) -> dict[str, list[int]]:
     """Of the ids that end a text those that are plain words, which `generate` leaves in the answer; nothing where there is
     none."""
-    tokenizer = _file(folder / TOKENIZER) or {}
+    tokenizer = _without_nulls(files, TOKENIZER) or {}
     special = {token["id"] for token in tokenizer.get("added_tokens", ()) if token.get("special")}
     if not special:  # what the network itself takes for one
         own = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")]
@@ -147,9 +147,9 @@ def length_of(settings: Mapping[str, Any], name: str) -> int | None:
     return int(value) if value and _number(value) else None
 
 
-def cleans_up(folder: Path) -> bool:
+def cleans_up(files: CheckpointFiles) -> bool:
     """Whether blanks before marks are taken out of what the tokenizer spells, as transformers does it: never for BPE."""
-    settings, tokenizer = _file(folder / "tokenizer_config.json") or {}, _file(folder / TOKENIZER) or {}
+    settings, tokenizer = (_without_nulls(files, name) or {} for name in ("tokenizer_config.json", TOKENIZER))
     return settings.get("clean_up_tokenization_spaces") is True and tokenizer.get("model", {}).get("type") != "BPE"
 
 
@@ -173,32 +173,27 @@ def left_out(settings: Mapping[str, Any], honoured: frozenset[str]) -> dict[str,
     return sampling | others
 
 
-def tell_left_out(
-    folder: Path, settings: Mapping[str, Any], sample: Mapping[str, Any], *, speech: bool = False
-) -> None:
-    """Warn of every setting that is not done, once for each checkpoint; also of those that its configuration (`sample`) has for
-    tasks by their names, which `generate` does not read either."""
+def tell_left_out(files: CheckpointFiles, settings: Mapping[str, Any], *, speech: bool = False) -> None:
+    """Warn of every setting that is not done, once for each checkpoint; also of those that its config.json has for tasks by
+    their names, which `generate` does not read either."""
     honoured = HONOURED | (frozenset(SPEECH) if speech else frozenset())
     for name, reason in left_out(settings, honoured).items():
-        tell(str(folder / FILE), name, reason)
-    tasks = sample.get("task_specific_params")
+        tell(str(files.folder / FILE), name, reason)
+    tasks = files.config.get("task_specific_params")
     for task, own in tasks.items() if isinstance(tasks, Mapping) else ():
         if isinstance(own, Mapping) and own:
             said = ", ".join(f"{name} {value!r}" for name, value in own.items())
             tell(
-                str(folder / "config.json"), f"task_specific_params of {task}", f"as `generate` leaves it out ({said})"
+                str(files.folder / "config.json"),
+                f"task_specific_params of {task}",
+                f"as `generate` leaves it out ({said})",
             )
 
 
-def _file(path: Path) -> dict[str, Any] | None:
+def _without_nulls(files: CheckpointFiles, name: str) -> dict[str, Any] | None:
     """A JSON object without what is null; None when there is no such file."""
-    try:
-        found = json.loads(path.read_text("utf8")) if path.is_file() else None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); get the file again") from error
-    if found is not None and not isinstance(found, dict):
-        raise CheckpointError(f"{path} should hold a JSON object; get the file again")
-    return None if found is None else {name: value for name, value in found.items() if value is not None}
+    found = files.read(files.folder / name)
+    return None if found is None else {key: value for key, value in found.items() if value is not None}
 
 
 def _ids(value: Any, name: str, path: Path) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fmopt.core.errors import CheckpointError
 from fmopt.edge.image import pixel_values
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.left_out import tell_unknown
 
 PROCESSOR = "preprocessor_config.json"
@@ -27,15 +28,15 @@ SAME_PIXEL = 1e-4  # of values around one; a byte that is rounded otherwise is 1
 FIXED_SIZE = ("vit", "deit", "clip_vision_model", "siglip_vision_model")
 
 
-def read_image_processor(folder: Path, config: Any) -> dict[str, Any]:
+def read_image_processor(files: CheckpointFiles, config: Any) -> dict[str, Any]:
     """The part of a pipeline that says what a network of `config` takes: inputs, their axes, and how an image becomes one.
 
     "image" holds the steps, see edge/image.py. They are tried: CheckpointError when there is no processor, when it does something
     else than these steps, or when it makes images of another size than the network takes.
     """
-    path = folder / PROCESSOR
+    path = files.folder / PROCESSOR
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no image processor (no {PROCESSOR}); copy the file there")
+        raise CheckpointError(f"{files.folder} has no image processor (no {PROCESSOR}); copy the file there")
     settings = _processor(path)
     steps = _steps(settings)
     channels = int(getattr(config, "num_channels", 3))
@@ -51,9 +52,9 @@ def read_image_processor(folder: Path, config: Any) -> dict[str, Any]:
             f"{path} makes images of different sizes (size {steps['resize']}); write a size with a height and a width there"
         )
     if channels != 3:
-        raise CheckpointError(f"{folder}: the network takes {channels} channels; fmopt makes images of 3 (RGB)")
+        raise CheckpointError(f"{files.folder}: the network takes {channels} channels; fmopt makes images of 3 (RGB)")
     _require_same_pixels(settings, steps, path)
-    tell_unknown(path, KNOWN)
+    tell_unknown(path, files.read(path), KNOWN)
     axes = ["batch", channels, height, width]
     return {"inputs": ["pixel_values"], "axes": {"pixel_values": axes}, "image": steps}
 

@@ -1,11 +1,12 @@
-"""What a checkpoint's files say and a bundle does not do: told to the user, once for each."""
+"""What a checkpoint's files say and a bundle does not do: reported to the user, once for each."""
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -16,9 +17,9 @@ def tell(path: str, name: str, reason: str) -> None:
     log.warning("%s: %s is left out: %s", path, name, reason)
 
 
-def tell_unknown(path: Path, known: frozenset[str]) -> None:
-    """Warn of the keys of a processor's file that nobody acts upon."""
-    for name, value in json.loads(path.read_text("utf8")).items():
+def tell_unknown(path: Path, content: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Warn of the keys of a processor's file that nobody acts upon; `content` is what the file says."""
+    for name, value in content.items():
         if name not in known and value is not None:
             tell(
                 str(path),

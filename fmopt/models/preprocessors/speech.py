@@ -1,4 +1,4 @@
-"""What a checkpoint that speaks takes: its letters and its noise, in the words that edge/speech.py works by."""
+"""What a checkpoint for speech synthesis takes: its letters and its noise, in the words that edge/speech.py works by."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import Any
 
 from fmopt.core.errors import CheckpointError
 from fmopt.edge.speech import read_letters
-from fmopt.models.received import read_config
+from fmopt.models.checkpoint_files import CheckpointFiles
 
 KNOWN = "vits"
 DEFAULTS = {"add_blank": True, "normalize": True, "phonemize": True, "is_uroman": False,
             "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip  # VitsTokenizer's own
 
 
-def speech_pipeline(folder: Path, config: Any) -> dict[str, Any]:
+def speech_pipeline(files: CheckpointFiles, config: Any) -> dict[str, Any]:
     """The part of a pipeline that says what a network of `config` takes: see edge/speech.py for "speech".
 
     CheckpointError for another network than VITS, or one whose tokenizer spells in phonemes.
     """
+    folder = files.folder
     if config.model_type != KNOWN:
         raise CheckpointError(
-            f"{folder} is a {config.model_type}; of the networks that speak fmopt takes apart {KNOWN} alone, such as "
+            f"{folder} is a {config.model_type}; of the networks for speech synthesis fmopt knows {KNOWN} alone, such as "
             "facebook/mms-tts-eng"
         )
-    settings = {**DEFAULTS, **_settings(folder)}
+    settings = {**DEFAULTS, **_settings(files)}
     if settings["phonemize"]:
         raise CheckpointError(
             f"{folder}: its tokenizer turns texts into phonemes by another program (espeak), which a bundle cannot bring; "
@@ -72,9 +73,8 @@ def _letters(folder: Path, rows: int) -> dict[str, int]:
     return letters
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    settings = read_config(path) if path.is_file() else {}
+def _settings(files: CheckpointFiles) -> dict[str, Any]:
+    settings = files.read(files.folder / "tokenizer_config.json") or {}
     return {
         name: value["content"] if isinstance(value, dict) and "content" in value else value
         for name, value in settings.items()

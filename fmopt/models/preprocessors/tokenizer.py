@@ -16,28 +16,21 @@ from fmopt.core.model import TOKENIZER
 from fmopt.edge.parts import EdgeError
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.edge.tokenizer_file import open_tokenizer, require_tokenizer
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.loading import quiet
-from fmopt.models.received import read_config
 
 log = logging.getLogger(__name__)
 
+SPECIAL_TOKENS, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
 SLOW_FILES = ("vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-
-
-FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", *SLOW_FILES)
-
-
+FILES = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, "added_tokens.json", "merges.txt", *SLOW_FILES)
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # of images and audio
-
-
-MASKS = ("[MASK]", "<mask>")  # what BERT's and RoBERTa's kin call it when the configuration does not say
-
-
+MASKS = ("[MASK]", "<mask>")  # what BERT's and RoBERTa's families call it when the configuration does not say
 NO_LIMIT = 1_000_000  # transformers writes 1e30 where a tokenizer knows no limit
 
 
 @dataclass(frozen=True)
-class TokenizerFacts:
+class TokenizerSettings:
     """What a checkpoint's tokenizer does, as far as a pipeline needs it."""
 
     pad_id: int
@@ -60,9 +53,9 @@ def has_slow_tokenizer(folder: Path) -> bool:
     return pairs or any((folder / name).is_file() for name in SLOW_FILES if name != "vocab.json")
 
 
-def read_tokenizer(folder: Path, config: Any) -> TokenizerFacts:
-    """Facts of the tokenizer in `folder` for a network of `config` (a transformers configuration)."""
-    path = folder / TOKENIZER
+def read_tokenizer(files: CheckpointFiles, config: Any) -> TokenizerSettings:
+    """What matters of a checkpoint's tokenizer for a network of `config` (a transformers configuration)."""
+    path = files.folder / TOKENIZER
     tokenizer = _from_file(path)
     rows, highest = config.vocab_size, max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if highest >= rows:
@@ -70,7 +63,7 @@ def read_tokenizer(folder: Path, config: Any) -> TokenizerFacts:
             f"{path} makes ids up to {highest}, but the network's embedding has {rows} rows; copy the tokenizer that "
             "this checkpoint was trained with"
         )
-    settings, own = _settings(folder), own_tokenizer(folder)
+    settings, own = _settings(files), own_tokenizer(files.folder)
     token = _content(settings.get("pad_token"))
     pad_id = tokenizer.token_to_id(token) if token else None
     if pad_id is None:
@@ -79,7 +72,7 @@ def read_tokenizer(folder: Path, config: Any) -> TokenizerFacts:
     limit = settings.get("model_max_length") if own is None else own.model_max_length
     cut, names = (None, None) if own is None else (own.truncation_side, own.model_input_names)
     by_file = str((tokenizer.truncation or {}).get("direction", "right")).lower()
-    return TokenizerFacts(
+    return TokenizerSettings(
         pad_id=pad_id, pad_token=token or "", side=settings.get("padding_side", "right") if own is None else own.padding_side,
         truncation_side=None if cut == by_file else cut,
         model_max_length=int(limit) if limit and limit < NO_LIMIT else None,
@@ -198,14 +191,10 @@ def convert_tokenizer(folder: Path, out: Path) -> None:
         ) from error
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _settings(files: CheckpointFiles) -> dict[str, Any]:
     """special_tokens_map.json, overridden by tokenizer_config.json."""
-    found: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / name
-        if path.is_file():
-            found |= read_config(path)
-    return found
+    tokens, settings = (files.read(files.folder / name) or {} for name in (SPECIAL_TOKENS, TOKENIZER_CONFIG))
+    return {**tokens, **settings}
 
 
 def _mask(tokenizer: Any, settings: str | None) -> tuple[int, str] | None:

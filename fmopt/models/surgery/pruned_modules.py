@@ -227,7 +227,7 @@ def caches(net: Any) -> bool:
 def least_heads(net: Any, family: Family) -> tuple[tuple[int, ...], ...]:
     """How many heads, or groups of them, must stay in each attention of every layer.
 
-    Of a network that generates, one in the first layer that has any: the first cache tells how long the past is, and of what
+    Of a network that generates, one in the first layer that has any: the first cache tells how long the cache is, and of what
     size; the first one of an encoder's tokens tells how many there are. One in every layer where some look at everything and
     some only nearby, for then a layer's cache is of a kind of its own. One where the bias of all layers for positions is made.
     """

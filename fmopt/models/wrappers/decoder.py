@@ -10,7 +10,6 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import Runner
 from fmopt.edge.generation import CACHE_PREFIX, PRESENT, in_two_steps
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.generation import (
     cleans_up,
     ends_of,
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 PORT = re.compile(
     r"(input|output)\.past_key_values\.layers\.(\d+)\.(key|value)s"
 )  # as transformers' exporter names them
-TRACED_PAST, TRACED_TOKENS = 5, 4  # different, and no size that a network has by itself
+TRACED_CACHED, TRACED_TOKENS = 5, 4  # different, and no size that a network has by itself
 
 
-def generation_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """What a pipeline says of a network that generates: its inputs, and how it goes on with a text (`sample`: config.json).
+def generation_pipeline(files: CheckpointFiles, config: Any) -> dict[str, Any]:
+    """What a pipeline says of a network that generates: its inputs, and how it goes on with a text.
 
     CheckpointError when transformers has no such network for this configuration.
     """
@@ -47,44 +47,44 @@ def generation_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) ->
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CheckpointError(
-            f"{folder}: transformers has no network of type {config.model_type!r} that generates text"
+            f"{files.folder}: transformers has no network of type {config.model_type!r} that generates text"
         )
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     takes = inspect.signature(kind.forward).parameters
     positions = ["position_ids"] if "position_ids" in takes else []
-    settings = read_generation(folder, config, sample)
-    tell_left_out(folder, settings, sample)
+    folder, settings = files.folder, read_generation(files, config)
+    tell_left_out(files, settings)
     new, total = length_of(settings, "max_new_tokens"), length_of(settings, "max_length")
     ends = ends_of(folder, settings, config.vocab_size)
     return {
         "inputs": ["input_ids", "attention_mask", *positions],
         "axes": {"attention_mask": ["batch", "total"]},  # of tokens taken in now and before
         "eos_token_id": ends,
-        **words_among(folder, ends, config),
+        **words_among(files, ends, config),
         **({"max_new_tokens": new} if new else {"max_total_tokens": total} if total else {}),
-        **({"clean_up_tokenization_spaces": True} if cleans_up(folder) else {}),
+        **({"clean_up_tokenization_spaces": True} if cleans_up(files) else {}),
         **search_of(folder, settings),
         **rules_of(folder, settings, config.vocab_size),
     }
 
 
 def tracing_inputs(net: Any, names: list[str]) -> dict[str, Any]:
-    """Tensors to trace a network by: two rows that go on from a past, one of them padded; the axes of all vary."""
+    """Tensors to trace a network by: two rows that go on from a cache, one of them padded; the axes of all vary."""
     import torch
     from transformers import DynamicCache
 
-    rows, total = 2, TRACED_PAST + TRACED_TOKENS
+    rows, total = 2, TRACED_CACHED + TRACED_TOKENS
     mask = torch.ones(rows, total, dtype=torch.long)
     mask[0, :2] = 0
     whole = {"input_ids": torch.arange(rows * total).reshape(rows, total) % 50, "attention_mask": mask,
              "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}  # fmt: skip
-    before = {name: whole[name][:, :TRACED_PAST] for name in names}
+    before = {name: whole[name][:, :TRACED_CACHED] for name in names}
     cache = (
         DynamicCache()
     )  # a plain one: that of a sliding window forgets, by lengths that a trace would take for constants
     with torch.inference_mode():
         net(**before, past_key_values=cache, use_cache=True)
-    new = {name: whole[name] if name == "attention_mask" else whole[name][:, TRACED_PAST:] for name in names}
+    new = {name: whole[name] if name == "attention_mask" else whole[name][:, TRACED_CACHED:] for name in names}
     return {**new, "past_key_values": cache, "use_cache": True}
 
 
@@ -99,13 +99,13 @@ def name_ports(graph: ir.Graph) -> None:
 
 def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
     """Axes of every input of a graph with named ports; heads and their size are numbers, so that a runner can make an empty
-    past of them. The state of a recurrent network has the same size always."""
+    cache of them. The state of a recurrent network has the same size always."""
     axes: dict[str, tuple[str | int, ...]] = {}
     for value in graph.inputs:
         name = str(value.name)
         if name.startswith(CACHE_PREFIX):
-            _, heads, kv_cache, size = (str(axis) for axis in value.shape or ())
-            axes[name] = ("batch", int(heads), int(kv_cache) if kv_cache.isdecimal() else "past", int(size))
+            _, heads, tokens, size = (str(axis) for axis in value.shape or ())
+            axes[name] = ("batch", int(heads), int(tokens) if tokens.isdecimal() else "past", int(size))
         else:
             axes[name] = ("batch", "total" if name == "attention_mask" else "tokens")
     return axes
@@ -113,7 +113,7 @@ def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
 
 @dataclass(frozen=True)
 class TwoSteps:
-    """A runner that takes the second half of every text by the past that the first half left: what generation relies on."""
+    """A runner that takes the second half of every text by the cache that the first half left: what generation relies on."""
 
     runner: Runner
 
@@ -139,7 +139,7 @@ def cache_tensors(cache: Any) -> dict[str, np.ndarray]:
 
 
 def cache_of(inputs: Mapping[str, Any], dtype: Any) -> Any:
-    """A transformers cache of the past in `inputs`; None when they hold none."""
+    """A transformers cache of the cache in `inputs`; None when they hold none."""
     import torch
     from transformers import DynamicCache
 

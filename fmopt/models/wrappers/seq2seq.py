@@ -1,7 +1,7 @@
 """Networks of an encoder and a decoder on the PyTorch side: what their pipeline says, how they are traced, how they run.
 
-One graph has both, in two halves that share nothing but weights (an embedding is stored once). The first takes a whole text and
-gives the keys and values that the decoder's cross-attention reads, made once; the second takes new tokens with the past of its
+One graph has both, in two parts that share nothing but weights (an embedding is stored once). The first takes a whole text and
+gives the keys and values that the decoder's cross-attention reads, made once; the second takes new tokens with the cache of its
 own attention and those. Which ports are which is documented in edge/seq2seq.py; names are optimum's.
 """
 
@@ -19,6 +19,7 @@ from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER, Runner
 from fmopt.edge.generation import CACHE_PREFIX, PRESENT, cache_of
 from fmopt.edge.seq2seq import NEW, SOURCE_MASK
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.generation import (
     FILE,
     cleans_up,
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 LONGEST = 200  # tokens of an answer, where the checkpoint names no number
-# Sizes of the traced examples: different in both halves, and none that a network has by itself.
+# Sizes of the traced examples: different in both parts, and none that a network has by itself.
 ROWS, TOKENS = 2, 7
-NEW_ROWS, NEW_TOKENS, PAST_TOKENS, SOURCE_TOKENS = 3, 4, 5, 6
+NEW_ROWS, NEW_TOKENS, CACHED_TOKENS, SOURCE_TOKENS = 3, 4, 5, 6
 PARITY_TOKENS = 6  # made up, of an answer that is compared
 
 
@@ -49,18 +50,18 @@ def is_encoder_decoder(net: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ its pipeline
 
 
-def answer_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """What a pipeline says of how answers are made, as `generate` reads it: of generation_config.json, else of the
-    configuration (`sample`: its file, which older checkpoints keep this in). CheckpointError when an answer has no beginning."""
-    own = {name: value for name, value in {**config.to_dict(), **sample}.items() if value is not None}
-    settings = read_generation(folder, config, sample)
+def answer_pipeline(files: CheckpointFiles, config: Any) -> dict[str, Any]:
+    """What a pipeline says of how answers are made, as `generate` reads it: of generation_config.json, else of config.json,
+    which older checkpoints keep this in. CheckpointError when an answer has no beginning."""
+    own = {name: value for name, value in {**config.to_dict(), **files.config}.items() if value is not None}
+    folder, settings = files.folder, read_generation(files, config)
     first = settings.get("decoder_start_token_id", own.get("decoder_start_token_id", own.get("bos_token_id")))
     if first is None:
         raise CheckpointError(
             f"{folder}: its configuration names no decoder_start_token_id; add the one it was trained with"
         )
     speech = config.model_type == "whisper"
-    tell_left_out(folder, settings, sample, speech=speech)
+    tell_left_out(files, settings, speech=speech)
     start, whisper = (
         speech_start(folder, int(first), settings, {"vocab_size": config.vocab_size, **own})
         if speech
@@ -75,11 +76,11 @@ def answer_pipeline(folder: Path, config: Any, sample: Mapping[str, Any]) -> dic
     return {
         "decoder_start_token_ids": start,
         "eos_token_id": ends,
-        **words_among(folder, ends, config),
+        **words_among(files, ends, config),
         "max_new_tokens": length_of(settings, "max_new_tokens") or max(1, longest - len(start)),
         **({"max_target_positions": most} if most else {}),
         "prefix": str(own.get("prefix") or ""),
-        **({"clean_up_tokenization_spaces": True} if cleans_up(folder) else {}),
+        **({"clean_up_tokenization_spaces": True} if cleans_up(files) else {}),
         **search_of(folder, settings),
         **rules_of(folder, settings, config.vocab_size),
         **whisper,
@@ -124,7 +125,7 @@ def speech_start(
 
 
 def _speech_ids(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int], int | None]:
-    """Ids of languages by their codes, of tasks by their names, and of what says that no times are told."""
+    """Ids of languages by their codes, of tasks by their names, and of what says that no times are given."""
     try:
         several = settings.get("is_multilingual") is not False
         languages = settings.get("lang_to_id") or {} if several else {}
@@ -155,12 +156,12 @@ def _language_names() -> dict[str, str]:
     return dict(TO_LANGUAGE_CODE)
 
 
-# ------------------------------------------------------------------------------------------------ its two halves
+# ------------------------------------------------------------------------------------------------ its two parts
 
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """A network as the two halves of the graph, with the graph's own inputs and outputs as tensors."""
+    """A network as the two parts of the graph, with the graph's own inputs and outputs as tensors."""
 
     net: Any
 
@@ -188,7 +189,7 @@ class EncoderDecoder:
         return caches
 
     def decode(self, **inputs: Any) -> dict[str, Any]:
-        """Logits of new tokens, and the past of the next call."""
+        """Logits of new tokens, and the cache of the next call."""
         from transformers import EncoderDecoderCache
         from transformers.modeling_outputs import BaseModelOutput
 
@@ -241,17 +242,17 @@ def _tensors(cache: Any, side: str) -> dict[str, Any]:
 
 @contextmanager
 def both_halves(net: Any, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """While entered, the network's forward is that of both halves at once; yields the tensors to trace it by and the axes of
+    """While entered, the network's forward is that of both parts at once; yields the tensors to trace it by and the axes of
     each that vary. Ports are called as Python allows: `named` finds their names."""
     import torch
 
-    halves, dynamic = EncoderDecoder(net), torch.export.Dim.DYNAMIC
-    inputs = _tracing_inputs(halves, names)
+    parts, dynamic = EncoderDecoder(net), torch.export.Dim.DYNAMIC
+    inputs = _tracing_inputs(parts, names)
 
     def forward(**given: Any) -> dict[str, Any]:
         settings = {named(name): value for name, value in given.items()}
-        first = halves.encode(**{name: settings[name] for name in names})
-        second = halves.decode(**{name: value for name, value in settings.items() if name not in names})
+        first = parts.encode(**{name: settings[name] for name in names})
+        second = parts.decode(**{name: value for name, value in settings.items() if name not in names})
         return {_identifier(name): value for name, value in {**first, **second}.items()}
 
     vary = {4: (0, 2), 3: (0,), 2: (0, 1)}  # by how many axes a tensor has: audio has the same length throughout
@@ -266,7 +267,7 @@ def both_halves(net: Any, names: Sequence[str]) -> Iterator[tuple[dict[str, Any]
         del net.forward
 
 
-def _tracing_inputs(halves: EncoderDecoder, names: Sequence[str]) -> dict[str, Any]:
+def _tracing_inputs(parts: EncoderDecoder, names: Sequence[str]) -> dict[str, Any]:
     import torch
 
     ids = torch.arange(NEW_ROWS * max(TOKENS, NEW_TOKENS)).reshape(NEW_ROWS, -1) % 50
@@ -274,17 +275,19 @@ def _tracing_inputs(halves: EncoderDecoder, names: Sequence[str]) -> dict[str, A
     mask[0, 5:] = 0
     texts = {"input_ids": ids[:, :TOKENS], "attention_mask": mask}
     if "input_features" in names:
-        config = halves.net.config
+        config = parts.net.config
         texts["input_features"] = torch.zeros(NEW_ROWS, config.num_mel_bins, 2 * config.max_source_positions)
     whole = {name: texts[name] for name in names}
     shorter = {name: value if value.dim() == 3 else value[:, :SOURCE_TOKENS] for name, value in whole.items()}
     with torch.inference_mode():
-        caches = halves.first_caches(**shorter)
+        caches = parts.first_caches(**shorter)
     cross, own = (
         {CACHE_PREFIX + name.removeprefix(PRESENT): value for name, value in _tensors(cache, side).items()}
         for cache, side in ((caches.cross_attention_cache, "encoder"), (caches.self_attention_cache, "decoder"))
     )
-    own = {name: value.new_zeros(NEW_ROWS, value.shape[1], PAST_TOKENS, value.shape[3]) for name, value in own.items()}
+    own = {
+        name: value.new_zeros(NEW_ROWS, value.shape[1], CACHED_TOKENS, value.shape[3]) for name, value in own.items()
+    }
     masks = {SOURCE_MASK: shorter["attention_mask"]} if "attention_mask" in names else {}
     return {
         **{name: value[:ROWS].clone() for name, value in whole.items()},
@@ -328,8 +331,8 @@ def port_axes(graph: ir.Graph) -> dict[str, tuple[str | int, ...]]:
 
 @dataclass(frozen=True)
 class AsEncoderDecoder:
-    """A runner of two halves that gives the logits of a whole answer, `decoder_input_ids` beside the text, as a network in
-    PyTorch does: its second part by the past that the first left."""
+    """A runner of two parts that gives the logits of a whole answer, `decoder_input_ids` beside the text, as a network in
+    PyTorch does: its second part by the cache that the first left."""
 
     runner: Runner
 

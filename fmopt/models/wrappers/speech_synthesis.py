@@ -1,4 +1,4 @@
-"""Networks that speak (VITS), on the PyTorch side: their noise as an input, and their graph, joined of two that export.
+"""Networks for speech synthesis (VITS), on the PyTorch side: their noise as an input, and their graph, joined of two that export.
 
 VITS (Kim et al., 2021) draws random numbers inside its forward, and how many frames an utterance has is a result of its first
 half: neither can be traced. So the network is taken apart where the one becomes the other:
@@ -120,8 +120,8 @@ def trace(net: Any, example: Mapping[str, Any], opset: int) -> ir.Model:
         settings = timing(**first)
         frames = torch.arange(int(settings["durations"].sum(1).max()), dtype=torch.float32)
         second = {**settings, "noise": example["noise"], "frames": frames}
-        halves = (_exported(timing, first, BETWEEN, opset), _exported(voice, second, OUTPUTS[:2], opset))
-    return joined(*halves)
+        parts = (_exported(timing, first, BETWEEN, opset), _exported(voice, second, OUTPUTS[:2], opset))
+    return joined(*parts)
 
 
 def _exported(half: nn.Module, inputs: Mapping[str, Any], outputs: Sequence[str], opset: int) -> ir.Model:
@@ -235,9 +235,9 @@ def spline(
     return torch.where(inputs.abs() <= tail_bound, root * width + left, inputs), None
 
 
-def _corners(sample: Any, bound: float, least: float) -> Any:
+def _corners(widths: Any, bound: float, least: float) -> Any:
     """Where bins begin and end, from -bound to bound, none narrower than a share of `least`."""
-    shares = least + (1 - least * sample.shape[-1]) * torch.softmax(sample, dim=-1)
+    shares = least + (1 - least * widths.shape[-1]) * torch.softmax(widths, dim=-1)
     ends = 2 * bound * torch.cumsum(shares, dim=-1)[..., :-1] - bound
-    edge = torch.full_like(sample[..., :1], bound)
+    edge = torch.full_like(widths[..., :1], bound)
     return torch.cat([-edge, ends, edge], dim=-1)

@@ -16,7 +16,7 @@ from fmopt.core.model import TOKENIZER
 
 AUTO_CLASS = "AutoModelForZeroShotImageClassification"
 PROMPT = "This is a photo of {}."  # as transformers' pipeline has it
-TEXTS = "told_"  # begins the names of the buffers with what the labels say
+TEXTS = "label_texts_"  # begins the names of the buffers with what the labels say
 
 
 def classifier(net: Any, folder: Path, labels: Sequence[str], *, frozen: bool = True) -> Any:

@@ -40,14 +40,14 @@ def answering(model: TorchModel, ctx: Context, count: int | None = None) -> Cont
     pipeline: dict[str, Any] = dict(model.metadata.pipeline)
     if not makes_answers(pipeline):
         return ctx
-    wish = usual(pipeline, beams=1, max_new_tokens=min(pipeline["max_new_tokens"], SEEN_TOKENS))
-    halves = EncoderDecoder(model.net.eval())
+    config = usual(pipeline, beams=1, max_new_tokens=min(pipeline["max_new_tokens"], SEEN_TOKENS))
+    parts = EncoderDecoder(model.net.eval())
 
     def answered(missing: Sequence[int]) -> Iterator[tuple[int, Ids]]:
         wanted = set(missing)
         for number, item in enumerate(islice(ctx.calibration(), count)):  # audio is too large to be held all at once
             if number in wanted:
-                ((start, made),) = with_starts(pipeline, halves, item, wish)
+                ((start, made),) = with_starts(pipeline, parts, item, config)
                 yield number, [*start, *made]
 
     key, items = _key(weights_digest(model.net), pipeline, islice(ctx.calibration(), count))
@@ -68,15 +68,15 @@ def answered_by(teacher: TorchModel, examples: Sequence[Example], ctx: Context) 
     lacking = [number for number, example in enumerate(examples) if "labels" not in example]
     asked = [examples[number] for number in lacking]
     pipeline: dict[str, Any] = dict(teacher.metadata.pipeline)
-    collate, wish = Collator(pipeline["padding"]), usual(pipeline, beams=1)
-    halves = EncoderDecoder(teacher.net.eval())
+    collate, config = Collator(pipeline["padding"]), usual(pipeline, beams=1)
+    parts = EncoderDecoder(teacher.net.eval())
 
     def made(missing: Sequence[int]) -> Iterator[tuple[int, Ids]]:
         order = sorted(missing, key=lambda number: len(asked[number]["input_ids"]))
         for group in (order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)):
             batch = {name: value.numpy() for name, value in collate([asked[number] for number in group]).items()}
-            for number, (start, ids) in zip(group, with_starts(pipeline, halves, batch, wish), strict=True):
-                ended = pipeline["eos_token_id"][:1] if len(ids) < wish.max_new_tokens else []
+            for number, (start, ids) in zip(group, with_starts(pipeline, parts, batch, config), strict=True):
+                ended = pipeline["eos_token_id"][:1] if len(ids) < config.max_new_tokens else []
                 yield number, [*start[1:], *ids, *ended]  # as those of an answer in the data
 
     key, count = _key(teacher.metadata.digest, pipeline, asked)

@@ -106,10 +106,10 @@ def _divergence(magnitudes: np.ndarray, size: int, kept: int) -> float:
 
 
 def _mse(spread: Spread, symmetric: bool, levels: int) -> tuple[float, float]:
-    """The range with the least squared error, clipping and rounding together; each side is shrunk in turn."""
+    """The range with the least squared error, clipping and rounding together; each end is narrowed in turn."""
     used = spread.histogram.counts > 0
     weights, values = spread.histogram.counts[used], spread.histogram.centres[used]
-    prune_to_budget = np.linspace(1.0, 0.1, 46)
+    shares = np.linspace(1.0, 0.1, 46)
 
     def error(low: float, high: float) -> float:
         step = max(high - low, 1e-12) / (levels - 1)
@@ -120,12 +120,12 @@ def _mse(spread: Spread, symmetric: bool, levels: int) -> tuple[float, float]:
     low, high = min(spread.low, 0.0), max(spread.high, 0.0)
     if symmetric:
         reach = max(-low, high)
-        best = min(prune_to_budget, key=lambda s: error(-s * reach, s * reach))
+        best = min(shares, key=lambda s: error(-s * reach, s * reach))
         return -best * reach, best * reach
     at_low = at_high = 1.0
     for _ in range(3):
-        at_high = min(prune_to_budget, key=lambda s: error(at_low * low, s * high))
-        at_low = min(prune_to_budget, key=lambda s: error(s * low, at_high * high))
+        at_high = min(shares, key=lambda s: error(at_low * low, s * high))
+        at_low = min(shares, key=lambda s: error(s * low, at_high * high))
     return at_low * low, at_high * high
 
 

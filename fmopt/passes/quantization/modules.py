@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
-_SHRINK = torch.linspace(1.0, 0.7, 16)
+_CLIPPING = torch.linspace(1.0, 0.7, 16)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def weight_integers(
     reach = weight.abs().amax(1).clamp_min(1e-8)
     best = torch.full_like(reach, float("inf"))
     scales = reach / top
-    for prune_to_budget in _SHRINK:
-        scale = reach * prune_to_budget / top
+    for share in _CLIPPING:
+        scale = reach * share / top
         error = (weight - _rounded(weight, scale, top) * scale[:, None]) ** 2
         loss = (error if importance is None else error * importance).sum(1)
         scales, best = torch.where(loss < best, scale, scales), torch.minimum(loss, best)

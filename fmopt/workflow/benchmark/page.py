@@ -41,7 +41,7 @@ class Shade:
     ratio: str  # empty where there is none
     ratio_interval: str
     note: str  # how it was measured, in a few words
-    tone: str  # "faster", "slower", or "even": not told apart from the reference
+    tone: str  # "faster", "slower", or "even": not distinguishable from the reference
     heat: float  # 0 to 1
     reference: bool
     best: bool
@@ -125,9 +125,9 @@ def shade(found: Benchmark, cell: Cell, variant: Variant, reference: str, best: 
     """One variant at one place."""
     figure = cell.figure(variant.name)
     ratio = cell.measured.ratio(variant.name, reference)
-    told_apart = ratio is not None and variant.name != reference and not ratio.low <= 1 <= ratio.high
+    differs = ratio is not None and variant.name != reference and not ratio.low <= 1 <= ratio.high
     heat = 0.0
-    if ratio is not None and told_apart:
+    if ratio is not None and differs:
         heat = min(1.0, abs(math.log(ratio.point)) / math.log(FULL_COLOUR))
     return Shade(
         row=f"f{found.places.index(cell.place)}-{found.variants.index(variant)}",
@@ -138,7 +138,7 @@ def shade(found: Benchmark, cell: Cell, variant: Variant, reference: str, best: 
         ratio=formatting.times(ratio) if ratio else "",
         ratio_interval=_times_interval(ratio) if variant.name != reference else "",
         note=_note(cell, variant.name),
-        tone=("faster" if ratio.point > 1 else "slower") if ratio is not None and told_apart else "even",
+        tone=("faster" if ratio.point > 1 else "slower") if ratio is not None and differs else "even",
         heat=round(heat, 3),
         reference=variant.name == reference,
         best=best,

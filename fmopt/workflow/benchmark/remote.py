@@ -39,7 +39,7 @@ def benchmark_on(
     command: str = "",
     progress: Progress | None = None,
 ) -> tuple[Benchmark, list[tuple[str, Latency]]]:
-    """The record, with the board's identity, and latencies from raw to answer too; the record and its page are in `out`.
+    """The record, with the board's identity, and latencies from input to answer too; the record and its page are in `out`.
 
     Every shape is run.py's own benchmark there. A cut line loses nothing: the run goes on, and its result is fetched when
     the line is back or the same command runs again. With `clean`, nothing is left on the board. ConfigError, BundleError
@@ -128,7 +128,7 @@ def bench_there(board: Board, python: str, there: str, place: Place) -> tuple[di
 
 
 def latencies(name: str, place: Place, got: Mapping[str, Any]) -> list[tuple[str, Latency]]:
-    """The model alone, then from raw to answer."""
+    """The model alone, then from input to answer."""
     model = Latency(
         samples_ms=got["model"]["samples_ms"], batch=place.batch, length=place.length, threads=got["threads"]
     )

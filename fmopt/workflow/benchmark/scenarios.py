@@ -24,7 +24,7 @@ SINGLE_STREAM_QUANTILE, SERVER_QUANTILE = 0.90, 0.99
 
 TOLERANCE = 0.03  # the search ends when the rates that kept and missed the limit are this close
 STRIDE = 1.15  # the first step away from a guess; steps grow from there
-HOPELESS = 1 / 64  # of the guess: below this rate nothing more is tried
+LOWEST_RATE = 1 / 64  # of the guess: below this rate nothing more is tried
 SPIN_SECONDS = 0.001  # sleeping ends late by a part of this; the rest is waited for awake
 
 
@@ -168,7 +168,7 @@ class Bracket:
     @property
     def closed(self) -> bool:
         """Nothing more to learn: the two are close, or even a crawl misses the limit."""
-        return self.missed <= self.met * (1 + TOLERANCE) or self.missed <= self.guess * HOPELESS
+        return self.missed <= self.met * (1 + TOLERANCE) or self.missed <= self.guess * LOWEST_RATE
 
     @property
     def next_rate(self) -> float:

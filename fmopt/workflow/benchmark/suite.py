@@ -36,7 +36,22 @@ def benchmark(
 ) -> list[tuple[str, Latency]]:
     """Latency of models and bundles, in turn in one process, at every combination of shape and threads.
 
-    A bundle runs as deployed; a checkpoint runs on each full-precision runtime. Raw samples are in milliseconds.
+    A bundle runs as deployed; a checkpoint runs on each full-precision runtime.
+
+    Arguments:
+        models: folders of bundles or checkpoints, known names or hub names.
+        batch: rows of a call, one measurement for each number.
+        length: tokens of a row, for models that read texts.
+        threads: of the runtime.
+        seed: decides the inputs, which are made up.
+        progress: gets a line for each step.
+
+    Returns (name, `Latency`) for each variant and combination; samples are in milliseconds. Raises ConfigError or CheckpointError
+    for a model that cannot be used, PassError for one that cannot be run.
+
+    >>> [(name, latency)] = fmopt.benchmark([bundle], length=[16])
+    >>> (latency.batch, latency.length)
+    (1, 16)
     """
     results: list[tuple[str, Latency]] = []
     with tempfile.TemporaryDirectory(prefix="fmopt-bench-") as scratch:
@@ -87,9 +102,25 @@ def benchmark_matrix(
 ) -> Benchmark:
     """Models and bundles in MLPerf's scenarios at every combination of shape and threads, with a page in `out`.
 
-    The server's limit for p99 is `latency_limit_ms`, by default ten medians of one item on the reference. No cell is
-    begun after `time_limit_s`. The same call again goes on: finished cells are kept in `out`, beside benchmark.json,
-    benchmark.html and benchmark.md. ConfigError for a model named twice or a length that a model does not take.
+    The same call again goes on: finished cells are kept in `out`, beside benchmark.json, benchmark.html and benchmark.md.
+
+    Arguments:
+        models: folders of bundles or checkpoints, known names or hub names; the first is the reference.
+        out: the folder of the results.
+        scenarios: "single-stream" (one item after another), "offline" (all at once) and "server" (arrivals by chance).
+        batch, length, threads: rows of a call, tokens of a row and threads of the runtime: a cell for each combination.
+        latency_limit_ms: the server's limit for p99, in milliseconds; by default ten medians of one item on the reference.
+        time_limit_s: seconds after which no cell is begun.
+        seed: decides inputs and arrivals.
+        command: how the results say that they were asked for.
+        progress: gets a line for each step.
+
+    Returns the `Benchmark` with the samples of every cell. Raises ConfigError for a model named twice, a length that a model does
+    not take, or a folder of something else.
+
+    >>> found = fmopt.benchmark_matrix([bundle], out=out / "bench", scenarios=["single-stream"], length=[16])
+    >>> (out / "bench" / "benchmark.json").is_file()
+    True
     """
     begun, out, progress = time.monotonic(), Path(out), progress or Silent()
     names = [str(model) for model in models]

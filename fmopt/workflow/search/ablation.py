@@ -40,7 +40,7 @@ def waterfall(run: Run, winner: str, reference: str) -> list[AblationStep]:
     if times is None or winner not in side.artifacts:
         return []
     steps = zip(chain, times, [None, *chain], strict=False)
-    return [_rung(side, recipe, latency, before, reference) for recipe, latency, before in steps]
+    return [_step(side, recipe, latency, before, reference) for recipe, latency, before in steps]
 
 
 def aside(run: Run) -> Run:
@@ -73,7 +73,7 @@ def networks(side: Run, name: str) -> Iterator[Recipe]:
             yield recipe
 
 
-def _rung(run: Run, recipe: Recipe, latency: Latency, before: Recipe | None, reference: str) -> AblationStep:
+def _step(run: Run, recipe: Recipe, latency: Latency, before: Recipe | None, reference: str) -> AblationStep:
     job, items = run.job, run.items("validation")
     baseline, got = (trials.predictions(run, name, "validation") for name in (reference, recipe.name))
     theirs, ours = (primary(job.task.scores(one, items, baseline, job.metadata)) for one in (baseline, got))
@@ -85,7 +85,7 @@ def _rung(run: Run, recipe: Recipe, latency: Latency, before: Recipe | None, ref
 
 
 def _name(recipe: Recipe, before: Recipe | None) -> str:
-    """What this rung adds to the one before."""
+    """What this step adds to the one before."""
     if before is None:
         return f"{formatting.precision(recipe.precision)} on {formatting.runtime(recipe.runtime)}"
     return " → ".join(step.use for step in recipe.steps[len(before.steps) :]) or f"run in {recipe.precision}"

@@ -20,11 +20,11 @@ from fmopt.workflow.search.run import Run, by_speed, time_ratio
 from fmopt.workflow.search.selection import choose, drop_limit, keeps_accuracy, median_ms, score
 
 GROUPS_PER_LAYER = 4  # tensors that feed products in a layer: into q, k, v; into the output; into and out of the FFN
-ISLANDS = (1, 2, 4, 8)  # how many of the most sensitive groups of layers go back to float, one after the other
+FLOAT_GROUPS = (1, 2, 4, 8)  # how many of the most sensitive groups of layers go back to float, one after the other
 # Of the time asked for: its interval has to lie within, and pruning may take 1 % more than it was to. What was trained is not
 # made up for by another, and training wins back what a narrower network loses.
 RESERVE = {"standard": 0.985, "max": 0.97}
-SITTINGS = 3  # of the clock for a pruned network and for what it is measured by
+TIMING_RUNS = 3  # of the clock for a pruned network and for what it is measured by
 FASTER = (1.25, 1.6, 2.0, 2.5)  # than the unpruned network, without a wish
 BETWEEN = 2  # networks tried between one that keeps its accuracy and one that does not
 
@@ -40,7 +40,7 @@ def fallback_to_mixed_precision(run: Run, reference: str) -> None:
     base = run.recipes[names[0]]
     quantizer = next(number for number, step in enumerate(base.steps) if traits_of(step).partly)
     partly = traits_of(base.steps[quantizer]).partly
-    for float_groups in ISLANDS:
+    for float_groups in FLOAT_GROUPS:
         if not may_gain(run, base.name, chosen, reference, float_groups):
             return
         recipe = base.model_copy(
@@ -86,7 +86,7 @@ def prune_to_budget(run: Run, reference: str) -> None:
     begun = time.monotonic()
     # As pruned networks will be judged, without the many others that share the rounds of all: what is asked of pruning hangs
     # on the ratio of these two.
-    if not time_followup(run, base.name, base.name, reference, SITTINGS):
+    if not time_followup(run, base.name, base.name, reference, TIMING_RUNS):
         return
     wish = wished_speedup(run, base.name, reference)
     slower = tuple(_ahead(run, base.name, median_ms(run, reference) / one) for one in run.job.request.slower)
@@ -219,7 +219,7 @@ def try_rounding(run: Run, name: str, reference: str) -> bool:
 
 def judged_late(run: Run, name: str, reference: str) -> bool:
     """Time and score a pruned variant; whether it keeps its accuracy."""
-    return judged(run, name, choose(run, reference), reference, SITTINGS) and keeps_accuracy(
+    return judged(run, name, choose(run, reference), reference, TIMING_RUNS) and keeps_accuracy(
         run, name, drop_limit(run, reference)
     )
 

@@ -141,7 +141,7 @@ def _timing_run(run: Run, names: Sequence[str], workload: Workload, number: int,
         "artifacts": {name: run.artifacts[name].digest for name in names},
         **_circumstances(run),
         "workload": workload.model_dump(),
-        "sitting": number,
+        "timing run": number,
         "rounds": rounds,
     }
 
@@ -251,7 +251,7 @@ def float_precision(recipe: Recipe) -> str:
     only stored in 16 bits are widened before."""
     if recipe.options.get("precision") == "bf16":
         return "bf16"
-    casts = [step.options.get("to") for step in recipe.steps if step.use == "cast"]
+    casts = [getattr(step.build(), "computes_in", None) for step in recipe.steps]
     stored = "fp32" if recipe.runtime == "onnxruntime" and recipe.precision == "fp16" else recipe.precision
     return next((str(to) for to in casts if to in ("fp16", "bf16")), stored)
 

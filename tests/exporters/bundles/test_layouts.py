@@ -68,7 +68,7 @@ def test_files_lie_where_programs_look(
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_triton_is_told_the_tensors_of_the_graph(bundles: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_triton_gets_the_tensors_of_the_graph(bundles: dict[str, Path], tmp_path: Path, kind: str) -> None:
     out = layouts.pack(bundles[kind], "triton", tmp_path / "out", name="mine")
     said = (out / "mine" / "config.pbtxt").read_text()
     inputs = re.findall(r'input \[ \{ name: "(\w+)" data_type: (\w+) dims: \[(.*?)\]', said)
@@ -77,7 +77,7 @@ def test_triton_is_told_the_tensors_of_the_graph(bundles: dict[str, Path], tmp_p
     assert re.search(r'output \[ \{ name: "\w+" data_type: TYPE_FP32 dims: \[-1, -1, \d+\]', said)
 
 
-def test_ovms_and_kserve_are_told_where(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_ovms_and_kserve_get_the_place(bundles: dict[str, Path], tmp_path: Path) -> None:
     layouts.pack(bundles["openvino"], "ovms", tmp_path / "ovms", name="mine")
     (entry,) = json.loads((tmp_path / "ovms" / "config.json").read_text())["model_config_list"]
     assert (entry["config"]["name"], entry["config"]["base_path"]) == ("mine", "/models/mine")

@@ -80,7 +80,7 @@ def test_parts_are_the_linears_of_the_layers(tiny_checkpoint, family_name):
     assert not any("classifier" in name for name in names)
 
 
-def test_heads_and_width_follow_a_cut_network(tiny_checkpoint):
+def test_heads_and_width_follow_a_pruned_network(tiny_checkpoint):
     """Families read widths off the modules, not off the configuration, so that pruned networks stay readable."""
     net = load_network(tiny_checkpoint("bert", "sentence-embedding"), "AutoModel")
     net.encoder.layer[0].attention.output.dense = torch.nn.Linear(16, HIDDEN)

@@ -1,4 +1,4 @@
-"""An LSTM language model goes the whole road: its state takes the place of keys and values."""
+"""An LSTM language model end to end: its state takes the place of keys and values."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_the_bundle_gives_the_tokens_of_torch_one_by_one(folder: Path, bundle: P
     together = [[step[row] for step in steps if step[row] is not None] for row in range(len(prompts))]
     assert together == [generated(net, prompt) for prompt in prompts]
     assert len({token for row in together for token in row}) > 3
-    wish = GenerationConfig(max_new_tokens=NEW, beams=3)
-    assert likeliest(loaded.runner, prompts[0], loaded.pipeline, wish) == generated(net, prompts[0], num_beams=3)
+    config = GenerationConfig(max_new_tokens=NEW, beams=3)
+    assert likeliest(loaded.runner, prompts[0], loaded.pipeline, config) == generated(net, prompts[0], num_beams=3)
 
 
 def test_run_py_goes_on_without_torch(folder: Path, bundle: Path) -> None:
@@ -98,7 +98,7 @@ def test_run_py_goes_on_without_torch(folder: Path, bundle: Path) -> None:
     assert json.loads(done.stdout)["text"] == whole.removeprefix(tokenizer.tokenizer.decode(ids))
 
 
-def test_a_text_in_two_halves_is_the_whole_text_and_the_state_does_not_grow(folder: Path, bundle: Path) -> None:
+def test_a_text_in_two_parts_is_the_whole_text_and_the_state_does_not_grow(folder: Path, bundle: Path) -> None:
     model, loaded = model_of(folder), edge_load(bundle, 1)
     batch = dict(loaded.preprocessor.encode(SENTENCES[:4]).inputs)
     for runner in (loaded.runner, TwoSteps(loaded.runner)):

@@ -16,6 +16,7 @@ from fmopt.core.errors import CheckpointError
 from fmopt.edge.loading import Model
 from fmopt.edge.text import open_preprocessor
 from fmopt.models import checkpoint
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.source import resolve
 from tests.audio_models import CLASSIFICATION, RECOGNITION, audio, write_audio
 
@@ -43,7 +44,7 @@ def opened(folder: Path, kind: Any) -> Model:
 
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
 @pytest.mark.parametrize("task", [CLASSIFICATION, RECOGNITION])
-def test_a_sound_is_heard_alike_whatever_is_beside_it(tmp_path: Path, family: str, task: str) -> None:
+def test_a_recording_is_heard_alike_whatever_is_beside_it(tmp_path: Path, family: str, task: str) -> None:
     kind = transformers.AutoModelForCTC if task == RECOGNITION else transformers.AutoModelForAudioClassification
     model = opened(write_audio(tmp_path, family, task), kind)
     samples = [audio(1, 0.3, 300.0), audio(2, 0.9, 900.0), audio(3, 0.3, 500.0), audio(4, 0.11)]
@@ -90,7 +91,7 @@ def test_a_step_that_is_not_read_is_refused(
     assert "\n" not in str(error.value)
 
 
-def test_noise_of_chance_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_noise_of_chance_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_audio(tmp_path, "wav2vec2", CLASSIFICATION)
     (folder / "preprocessor_config.json").write_text(
         json.dumps(
@@ -101,5 +102,5 @@ def test_noise_of_chance_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
     config = transformers.WhisperConfig(num_mel_bins=32, max_source_positions=50)
     with caplog.at_level(logging.WARNING):
-        read_audio_processor(folder, config)
+        read_audio_processor(CheckpointFiles.of(folder), config)
     assert "dither is left out" in caplog.text

@@ -102,11 +102,11 @@ def own_way(folder: Path, text: str, asked: dict[str, Any]) -> tuple[list[int], 
     pipeline = dict(metadata.pipeline)
     ids = transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
     runner = opened(folder)
-    wish = usual(pipeline, **asked)
-    if wish.beams > 1:
-        made = likeliest(runner, ids, pipeline, wish)
+    config = usual(pipeline, **asked)
+    if config.beams > 1:
+        made = likeliest(runner, ids, pipeline, config)
     else:
-        made = [int(token) for (token,) in continuations(runner, [ids], pipeline, wish) if token is not None]
+        made = [int(token) for (token,) in continuations(runner, [ids], pipeline, config) if token is not None]
     return made, {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), dtype=np.int64)}
 
 
@@ -159,7 +159,7 @@ def test_answers_end_where_the_network_has_no_more_positions(bart: Path, tmp_pat
     assert len(own_answer(folder, ids, {"max_new_tokens": 100, "beams": 2})) == 63
 
 
-def test_what_is_not_done_is_told(gpt2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_not_done_is_reported(gpt2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     written = {"eos_token_id": 3, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "guidance_scale": 2.0, "use_cache": True,
                "stop_strings": ["END"], "from_nowhere": 3, "num_return_sequences": 1, "token_healing": False}  # fmt: skip
     with caplog.at_level(logging.WARNING):
@@ -173,7 +173,7 @@ def test_what_is_not_done_is_told(gpt2: Path, tmp_path: Path, caplog: pytest.Log
     assert "num_return_sequences" not in said
 
 
-def test_every_key_of_transformers_is_honoured_irrelevant_or_told() -> None:
+def test_every_key_of_transformers_is_honoured_irrelevant_or_reported() -> None:
     every = set(transformers.GenerationConfig().to_dict())
     told = left_out(dict.fromkeys(every - {"do_sample", *SAMPLING}, "set"), HONOURED)
     assert not every - HONOURED - IRRELEVANT - set(told) - {"do_sample", *SAMPLING}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fmopt.core.errors import CheckpointError
 from fmopt.edge.image import open_image, pixel_values
+from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.image import KNOWN, read_image_processor
 
 SQUARE = {"height": 40, "width": 40}
@@ -54,7 +55,7 @@ class Config:
 
 def steps_of(folder: Path, written: dict[str, Any]) -> dict[str, Any]:
     (folder / "preprocessor_config.json").write_text(json.dumps(written))
-    return dict(read_image_processor(folder, Config)["image"])
+    return dict(read_image_processor(CheckpointFiles.of(folder), Config)["image"])
 
 
 def file_of(array: np.ndarray, kind: str = "PNG") -> bytes:

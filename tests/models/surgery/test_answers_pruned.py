@@ -106,7 +106,7 @@ def test_both_stacks_are_known(model: TorchModel) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cutting_equals_masking(model: TorchModel, shape: str) -> None:
+def test_pruning_equals_masking(model: TorchModel, shape: str) -> None:
     inputs = asked(model)
     whole, wanted = said(model, inputs), said(masked(model, SHAPES[shape]), inputs)
     before = sum(value.numel() for value in model.net.parameters())
@@ -121,7 +121,7 @@ def test_cutting_equals_masking(model: TorchModel, shape: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mbart", "m2m_100", "pegasus", "mt5"])
-def test_networks_built_alike_are_cut_alike(tiny_checkpoint: TinyCheckpoint, kind: str) -> None:
+def test_networks_built_alike_are_pruned_alike(tiny_checkpoint: TinyCheckpoint, kind: str) -> None:
     import transformers
 
     loaded = two_and_two(tiny_checkpoint, "t5" if kind == "mt5" else "bart")

@@ -98,7 +98,7 @@ def test_groups_of_heads_are_counted_and_one_must_stay_in_the_first_layer(model:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cutting_equals_masking(model: TorchModel, shape: str) -> None:
+def test_pruning_equals_masking(model: TorchModel, shape: str) -> None:
     inputs = padded(model)
     whole, wanted = outputs_of(model, inputs), outputs_of(masked(model, SHAPES[shape]), inputs)
     before = sum(value.numel() for value in model.net.parameters())

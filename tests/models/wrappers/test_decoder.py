@@ -142,7 +142,7 @@ def test_sampling_keeps_to_top_k_and_top_p_and_to_its_seed() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it is at least 1"),
     ],
 )
-def test_a_wish_that_makes_no_sense_is_one_line(gpt2: Model, options: dict[str, Any], said: str) -> None:
+def test_an_option_that_makes_no_sense_is_one_line(gpt2: Model, options: dict[str, Any], said: str) -> None:
     with pytest.raises(Exception, match=said.replace("(", r"\(").replace(")", r"\)")):
         gpt2("the cat", **options)
 

@@ -88,7 +88,7 @@ def test_int8_is_made_and_judged_by_neighbours(tmp_path: Path) -> None:
         finetune.finetune(folder, data, tmp_path / "trained", task=TASK.name)
 
 
-def test_neighbours_are_counted_without_the_picture_itself() -> None:
+def test_neighbours_are_counted_without_the_image_itself() -> None:
     """Three of one kind near each other, one of another kind beside them, one far away."""
     angles, labels = np.deg2rad([0, 10, 20, 24, 180]), ["a", "a", "a", "b", "b"]
     vectors = [np.array([np.cos(one), np.sin(one)]) for one in angles]

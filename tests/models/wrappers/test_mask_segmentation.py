@@ -43,7 +43,7 @@ def told_by_transformers(folder, sample):
     return found.segmentation.numpy(), (first - second).numpy()
 
 
-def test_maskformer_goes_the_whole_road(tiny, tmp_path, data):
+def test_maskformer_works_end_to_end(tiny, tmp_path, data):
     """Exported and compared with torch, bundled; what run.py says without torch is the map of transformers."""
     metadata = checkpoint.inspect(resolve(str(tiny)))
     assert (metadata.task, metadata.modality, metadata.pipeline["labels"]) == ("image-segmentation", "image", NAMES)

@@ -1,4 +1,4 @@
-"""Networks that know labels by what they say (CLIP, SigLIP) go the whole road: given labels, exported, quantized, asked without
+"""Networks that know labels by what they say (CLIP, SigLIP) end to end: given labels, exported, quantized, asked without
 torch; trained and judged."""
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def said_by_transformers(folder, sample, labels):
 
 
 @pytest.mark.parametrize("family", list(MATCHERS))
-def test_each_architecture_goes_the_whole_road(tiny, tmp_path, data, family):
+def test_each_architecture_works_end_to_end(tiny, tmp_path, data, family):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what transformers says."""
     folder = tiny(family)
     metadata = checkpoint.inspect(resolve(str(folder)))

@@ -78,7 +78,7 @@ def test_the_record_is_read_back_and_draws_the_same_page(folder: Path, capsys: p
     capsys.readouterr()
 
 
-def test_colour_is_only_where_variants_are_told_apart(folder: Path) -> None:
+def test_colour_is_only_where_variants_are_distinguished(folder: Path) -> None:
     shades = view(benchmarks.realistic(9))["maps"][0].columns[0].shades
     same = shades["all-MiniLM-L6-v2 openvino-fp32"]
     fast, slow = shades["out/minilm"], shades["out/slow"]

@@ -34,7 +34,7 @@ def run_of(tmp_path, request: Request, **job) -> Run:
     )
 
 
-class Sittings:
+class TimingRuns:
     """A clock that says what was written down for each time that it is asked."""
 
     host: Mapping[str, str] = {}
@@ -48,8 +48,8 @@ class Sittings:
         return Timed(self.reported[len(self.asked) - 1], [], {})
 
 
-def test_rounds_of_several_sittings_are_judged_together(tmp_path, monkeypatch):
-    clock = Sittings(
+def test_rounds_of_several_timing_runs_are_judged_together(tmp_path, monkeypatch):
+    clock = TimingRuns(
         {"fp32": [30.0] * 40, "int8": [10.0] * 20, "narrow": [5.0] * 40},  # int8 was stopped after twenty rounds
         {"fp32": [31.0] * 40, "narrow": [6.0] * 40},
         {"fp32": [32.0] * 40, "narrow": [7.0] * 40},

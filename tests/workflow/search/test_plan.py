@@ -26,7 +26,7 @@ def options_of(plan) -> dict[str, str]:
     return {recipe.name: recipe.options.get("precision", "f32") for recipe in plan.candidates}
 
 
-def test_float_islands_of_int8_run_in_bf16_where_the_target_has_it(metadata):
+def test_float_groups_of_int8_run_in_bf16_where_the_target_has_it(metadata):
     plan = make_plan(metadata, load_target("x86-amx"), effort="quick")
     assert options_of(plan)["openvino-nncf-int8"] == options_of(plan)["openvino-static-int8"] == "bf16"
     without = make_plan(metadata, load_target("x86-avx512-vnni"), effort="quick")
@@ -49,7 +49,7 @@ def test_openvino_is_compiled_for_the_judged_shape_baselines_too(metadata):
 
 
 @pytest.mark.parametrize(("model_type", "kept"), [("gpt2", True), ("lstm", False)])
-def test_openvino_keeps_the_past_of_attention_and_not_the_state_of_an_lstm(metadata, model_type, kept):
+def test_openvino_keeps_the_cache_of_attention_and_not_the_state_of_an_lstm(metadata, model_type, kept):
     """Also where weights are narrow, in which case what is kept is so too; full precision is not."""
     pipeline = {**metadata.pipeline, "task": "text-generation", "eos_token_id": []}
     reported = dataclasses.replace(metadata, model_type=model_type, task="text-generation", pipeline=pipeline)

@@ -33,7 +33,7 @@ def encoded(model: TorchModel, seconds: tuple[float, ...]) -> dict[str, np.ndarr
     return dict(open_preprocessor(model.metadata.folder, dict(model.metadata.pipeline)).encode(samples).inputs)
 
 
-def shop_of(model: TorchModel, scratch) -> Builder:
+def builder_of(model: TorchModel, scratch) -> Builder:
     rows = sound_rows(24, 1)
     if model.metadata.task == RECOGNITION:
         rows = [{"audio": row["audio"], "transcript": SAID[row["label"]]} for row in rows]
@@ -46,7 +46,7 @@ def shop_of(model: TorchModel, scratch) -> Builder:
 
 
 @pytest.mark.parametrize(("family", "task"), KINDS)
-def test_a_cut_network_learns_from_the_whole_one(tmp_path, family, task):
+def test_a_pruned_network_learns_from_the_whole_one(tmp_path, family, task):
     """Sounds of different lengths in one batch, some without a label."""
     folder = write_audio(tmp_path / family, family, task)
     model = model_of(folder)
@@ -58,10 +58,10 @@ def test_a_cut_network_learns_from_the_whole_one(tmp_path, family, task):
     before = outputs_of(model, inputs)
     np.testing.assert_array_equal(outputs_of(again, inputs), before)
     options = {"epochs": 12.0, "batch_size": 4, "learning_rate": 5e-3, "bf16": False}
-    Distill(weights={"task": 0.0}, **options).apply(model, shop_of(model, tmp_path / "s").pass_context())
+    Distill(weights={"task": 0.0}, **options).apply(model, builder_of(model, tmp_path / "s").pass_context())
     after = outputs_of(model, inputs)
     assert np.square(after - wanted).sum() < 0.8 * np.square(before - wanted).sum()
-    Distill(**{**options, "epochs": 1.0}).apply(model, shop_of(model, tmp_path / "s").pass_context())  # labels too
+    Distill(**{**options, "epochs": 1.0}).apply(model, builder_of(model, tmp_path / "s").pass_context())  # labels too
 
 
 def test_what_is_said_teaches_as_torch_s_own_loss_does(tmp_path):

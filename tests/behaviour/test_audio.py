@@ -1,4 +1,4 @@
-"""Networks that read sounds go the whole road: loaded, trained, exported, quantized, bundled, asked without torch."""
+"""Networks that read sounds end to end: loaded, trained, exported, quantized, bundled, asked without torch."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def write_table(folder, transcripts=False):
 
 
 @pytest.mark.parametrize(("family", "task"), KINDS)
-def test_each_architecture_goes_the_whole_road(tiny, tmp_path, family, task):
+def test_each_architecture_works_end_to_end(tiny, tmp_path, family, task):
     """Exported and compared with torch, quantized, bundled; what run.py says without torch is what the network says."""
     folder = tiny(family, task)
     metadata = checkpoint.inspect(resolve(str(folder)))
@@ -123,7 +123,7 @@ def test_layers_are_known(tiny, family, task):
     assert sum(len(parts(layer)) for layer in model.family.layers(model.net)) == 2 * 6
 
 
-def test_heads_and_neurons_can_be_cut(tiny):
+def test_heads_and_neurons_can_be_pruned(tiny):
     from fmopt.models.surgery.pruned_modules import prune_layer
 
     metadata = checkpoint.inspect(resolve(str(tiny("wav2vec2", RECOGNITION))))
@@ -192,7 +192,7 @@ def test_letters_are_those_of_the_vocabulary(tiny):
         training_examples(preprocessor, metadata, task.items(rows, metadata), rows)
 
 
-def test_arrays_side_by_side_are_sounds_and_classes_are_what_is_said(tmp_path, tiny):
+def test_arrays_side_by_side_are_recordings_and_classes_are_what_is_said(tmp_path, tiny):
     draw = np.random.default_rng(0)
     lengths = [1200, 1500, 900, 1000, 1100, 1300]
     for split in ("train", "validation", "test"):
@@ -209,7 +209,7 @@ def test_arrays_side_by_side_are_sounds_and_classes_are_what_is_said(tmp_path, t
         assert [row[role] for row in rows] == ([0, 1, 2, 0, 1, 2] if role == "label" else NAMES * 2)
 
 
-def test_bad_checkpoints_and_data_are_told_in_one_line(tmp_path, tiny):
+def test_bad_checkpoints_and_data_are_reported_in_one_line(tmp_path, tiny):
     folder = write_audio(tmp_path / "bad", "wav2vec2", RECOGNITION)
     (folder / "vocab.json").write_text(json.dumps({"<pad>": 0, "a": 1}))
     with pytest.raises(CheckpointError, match="2 tokens and the network writes 18"):
