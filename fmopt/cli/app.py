@@ -31,6 +31,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     produce.clean,
     deliver.sign,
     deliver.pack,
+    deliver.push,
     deliver.serve,
     evaluate.bench,
     evaluate.evaluate,

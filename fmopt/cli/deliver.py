@@ -1,16 +1,25 @@
-"""Verbs that hand a bundle on: checked against the one before, signed, laid out as other programs open it, served."""
+"""Verbs that hand a bundle on: checked against the one before, signed, laid out as other programs open it, pushed, served."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fmopt.cli.options import Json, answer
 from fmopt.cli.parsing import parse_share
 from fmopt.core import escaping
+from fmopt.core.errors import ConfigError
+from fmopt.core.plugins import did_you_mean
+
+# where a bundle is pushed to, with the options that only this place knows
+DESTINATIONS = {
+    "hub": ("repo", "private", "revision", "replace"),
+    "folder": ("output", "replace"),
+    "mlflow": ("experiment", "register"),
+}
 
 
 def sign(
@@ -37,7 +46,12 @@ def sign(
 
 def pack(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
-    layout: Annotated[str, typer.Option("--for", help="optimum, transformers.js, tei, ovms, triton or kserve.")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--for", help="optimum, onnxruntime-genai, openvino-genai, transformers.js, tei, ovms, triton or kserve."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new folder.")],
     name: Annotated[str | None, typer.Option("--name", help="What a server calls the model.")] = None,
     uri: Annotated[str | None, typer.Option("--uri", help="KServe: where it finds the folder, as pvc://…")] = None,
@@ -54,6 +68,67 @@ def pack(
     )
 
 
+def push(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    to: Annotated[str, typer.Option("--to", help="hub, folder or mlflow.")],
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Of the model, where the bundle states none: apache-2.0.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", help="What it was made from, as a hub names it: owner/name.")
+    ] = None,
+    repo: Annotated[str | None, typer.Option("--repo", help="hub: the repository, owner/name.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="hub: a new repository is private.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="hub: the branch; main if left out.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder: which.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="hub, folder: put it in place of the bundle that is there.")
+    ] = False,
+    experiment: Annotated[str | None, typer.Option("--experiment", help="mlflow: fmopt if left out.")] = None,
+    register: Annotated[
+        str | None, typer.Option("--register", help="mlflow: make it a version of this registered model.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Push a bundle with its model card to a hub, into a folder to commit, or to MLflow."""
+    from fmopt.cli import output as cli_output
+    from fmopt.workflow.push.folder import push_to_folder
+    from fmopt.workflow.push.hub import push_to_hub
+    from fmopt.workflow.push.mlflow_run import push_to_mlflow
+    from fmopt.workflow.push.release import release_of
+
+    given = {"repo": repo, "private": private, "revision": revision, "output": output, "replace": replace,
+             "experiment": experiment, "register": register}  # fmt: skip
+    require_fitting(to, given)
+    release = release_of(bundle, licence=license_, base_model=base_model)
+    where: dict[str, Any] = {}
+    with cli_output.live_progress() as progress:
+        if to == "hub":
+            where["commit"] = push_to_hub(
+                release, str(repo), private=private, revision=revision or "main", replace=replace, progress=progress
+            )
+        elif to == "folder":
+            where["folder"] = str(push_to_folder(release, Path(str(output)), replace=replace))
+        else:
+            where |= push_to_mlflow(release, experiment=experiment or "fmopt", register=register)._asdict()
+    found = {"to": to, **where, "verdict": release.verdict, "license": release.licence, "files": len(release.files)}
+    answer(found, as_json, lambda: cli_output.pushed(found))
+
+
+def require_fitting(to: str, given: dict[str, Any]) -> None:
+    """ConfigError for a destination that there is not, one without its place, and options of another."""
+    if to not in DESTINATIONS:
+        raise ConfigError(f"--to {to!r} is none of {', '.join(DESTINATIONS)}{did_you_mean(to, DESTINATIONS)}")
+    for name, value in given.items():
+        if value and name not in DESTINATIONS[to]:
+            others = " or ".join(one for one, options in DESTINATIONS.items() if name in options)
+            raise ConfigError(f"--{name} goes with --to {others}; leave it out")
+    place = {"hub": "repo", "folder": "output"}.get(to)
+    if place and not given[place]:
+        example = {"repo": "--repo owner/name", "output": "--output FOLDER"}[place]
+        raise ConfigError(f"--to {to} needs to know where; add {example}")
+
+
 def check(
     candidate: Annotated[Path, typer.Argument(help="A record, a folder of an optimization, or a bundle.")],
     against: Annotated[Path, typer.Option("--against", help="What it is held to: another of these.")],
@@ -66,6 +141,9 @@ def check(
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Append a summary to this file.")] = None,
+    history: Annotated[
+        Path | None, typer.Option("--history", help="Keep the candidate's record in this folder, for `fmopt history`.")
+    ] = None,
     github: Annotated[
         bool, typer.Option("--github", help="Print annotations as GitHub's workflows read them.")
     ] = False,
@@ -78,10 +156,13 @@ def check(
     from fmopt.cli import output as cli_output
     from fmopt.core.store import disk_errors, write_whole
     from fmopt.evaluation import gate
+    from fmopt.evaluation import history as evaluation_history
+    from fmopt.evaluation.record import Record
     from fmopt.reports import check_reports
     from fmopt.workflow.regressions import Tolerances
     from fmopt.workflow.regressions import check as find_regressions
 
+    measured = None if history is None else Record.load(candidate, lenient=True)  # one without a record is said first
     found = find_regressions(
         candidate,
         against,
@@ -93,6 +174,8 @@ def check(
         ),
     )
     checks = found.verdict.checks
+    if history is not None and measured is not None:
+        evaluation_history.keep(measured, history)
     if junit is not None:
         write_whole(junit, check_reports.junit(found.candidate, checks))
     if markdown is not None:

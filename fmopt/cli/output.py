@@ -376,6 +376,15 @@ def regressions(found: Regressions) -> None:
         out.print(Text(f"  {caveat}"), soft_wrap=True)
 
 
+def pushed(found: Mapping[str, Any]) -> None:
+    """Where a bundle is now, and what its card says."""
+    place = found.get("commit") or found.get("folder") or f"run {found['run_id']}, {found['artifact_uri']}"
+    out.print(Text(f"{found['files']} files at {place}"), soft_wrap=True)
+    if found.get("version"):
+        out.print(Text(f"registered as version {found['version']}"), soft_wrap=True)
+    out.print(Text(f"the model card says {found['verdict']}, licence {found['license']}"), soft_wrap=True)
+
+
 def history(found: History) -> None:
     """Every group, the oldest record first, and what was skipped."""
     for group in found.groups:

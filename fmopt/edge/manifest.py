@@ -45,6 +45,9 @@ UNLISTED = frozenset(
         "bundle.tmp",
         ".fmopt",
         ".fmopt.lock",
+        ".git",  # where a bundle is kept by git, or was fetched from a model hub
+        ".gitattributes",
+        ".cache",
     }
 )
 LEFT_BY_PYTHON = {"__pycache__": "; Python leaves it where a file of a bundle is imported: remove it"}

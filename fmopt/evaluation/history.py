@@ -6,6 +6,8 @@ wish, explains is said as such and does not count.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +17,9 @@ from typing import Any, Literal
 from pydantic import Field, computed_field
 
 from fmopt.core import formatting
-from fmopt.core.errors import BundleError
+from fmopt.core.errors import BundleError, StoreError
 from fmopt.core.results import Estimate, Frozen, Scores
+from fmopt.core.store import write_whole
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.comparison import (
     NOISE,
@@ -131,6 +134,23 @@ def history(*paths: str | Path) -> History:
     for one in sorted(found, key=lambda one: one.record.circumstances.date):
         groups.setdefault(one.group, []).append(one)
     return History(groups=[_group(members) for members in groups.values()], skipped=skipped)
+
+
+def keep(record: Record, folder: str | Path) -> Path:
+    """Add a record to those in `folder`, under a name made of its date and its content, and return its file.
+
+    `history(folder)` finds it there. One that is there already is not written again. StoreError when it cannot be written.
+    """
+    text = record.model_dump_json()
+    day_and_time = re.sub(r"[^0-9T-]", "", record.circumstances.date)[:17]
+    place = Path(folder) / f"{day_and_time}-{hashlib.sha256(text.encode()).hexdigest()[:8]}" / FILE
+    if not place.is_file():
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder} cannot keep a history ({error.strerror}); name another folder") from error
+        write_whole(place, text)
+    return place
 
 
 def record_files(paths: Iterable[str | Path]) -> list[Path]:

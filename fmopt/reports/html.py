@@ -101,7 +101,12 @@ def write_page(template: str, shown: dict[str, Any], path: Path, styles: Sequenc
 
 def write_text(template: str, shown: dict[str, Any], path: Path) -> Path:
     """Draw a template of plain text."""
-    return write_whole(path, _environment(html=False).get_template(template).render(**shown))
+    return write_whole(path, text_of(template, shown))
+
+
+def text_of(template: str, shown: dict[str, Any]) -> str:
+    """A template of plain text, drawn."""
+    return _environment(html=False).get_template(template).render(**shown)
 
 
 def view(record: Record) -> dict[str, Any]:

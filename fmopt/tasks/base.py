@@ -93,6 +93,9 @@ class Task(ABC):
     usage: Usage
     in_browser: bool = False  # whether the JavaScript of a bundle's page knows its samples and answers
     reads_windows: bool = False  # whether texts that are too long are read in pieces, instead of being cut
+    pipeline_tag: str | None = (
+        None  # what model hubs call it, where that is not its name; "" where they have no name for it
+    )
     edge_part: Path | None = (
         None  # of another package: extension_NAME.py, which knows samples and answers (see edge/parts.py)
     )

@@ -25,6 +25,7 @@ class SentenceEmbedding(Task):
     """Vectors that say how near two texts are."""
 
     name = "sentence-embedding"
+    pipeline_tag = "sentence-similarity"
     auto_class = "AutoModel"
     architectures: tuple[str, ...] = ("Model", "ForMaskedLM", "ForPreTraining")
     columns: Mapping[str, tuple[str, ...]] = {

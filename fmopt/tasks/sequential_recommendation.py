@@ -22,6 +22,7 @@ class SequentialRecommendation(Task):
     """
 
     name = "sequential-recommendation"
+    pipeline_tag = ""
     modality = "item"
     auto_class = "AutoModel"
     architectures = ("ForSequentialRecommendation",)

@@ -18,6 +18,7 @@ class TextRegression(Task):
     """A number per item, judged by the order it puts items in."""
 
     name = "text-regression"
+    pipeline_tag = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
     architectures = ("ForSequenceClassification",)
     columns: Mapping[str, tuple[str, ...]] = {

@@ -148,6 +148,28 @@ def test_the_command(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert "::error" in done.stderr
 
 
+def test_the_history_is_fed_by_checks(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    after, before = pair
+    document = json.loads(after.read_text())
+    document["circumstances"]["date"] = "2030-01-01T00:00:00+00:00"  # later, so that it is held to the other
+    after.write_text(json.dumps(document))
+    kept = tmp_path / "kept"
+    for candidate in (before, before, after):
+        CliRunner().invoke(app, ["check", str(candidate), "--against", str(before), "--history", str(kept)])
+    found = fmopt.history(kept)
+    (group,) = found.groups
+    assert [entry.regressed for entry in group.entries] == [False, True]  # the same record twice is kept once
+    assert group.entries[1].path.startswith(str(kept / "2030-01-01T00"))
+    assert CliRunner().invoke(app, ["history", str(kept)]).exit_code == 1
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    done = CliRunner().invoke(app, ["check", str(exported), "--against", str(before), "--history", str(kept)])
+    assert "there is no record at" in str(done.exception)
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(app, ["check", str(after), "--against", str(before), "--history", str(tmp_path / "file")])
+    assert isinstance(done.exception, FmoptError)
+
+
 def run_steps(steps: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Shell steps of a template, with fmopt on the path as it is here."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

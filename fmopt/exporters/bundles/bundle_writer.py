@@ -224,14 +224,19 @@ def _put_manifest(
         "host": host.host_fingerprint(),
         "files": written,
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    digest = edge_manifest.manifest_digest(text, "")
-    sealed = text.replace('"digest": ""', f'"digest": "{digest}"', 1)
-    (folder / MANIFEST).write_bytes(sealed.encode())
+    (folder / MANIFEST).write_bytes(sealed(manifest))
     try:
         edge_manifest.read_manifest(folder)
     except parts.EdgeError as error:
         raise BundleError(f"what was made cannot be opened, which is a fault of fmopt: {error}") from error
+
+
+def sealed(manifest: Mapping[str, Any]) -> bytes:
+    """The text of a manifest with its own digest in it, whatever digest it had."""
+    first = {"format": manifest["format"], "digest": ""}
+    text = json.dumps({**first, **manifest, **first}, indent=1, ensure_ascii=False)
+    digest = edge_manifest.manifest_digest(text, "")
+    return text.replace('"digest": ""', f'"digest": "{digest}"', 1).encode()
 
 
 def _names(folder: Path) -> list[str]:

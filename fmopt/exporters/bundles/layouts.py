@@ -17,6 +17,7 @@ from fmopt.core.model import CheckpointMetadata, continues_texts, generates, mod
 from fmopt.core.plugins import did_you_mean
 from fmopt.core.store import link_or_copy, whole_folder
 from fmopt.exporters.bundles.bundle import bundle_metadata, checked
+from fmopt.exporters.bundles.genai_files import genai_config, put_openvino_tokenizer
 
 BOTH = ("onnxruntime", "openvino")  # the runtimes whose graphs other programs open
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a model on a server: a folder there, and a part of its URLs
@@ -104,7 +105,9 @@ def refusal(layout: str, runtime: str, metadata: CheckpointMetadata) -> str | No
         return f"{layout} opens bundles for {' and '.join(wanted.runtimes)}; this one is for {runtime}"
     if wanted.tasks and metadata.task not in wanted.tasks:
         return f"{layout} knows {', '.join(wanted.tasks)}; this bundle is for {metadata.task}"
-    if generates(metadata.pipeline) and not (wanted.generates and continues_texts(metadata.pipeline)):
+    if wanted.generates and generates(metadata.pipeline) and not continues_texts(metadata.pipeline):
+        return f"{layout} opens an encoder and a decoder as two graphs; this bundle's are one ({metadata.task})"
+    if generates(metadata.pipeline) and not wanted.generates:
         return f"{layout} runs a graph once for each item; this bundle's is run for token after token ({metadata.task})"
     return None
 
@@ -162,6 +165,27 @@ def _as_hub(one: Bundled, out: Path) -> None:
     _put_settings(one, out)
 
 
+def _as_ort_genai(one: Bundled, out: Path) -> None:
+    _put_graph(one, out / "model")
+    _put_settings(one, out)
+    inputs, outputs = ({tensor.name: tensor.shape for tensor in found} for found in tensors(one.graph))
+    settings = genai_config(
+        inputs, outputs, one.metadata.pipeline,
+        filename="model.onnx", hidden_size=one.metadata.hidden_size, threads=one.threads,
+    )  # fmt: skip
+    (out / "genai_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _as_openvino_genai(one: Bundled, out: Path) -> None:
+    if generates(one.metadata.pipeline) and "beam_idx" not in {tensor.name for tensor in tensors(one.graph)[0]}:
+        raise BundleError(
+            f"{one.folder}: OpenVINO GenAI wants a graph that keeps its own past; make the bundle with stateful = true "
+            "(docs/generation.md)"
+        )
+    _as_optimum(one, out)
+    put_openvino_tokenizer(out, out)
+
+
 def _as_ovms(one: Bundled, out: Path) -> None:
     _put_graph(one, out / one.name / "1" / "model")
     hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -217,6 +241,13 @@ LAYOUTS: Mapping[str, Layout] = {
     "optimum": Layout(
         "optimum's ORTModelFor… and OVModelFor…, sentence-transformers with backend onnx or openvino",
         BOTH, _as_optimum, generates=True,
+    ),
+    "onnxruntime-genai": Layout(
+        "ONNX Runtime GenAI: genai_config.json", ("onnxruntime",), _as_ort_genai, ("text-generation",), generates=True
+    ),
+    "openvino-genai": Layout(
+        "OpenVINO GenAI: LLMPipeline, TextEmbeddingPipeline", ("openvino",), _as_openvino_genai,
+        ("text-generation", "sentence-embedding"), generates=True,
     ),
     "transformers.js": Layout("transformers.js: onnx/model.onnx", ("onnxruntime",), _as_hub),
     "tei": Layout("Text Embeddings Inference: onnx/model.onnx", ("onnxruntime",), _as_hub, VECTORS_AND_CLASSES),
