@@ -9,7 +9,8 @@ from fmopt.core.model import CheckpointMetadata
 from fmopt.tasks.base import Item, Usage, label_index
 from fmopt.tasks.text_classification import TextClassification, several_labels
 
-SEQUENCES = ("Wav2Vec2", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat", "Data2VecAudio", "SEW", "SEWD")
+SEQUENCES = ("Wav2Vec2", "Wav2Vec2Bert", "Wav2Vec2Conformer", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat", "Data2VecAudio",
+             "SEW", "SEWD")  # fmt: skip
 
 
 class AudioClassification(TextClassification):

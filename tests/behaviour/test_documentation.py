@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -73,3 +75,13 @@ def test_the_example_of_a_pass_works(
     )
     matrices = [weight for weight in made.net.parameters() if weight.ndim == 2]
     assert all(torch.allclose(weight / 0.05, (weight / 0.05).round(), atol=1e-3) for weight in matrices)
+
+
+def test_the_tables_of_openers_are_those_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    openers = importlib.import_module("openers")
+    rows = json.loads((ROOT / "benchmarks" / "results" / "openers.json").read_text("utf8"))["rows"]
+    assert {(row["name"], row["task"]) for row in rows} == {(one.name, one.task) for one in openers.OPENERS}
+    for page, made in ((openers.DOCS, openers.table(rows)), (openers.README, openers.short_table(rows))):
+        assert made in page.read_text("utf8"), f"run benchmarks/openers.py: {page.name} is of another run"
+    assert [row for row in rows if row.get("difference", 0) > 1e-3 or row.get("texts_that_differ", 0) > 2] == []

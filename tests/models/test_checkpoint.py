@@ -415,3 +415,12 @@ def test_a_slow_tokenizer_is_converted_into_the_cache(copy_of, tmp_path, monkeyp
     assert made.encode(text, "morning").ids == fast.encode(text, "morning").ids
     assert metadata.pipeline["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
     checkpoint.load(metadata)
+
+
+def test_classes_for_sounds_are_told_from_those_for_texts() -> None:
+    """By transformers' own list: the names end alike."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES as SOUNDS
+
+    for name in SOUNDS.values():
+        head = checkpoint._Head(name, frozenset(), regression=False, outputs=3)
+        assert [task.name for task in checkpoint._shown_by(head)] == ["audio-classification"], name

@@ -25,6 +25,7 @@ from tests.conftest import TinyCheckpoint
 def bundles(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home, base = tmp_path_factory.mktemp("layouts"), tiny_checkpoint("bert", "sentence-embedding")
     made = {kind: fmopt.export(base, home / kind, format=kind) for kind in ("onnx", "openvino")}
+    made["translator"] = fmopt.export(tiny_checkpoint("t5", "translation"), home / "translator")
     return made | {"decoder": fmopt.export(tiny_checkpoint("gpt2", "text-generation"), home / "decoder")}
 
 
@@ -87,6 +88,36 @@ def test_ovms_and_kserve_get_the_place(bundles: dict[str, Path], tmp_path: Path)
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://bucket/models"
 
 
+def test_onnx_runtime_genai_is_told_the_graphs_own_ports(bundles: dict[str, Path], tmp_path: Path) -> None:
+    out = layouts.pack(bundles["decoder"], "onnxruntime-genai", tmp_path / "out")
+    said = json.loads((out / "genai_config.json").read_text())["model"]
+    decoder = said["decoder"]
+    session = onnxruntime.InferenceSession(out / decoder["filename"])
+    inputs = {one.name: one.shape for one in session.get_inputs()}
+    layers = range(decoder["num_hidden_layers"])
+    told = {name.replace("%d", str(layer)) for name in decoder["inputs"].values() for layer in layers}
+    assert told == set(inputs)
+    made = {name.replace("%d", str(layer)) for name in decoder["outputs"].values() for layer in layers}
+    assert made == {one.name for one in session.get_outputs()}
+    past = inputs[decoder["inputs"]["past_key_names"].replace("%d", "0")]
+    assert (past[1], past[3]) == (decoder["num_key_value_heads"], decoder["head_size"])
+    config = json.loads((bundles["decoder"] / "config.json").read_text())
+    assert (said["vocab_size"], said["eos_token_id"]) == (config["vocab_size"], [config["eos_token_id"]])
+
+
+def test_openvino_genai_gets_the_tokenizer_as_a_graph(bundles: dict[str, Path], tmp_path: Path) -> None:
+    extension = pytest.importorskip("openvino_tokenizers", reason="the extra openvino-genai is not installed")
+    out = layouts.pack(bundles["openvino"], "openvino-genai", tmp_path / "out")
+    assert {"openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml"} <= {
+        one.name for one in out.iterdir()
+    }
+    core = openvino.Core()
+    core.add_extension(str(extension._ext_path))
+    graph = core.compile_model(out / "openvino_tokenizer.xml", "CPU")
+    ids = graph(["the cat sat on the mat"])["input_ids"][0].tolist()
+    assert ids == fmopt.load(bundles["openvino"]).preprocessor.ids("the cat sat on the mat")
+
+
 def test_what_a_program_cannot_open_is_refused_before_anything_is_written(
     bundles: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -95,6 +126,14 @@ def test_what_a_program_cannot_open_is_refused_before_anything_is_written(
         ("openvino", "tei", {}, "tei opens bundles for onnxruntime; this one is for openvino"),
         ("decoder", "tei", {}, "this bundle is for text-generation"),
         ("decoder", "triton", {}, "run for token after token"),
+        ("decoder", "openvino-genai", {}, "opens bundles for openvino; this one is for onnxruntime"),
+        ("onnx", "onnxruntime-genai", {}, "knows text-generation; this bundle is for sentence-embedding"),
+        (
+            "translator",
+            "optimum",
+            {},
+            r"opens an encoder and a decoder as two graphs; this bundle's are one \(translation\)",
+        ),
         ("onnx", "ovms", {"name": "../x"}, "cannot be a folder of a server"),
         ("onnx", "kserve", {}, "say from where with --uri"),
         ("onnx", "tritn", {}, r"there is no layout 'tritn'; did you mean 'triton'\?"),
