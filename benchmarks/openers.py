@@ -6,8 +6,8 @@ Each environment is made once from the pins below (pip, and npm for transformers
 opens a bundle, or what `fmopt pack` makes of it, and is given the same 50 texts: MiniLM for vectors, tiny random networks
 (tests/conftest.py) for the other tasks. What is refused at pack time is kept as the line that is said. The largest difference
 to the bundle's own outputs is written to benchmarks/results/openers.json with the versions, and as tables into docs/openers.md
-and README.md; `--only` runs the programs whose name or task holds a word and keeps the other rows. Triton's settings are read by
-its own schema (tritonclient); neither Triton nor OpenVINO Model Server run here.
+and README.md; `--only` runs the programs whose name or task holds one of these words and keeps the other rows. Triton's
+settings are read by its own schema (tritonclient); neither Triton nor OpenVINO Model Server run here.
 """
 
 from __future__ import annotations
@@ -225,23 +225,25 @@ def main() -> None:
     """Make, open, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "openers")
-    parser.add_argument("--only", default="", help="a word of the programs' names or tasks")
+    parser.add_argument("--only", nargs="*", default=[""], help="words of the programs' names or tasks, in this order")
     asked = parser.parse_args()
     work = asked.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    for word in asked.only:
+        for opener in OPENERS:
+            if word in f"{opener.name} {opener.task}":
+                keep(opened(opener, work))
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Write a row into the results and the pages, in place of the same one of an earlier run."""
     place = RESULTS / "openers.json"
-    before = {(row["name"], row["task"]): row for row in json.loads(place.read_text())["rows"]}
-    rows = []
-    for opener in OPENERS:
-        kept = before.get((opener.name, opener.task))
-        if asked.only in f"{opener.name} {opener.task}":
-            kept = opened(opener, work)
-        rows += [kept] if kept else []
-    result = {
-        "what": "bundles opened by others, 50 texts", "rows": rows, "command": "python benchmarks/openers.py", **made_on(),
-    }  # fmt: skip
+    rows = {(one["name"], one["task"]): one for one in [*json.loads(place.read_text())["rows"], row]}
+    ordered = [rows[key] for key in ((opener.name, opener.task) for opener in OPENERS) if key in rows]
+    command = "python benchmarks/openers.py"
+    result = {"what": "bundles opened by others, 50 texts", "rows": ordered, "command": command, **made_on()}
     compact_results.write(result, place)
-    for page, made in ((DOCS, table(rows)), (README, short_table(rows))):
+    for page, made in ((DOCS, table(ordered)), (README, short_table(ordered))):
         page.write_text(between(page.read_text("utf8"), made), "utf8")
 
 

@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         known = self.hub.repos.get(repo)
         if known is None:
             return self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-        verb, branch = (way or ["info"])[0], (way[1:] or ["main"])[0]
+        verb, branch = (way or ["info"])[0], self._branch(repo, (way[1:] or ["main"])[0])
         if verb == "refs":
             refs = [
                 {"name": one, "ref": f"refs/heads/{one}", "targetCommit": self.hub.sha(repo, one)}
@@ -129,11 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
                 [{"type": "file", "path": name, "size": len(data), "oid": _oid(data)} for name, data in files.items()],
             )
         if verb == "preupload":
-            asked = json.loads(body)["files"]
-            modes = [{"path": one["path"], "uploadMode": "lfs" if one["path"].endswith((".onnx", ".bin")) else "regular",
-                      "shouldIgnore": False, "oid": _oid(files[one["path"]]) if one["path"] in files else None}
-                     for one in asked]  # fmt: skip
-            return self._send(200, {"files": modes})
+            return self._send(200, {"files": [_mode(one["path"], files) for one in json.loads(body)["files"]]})
         if verb == "commit":
             return self._commit(repo, branch, sha, [json.loads(line) for line in body.splitlines()])
         siblings = [{"rfilename": name} for name in files]
@@ -158,6 +154,11 @@ class _Handler(BaseHTTPRequestHandler):
         oid = self.hub.sha(repo, branch)
         return self._send(200, {"commitUrl": f"{self.hub.address}/{repo}/commit/{oid}", "commitOid": oid})
 
+    def _branch(self, repo: str, revision: str) -> str:
+        """The branch that a revision names, by itself or by its commit."""
+        known = self.hub.repos.get(repo, {"branches": {}})["branches"]
+        return next((one for one in known if revision in (one, self.hub.sha(repo, one))), revision)
+
     def _batch(self, asked: dict[str, Any]) -> None:
         objects = [{"oid": one["oid"], "size": one["size"]} for one in asked["objects"]]
         for one in objects:
@@ -167,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, repo: str, branch: str, name: str) -> None:
         known = self.hub.repos.get(repo, {"branches": {}})["branches"]
-        branch = next((one for one in known if branch in (one, self.hub.sha(repo, one))), branch)
+        branch = self._branch(repo, branch)
         if name not in known.get(branch, {}):
             return self._send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
         data = known[branch][name]
@@ -182,6 +183,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+
+def _mode(name: str, files: dict[str, bytes]) -> dict[str, Any]:
+    """How a file is to be sent, and what the hub has of that name: by its sha256 where it is kept by LFS."""
+    large = name.endswith((".onnx", ".bin"))
+    known = (hashlib.sha256(files[name]).hexdigest() if large else _oid(files[name])) if name in files else None
+    return {"path": name, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": known}
 
 
 def _oid(data: bytes) -> str:

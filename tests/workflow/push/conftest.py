@@ -41,6 +41,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub_server.
     """A hub that huggingface_hub takes for its own, with a token that may write."""
     with hub_server.running() as found:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", found.address)
+        template = found.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(
             huggingface_hub.constants, "HF_HUB_DISABLE_XET", True
         )  # the hub of the test knows Git LFS alone

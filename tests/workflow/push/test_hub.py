@@ -87,14 +87,16 @@ def test_a_hub_that_does_not_answer_is_asked_again(judged: Path, hub: Hub, monke
         pushing.push_to_hub(release, "me/third", progress=told)
 
 
-def test_who_may_not_write_is_told_in_a_line(judged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_may_not_write_is_told_in_a_line(
+    judged: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pushing, "PAUSES_S", (0.0,))
     release = release_of(judged, licence="mit")
     monkeypatch.setenv("HF_TOKEN", "hf_of_another")
     with pytest.raises(StoreError, match="the hub does not accept the token for me/tiny"):
         pushing.push_to_hub(release, "me/tiny")
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nonexistent")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     with pytest.raises(ConfigError, match="run `hf auth login`, or set HF_TOKEN"):
         pushing.push_to_hub(release, "me/tiny")
     monkeypatch.setenv("HF_TOKEN", "x")
