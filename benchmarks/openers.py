@@ -270,7 +270,7 @@ def bundle_of(task: str, format: Literal["onnx", "openvino"], work: Path) -> Pat
         if task != "sentence-embedding":
             family = FAMILIES.get(task, "bert")
             base = write_checkpoint(work / "checkpoints" / task / f"tiny-{family}", family, task)
-        fmopt.export(base, place, format=format)
+        fmopt.export(base, place, format=format, task=task)
     return place
 
 
@@ -280,7 +280,7 @@ def expected(bundle: Path, task: str) -> list[Any]:
     if task == "sentence-embedding":
         return [model(text) for text in texts]
     if task in ("text-generation", "translation"):
-        return [model(text, max_new_tokens=MOST) for text in texts]
+        return [model(text, max_new_tokens=MOST)["text"] for text in texts]
     samples = [tuple(text) if len(text) > 1 else text[0] for text in texts]
     outputs = [model.runner.run(model.preprocessor.encode([sample]).inputs) for sample in samples]
     return [np.concatenate([np.ravel(one) for one in output.values()]) for output in outputs]

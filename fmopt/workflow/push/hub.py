@@ -62,7 +62,7 @@ def _commit(api: Any, release: Release, repo: str, private: bool, revision: str,
         *(CommitOperationDelete(name, is_folder=False) for name in sorted(stale)),
     ]
     done = api.create_commit(
-        repo, operations, commit_message=f"{release.metadata.source.title}: {release.verdict}", revision=revision,
+        repo, operations, commit_message=f"{release.title}: {release.verdict}", revision=revision,
         parent_commit=api.repo_info(repo, revision=revision).sha,
     )  # fmt: skip
     return str(done.commit_url)

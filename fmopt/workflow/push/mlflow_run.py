@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fmopt.core import escaping
 from fmopt.core.errors import ConfigError, StoreError
 from fmopt.core.store import link_or_copy
 from fmopt.evaluation.record import Record, percentile, value_of
@@ -49,7 +50,7 @@ def push_to_mlflow(release: Release, *, experiment: str = "fmopt", register: str
         client = MlflowClient()
         known = client.get_experiment_by_name(experiment)
         home = known.experiment_id if known else client.create_experiment(experiment)
-        run = client.create_run(home, run_name=release.metadata.source.title, tags=_tags(release))
+        run = client.create_run(home, run_name=release.title, tags=_tags(release))
         try:
             _log(client, run.info.run_id, release)
         except BaseException as error:
@@ -85,7 +86,9 @@ def _registered(client: Any, name: str | None, where: str, run: str, release: Re
         client.get_registered_model(name)
     except MlflowException:
         client.create_registered_model(name)
-    told = release.record.summary if release.record else "exported, not judged"
+    told = (
+        escaping.markdown(release.record.summary) if release.record else "without a record"
+    )  # pages draw it as Markdown
     made = client.create_model_version(name, where, run_id=run, description=told, tags=_tags(release))
     return str(made.version)
 

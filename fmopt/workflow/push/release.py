@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fmopt.core import escaping
 from fmopt.core.errors import BundleError, ConfigError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.edge import files
@@ -35,8 +36,13 @@ class Release:
 
     @property
     def verdict(self) -> str:
-        """What the gate said, or that there was none."""
-        return self.record.verdict.outcome.value if self.record else "not judged"
+        """What the gate said, by the record or else by the manifest."""
+        return self.record.verdict.outcome.value if self.record else escaping.one_line(self.manifest["verdict"])
+
+    @property
+    def title(self) -> str:
+        """What the model is called, in one line."""
+        return escaping.one_line(self.metadata.source.title)
 
     @property
     def size_bytes(self) -> int:

@@ -25,7 +25,7 @@ from tests.conftest import TinyCheckpoint
 def bundles(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home, base = tmp_path_factory.mktemp("layouts"), tiny_checkpoint("bert", "sentence-embedding")
     made = {kind: fmopt.export(base, home / kind, format=kind) for kind in ("onnx", "openvino")}
-    made["translator"] = fmopt.export(tiny_checkpoint("t5", "translation"), home / "translator")
+    made["translator"] = fmopt.export(tiny_checkpoint("t5", "translation"), home / "translator", task="translation")
     return made | {"decoder": fmopt.export(tiny_checkpoint("gpt2", "text-generation"), home / "decoder")}
 
 

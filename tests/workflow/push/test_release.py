@@ -53,7 +53,7 @@ def test_a_card_carries_what_was_measured(judged: Path) -> None:
 
 def test_without_a_record_nothing_is_claimed(exported: Path) -> None:
     card = card_of(exported)
-    assert "Nothing: it was exported, and not judged" in card.text
+    assert "No record lies beside the bundle" in card.text
     assert card.data.eval_results is None
     assert card.data.get("base_model") is None
 
