@@ -9,7 +9,7 @@ from typing import Any
 
 from fmopt.core import escaping
 from fmopt.core.model import Artifact, CheckpointMetadata
-from fmopt.evaluation.record import Record, as_told, drop_unit, percentile, value_of
+from fmopt.evaluation.record import Record, as_displayed, drop_unit, percentile, value_of
 from fmopt.exporters.bundles.bundle_readme import readme
 from fmopt.reports.html import metrics, text_of
 from fmopt.tasks.base import find_task
@@ -56,7 +56,7 @@ def model_card(
     ).replace("Licence of the original model", "Licence")  # fmt: skip
     if stated and stated != licence:
         body += f"The model that it was made from is under {escaping.markdown(stated)}.\n"
-    told = None if record is None else as_told(record)
+    told = None if record is None else as_displayed(record)
     winner = told.winning if told else None
     measured = text_of(
         "model_card.md.j2",
@@ -72,7 +72,7 @@ def model_card(
     return f"---\n{_front_matter(metadata, artifact, manifest, record, licence, base_model)}\n---\n\n{body}{measured}"
 
 
-def licence_fields(stated: str) -> dict[str, str]:
+def licence_fields(stated: str) -> dict[str, Any]:
     """A licence as the hub's metadata has it: one of its own names, or "other" and a name."""
     plain = re.sub(r"\s+", "-", escaping.one_line(stated)).lower()
     return {"license": plain} if plain in HUB_LICENCES else {"license": "other", "license_name": plain}
@@ -87,7 +87,7 @@ def _front_matter(
     task = find_task(metadata.task)
     tag = task.name if task.pipeline_tag is None else task.pipeline_tag
     precision = str(manifest["recipe"].get("precision", "fp32"))
-    origin = {"base_model": base_model, "base_model_relation": "quantized"} if base_model else {}
+    origin: dict[str, Any] = {"base_model": base_model, "base_model_relation": "quantized"} if base_model else {}
     tags = ["fmopt", artifact.runtime, escaping.one_line(precision), escaping.one_line(metadata.model_type)]
     results = [] if record is None else _results(record, tag or task.name)
     data = ModelCardData(
