@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version as distribution_version
 from typing import Annotated
 
 import typer
@@ -17,8 +16,8 @@ import typer
 from fmopt.cli import deliver, evaluate, inspect, produce
 from fmopt.core import escaping
 from fmopt.core.errors import FmoptError
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.files import mend_streams
-from fmopt.edge.parts import EdgeError
 from fmopt.training import distributed
 
 # in the order that `fmopt --help` lists them
@@ -59,6 +58,8 @@ app = typer.Typer(
 
 def _say_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version as distribution_version
+
         print(f"fmopt {distribution_version('fmopt')}")
         raise typer.Exit
 

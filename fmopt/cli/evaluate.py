@@ -13,7 +13,6 @@ from fmopt.cli.parsing import parse_choices, parse_columns, parse_counts, parse_
 from fmopt.core import escaping
 from fmopt.core.errors import BundleError, ConfigError
 from fmopt.edge.files import json_line
-from fmopt.edge.loading import require_trusted
 
 
 def bench(
@@ -267,6 +266,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every file of a bundle against its hash, the golden items against the model, and who signed it."""
+    from fmopt.edge.loading import require_trusted
     from fmopt.exporters.bundles import bundle as bundles
 
     if not bundles.is_bundle(bundle):
