@@ -147,13 +147,17 @@ def check_tensorrt(
     raise typer.Exit(int(bool(found.faults)))
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Print the commands that bring it; none is run.")] = False,
+    as_json: Json = False,
+) -> None:
     """What is installed and usable here, and what is missing."""
     from fmopt.cli import output as cli_output
     from fmopt.cli.doctor import examine
 
     found = examine()
-    answer([line.model_dump(mode="json") for line in found], as_json, lambda: cli_output.doctor(found))
+    show = cli_output.fixes if fix else cli_output.doctor
+    answer([line.model_dump(mode="json") for line in found], as_json, lambda: show(found))
 
 
 def targets_list(as_json: Json = False) -> None:

@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.cells import cell_len
-from rich.console import Console, ConsoleDimensions
-from rich.console import Group as Stack
 from rich.live import Live
-from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from fmopt.cli.console import PlainConsole, out, show
 from fmopt.cli.doctor import Line
 from fmopt.cli.tables import STYLES, comparison_table, history_table, running_table, trial_table, verdict_panel
 from fmopt.core import escaping, formatting
@@ -44,48 +40,10 @@ from fmopt.workflow.regressions import Regressions
 from fmopt.workflow.search.plan import Plan
 
 INTERRUPTED = "fmopt: interrupted; the same command goes on where this one stopped"
-LOG_COLUMNS = 100  # of a table in a log: cells fold within so many
-NAMED = ("model", "variant", "candidate", "bundle", "target")
 SHOWN = 12  # rows of a table that --json gives in full
 
 
-class PlainConsole(Console):
-    """A console that obeys nothing in a text: neither rich's markup, nor what a terminal would take for a command."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **options)
-
-    @property
-    def size(self) -> ConsoleDimensions:
-        """A file or a pipe has no width to fit into; what reads logs shows about so many columns."""
-        return super().size if self.is_terminal else ConsoleDimensions(LOG_COLUMNS, 25)
-
-    @size.setter
-    def size(self, wanted: tuple[int, int]) -> None:
-        self._width, self._height = wanted
-
-    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
-        """Everything that is shown comes by here, cell by cell."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=escaping.terminal(segment.text))
-
-
-out = PlainConsole()
 SECONDS_BETWEEN = 10.0  # lines of progress where there is no terminal to draw a bar in
-
-
-def show(drawn: Table | Stack) -> None:
-    """Print a table, or tables and lines, whose long words go on in the next line instead of being cut."""
-    tables = [drawn] if isinstance(drawn, Table) else [one for one in drawn.renderables if isinstance(one, Table)]
-    for table in tables:
-        for column in table.columns:
-            column.overflow = "fold"
-        named = next((column for column in table.columns if column.header in NAMED), None)
-        if named is not None:  # others give way before a name is broken, where that leaves them room
-            named.min_width = max((cell_len(str(cell)) for cell in named.cells), default=1)
-            if Measurement.get(out, out.options.update(width=10**4), table).minimum > out.width:
-                named.min_width = None
-    out.print(drawn)
 
 
 class LiveProgress:
@@ -478,6 +436,18 @@ def tensorrt_check(found: Checked) -> None:
 def doctor(lines: Sequence[Line]) -> None:
     """One line per thing looked at."""
     table = Table("", "what", "detail")
+    marks = {"ok": Text("✓", "green"), "missing": Text("✗", "red"), "warning": Text("!", "yellow")}
     for line in lines:
-        table.add_row({"ok": "✓", "missing": "✗", "warning": "!"}[line.state], line.what, line.detail)
+        table.add_row(marks[line.state], line.what, line.detail)
     show(table)
+    if any(line.fix for line in lines):
+        out.print("fmopt doctor --fix prints the commands that bring what is missing")
+
+
+def fixes(lines: Sequence[Line]) -> None:
+    """Commands to copy into a shell, each with what it is for; plain and unbroken, so that they can also be piped into one."""
+    for line in lines:
+        if line.fix:
+            print(escaping.terminal("\n".join([f"# {line.what}: {line.detail}", *line.fix])))
+    if not any(line.fix for line in lines):
+        print("# nothing is missing")
