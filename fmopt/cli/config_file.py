@@ -60,7 +60,9 @@ def configured(verb: Callable[..., None], name: str, tables: Collection[str]) ->
             if one.name in values and getattr(ctx.get_parameter_source(one.name), "name", "") == "DEFAULT_MAP"
         }
         if taken:
-            said = ", ".join(f"{key} = {value}" for key, value in taken.items())
+            said = ", ".join(
+                f"{key} = {str(value).lower() if value is True else value}" for key, value in taken.items()
+            )
             print(f"from {escaping.one_line(path)}: {escaping.one_line(said)}", file=sys.stderr)
         before = _from_file.set(
             tuple(word for key, value in taken.items() for word in _words(options[key], key, value))
@@ -163,5 +165,6 @@ def _words(option: Any, key: str, value: Any) -> list[str]:
 
 
 def _is_about(message: str, key: str, value: Any) -> bool:
-    """Whether an error is about an option of the file: it names the option, or a value that is long enough to be told."""
-    return f"--{key}" in message or (isinstance(value, str) and len(value) > 2 and value in message)
+    """Whether an error is about an option of the file: it names the option, or its value in quotes or as a path."""
+    path = isinstance(value, str) and bool({".", "/"} & set(value)) and value in message
+    return f"--{key}" in message or path or (isinstance(value, str) and repr(value) in message)

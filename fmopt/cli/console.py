@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
 from rich.console import Group as Stack
 from rich.measure import Measurement
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
 
 from fmopt.core import escaping
 
@@ -42,6 +43,11 @@ class PlainConsole(Console):
 out = PlainConsole()
 
 
+def table_of(*columns: Column | str, **options: Any) -> Table:
+    """A table without frames, which a narrow terminal has no room for."""
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", **options)
+
+
 def show(drawn: Table | Stack) -> None:
     """Print a table, or tables and lines, whose long words go on in the next line instead of being cut."""
     tables = [drawn] if isinstance(drawn, Table) else [one for one in drawn.renderables if isinstance(one, Table)]
@@ -50,7 +56,11 @@ def show(drawn: Table | Stack) -> None:
             column.overflow = "fold"
         named = next((column for column in table.columns if column.header in NAMED), None)
         if named is not None:  # others give way before a name is broken, where that leaves them room
-            named.min_width = max((cell_len(str(cell)) for cell in named.cells), default=1)
+            before = named.min_width
+            named.min_width = max((cell_len(str(cell).split("\n")[0]) for cell in named.cells), default=1)
             if Measurement.get(out, out.options.update(width=10**4), table).minimum > out.width:
-                named.min_width = None
+                named.min_width = before
+        if Measurement.get(out, out.options.update(width=10**4), table).minimum > out.width:
+            for column in table.columns:  # else some would be left out
+                column.min_width, column.no_wrap = None, False
     out.print(drawn)
