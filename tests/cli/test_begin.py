@@ -69,7 +69,10 @@ def test_what_init_writes_is_all_that_optimize_needs(tmp_path: Path, monkeypatch
     assert main(["optimize", "--dry-run", "--json"]) == 0
     got = capsys.readouterr()
     assert json.loads(got.out)["candidates"]
-    assert "from fmopt.toml: model = model, data = builtin:pydoc, target = host, effort = quick" in got.err
+    assert (
+        "from fmopt.toml: model = model, target = host, data = builtin:pydoc, effort = quick, max-drop = 0.5pt"
+        in got.err
+    )
     assert not (tmp_path / "fmopt-out").exists()
 
 
