@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
 def _lead(argv: list[str] | None) -> None:
     """Run the command in the process that reads, measures and writes."""
     try:
-        app(args=argv)
+        app(args=argv, prog_name="fmopt")  # also where it is run as python -m fmopt: completion goes by the name
     finally:
         distributed.dismiss()
 

@@ -14,7 +14,6 @@ import typer
 from fmopt.cli import completion as offered
 from fmopt.cli.config_file import FILE
 from fmopt.cli.options import Json, answer
-from fmopt.cli.parsing import parse_choice
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError
 
@@ -74,7 +73,9 @@ def completion(
     shell: Annotated[str, typer.Argument(help="bash, zsh or fish.", autocompletion=offered.words(*offered.SHELLS))],
 ) -> None:
     """Print what makes a shell complete commands, options and their values; see docs/begin.md."""
-    print(offered.script(parse_choice("shell", shell, offered.SHELLS)))
+    if shell not in offered.SHELLS:
+        raise ConfigError(f"there is no completion for {shell!r}; there is for {', '.join(offered.SHELLS)}")
+    print(offered.script(shell))
 
 
 def _defaults() -> dict[str, str]:
@@ -85,22 +86,17 @@ def _defaults() -> dict[str, str]:
 
 def _asked() -> dict[str, str]:
     """What somebody answers; a wrong answer is asked for again."""
-    model = typer.prompt(
-        "1 of 5  Which model? A folder, a name on the Hugging Face hub, or a name of `fmopt try`'s kind", "minilm",
-        value_proc=check_model,
-    )  # fmt: skip
-    data = typer.prompt(
-        "2 of 5  Which data is like what it will read? A file, a folder, a hub data set, or builtin:pydoc",
-        default_data(model), value_proc=check_data,
-    )  # fmt: skip
-    target = typer.prompt(
-        "3 of 5  Which device will it run on? host is this one; `fmopt targets list` has others", "host",
-        value_proc=check_target,
-    )  # fmt: skip
-    priority = typer.prompt(
-        f"4 of 5  What matters more: {', '.join(PRIORITIES)}?", "balance", value_proc=check_priority
-    )
-    output = typer.prompt("5 of 5  Which folder should the result go to?", "fmopt-out", value_proc=check_output)
+    print("1 of 5  Which model? A folder with a checkpoint, a name on the Hugging Face hub,\n        or minilm.")
+    model = typer.prompt("        model", "minilm", value_proc=check_model)
+    print("2 of 5  Which data? Like what the model will read, with labels if there are any: a file,\n"
+          "        a folder, a data set on the hub, or builtin:pydoc (docstrings of Python).")  # fmt: skip
+    data = typer.prompt("        data", default_data(model), value_proc=check_data)
+    print("3 of 5  Which device will it run on? host is this machine; fmopt targets list has others.")
+    target = typer.prompt("        device", "host", value_proc=check_target)
+    print(f"4 of 5  What matters more: {' or '.join(PRIORITIES)}?")
+    priority = typer.prompt("        what matters", "balance", value_proc=check_priority)
+    print("5 of 5  Which folder should the result go to?")
+    output = typer.prompt("        folder", "fmopt-out", value_proc=check_output)
     return {"model": model, "data": data, "target": target, **PRIORITIES[priority], "output": output}
 
 

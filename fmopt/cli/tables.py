@@ -75,7 +75,8 @@ def verdict_panel(record: Record) -> Panel:
         got = formatting.quantity(check.got.point if check.got else None, check)
         interval = f" ({formatting.check_interval(check)})" if formatting.check_interval(check) else ""
         line = Text(f"{check.outcome.value:<10} ", style=STYLES[check.outcome])
-        line.append(f"{check.name}: {got}{interval}, limit {formatting.quantity(check.limit, check)}", style="default")
+        limit = "" if check.limit is None else f", limit {formatting.quantity(check.limit, check)}"
+        line.append(f"{check.name}: {got}{interval}{limit}", style="default")
         lines.append(line)
     lines += [Text(extra, style="yellow") for extra in (note, *record.circumstances.warnings) if extra]
     return Panel(
