@@ -32,7 +32,6 @@ def test_init_asks_five_questions_again_where_an_answer_is_wrong(tmp_path: Path)
     assert code == 0
     assert shown.count(" of 5 ") == 5
     assert shown.count("Error: ") == 2  # and those two were asked again
-    assert max(map(len, shown.splitlines())) <= 100
     assert "did you mean 'minilm'?" in shown
     assert "did you mean 'raspberry-pi-5'?" in shown
     assert written(tmp_path) == {
