@@ -146,7 +146,7 @@ def _checked(value: Any, where: str, annotation: Any, low: float | None, high: f
     if several := list in (get_origin(kind), get_origin(get_args(annotation)[0])):
         kind = get_args(kind)[0] if get_args(kind) else kind
     words, types = KINDS[kind]
-    values = value if several and isinstance(value, list) else [value]
+    values: list[Any] = value if several and isinstance(value, list) else [value]
     for one in values:
         if not isinstance(one, types) or (isinstance(one, bool) and kind is not bool):
             raise ConfigError(f"{where} is {one!r}; it is {words}{' or a list of such' if several else ''}")
