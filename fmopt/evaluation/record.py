@@ -203,7 +203,7 @@ class Record(Frozen):
         return next((trial for trial in self.everything if trial.name == name), None)
 
     def _repr_html_(self) -> str:
-        told = as_told(self)
+        told = as_displayed(self)
         rows = [
             (
                 f"{trial.name}{' (shipped)' if trial.name == self.winner else ''}\n{why_not(told, trial)}",
