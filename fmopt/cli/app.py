@@ -9,20 +9,22 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version as distribution_version
 from typing import Annotated
 
 import typer
 
-from fmopt.cli import deliver, evaluate, inspect, produce
+from fmopt.cli import begin, completion, deliver, evaluate, inspect, produce
+from fmopt.cli.config_file import configured
 from fmopt.core import escaping
 from fmopt.core.errors import FmoptError
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.files import mend_streams
-from fmopt.edge.parts import EdgeError
 from fmopt.training import distributed
 
 # in the order that `fmopt --help` lists them
 VERBS: tuple[Callable[..., None], ...] = (
+    begin.try_,
+    begin.init,
     produce.optimize,
     produce.export,
     produce.finetune,
@@ -45,9 +47,19 @@ VERBS: tuple[Callable[..., None], ...] = (
     inspect.history,
     inspect.check_tensorrt,
     inspect.doctor,
+    begin.completion,
 )
 TARGET_VERBS: tuple[Callable[..., None], ...] = (inspect.targets_list, inspect.targets_show, inspect.targets_probe)
-NAMES = {"evaluate": "eval", "check_tensorrt": "check-tensorrt"}  # what a function cannot be called
+NAMES = {"evaluate": "eval", "check_tensorrt": "check-tensorrt", "try_": "try"}  # what a function cannot be called
+CONFIGURED = (
+    "optimize",
+    "export",
+    "finetune",
+    "bench",
+    "eval",
+    "explain",
+    "check",
+)  # commands that a file has tables for
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,6 +72,8 @@ app = typer.Typer(
 
 def _say_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version as distribution_version
+
         print(f"fmopt {distribution_version('fmopt')}")
         raise typer.Exit
 
@@ -76,7 +90,8 @@ def options(
 targets_app = typer.Typer(no_args_is_help=True, help="Devices that fmopt knows, and this one.", rich_markup_mode=None)
 app.add_typer(targets_app, name="targets")
 for verb in VERBS:
-    app.command(NAMES.get(verb.__name__, verb.__name__))(verb)
+    name = NAMES.get(verb.__name__, verb.__name__)
+    app.command(name)(configured(verb, name, CONFIGURED) if name in CONFIGURED else verb)
 for verb in TARGET_VERBS:
     targets_app.command(verb.__name__.removeprefix("targets_"))(verb)
 
@@ -84,6 +99,7 @@ for verb in TARGET_VERBS:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; what fmopt can explain is one line on stderr."""
     mend_streams()
+    completion.prepare()
     # what is worth a warning is one line
     warnings.formatwarning = lambda message, *rest: f"warning: {escaping.one_line(message)}\n"
     try:
@@ -105,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
 def _lead(argv: list[str] | None) -> None:
     """Run the command in the process that reads, measures and writes."""
     try:
-        app(args=argv)
+        app(args=argv, prog_name="fmopt")  # also where it is run as python -m fmopt: completion goes by the name
     finally:
         distributed.dismiss()
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fmopt.cli.options import Json, answer
+from fmopt.cli import completion
+from fmopt.cli.options import Bundle, Json, answer
 from fmopt.cli.parsing import parse_share
 from fmopt.core import escaping
 from fmopt.core.errors import ConfigError
@@ -23,7 +24,7 @@ DESTINATIONS = {
 
 
 def sign(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    bundle: Bundle,
     key: Annotated[Path, typer.Option("--key", help="The private key (PEM, elliptic curve) to sign with.")],
     certificate: Annotated[
         Path | None, typer.Option("--certificate", help="The certificate (PEM) that was made for that key.")
@@ -45,11 +46,13 @@ def sign(
 
 
 def pack(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    bundle: Bundle,
     layout: Annotated[
         str,
         typer.Option(
-            "--for", help="optimum, onnxruntime-genai, openvino-genai, transformers.js, tei, ovms, triton or kserve."
+            "--for",
+            help="optimum, onnxruntime-genai, openvino-genai, transformers.js, tei, ovms, triton or kserve.",
+            autocompletion=completion.layouts,
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new folder.")],
@@ -69,8 +72,11 @@ def pack(
 
 
 def push(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
-    to: Annotated[str, typer.Option("--to", help="hub, folder or mlflow.")],
+    bundle: Bundle,
+    to: Annotated[
+        str,
+        typer.Option("--to", help="hub, folder or mlflow.", autocompletion=completion.words("hub", "folder", "mlflow")),
+    ],
     license_: Annotated[
         str | None, typer.Option("--license", help="Of the model, where the bundle states none: apache-2.0.")
     ] = None,
@@ -130,7 +136,10 @@ def require_fitting(to: str, given: dict[str, Any]) -> None:
 
 
 def check(
-    candidate: Annotated[Path, typer.Argument(help="A record, a folder of an optimization, or a bundle.")],
+    candidate: Annotated[
+        Path,
+        typer.Argument(help="A record, a folder of an optimization, or a bundle.", autocompletion=completion.bundles),
+    ],
     against: Annotated[Path, typer.Option("--against", help="What it is held to: another of these.")],
     max_drop: Annotated[str, typer.Option("--max-drop", help="Accuracy that may be lost: 1pt, 1%, none.")] = "1pt",
     max_slowdown: Annotated[str, typer.Option("--max-slowdown", help="How much slower: 5%, none.")] = "5%",
@@ -190,7 +199,7 @@ def check(
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    bundle: Bundle,
     host: Annotated[str, typer.Option("--host", help="Where it listens; 0.0.0.0 is everywhere.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8000,
     threads: Annotated[

@@ -8,16 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from fmopt.cli.options import Clean, Columns, Data, Json, On, Seed, Task, answer
+from fmopt.cli import completion
+from fmopt.cli.config_file import command_line
+from fmopt.cli.options import Bundle, Clean, Columns, Data, Json, On, Seed, Task, answer
 from fmopt.cli.parsing import parse_choices, parse_columns, parse_counts, parse_seconds, read_lines
 from fmopt.core import escaping
 from fmopt.core.errors import BundleError, ConfigError
 from fmopt.edge.files import json_line
-from fmopt.edge.loading import require_trusted
 
 
 def bench(
-    models: Annotated[list[str], typer.Argument(help="Bundles, or models (run on every full-precision runtime).")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Bundles, or models (run on every full-precision runtime).",
+            autocompletion=completion.models_and_bundles,
+        ),
+    ],
     batch: Annotated[str, typer.Option("--batch", help="1,8")] = "1",
     length: Annotated[str, typer.Option("--length", help="32,128")] = "128",
     threads: Annotated[str, typer.Option("--threads", help="1,2")] = "1",
@@ -25,7 +32,10 @@ def bench(
         bool, typer.Option("--matrix", help="MLPerf's scenarios over all shapes, with a page; resumes when run again.")
     ] = False,
     scenario: Annotated[
-        str | None, typer.Option("--scenario", help="--matrix: some of single-stream,offline,server.")
+        str | None,
+        typer.Option(
+            "--scenario", help="--matrix: some of single-stream,offline,server.", autocompletion=completion.scenarios
+        ),
     ] = None,
     latency_limit: Annotated[
         str | None,
@@ -83,7 +93,7 @@ def bench(
             latency_limit_ms=limit_ms,
             time_limit_s=time_limit_s,
             seed=seed,
-            command=escaping.command_line(["fmopt", *sys.argv[1:]]),
+            command=command_line(),
             progress=progress,
         )
     answer(found.model_dump(mode="json"), as_json, lambda: cli_output.matrix(found, folder))
@@ -100,18 +110,20 @@ def bench_on_board(
         raise ConfigError("--matrix is for this machine; leave it out with --on")
     if len(models) != 1:
         raise ConfigError(f"--on takes one bundle at a time; {len(models)} were named")
-    command = escaping.command_line(["fmopt", *sys.argv[1:]])
+    command = command_line()
     with cli_output.live_progress() as progress:
         found, rows = benchmark_on(on, models[0], out=folder, clean=clean, command=command, progress=progress, **shapes)
     answer(found.model_dump(mode="json"), as_json, lambda: cli_output.bench_on_board(found, rows, folder))
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model or a bundle.")],
+    model: Annotated[str, typer.Argument(help="A model or a bundle.", autocompletion=completion.models_and_bundles)],
     data: Data = None,
     task: Task = None,
     columns: Columns = None,
-    split: Annotated[str, typer.Option("--split")] = "test",
+    split: Annotated[
+        str, typer.Option("--split", autocompletion=completion.words("train", "validation", "test"))
+    ] = "test",
     batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
     seed: Seed = 0,
     as_json: Json = False,
@@ -146,7 +158,12 @@ def evaluate(
 
 
 def explain(
-    model: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or an .onnx file.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE", help="A bundle's folder, or an .onnx file.", autocompletion=completion.bundles
+        ),
+    ],
     batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
     length: Annotated[
         int | None,
@@ -168,7 +185,7 @@ def explain(
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    bundle: Bundle,
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts; a pair as two texts with --pair. Of images and audio, files.")
     ] = None,
@@ -214,7 +231,12 @@ def predict(
         str | None, typer.Option("--language", help='Whisper: of the sound ("en", "english"); else found in the sound.')
     ] = None,
     speech_task: Annotated[
-        str | None, typer.Option("--task", help='Whisper: "transcribe", or "translate" into English.')
+        str | None,
+        typer.Option(
+            "--task",
+            help='Whisper: "transcribe", or "translate" into English.',
+            autocompletion=completion.words("transcribe", "translate"),
+        ),
     ] = None,
     timestamps: Annotated[
         bool | None, typer.Option("--timestamps", help="Whisper: tell the time of every segment.")
@@ -256,7 +278,7 @@ def predict(
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    bundle: Bundle,
     key: Annotated[
         Path | None, typer.Option("--key", help="The public key (PEM) that must have signed it; see `fmopt sign`.")
     ] = None,
@@ -267,6 +289,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every file of a bundle against its hash, the golden items against the model, and who signed it."""
+    from fmopt.edge.loading import require_trusted
     from fmopt.exporters.bundles import bundle as bundles
 
     if not bundles.is_bundle(bundle):

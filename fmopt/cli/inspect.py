@@ -8,13 +8,18 @@ from typing import Annotated
 
 import typer
 
+from fmopt.cli import completion
 from fmopt.cli.options import Clean, Json, Model, On, Pickle, Task, answer, record_path
 from fmopt.core.errors import BundleError, ConfigError
 
 
 def compare(
     records: Annotated[
-        list[Path], typer.Argument(help="Two or more records (JSON), folders of an optimization, or bundles.")
+        list[Path],
+        typer.Argument(
+            help="Two or more records (JSON), folders of an optimization, or bundles.",
+            autocompletion=completion.bundles,
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -142,13 +147,17 @@ def check_tensorrt(
     raise typer.Exit(int(bool(found.faults)))
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Print the commands that bring it; none is run.")] = False,
+    as_json: Json = False,
+) -> None:
     """What is installed and usable here, and what is missing."""
     from fmopt.cli import output as cli_output
     from fmopt.cli.doctor import examine
 
     found = examine()
-    answer([line.model_dump(mode="json") for line in found], as_json, lambda: cli_output.doctor(found))
+    show = cli_output.fixes if fix else cli_output.doctor
+    answer([line.model_dump(mode="json") for line in found], as_json, lambda: show(found))
 
 
 def targets_list(as_json: Json = False) -> None:
@@ -160,7 +169,12 @@ def targets_list(as_json: Json = False) -> None:
     answer([t.model_dump(mode="json") for t in known], as_json, lambda: cli_output.targets(known))
 
 
-def targets_show(name: str, as_json: Json = False) -> None:
+def targets_show(
+    name: Annotated[
+        str, typer.Argument(help="A name of `fmopt targets list`, or a TOML file.", autocompletion=completion.targets)
+    ],
+    as_json: Json = False,
+) -> None:
     """What is known of one target."""
     from fmopt.cli import output as cli_output
     from fmopt.measurement import host_probe

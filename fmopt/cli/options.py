@@ -8,19 +8,29 @@ from typing import Annotated, Any
 
 import typer
 
+from fmopt.cli import completion
 from fmopt.edge.files import json_line
 
 Model = Annotated[
-    str, typer.Argument(help="A folder in Hugging Face format, a hub name, or an entry of models/ (minilm).")
+    str,
+    typer.Argument(
+        help="A folder in Hugging Face format, a hub name, or an entry of models/ (minilm).",
+        autocompletion=completion.models,
+    ),
 ]
+Bundle = Annotated[Path, typer.Argument(help="A bundle's folder.", autocompletion=completion.bundles)]
 Data = Annotated[
     str | None,
     typer.Option(
         "--data",
         help="csv/tsv/jsonl/parquet file, folder with one file per split, hub data set, builtin:pydoc or builtin:stdlib.",
+        autocompletion=completion.data,
     ),
 ]
-Task = Annotated[str | None, typer.Option("--task", help="Overrides the task found in the checkpoint.")]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", help="Overrides the task found in the checkpoint.", autocompletion=completion.tasks),
+]
 Columns = Annotated[str | None, typer.Option("--columns", help="Which column is what: text=sentence,label=label.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1)]
@@ -36,10 +46,15 @@ Clean = Annotated[
 ]
 
 
+EFFORTS = ("quick", "standard", "max")
+FORMATS = ("onnx", "openvino", "executorch")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 Golden = Annotated[
     str,
     typer.Option(
-        "--golden", help="Items that the bundle carries for its self-test: data, none, synthetic, or a data file."
+        "--golden",
+        help="Items that the bundle carries for its self-test: data, none, synthetic, or a data file.",
+        autocompletion=completion.words("data", "none", "synthetic"),
     ),
 ]
 

@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.cells import cell_len
-from rich.console import Console, ConsoleDimensions
-from rich.console import Group as Stack
 from rich.live import Live
-from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from fmopt.cli.console import PlainConsole, out, show, table_of
 from fmopt.cli.doctor import Line
 from fmopt.cli.tables import STYLES, comparison_table, history_table, running_table, trial_table, verdict_panel
 from fmopt.core import escaping, formatting
@@ -44,48 +40,10 @@ from fmopt.workflow.regressions import Regressions
 from fmopt.workflow.search.plan import Plan
 
 INTERRUPTED = "fmopt: interrupted; the same command goes on where this one stopped"
-LOG_COLUMNS = 100  # of a table in a log: cells fold within so many
-NAMED = ("model", "variant", "candidate", "bundle", "target")
 SHOWN = 12  # rows of a table that --json gives in full
 
 
-class PlainConsole(Console):
-    """A console that obeys nothing in a text: neither rich's markup, nor what a terminal would take for a command."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **options)
-
-    @property
-    def size(self) -> ConsoleDimensions:
-        """A file or a pipe has no width to fit into; what reads logs shows about so many columns."""
-        return super().size if self.is_terminal else ConsoleDimensions(LOG_COLUMNS, 25)
-
-    @size.setter
-    def size(self, wanted: tuple[int, int]) -> None:
-        self._width, self._height = wanted
-
-    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
-        """Everything that is shown comes by here, cell by cell."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=escaping.terminal(segment.text))
-
-
-out = PlainConsole()
 SECONDS_BETWEEN = 10.0  # lines of progress where there is no terminal to draw a bar in
-
-
-def show(drawn: Table | Stack) -> None:
-    """Print a table, or tables and lines, whose long words go on in the next line instead of being cut."""
-    tables = [drawn] if isinstance(drawn, Table) else [one for one in drawn.renderables if isinstance(one, Table)]
-    for table in tables:
-        for column in table.columns:
-            column.overflow = "fold"
-        named = next((column for column in table.columns if column.header in NAMED), None)
-        if named is not None:  # others give way before a name is broken, where that leaves them room
-            named.min_width = max((cell_len(str(cell)) for cell in named.cells), default=1)
-            if Measurement.get(out, out.options.update(width=10**4), table).minimum > out.width:
-                named.min_width = None
-    out.print(drawn)
 
 
 class LiveProgress:
@@ -216,22 +174,25 @@ def followed(looks: Iterable[Seen], page: Page, *, aside: bool) -> Seen:
 def family(speedups: Sequence[float], records: Sequence[Record], folder: Path) -> None:
     """One line per bundle of a family."""
     units = sorted({drop_unit(found) for found in records})
-    table = Table("asked for", "shipped", "p50", "speedup", f"drop, {'/'.join(units)}", "MB", "verdict", "bundle")
+    right = (
+        Column(name, justify="right", no_wrap=True) for name in ("p50", "speedup", f"drop, {'/'.join(units)}", "size")
+    )
+    table = table_of(Column("bundle", min_width=24), "asked for", *right)
     for asked, found in zip(speedups, map(as_displayed, records), strict=True):
         trial = found.winning
         assert trial is not None  # every run ships something
         drop = trial.final_drop
         table.add_row(
-            f"{asked:g}×", trial.name, formatting.milliseconds(trial.p50),
-            formatting.times(trial.speedup) if trial.speedup else "–", formatting.points(drop.point) if drop else "–",
-            f"{(trial.size_bytes or 0) / 1e6:.1f}", found.verdict.outcome.value, str(folder / f"{asked:g}x"),
+            f"{folder / f'{asked:g}x'}\n  {trial.name}: {found.verdict.outcome.value}", f"{asked:g}×",
+            formatting.milliseconds(trial.p50), formatting.times(trial.speedup), 
+            formatting.points(drop.point) if drop else formatting.MISSING, formatting.size(trial.size_bytes),
         )  # fmt: skip
     show(table)
 
 
 def plan(found: Plan) -> None:
     """Candidates in order, refusals with reasons, what it would take."""
-    table = Table("#", "candidate", "runtime", "passes", title="would be tried, in this order", title_justify="left")
+    table = table_of("#", "candidate", "runtime", "passes", title="would be tried, in this order")
     for number, recipe in enumerate((*found.baselines, *found.candidates), 1):
         table.add_row(str(number), recipe.name, recipe.runtime, " → ".join(map(str, recipe.steps)) or "as it is")
     show(table)
@@ -245,20 +206,16 @@ def plan(found: Plan) -> None:
 
 def bench(found: Sequence[tuple[str, Latency]]) -> None:
     """Percentiles per model, shape and threads; ratios against the first model of the same shape."""
-    table = Table("model", "batch", "tokens", "threads", "p50", "p90", "p99", "ratio", "samples")
+    right = (Column(name, justify="right", no_wrap=True) for name in ("p50", "p90", "p99", "ratio"))
+    table = table_of(Column("model", min_width=24), *right)
     first: dict[tuple[int, int | None, int], float] = {}
     for name, latency in found:
         p50, p90, p99 = np.percentile(latency.samples_ms, [50, 90, 99])
         base = first.setdefault((latency.batch, latency.length, latency.threads), float(p50))
         table.add_row(
-            name,
-            str(latency.batch),
-            str(latency.length or formatting.MISSING),
-            str(latency.threads),
-            *map(formatting.milliseconds, (p50, p90, p99)),
-            f"{base / p50:.2f}×",
-            str(len(latency.samples_ms)),
-        )
+            f"{name}\n  {formatting.shape(latency.batch, latency.length, latency.threads)}; {len(latency.samples_ms)} samples",
+            *map(formatting.milliseconds, (p50, p90, p99)), f"{base / p50:.2f}×",
+        )  # fmt: skip
     show(table)
 
 
@@ -277,7 +234,7 @@ def matrix(found: Benchmark, folder: Path) -> None:
     shown = view(found)
     for drawn in shown["maps"]:
         title = f"{drawn.scenario}, {drawn.threads} thread{'s' if drawn.threads != 1 else ''}"
-        table = Table("variant", title=title, title_justify="left")
+        table = table_of("variant", title=title)
         for column in drawn.columns:
             table.add_column(f"{column.place.batch} × {column.place.length or formatting.MISSING}", justify="right")
         for variant in found.variants:
@@ -297,7 +254,7 @@ def matrix(found: Benchmark, folder: Path) -> None:
 
 def metrics(rows: Sequence[dict[str, Any]]) -> None:
     """One line per metric."""
-    table = Table("metric", "value", "95 % interval", "items")
+    table = table_of("metric", "value", "95 % interval", "items")
     for row in rows:
         interval = f"{row['low']:.4f} to {row['high']:.4f}"
         table.add_row(row["metric"], f"{row['value']:.4f}", interval, str(row["items"]))
@@ -311,7 +268,7 @@ def diagnosis(found: Diagnosis) -> None:
     heading = f"{found.model}: {formatting.milliseconds(found.p50_ms)} on {formatting.runtime(found.runtime)}, {shape}"
     out.print(heading, markup=False)
     if found.findings:
-        table = Table(Column("of the time", justify="right"), "why it is not faster", "what would change it")
+        table = table_of(Column("of the time", justify="right"), "why it is not faster", "what would change it")
         for finding in found.findings:
             table.add_row(formatting.percent(finding.share), finding.text, finding.remedy)
         show(table)
@@ -332,8 +289,8 @@ def diagnosis(found: Diagnosis) -> None:
 
 
 def _kinds_table(found: Diagnosis) -> Table:
-    table = Table("operators", "of the sort", "in", *(Column(name, justify="right") for name in ("count", "ms", "share")),
-                  title="time by kind of operator", title_justify="left")  # fmt: skip
+    right = (Column(name, justify="right", no_wrap=True) for name in ("count", "ms", "share"))
+    table = table_of("operators", "of the sort", "in", *right, title="time by kind of operator")
     for kind in found.kinds[:SHOWN]:
         precision = formatting.precision(kind.precision) or formatting.MISSING
         numbers = (str(kind.operators), formatting.number(kind.ms), formatting.percent(kind.share))
@@ -346,10 +303,10 @@ def _layers_table(found: Diagnosis) -> Table:
     ceilings = ", ".join(f"{name} {gops:.0f}" for name, gops in found.roof.gops.items())
     title = f"layers under the roof: {ceilings} GOPS and {found.roof.bandwidth_gbs:.0f} GB/s, measured here"
     right = (Column(name, justify="right") for name in ("share", "operations per byte", "GOPS", "of its ceiling"))
-    table = Table("layer", "operators", "in", *right, "bound by", title=title, title_justify="left")
+    table = table_of(Column("layer", min_width=26), *right, "bound by", title=title)
     for point in found.layers[:SHOWN]:
         table.add_row(
-            point.layer, point.group, formatting.precision(point.precision) or formatting.MISSING,
+            f"{point.layer}\n  {point.group} {formatting.precision(point.precision)}".rstrip(),
             formatting.percent(point.share), formatting.number(point.intensity), formatting.number(point.gops),
             formatting.percent(point.of_roof) if point.of_roof <= 1 else "over (cached)", point.bound,
         )  # fmt: skip
@@ -397,7 +354,7 @@ def history(found: History) -> None:
 
 def trimmed(found: Trimmed) -> None:
     """What trimming a vocabulary gave."""
-    table = Table(title=str(found.folder), title_justify="left")
+    table = table_of(title=str(found.folder))
     for name in ("", "before", "after"):
         table.add_column(name, justify="right" if name else "left")
     table.add_row("tokens", f"{found.tokens_before:,}", f"{found.tokens:,}")
@@ -416,7 +373,7 @@ def facts_data(found: CheckpointMetadata) -> dict[str, Any]:
 
 def metadata(found: CheckpointMetadata) -> None:
     """What a checkpoint is."""
-    table = Table(show_header=False, title=found.source.title, title_justify="left")
+    table = table_of(show_header=False, title=found.source.title)
     labels = found.pipeline.get("labels") or []
     rows = {
         "architecture": f"{found.architecture or 'no head'} ({found.model_type})",
@@ -444,11 +401,12 @@ def _size(pipeline: Mapping[str, Any]) -> list[str]:
 
 def targets(known: Sequence[Target]) -> None:
     """One line per target."""
-    table = Table(Column("target", no_wrap=True), "device", "cores", "memory", "GB/s", "precisions", "runtimes")
+    right = (Column(name, justify="right", no_wrap=True) for name in ("cores", "memory", "GB/s"))
+    wide = (Column(name, min_width=len("onnxruntime")) for name in ("precisions", "runtimes"))
+    table = table_of("target", *right, *wide)
     for target in known:
         table.add_row(
-            target.name,
-            target.title,
+            f"{target.name}\n  {target.title}",
             str(target.cores),
             f"{target.memory_gb:g} GB",
             f"{target.bandwidth_gbs:g}" if target.bandwidth_gbs else formatting.MISSING,
@@ -460,7 +418,7 @@ def targets(known: Sequence[Target]) -> None:
 
 def target(found: Target) -> None:
     """Everything known of one target."""
-    table = Table(show_header=False, title=found.name, title_justify="left")
+    table = table_of(show_header=False, title=found.name)
     for name, value in found.model_dump(mode="json").items():
         if value not in (None, [], {}):
             table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
@@ -486,7 +444,19 @@ def tensorrt_check(found: Checked) -> None:
 
 def doctor(lines: Sequence[Line]) -> None:
     """One line per thing looked at."""
-    table = Table("", "what", "detail")
+    table = table_of("", "what", "detail")
+    marks = {"ok": Text("✓", "green"), "missing": Text("✗", "red"), "warning": Text("!", "yellow")}
     for line in lines:
-        table.add_row({"ok": "✓", "missing": "✗", "warning": "!"}[line.state], line.what, line.detail)
+        table.add_row(marks[line.state], line.what, line.detail)
     show(table)
+    if any(line.fix for line in lines):
+        out.print("fmopt doctor --fix prints the commands that bring what is missing")
+
+
+def fixes(lines: Sequence[Line]) -> None:
+    """Commands to copy into a shell, each with what it is for; plain and unbroken, so that they can also be piped into one."""
+    for line in lines:
+        if line.fix:
+            print(escaping.terminal("\n".join([f"# {line.what}: {line.detail}", *line.fix])))
+    if not any(line.fix for line in lines):
+        print("# nothing is missing")

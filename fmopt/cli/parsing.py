@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.core.errors import ConfigError
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.files import file_bytes
-from fmopt.edge.parts import EdgeError
 
 MOST = 65_536  # of items, tokens or threads of one call
 

@@ -5,13 +5,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fmopt.cli.options import Clean, Columns, Data, Golden, Json, Model, On, Pickle, Seed, Task, answer
+from fmopt.cli import completion
+from fmopt.cli.config_file import command_line
+from fmopt.cli.options import (
+    EFFORTS,
+    FORMATS,
+    PRECISIONS,
+    Clean,
+    Columns,
+    Data,
+    Golden,
+    Json,
+    Model,
+    On,
+    Pickle,
+    Seed,
+    Task,
+    answer,
+)
 from fmopt.cli.parsing import (
     parse_bytes,
     parse_choice,
@@ -28,7 +44,12 @@ from fmopt.core.errors import ConfigError
 def optimize(
     model: Model,
     target: Annotated[
-        str, typer.Option("--target", help="Device: host, or a name from `fmopt targets list`, or a TOML file.")
+        str,
+        typer.Option(
+            "--target",
+            help="Device: host, or a name from `fmopt targets list`, or a TOML file.",
+            autocompletion=completion.targets,
+        ),
     ] = "host",
     on: On = None,
     clean: Clean = False,
@@ -36,7 +57,12 @@ def optimize(
     task: Task = None,
     columns: Columns = None,
     effort: Annotated[
-        str, typer.Option("--effort", help="quick: quantize. standard: prune in one shot too. max: prune and distil.")
+        str,
+        typer.Option(
+            "--effort",
+            help="quick: quantize. standard: prune in one shot too. max: prune and distil.",
+            autocompletion=completion.words(*EFFORTS),
+        ),
     ] = "quick",
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="max: a checkpoint to learn from instead of MODEL itself.")
@@ -68,13 +94,16 @@ def optimize(
         typer.Option(
             "--workload",
             help="What is judged: single (one call after another), batch (items/s), server (--rate, --p99).",
+            autocompletion=completion.arrivals,
         ),
     ] = "single",
     batch: Annotated[int, typer.Option("--batch", min=1, help="Items of one call.")] = 1,
     length: Annotated[
         str,
         typer.Option(
-            "--length", help="from-data: the items at their own lengths. A number: a stated shape of so many tokens."
+            "--length",
+            help="from-data: the items at their own lengths. A number: a stated shape of so many tokens.",
+            autocompletion=completion.words("from-data"),
         ),
     ] = "from-data",
     also_length: Annotated[
@@ -85,7 +114,9 @@ def optimize(
     ] = False,
     rate: Annotated[float | None, typer.Option("--rate", min=0, help="server: queries per second that arrive.")] = None,
     p99: Annotated[str | None, typer.Option("--p99", help="server: 99 % are answered within this: 20ms.")] = None,
-    threads: Annotated[str, typer.Option("--threads", help="A number, or all.")] = "1",
+    threads: Annotated[
+        str, typer.Option("--threads", help="A number, or all.", autocompletion=completion.words("all"))
+    ] = "1",
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="Try this recipe (TOML) instead of the plan's candidates.")
     ] = None,
@@ -134,7 +165,7 @@ def optimize(
         data=data,
         task=task,
         columns=parse_columns(columns),
-        effort=parse_choice("effort", effort, ("quick", "standard", "max")),
+        effort=parse_choice("effort", effort, EFFORTS),
         training=workflow_request.Training(
             teacher=teacher, unlabelled=None if unlabelled is None else str(unlabelled), epochs=epochs
         ),
@@ -161,7 +192,7 @@ def optimize(
         keep_stages=keep_stages,
         golden=golden,
         items=not no_items,
-        command=escaping.command_line(["fmopt", *sys.argv[1:]]),
+        command=command_line(),
     )
     if dry_run:
         plan = workflow_optimize.plan(request)
@@ -185,9 +216,21 @@ def optimize(
 def export(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle.")],
-    format: Annotated[str, typer.Option("--format", help="onnx, openvino or executorch (.pte).")] = "onnx",
-    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = "fp32",
-    target: Annotated[str, typer.Option("--target", "-t", help="What it is for; see `fmopt targets list`.")] = "host",
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", help="onnx, openvino or executorch (.pte).", autocompletion=completion.words(*FORMATS)
+        ),
+    ] = "onnx",
+    precision: Annotated[
+        str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.", autocompletion=completion.words(*PRECISIONS))
+    ] = "fp32",
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", "-t", help="What it is for; see `fmopt targets list`.", autocompletion=completion.targets
+        ),
+    ] = "host",
     data: Data = None,
     task: Task = None,
     columns: Columns = None,
@@ -205,8 +248,8 @@ def export(
         folder = workflow_export.export(
             model,
             output,
-            format=parse_choice("format", format, ("onnx", "openvino", "executorch")),
-            precision=parse_choice("precision", precision, ("fp32", "fp16", "bf16", "int8")),
+            format=parse_choice("format", format, FORMATS),
+            precision=parse_choice("precision", precision, PRECISIONS),
             target=target,
             task=task,
             data=data,
@@ -229,7 +272,9 @@ def export(
 
 def finetune(
     model: Model,
-    data: Annotated[str, typer.Option("--data", help="Labelled data with a train split.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Labelled data with a train split.", autocompletion=completion.data)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
     task: Task = None,
     columns: Columns = None,
@@ -242,7 +287,10 @@ def finetune(
         int | None,
         typer.Option("--patience", min=0, help="Epochs without a better validation metric before it stops (2)."),
     ] = None,
-    augment: Annotated[str | None, typer.Option("--augment", help="Of images: shift,mirror.")] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option("--augment", help="Of images: shift,mirror.", autocompletion=completion.listed("shift", "mirror")),
+    ] = None,
     time_limit: Annotated[str | None, typer.Option("--time-limit", help="30m: stop then with the best so far.")] = None,
     seed: Seed = 0,
     as_json: Json = False,

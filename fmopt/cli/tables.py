@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from string import ascii_uppercase as LETTERS
 
-from rich import box
 from rich.console import Group as Stack
 from rich.markup import escape
 from rich.panel import Panel
@@ -12,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fmopt.cli.console import table_of
 from fmopt.core import formatting
 from fmopt.core.results import Outcome
 from fmopt.evaluation.comparison import Comparison
@@ -35,7 +35,7 @@ STYLES = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNDECIDED: "yellow
 def trial_table(record: Record) -> Table:
     """All variants, the shipped one first, as in the report."""
     record = as_displayed(record)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table = table_of()
     table.add_column("variant, and why not", overflow="fold", min_width=24)
     for name in ("p50", "p99", "speedup", f"drop, {drop_unit(record)}", "size"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -51,7 +51,7 @@ def trial_table(record: Record) -> Table:
             if holds
         ]
         shown = latency_of(trial)
-        ms = formatting.milliseconds(shown) + ("" if trial.latency or shown is None else " predicted")
+        ms = formatting.milliseconds(shown) + ("" if trial.latency or shown is None else "\npredicted")
         table.add_row(
             Text(trial.name + (f" ({', '.join(marks)})" if marks else "")).append(
                 f"\n  {why}" if (why := why_not(record, trial)) else "", style="not bold dim"
@@ -75,7 +75,8 @@ def verdict_panel(record: Record) -> Panel:
         got = formatting.quantity(check.got.point if check.got else None, check)
         interval = f" ({formatting.check_interval(check)})" if formatting.check_interval(check) else ""
         line = Text(f"{check.outcome.value:<10} ", style=STYLES[check.outcome])
-        line.append(f"{check.name}: {got}{interval}, limit {formatting.quantity(check.limit, check)}", style="default")
+        limit = "" if check.limit is None else f", limit {formatting.quantity(check.limit, check)}"
+        line.append(f"{check.name}: {got}{interval}{limit}", style="default")
         lines.append(line)
     lines += [Text(extra, style="yellow") for extra in (note, *record.circumstances.warnings) if extra]
     return Panel(
@@ -85,7 +86,7 @@ def verdict_panel(record: Record) -> Panel:
 
 def _drop_cell(trial: Trial) -> str:
     drop = trial.final_drop
-    return formatting.MISSING if drop is None else f"{formatting.points(drop.point)} (≤ {formatting.points(drop.high)})"
+    return formatting.MISSING if drop is None else f"{formatting.points(drop.point)}\n≤ {formatting.points(drop.high)}"
 
 
 def running_table(seen: Seen, now: float) -> Stack:
@@ -115,7 +116,7 @@ def running_table(seen: Seen, now: float) -> Stack:
 def comparison_table(found: Comparison) -> Stack:
     """One column per record; changes against the first beside the values of two, under those of more. What matters first."""
     letters, two = LETTERS[: len(found.titles)], len(found.titles) == 2
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table = table_of()
     for name in ("", *letters, *(["change"] if two else [])):
         table.add_column(name, overflow="fold", justify="right" if two and name in ("A", "B") else "left")
     matters = sum(row.matters for row in found.rows)
@@ -136,13 +137,14 @@ def comparison_table(found: Comparison) -> Stack:
 
 def history_table(group: Group) -> Stack:
     """Records of one model over time; what got worse, and what differs from the record before, under each."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table = table_of()
     table.add_column("date, and what is worse or other than before", overflow="fold", min_width=24)
-    for name in ("fmopt", "shipped", "p50", "speedup", "metric", "size", "verdict"):
-        table.add_column(name, justify="left" if name in ("fmopt", "shipped", "verdict") else "right", overflow="fold")
+    for name in ("p50", "speedup", "metric", "size"):
+        table.add_column(name, justify="right", overflow="fold")
     for entry in group.entries:
         marked = "▼ " if entry.regressed else "▽ " if entry.regressions else ""
-        words = Text(f"{marked}{day(entry.date)}", style="red" if entry.regressed else "")
+        words = Text(f"{marked}{day(entry.date)}  {entry.verdict}", style="red" if entry.regressed else "")
+        words.append(f"\n  {entry.shipped}, fmopt {entry.fmopt}", style="dim")
         for found in entry.regressions:
             why = f"; {found.explained}" if found.explained else ""
             said = f"\n  {found.what}: {found.change} against {found.than}, {day(found.date)}{why}"
@@ -153,13 +155,10 @@ def history_table(group: Group) -> Stack:
         bounds = f"\n{formatting.number(latency.low)}–{formatting.number(latency.high)}" if latency else ""
         table.add_row(
             words,
-            entry.fmopt,
-            entry.shipped,
             Text(formatting.milliseconds(latency.point if latency else None) + bounds),
             Text(f"{formatting.times(entry.speedup)}\n{formatting.times_interval(entry.speedup)}".strip()),
             Text(f"{formatting.score(entry.value)}\n{entry.metric}".strip()),
             formatting.size(entry.size_bytes),
-            entry.verdict,
         )
     return Stack(Text(group.title, style="bold"), Text(place(group)), table)
 

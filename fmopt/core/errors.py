@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fmopt.edge.parts import EdgeError
+from fmopt.edge.errors import EdgeError
 
 
 class FmoptError(Exception):

@@ -1,10 +1,11 @@
-"""Text that came from somewhere, made harmless for where it is shown: a terminal, Markdown, a command to copy.
+"""Text that came from somewhere, made harmless for where it is shown: a terminal, HTML, Markdown, a command to copy.
 
-HTML is escaped by its templates (reports/html.py).
+Whole pages are escaped by their templates (reports/html.py).
 """
 
 from __future__ import annotations
 
+import html as html_entities
 import re
 import shlex
 from collections.abc import Iterable
@@ -25,6 +26,11 @@ def terminal(text: object) -> str:
 def one_line(text: object) -> str:
     """For a line of its own: what a terminal would obey is spelled out, and every run of blanks and line breaks is one blank."""
     return printable(" ".join(str(text).split()))
+
+
+def html(text: object) -> str:
+    """For HTML, inside an element or a quoted attribute: nothing in it is a tag, an entity or the end of a quote."""
+    return html_entities.escape(printable(text))
 
 
 def markdown(text: object) -> str:

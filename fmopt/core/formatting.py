@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import math
-
-from fmopt.core.results import Check, Estimate
+from typing import Protocol
 
 MISSING = "–"
+
+
+class Interval(Protocol):
+    """A number with its bounds, as `core.results.Estimate` has them."""
+
+    @property
+    def point(self) -> float: ...  # noqa: D102
+    @property
+    def low(self) -> float: ...  # noqa: D102
+    @property
+    def high(self) -> float: ...  # noqa: D102
+
+
+class Judged(Protocol):
+    """A figure with its name and unit, as `core.results.Check` has them."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def unit(self) -> str: ...  # noqa: D102
+    @property
+    def got(self) -> Interval | None: ...  # noqa: D102
+
 
 _RUNTIMES = {
     "onnxruntime": "ONNX Runtime",
@@ -89,17 +111,17 @@ def change(before: float | None, after: float, *, bounded: bool = True) -> str:
     return f"{points(after - before, sign=True)} pt" if bounded else f"{points(after / before - 1, sign=True)} %"
 
 
-def times(estimate: Estimate | None) -> str:
+def times(estimate: Interval | None) -> str:
     """`2.11×`."""
     return MISSING if estimate is None else f"{estimate.point:.2f}×"
 
 
-def times_interval(estimate: Estimate | None) -> str:
+def times_interval(estimate: Interval | None) -> str:
     """`2.05–2.17`."""
     return "" if estimate is None else f"{estimate.low:.2f}–{estimate.high:.2f}"
 
 
-def points_interval(estimate: Estimate | None) -> str:
+def points_interval(estimate: Interval | None) -> str:
     """`−0.12 to 0.43`."""
     return "" if estimate is None else f"{points(estimate.low)} to {points(estimate.high)}"
 
@@ -131,7 +153,7 @@ def shape(batch: int, length: int | None, threads: int) -> str:
     return f"batch {batch:,}, {tokens(length)}, {threads:,} thread{'s' if threads != 1 else ''}"
 
 
-def quantity(value: float | None, check: Check) -> str:
+def quantity(value: float | None, check: Judged) -> str:
     """A figure of a check with its unit. A drop is shown in points, or in percent where the check says so."""
     if value is None:
         return MISSING
@@ -140,7 +162,7 @@ def quantity(value: float | None, check: Check) -> str:
     return f"{value:.2f}×" if check.unit == "×" else f"{number(value)} {check.unit}".strip()
 
 
-def check_interval(check: Check) -> str:
+def check_interval(check: Judged) -> str:
     """The interval of a check's figure; nothing where it has none (a file's size)."""
     got = check.got
     return "" if got is None or got.low == got.high else f"{quantity(got.low, check)} to {quantity(got.high, check)}"

@@ -61,6 +61,11 @@ def data_folder(name: str) -> Path:
     return inside if inside.is_dir() else ROOT.parent / name
 
 
+def data_names(name: str) -> tuple[str, ...]:
+    """Names of the TOML files in a `data_folder`, sorted."""
+    return tuple(sorted(path.stem for path in data_folder(name).glob("*.toml")))
+
+
 @cache
 def _own_modules(group: str) -> tuple[str, ...]:
     folder = ROOT.joinpath(*PACKAGES[group].split(".")[1:])

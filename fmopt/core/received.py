@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from fmopt.core.errors import BundleError, ConfigError, first_fault
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.files import file_bytes
-from fmopt.edge.parts import EdgeError
 
 T = TypeVar("T")
 LARGEST = 1 << 20  # bytes

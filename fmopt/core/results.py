@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
+from fmopt.core import formatting, notebook
+
 # measurement.host_probe.host_fingerprint(), also one that was received
 HostFacts = dict[str, str | int | float | list[str] | None]
 
@@ -128,6 +130,14 @@ class Verdict(Frozen):
             if worst in got:
                 return worst
         return Outcome.PASS if got else Outcome.UNMEASURED
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for check in self.checks:
+            got = formatting.quantity(None if check.got is None else check.got.point, check)
+            limit = formatting.quantity(check.limit, check)
+            rows.append((check.name, check.outcome.value, got, formatting.check_interval(check), limit, check.note))
+        return notebook.view(self.outcome.value, ("check", "", "measured", "interval", "limit", "note"), rows)
 
 
 class Parity(Frozen):

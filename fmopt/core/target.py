@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from fmopt.core.errors import ConfigError
-from fmopt.core.plugins import data_folder, did_you_mean
+from fmopt.core.plugins import data_folder, data_names, did_you_mean
 from fmopt.core.received import read_toml
 from fmopt.core.results import Frozen
 
@@ -64,7 +64,7 @@ class Target(Frozen):
 
 def target_names() -> tuple[str, ...]:
     """`host` and every shipped target."""
-    return ("host", *sorted(p.stem for p in data_folder("targets").glob("*.toml")))
+    return ("host", *data_names("targets"))
 
 
 def read_target(name: str) -> Target:

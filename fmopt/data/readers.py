@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import DataError, reading
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.files import parsed
-from fmopt.edge.parts import EdgeError
 
 Row = dict[str, Any]
 Names = Mapping[str, tuple[str, ...]]  # column → names of its label ids

@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EdgeError
 from .files import file_bytes, parsed
-from .parts import CHANGE, LARGEST_NUMBER, EdgeError, closer, present_classes
+from .parts import CHANGE, LARGEST_NUMBER, closer, present_classes
 
 Pipeline = Mapping[str, Any]
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EdgeError
 from .host import host_fingerprint, package_version, peak_memory_mb
 from .loading import judged_threads, load, read_golden, timed_call
-from .parts import EdgeError, Sample, part_of
+from .parts import Sample, part_of
 
 
 def bench(

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from .bench import bench
+from .errors import EdgeError
 from .files import file_bytes, json_line, limit_memory, mend_streams, printable
 from .host import isa_features
 from .loading import Model, isa_warnings, load, open_model, require_tried, require_trusted, self_test
 from .manifest import read_manifest, verify
-from .parts import EdgeError, Sample, part_of
+from .parts import Sample, part_of
 from .runners import open_runner, own_module
 from .text import read_sample
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .parts import EdgeError, Pipeline, Sample, cosine_distance
+from .errors import EdgeError
+from .parts import Pipeline, Sample, cosine_distance
 from .text import Batch, named_outputs
 
 POOLING = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")

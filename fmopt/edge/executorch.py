@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EdgeError, last_line, need
 from .host import ForkSafeLock
-from .parts import EdgeError, last_line, need
 
 NAME = "executorch"
 PACKAGES = "executorch torch"

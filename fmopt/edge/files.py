@@ -22,8 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .errors import EdgeError, last_line, need, shorten
 from .host import cache_folder
-from .parts import EdgeError, last_line, need, shorten
 
 LARGEST_JSON = 64 << 20  # bytes
 LARGEST_FILE = 512 << 20  # of what a user gives to a model

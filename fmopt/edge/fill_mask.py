@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .parts import EdgeError, Pipeline, Sample, moved_probability, shorten
+from .errors import EdgeError, shorten
+from .parts import Pipeline, Sample, moved_probability
 from .text import Batch, named_outputs
 
 FILLS = 5  # tokens shown for a mask, as transformers' pipeline does

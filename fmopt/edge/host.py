@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from .parts import EdgeError
+from .errors import EdgeError
 
 # CPU features that sum 8-bit products in 32 bits; a graph that needs one is served by any of them.
 INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"})

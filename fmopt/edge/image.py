@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EdgeError
 from .files import file_bytes
-from .parts import EdgeError, present_classes
+from .parts import present_classes
 
 Pipeline = Mapping[str, Any]
 MOST_PIXELS = 50_000_000  # 24-bit: 150 MB; what any camera makes is smaller

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EdgeError, last_line, shorten
 from .files import (
     file_bytes,
     is_left,
@@ -31,17 +32,7 @@ from .manifest import (
     SIGNED_WITHOUT,
     whole_manifest,
 )
-from .parts import (
-    EdgeError,
-    Pipeline,
-    Sample,
-    distance_of,
-    explained,
-    last_line,
-    like_lengths,
-    part_of,
-    shorten,
-)
+from .parts import Pipeline, Sample, distance_of, explained, like_lengths, part_of
 from .runners import RUNNERS, mixes_rows, open_runner, takes_batches
 from .text import open_preprocessor, postprocess, present, read_sample
 

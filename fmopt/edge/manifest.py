@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .errors import EdgeError, last_line, shorten
 from .files import (
     SHA256,
     damage_of,
@@ -19,12 +20,7 @@ from .files import (
     read_inside,
     strangers,
 )
-from .parts import (
-    EdgeError,
-    check_pipeline,
-    last_line,
-    shorten,
-)
+from .parts import check_pipeline
 
 FORMAT = "fmopt-bundle-1"
 

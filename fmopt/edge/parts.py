@@ -1,4 +1,4 @@
-"""What knows the samples and answers of a task: the parts of a bundle, found by their names; and how errors are said.
+"""What knows the samples and answers of a task: the parts of a bundle, found by their names.
 
 Words used in this folder. A *sample* is what the user has: a text, a pair of texts, a list of words or of items, or the bytes of
 an image or audio file. A *prediction* is what is judged (a vector, logits, an answer); `present` makes it readable. A
@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .errors import EdgeError, last_line, shorten
 
 Sample = str | tuple[str, str] | list[str] | bytes
 Pipeline = Mapping[str, Any]
@@ -94,6 +96,7 @@ COMMON = (
     "__init__",
     "bench",
     "command",
+    "errors",
     "files",
     "host",
     "loading",
@@ -118,10 +121,6 @@ OWN_RUNTIMES = ("tensorrt", "executorch")  # runtimes with a module of their own
 # Batches: enough rows that what a call costs beside its arithmetic is shared, few enough that activations stay in a core's cache.
 TOKENS = 256
 PADDING = 0.1  # at most this share of a batch is padding
-
-
-class EdgeError(Exception):
-    """Something that can be explained in one line: what, where, and the way out."""
 
 
 def check_pipeline(pipeline: Mapping[str, Any]) -> None:
@@ -282,26 +281,6 @@ def explained(where: object = "") -> Iterator[None]:
         reason = last_line(error)
         said = reason if reason == type(error).__name__ else f"{type(error).__name__}: {reason}"
         raise EdgeError(f"{where or 'it'} cannot be used: {said}") from error
-
-
-def need(module: str, package: str) -> Any:
-    """A module that may not be installed; EdgeError names the package that has it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise EdgeError(f"{package} is not installed here; pip install {package}") from error
-
-
-def last_line(error: BaseException) -> str:
-    """The telling line of a library's error: the last, without addresses of its source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shorten(lines[-1] if lines else type(error).__name__, 300)
-
-
-def shorten(value: Any, most: int = 60) -> str:
-    """A value as text of at most so many characters."""
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def present_classes(pipeline: Pipeline, logits: np.ndarray) -> dict[str, Any]:

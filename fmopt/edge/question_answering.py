@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .parts import EdgeError, Pipeline, Sample
+from .errors import EdgeError
+from .parts import Pipeline, Sample
 from .text import Batch, Preprocessor, as_pair, named_outputs
 
 PAIRS = True  # every sample is a pair of texts

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EdgeError
 from .files import parsed
-from .parts import EdgeError
 
 Pipeline = Mapping[str, Any]
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EdgeError, last_line, need
 from .host import ForkSafeLock, PerProcess, some_home
-from .parts import OWN_RUNTIMES, EdgeError, last_line, load_part, need
+from .parts import OWN_RUNTIMES, load_part
 
 APPENDS = "fmopt.appends"  # metadata of a graph whose cache may lie in buffers with room for more
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EdgeError
 from .files import parsed
-from .parts import EdgeError
 
 Pipeline = Mapping[str, Any]
 SEED = 0  # of noise, when the caller names none

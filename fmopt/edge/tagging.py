@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .parts import EdgeError, Pipeline, Sample, shorten
+from .errors import EdgeError, shorten
+from .parts import Pipeline, Sample
 from .text import Batch, Preprocessor, named_outputs, softmax
 
 WORDS = True  # a text is read as it stands, a list word by word

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EdgeError, need
 from .host import ForkSafeLock, cache_folder, writable_by_others
 from .manifest import read_manifest, sha256_file
-from .parts import EdgeError, need
 
 NAME = "tensorrt"
 PACKAGES = "tensorrt cuda-python"

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EdgeError, shorten
 from .host import ForkSafeLock
-from .parts import EdgeError, Pipeline, Sample, explained, like_lengths, part_of, shorten
+from .parts import Pipeline, Sample, explained, like_lengths, part_of
 from .tokenizer_file import open_tokenizer
 
 LONG = 32  # a text of more characters than this for each token that is read is cut before it is tokenized

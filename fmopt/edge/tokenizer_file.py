@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .errors import EdgeError, need
 from .files import is_left, leave, marker_of, parsed, tried_apart
-from .parts import LARGEST_NUMBER, EdgeError, explained, need
+from .parts import LARGEST_NUMBER, explained
 
 
 def open_tokenizer(path: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import computed_field
 
-from fmopt.core import formatting
+from fmopt.core import formatting, notebook
 from fmopt.core.errors import ConfigError
 from fmopt.core.results import Estimate, Frozen, Latency, Scores
 from fmopt.evaluation import bootstrap
@@ -56,6 +56,12 @@ class Comparison(Frozen):
     titles: list[str]  # of A, B, …
     rows: list[Difference]
     caveats: list[str]
+
+    def _repr_html_(self) -> str:
+        letters = LETTERS[: len(self.titles)]
+        rows = [(row.what, *(f"{cell.shown}\n{cell.change}".strip() for cell in row.cells)) for row in self.rows]
+        named = [f"{letter}: {title}" for letter, title in zip(letters, self.titles, strict=True)]
+        return notebook.view("comparison", ("", *letters), rows, [*named, *self.caveats])
 
 
 def compare(a: Record | str | Path, b: Record | str | Path, *more: Record | str | Path) -> Comparison:

@@ -12,8 +12,9 @@ import numpy as np
 from fmopt.core import images
 from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata, Runner
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.loading import run_batch
-from fmopt.edge.parts import EdgeError, Pipeline, Sample
+from fmopt.edge.parts import Pipeline, Sample
 from fmopt.edge.text import Preprocessor, postprocess
 from fmopt.tasks.base import Item, Task
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
 
-from fmopt.core import formatting
+from fmopt.core import formatting, notebook
 from fmopt.core.errors import BundleError
 from fmopt.core.received import record_bytes
 from fmopt.core.results import (
@@ -201,6 +201,23 @@ class Record(Frozen):
     def find(self, name: str) -> Trial | None:
         """The trial of that name."""
         return next((trial for trial in self.everything if trial.name == name), None)
+
+    def _repr_html_(self) -> str:
+        told = as_displayed(self)
+        rows = [
+            (
+                f"{trial.name}{' (shipped)' if trial.name == self.winner else ''}\n{why_not(told, trial)}",
+                formatting.milliseconds(latency_of(trial))
+                + ("" if trial.latency or trial.predicted_ms is None else " predicted"),
+                formatting.times(trial.speedup),
+                formatting.MISSING if trial.final_drop is None else formatting.points(trial.final_drop.point),
+                formatting.size(trial.size_bytes),
+            )
+            for trial in ordered(told)
+        ]
+        title = f"{self.model.get('title', 'model')} on {self.target.title}"
+        columns = ("variant, and why not", "p50", "speedup", f"drop, {drop_unit(self)}", "size")
+        return notebook.view(title, columns, rows, [self.summary]) + told.verdict._repr_html_()
 
     def save(self, path: Path) -> Path:
         """Write as JSON; the file is whole or not there. A folder gets `record.json`. StoreError when it cannot."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.model import CheckpointMetadata
-from fmopt.edge.parts import EdgeError
+from fmopt.edge.errors import EdgeError
 from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.tokenizer import FILES, NO_LIMIT, own_tokenizer
 from fmopt.models.sentence_transformers import is_reranker

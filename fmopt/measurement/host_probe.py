@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from fmopt.core.errors import StoreError
 from fmopt.core.results import Frozen
 from fmopt.core.target import Precision, Target, read_target
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.host import cache_folder, writable_by_others
-from fmopt.edge.parts import EdgeError
 
 # What kernels of the runtimes ask for; /proc/cpuinfo's names on the right where they differ from ours.
 ISA_X86 = {

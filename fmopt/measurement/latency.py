@@ -154,7 +154,9 @@ def _serve_in_fresh_process(request: Mapping[str, Any]) -> dict[str, float]:
     if done.returncode:
         words = done.stderr.strip().splitlines()
         said = (
-            words[-1].removeprefix("fmopt.edge.parts.EdgeError: ") if words else f"it ended with code {done.returncode}"
+            words[-1].removeprefix("fmopt.edge.errors.EdgeError: ")
+            if words
+            else f"it ended with code {done.returncode}"
         )
         raise UnmeasuredError(f"a fresh process could not serve {request['path']}: {said}")
     return json.loads(done.stdout.strip().splitlines()[-1])

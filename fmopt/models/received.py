@@ -13,7 +13,7 @@ from typing import Any
 
 from fmopt.core.errors import CheckpointError
 from fmopt.edge import files
-from fmopt.edge.parts import EdgeError, shorten
+from fmopt.edge.errors import EdgeError, shorten
 
 READ = (".json", ".txt", ".model", ".safetensors", ".bin", ".jinja")  # ends of the names of what libraries read
 LARGEST = {".json": 64 << 20, ".txt": 64 << 20, ".model": 64 << 20, ".jinja": 1 << 20}  # bytes

@@ -61,7 +61,7 @@ def path_of(text: str) -> Path:
 
 def known_models() -> tuple[str, ...]:
     """Names of the entries of `models/`."""
-    return tuple(sorted(path.stem for path in plugins.data_folder("models").glob("*.toml")))
+    return plugins.data_names("models")
 
 
 def _from_entry(name: str, path: Path) -> ModelSource:

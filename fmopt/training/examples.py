@@ -13,7 +13,8 @@ import numpy as np
 from fmopt.core import images
 from fmopt.core.errors import ConfigError, DataError
 from fmopt.core.model import CheckpointMetadata
-from fmopt.edge.parts import EdgeError, Sample
+from fmopt.edge.errors import EdgeError
+from fmopt.edge.parts import Sample
 from fmopt.edge.text import Batch, Preprocessor
 from fmopt.tasks.automatic_speech_recognition import words_of
 from fmopt.tasks.base import Item, Output, Unseen, all_tasks, find_task, output_of

@@ -37,7 +37,7 @@ from fmopt.workflow.search.ablation import waterfall
 from fmopt.workflow.search.followups import fallback_to_mixed_precision, prune_to_budget
 from fmopt.workflow.search.partial_record import so_far
 from fmopt.workflow.search.plan import Plan
-from fmopt.workflow.search.run import Run, primary, speedup, time_ratio
+from fmopt.workflow.search.run import Job, Run, primary, speedup, time_ratio
 from fmopt.workflow.search.selection import answers, choose, drop_limit, fastest_baseline, score_candidates
 
 if TYPE_CHECKING:
@@ -114,7 +114,12 @@ def plan(model: Model | Request, **asked: Unpack[Asked]) -> Plan:
 
 def optimize_request(request: Request, progress: Progress | None = None) -> Record:
     """Find, prove and bundle the fastest variant that keeps its accuracy; resumes what `request.out` holds already."""
-    job = prepare(request)
+    return carry_out(prepare(request), progress)
+
+
+def carry_out(job: Job, progress: Progress | None = None) -> Record:
+    """Do what was prepared; resumes what the request's folder holds already."""
+    request = job.request
     needed = job.plan.estimates.disk_gb - job.plan.estimates.optional_gb
     require_room(request.out, request.stages_folder, needed * 1e9)
     with (

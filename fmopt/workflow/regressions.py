@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from fmopt.core import notebook
 from fmopt.core.results import Check, Estimate, Frozen, Outcome, Verdict
 from fmopt.edge import parts
 from fmopt.evaluation.bootstrap import paired_drop
@@ -22,6 +23,7 @@ from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import Record, value_of
 from fmopt.evaluation.record_view import RecordView, read_view
 from fmopt.exporters.bundles import bundle
+from fmopt.reports.check_reports import in_words
 
 MACHINE = ("cpu", "cores", "isa")  # what two timings must share to be held against each other
 
@@ -42,6 +44,11 @@ class Regressions(Frozen):
     reference: str
     verdict: Verdict
     caveats: list[str]
+
+    def _repr_html_(self) -> str:
+        rows = [(one.name, one.outcome.value, in_words(one)) for one in self.verdict.checks]
+        held = f"B: {self.candidate}, held to A: {self.reference}"
+        return notebook.view(self.verdict.outcome.value, ("check", "", ""), rows, [held, *self.caveats])
 
 
 def check(

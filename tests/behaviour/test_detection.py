@@ -13,7 +13,7 @@ from PIL import Image
 
 import fmopt
 from fmopt.data.datasets import load_data
-from fmopt.edge.parts import EdgeError
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.text import open_preprocessor
 from fmopt.models import checkpoint
 from fmopt.models.families.base import parts

@@ -14,7 +14,7 @@ import pytest
 import torch
 import typer
 
-from fmopt.cli.app import app
+from fmopt.cli.app import app, main
 from fmopt.core.recipe import Step
 from fmopt.core.target import read_target
 from fmopt.passes.base import Context
@@ -85,3 +85,21 @@ def test_the_tables_of_openers_are_those_of_the_runs(monkeypatch: pytest.MonkeyP
     for page, made in ((openers.DOCS, openers.table(rows)), (openers.README, openers.short_table(rows))):
         assert made in page.read_text("utf8"), f"run benchmarks/openers.py: {page.name} is of another run"
     assert [row for row in rows if row.get("difference", 0) > 1e-3 or row.get("texts_that_differ", 0) > 2] == []
+
+
+def test_the_first_minutes_as_their_page_tells_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands that need no terminal and no minute, and its example of a file."""
+    page = (ROOT / "docs" / "begin.md").read_text("utf8")
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    lines = [
+        words for found, words in commands() if found.name == "begin.md" and words[0] in ("init", "optimize", "doctor")
+    ]
+    assert ["init", "--yes"] in lines
+    assert ["doctor", "--fix"] in lines
+    monkeypatch.chdir(tmp_path)
+    for words in lines:
+        assert main(words) == 0, words
+    (tmp_path / "fmopt.toml").write_text(example)
+    assert main(["optimize", "--dry-run"]) == 0
+    for shell in re.findall(r"fmopt completion (\w+)", page):
+        assert main(["completion", shell]) == 0

@@ -20,7 +20,8 @@ import pytest
 from fmopt.core import plugins
 from fmopt.core.model import Artifact, Graph
 from fmopt.edge import host, loading
-from fmopt.edge.parts import EdgeError, like_lengths
+from fmopt.edge.errors import EdgeError
+from fmopt.edge.parts import like_lengths
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import to_onnx
 from fmopt.models import checkpoint

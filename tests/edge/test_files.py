@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models
 
 from fmopt.core import escaping
 from fmopt.edge import files, tokenizer_file
-from fmopt.edge.parts import EdgeError
+from fmopt.edge.errors import EdgeError
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ import transformers
 
 from fmopt.core.audio import wav_file
 from fmopt.core.errors import CheckpointError, DataError
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.generation import usual
 from fmopt.edge.loading import Model
-from fmopt.edge.parts import EdgeError
 from fmopt.edge.text import open_preprocessor
 from fmopt.edge.whisper import Question, heard
 from fmopt.models import checkpoint

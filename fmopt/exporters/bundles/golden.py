@@ -17,7 +17,8 @@ from fmopt.core import plugins
 from fmopt.core.errors import FmoptError
 from fmopt.core.model import Artifact, CheckpointMetadata
 from fmopt.edge import loading, parts
-from fmopt.edge.parts import EdgeError, Sample
+from fmopt.edge.errors import EdgeError
+from fmopt.edge.parts import Sample
 from fmopt.edge.text import open_preprocessor
 
 MARGIN = 5

@@ -11,7 +11,7 @@ from pathlib import Path
 from fmopt.core.errors import BundleError, ConfigError, reading
 from fmopt.edge import files
 from fmopt.edge import manifest as edge_manifest
-from fmopt.edge.parts import EdgeError
+from fmopt.edge.errors import EdgeError
 
 
 def sign_bundle(folder: Path, *, key: Path, certificate: Path | None = None, chain: Sequence[Path] = ()) -> Path:

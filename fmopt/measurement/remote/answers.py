@@ -7,8 +7,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fmopt.core.errors import BoardError, first_fault
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.files import parsed
-from fmopt.edge.parts import EdgeError
 
 T = TypeVar("T")
 LARGEST = 64 << 20  # bytes of one answer

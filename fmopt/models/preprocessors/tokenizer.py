@@ -13,7 +13,7 @@ from typing import Any
 
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER
-from fmopt.edge.parts import EdgeError
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.edge.tokenizer_file import open_tokenizer, require_tokenizer
 from fmopt.models.checkpoint_files import CheckpointFiles

@@ -14,7 +14,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from fmopt.core.errors import BundleError, ConfigError
 from fmopt.edge import loading
 from fmopt.edge import manifest as edge_manifest
-from fmopt.edge.parts import EdgeError
+from fmopt.edge.errors import EdgeError
 from fmopt.exporters.bundles import bundle
 from fmopt.exporters.bundles.signing import sign_bundle
 from tests.exporters.bundles.test_bundle import Write, _own_cache, edit_manifest, write  # noqa: F401
