@@ -28,7 +28,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benc
 def commands() -> Iterator[tuple[Path, list[str]]]:
     """Every `fmopt …` line of a shell block, without its comment."""
     for page in PAGES:
-        for block in re.findall(r"```(?:bash)?\n(.*?)```", page.read_text("utf8"), re.DOTALL):
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text("utf8"), re.DOTALL | re.MULTILINE)
+        for block in (text for language, text in blocks if language in ("", "bash")):
             for line in block.replace("\\\n", " ").splitlines():
                 for part in line.split("&&"):
                     words = shlex.split(part, comments=True) if part.strip().startswith("fmopt ") else []
