@@ -24,7 +24,7 @@ from fmopt.core.plugins import did_you_mean
 FILE = "fmopt.toml"
 # A folder that somebody sent may bring a file along; what lets files run code is only for who types it.
 TYPED_ONLY = ("allow-pickle", "config", "json")
-KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
+KINDS: dict[type, tuple[str, Any]] = {
     bool: ("true or false", (bool,)),
     int: ("a whole number", (int,)),
     float: ("a number", (int, float)),

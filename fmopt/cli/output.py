@@ -302,7 +302,7 @@ def _layers_table(found: Diagnosis) -> Table:
     assert found.roof is not None
     ceilings = ", ".join(f"{name} {gops:.0f}" for name, gops in found.roof.gops.items())
     title = f"layers under the roof: {ceilings} GOPS and {found.roof.bandwidth_gbs:.0f} GB/s, measured here"
-    right = (Column(name, justify="right") for name in ("share", "operations per byte", "GOPS", "of its ceiling"))
+    right = (Column(name, justify="right") for name in ("share", "operations\nper byte", "GOPS", "of its\nceiling"))
     table = table_of(Column("layer", min_width=26), *right, "bound by", title=title)
     for point in found.layers[:SHOWN]:
         table.add_row(
