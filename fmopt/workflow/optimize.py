@@ -79,9 +79,10 @@ def optimize(
         seed: decides every draw.
         options: tokenizer or processor (what reads a live network's samples), columns (the data's column for each role), on
             ("ssh://user@host": variants are timed on that board) and clean (leave nothing there), time_limit_s (seconds after
-            which no further candidate is begun), fresh (forget finished stages), keep_stages, allow_pickle,
-            max_calibration_memory (bytes), golden (what the bundle's self-test holds: "data", "none", "synthetic", or a data
-            file), items (whether record and report show items of the data), command (how the record says that it was asked for).
+            which no further candidate is begun), store (a folder, file:// or s3:// URL of stages that several runs share), fresh
+            (forget finished stages of `out`), keep_stages, allow_pickle, max_calibration_memory (bytes), golden (what the
+            bundle's self-test holds: "data", "none", "synthetic", or a data file), items (whether record and report show items
+            of the data), command (how the record says that it was asked for).
 
     Returns the `Record` of all measurements, which is in `out`/record.json too. Raises ConfigError, CheckpointError, DataError or
     PlanError before any work when something cannot be as it is asked for; BoardError, StoreError or ParityError later.
@@ -142,6 +143,8 @@ def carry_out(job: Job, progress: Progress | None = None) -> Record:
         steps = ablation_steps(run, winner, reference)
         record = make_record(run, winner, reference, verdict, steps)
         publish(run, record, winner)
+        if shared := shared_line(run):
+            notes.say(shared)
         if request.stages is None:  # else its family goes on with them
             drop_stages(request, notes)
     run.progress.stop()
@@ -187,6 +190,14 @@ def optimize_family(
         ]
         drop_stages(request, progress or Silent())
         return records
+
+
+def shared_line(run: Run) -> str:
+    """How much of a run others had made already; empty where it shares nothing."""
+    store = run.store
+    if store.shared is None:
+        return ""
+    return f"{len(store.fetched)} stages were taken from {store.shared.url}, {len(store.made)} were made here"
 
 
 def drop_stages(request: Request, progress: Progress) -> None:

@@ -19,6 +19,7 @@ from fmopt.core.model import (
 )
 from fmopt.core.progress import Progress
 from fmopt.core.recipe import checked, read_recipe
+from fmopt.core.shared_stages import SharedStages
 from fmopt.core.store import Store
 from fmopt.core.target import Target
 from fmopt.core.workload import Workload
@@ -149,13 +150,14 @@ def check_training(request: Request, metadata: CheckpointMetadata) -> None:
 def start(job: Job, progress: Progress) -> Run:
     """Open the store and gather what all candidates share."""
     request = job.request
+    shared = None if request.store is None else SharedStages(request.store, progress.say)
     items = job.task.items(job.data.split("calibration"), job.metadata)[: CALIBRATION_ITEMS[request.effort]]
     limit = request.time_limit_s
     deadline = None if limit is None else time.monotonic() + limit
     builder = Builder(
         metadata=job.metadata,
         target=job.target,
-        store=Store(request.stages_folder, progress.say),
+        store=Store(request.stages_folder, progress.say, shared),
         preprocessor=open_preprocessor(job.metadata.folder, dict(job.metadata.pipeline)),
         calibration=[item.sample for item in items],
         calibration_digest=f"{job.data.digest}:{len(items)}",
