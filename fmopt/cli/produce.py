@@ -131,6 +131,13 @@ def optimize(
     family: Annotated[
         str | None, typer.Option("--family", help="2x,4x,8x: a bundle for each speedup, in OUT/2x and so on.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            help="Build, score and time on Ray's nodes: ray://HOST:PORT, auto, or local:N (docs/cluster.md).",
+        ),
+    ] = None,
     store: Annotated[
         str | None,
         typer.Option(
@@ -191,6 +198,7 @@ def optimize(
         time_limit_s=None if time_limit is None else parse_seconds(time_limit),
         seed=seed,
         out=output,
+        cluster=cluster,
         store=store,
         fresh=fresh,
         allow_pickle=allow_pickle,

@@ -65,9 +65,19 @@ class Store:
         if self.has(name, key):
             return place
         with disk_errors(place):
-            if not self._fetched(place, key):
+            if not self._fetched(place, _key_digest(key)):
                 self._make(place, key, make)
         self._known().update({digest: place / path for path, digest in seals.sealed(place).items()})
+        return place
+
+    def bring(self, stage: str, key_sha256: str) -> Path:
+        """The shared stage of that name, whose `key.json` has that sha256. StoreError where there is none."""
+        place = self.root / stage
+        if seals.reusable(place, self.say) and file_digest(place / KEY) == key_sha256:
+            return place
+        with disk_errors(place):
+            if not self._fetched(place, key_sha256):
+                raise StoreError(f"{stage} is not in the store that all nodes share; run the same command again")
         return place
 
     def value(self, name: str, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
@@ -101,16 +111,16 @@ class Store:
             self.made.append(place.name)
             first = self.shared is None or self.shared.publish(place.name, work)
             # Where another writer was first its stage is taken: two makings may differ in a byte, and all go on from the same.
-            if first or not self._fetched(place, key):
+            if first or not self._fetched(place, _key_digest(key)):
                 self._share(work)
                 work.rename(place)
 
-    def _fetched(self, place: Path, key: Mapping[str, Any]) -> bool:
+    def _fetched(self, place: Path, key_sha256: str) -> bool:
         """Whether the stage was among the shared ones; then it is here now, checked and sealed."""
         if self.shared is None:
             return False
         with self._unfinished() as work:
-            if not self.shared.fetch(place.name, KEY, hashlib.sha256(_written(key).encode()).hexdigest(), work):
+            if not self.shared.fetch(place.name, KEY, key_sha256, work):
                 return False
             seals.seal(work)
             self._share(work)
@@ -156,6 +166,10 @@ class Store:
 
 def _written(key: Mapping[str, Any]) -> str:
     return json.dumps(key, indent=1, sort_keys=True, default=str)
+
+
+def _key_digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_written(key).encode()).hexdigest()
 
 
 def content_key(name: str, key: Mapping[str, Any]) -> str:
