@@ -70,8 +70,7 @@ def cluster_target(
 def connect(address: str) -> None:
     """Join or start the cluster. ConfigError for what is no address, ClusterError for one where no cluster is."""
     wanted = parse(address)
-    # Ray asks for a quarter of all cores' time before it says a word; and it must not wrap what fmopt prints.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # GPUs stay visible to tasks that ask Ray for none
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     try:
         import ray
