@@ -5,10 +5,10 @@ Ray is imported here and in the files beside it only, for those who ask for a cl
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fmopt.measurement import host_probe
 from fmopt.workflow.cluster import node
 from fmopt.workflow.cluster.clock import ClusterBackend
 from fmopt.workflow.cluster.executor import RayExecutor
+from fmopt.workflow.cluster.lease import Node
 from fmopt.workflow.disk import SHARED
 
 LABEL = "fmopt.target"  # of nodes that stand for a named target
@@ -25,19 +26,6 @@ SAME = ("cpu", "arch", "isa", "cores")  # of a fingerprint: two machines with th
 PROBE_S = 180.0  # a node imports torch to say what it is
 CONNECT_S = 10.0
 LOCAL_STORE_BYTES = 200 << 20  # of Ray's own object store: what is large goes by the store of stages
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node, as it says of itself."""
-
-    id: str
-    address: str
-    cpus: int
-    labels: dict[str, str]
-    host: dict[str, Any]
-    versions: dict[str, str]
-    machine: str  # the same for nodes on one machine
 
 
 def cluster_target(
@@ -62,7 +50,9 @@ def cluster_target(
             url = str((stages / SHARED).absolute())
         executor = RayExecutor(tuple(fit), url)
     except BaseException:
-        disconnect()
+        import ray
+
+        ray.shutdown()
         raise
     return found, ClusterBackend(executor), executor
 
@@ -76,7 +66,7 @@ def connect(address: str) -> None:
         import ray
     except ImportError as error:
         raise ConfigError("--cluster needs Ray: pip install 'fmopt[cluster]'") from error
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     try:
         if isinstance(wanted, int):
             ray.init(
@@ -90,20 +80,13 @@ def connect(address: str) -> None:
             ray.init(address="auto", **quiet)
         else:
             reachable(wanted)
-            ray.init(address=f"ray://{wanted}", log_to_driver=False, logging_level="ERROR")
+            ray.init(address=f"ray://{wanted}", log_to_driver=False, logging_level=logging.ERROR)
     except (ConfigError, ClusterError):
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         how = "ray start --head" if wanted == "auto" else "the same version of Ray and of Python there as here"
         raise ClusterError(f"--cluster {address} cannot be used ({first}); what it needs: {how}") from error
-
-
-def disconnect() -> None:
-    """Leave the cluster; one that was started for this run ends."""
-    import ray
-
-    ray.shutdown()
 
 
 def parse(address: str) -> int | str:

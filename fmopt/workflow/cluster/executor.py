@@ -5,21 +5,21 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fmopt.core.errors import ClusterError, FmoptError, PassError, StoreError
 from fmopt.core.model import Artifact, file_digest
 from fmopt.core.store import KEY, link_or_copy
 from fmopt.measurement.backends import HostBackend
 from fmopt.workflow.cluster import node
+from fmopt.workflow.cluster.lease import Node, leased
 from fmopt.workflow.cluster.node import Order, Outcome, Sent, Stage
+from fmopt.workflow.cluster.ray_words import parted
 from fmopt.workflow.search.executor import Build, Here, Task
 from fmopt.workflow.search.network_timer import priced
 from fmopt.workflow.search.run import Run
-
-if TYPE_CHECKING:
-    from fmopt.workflow.cluster.connect import Node
 
 RETRIES = 3  # of a task whose worker or node died
 PATIENCE_S = 15.0  # between two looks whether nodes are still there
@@ -35,6 +35,7 @@ class RayExecutor:
         self._run: Run | None = None
         self._order: Any = None
         self._pending: dict[str, Any] = {}
+        self._open = ExitStack()
 
     @property
     def host(self) -> dict[str, Any]:
@@ -46,6 +47,7 @@ class RayExecutor:
         import ray
 
         self._run = run
+        self._open.enter_context(parted(self.say))
         checkpoint = run.store.folder("given", {"checkpoint": run.job.metadata.digest}, self._copy_checkpoint)
         job = replace(run.job, clock=HostBackend(), executor=Here())
         left = None if run.deadline is None else time.time() + run.deadline - time.monotonic()
@@ -81,9 +83,10 @@ class RayExecutor:
 
     def close(self) -> None:
         """What nobody waits for any more is given up."""
-        from fmopt.workflow.cluster.connect import disconnect
+        import ray
 
-        disconnect()
+        ray.shutdown()
+        self._open.close()
 
     def usable(self) -> list[Node]:
         """Nodes that are alive and have room. ClusterError when none is."""
@@ -111,8 +114,6 @@ class RayExecutor:
     def alone(self, what: Callable[..., Outcome], *arguments: Any) -> Any:
         """What a function of `node` gives on a machine of which all CPUs are leased, those of every node on it, so that nothing
         else of this cluster runs beside it. Another machine is taken where one is lost; ClusterError after `RETRIES`."""
-        from fmopt.workflow.cluster.lease import leased
-
         for _ in range(RETRIES + 1):
             with leased(self.usable(), self.usable, PATIENCE_S) as call:
                 outcome = call(what, self._order, *arguments)

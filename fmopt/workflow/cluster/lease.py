@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from fmopt.workflow.cluster.connect import Node
-    from fmopt.workflow.cluster.node import Outcome
+from fmopt.workflow.cluster.node import Outcome
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node, as it says of itself."""
+
+    id: str
+    address: str
+    cpus: int
+    labels: dict[str, str]
+    host: dict[str, Any]
+    versions: dict[str, str]
+    machine: str  # the same for nodes on one machine
 
 
 @contextmanager

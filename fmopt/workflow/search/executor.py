@@ -39,7 +39,9 @@ Task: TypeAlias = Build | Predict
 class Executor(Protocol):
     """Where candidates are built and scored."""
 
-    store: str | None  # what must be shared with where they are made; None: nothing
+    @property
+    def store(self) -> str | None:
+        """What must be shared with where they are made; None: nothing."""
 
     @property
     def host(self) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class Executor(Protocol):
 class Here:
     """This process, when it comes to it."""
 
-    store = None
+    store: str | None = None
 
     @property
     def host(self) -> dict[str, Any]:

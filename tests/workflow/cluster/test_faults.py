@@ -55,13 +55,13 @@ def cluster(monkeypatch):
     made.shutdown()
 
 
-def test_workers_and_a_node_that_die(alone, cluster, tiny_checkpoint, labelled, tmp_path):  # noqa: F811
+def test_workers_and_a_node_that_die(alone, cluster, tiny_checkpoint, labelled, tmp_path, capfd):  # noqa: F811
     killer, lines, out = Killer("work", "time_in_turn"), Lines(), tmp_path / "out"
     say = lines.say
 
     def remove_a_node(text: str) -> None:
         say(text)
-        if text.startswith("a node was lost") and cluster.extra:
+        if text.startswith("a node was lost") and len(cluster.extra) == 2:
             cluster.remove_node(cluster.extra.pop(), allow_graceful=False)
 
     lines.say = remove_a_node
@@ -73,6 +73,8 @@ def test_workers_and_a_node_that_die(alone, cluster, tiny_checkpoint, labelled, 
     finally:
         killer.over.set()
     assert killer.killed == ["work", "time_in_turn"]
+    assert "a worker died at its task, which begins anew" in lines.said
+    assert capfd.readouterr().out == ""  # where a command's answer belongs
     assert len(cluster.extra) == 1
     assert_made_by_others(lines)
     before, after = contents(alone[0]), contents(out)
