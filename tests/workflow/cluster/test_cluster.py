@@ -48,15 +48,23 @@ def assert_made_by_others(lines: Lines) -> None:
     assert int(taken.split()[0]) >= 8, taken
 
 
+def assert_same_bytes(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> None:
+    """Every artifact is the same; so is every graph and prediction that both have: what was slower by that run's clock, and so
+    was not scored, may be another one."""
+    assert {name for name in after if name.startswith("artifact-")} == {
+        name for name in before if name.startswith("artifact-")
+    }
+    both = set(before) & set(after)
+    assert len(both) >= 6
+    assert {name: after[name] for name in both} == {name: before[name] for name in both}
+
+
 def test_two_workers_come_to_the_same_as_none(alone, tiny_checkpoint, labelled, tmp_path):  # noqa: F811
     out, lines = tmp_path / "out", Lines()
     asked = request(tiny_checkpoint("bert", "text-classification"), labelled, out, cluster="local:2")
     record = optimize_request(asked, lines)
     assert_made_by_others(lines)
-    before, after = contents(alone[0]), contents(out)
-    assert any(name.startswith("artifact-") for name in after)
-    assert after == {name: files for name, files in before.items() if name in after}
-    assert {t.name: t.drop for t in record.trials} == {t.name: t.drop for t in alone[1].trials}
+    assert_same_bytes(contents(alone[0]), contents(out))
     assert record.circumstances.host == alone[1].circumstances.host
     assert not (out / "stages" / "shared").exists()
 
