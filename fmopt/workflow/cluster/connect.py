@@ -85,8 +85,10 @@ def connect(address: str) -> None:
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        how = "ray start --head" if wanted == "auto" else "the same version of Ray and of Python there as here"
-        raise ClusterError(f"--cluster {address} cannot be used ({first}); what it needs: {how}") from error
+        raise ClusterError(
+            f"--cluster {address} cannot be used ({first}); is one started (ray start --head), of the same versions of Ray and "
+            "Python, and RAY_AUTH_MODE=token set where it asks for its token?"
+        ) from error
 
 
 def parse(address: str) -> int | str:
