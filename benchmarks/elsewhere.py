@@ -51,8 +51,9 @@ def _pack(asked: argparse.Namespace) -> None:
     from fmopt.core import progress
     from fmopt.core.workload import Workload
     from fmopt.workflow import request as workflow_request
-    from fmopt.workflow.prepare import prepare, start
+    from fmopt.workflow.prepare import prepare
     from fmopt.workflow.search.network_timer import RecipeTimer
+    from fmopt.workflow.start import start
 
     request = workflow_request.Request(
         model=asked.checkpoint, data=asked.data, effort="max", workload=Workload(length=128), recipe=asked.recipe,

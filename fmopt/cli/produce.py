@@ -131,6 +131,20 @@ def optimize(
     family: Annotated[
         str | None, typer.Option("--family", help="2x,4x,8x: a bundle for each speedup, in OUT/2x and so on.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            help="Build, score and time on Ray's nodes: ray://HOST:PORT, auto, or local:N (docs/cluster.md).",
+        ),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            help="Stages shared by several runs: a folder, file:///FOLDER or s3://BUCKET/PREFIX (docs/cluster.md).",
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget finished stages in the output folder.")] = False,
     keep_stages: Annotated[
         bool, typer.Option("--keep-stages", help="Also those that nothing reads once the bundle is written.")
@@ -184,6 +198,8 @@ def optimize(
         time_limit_s=None if time_limit is None else parse_seconds(time_limit),
         seed=seed,
         out=output,
+        cluster=cluster,
+        store=store,
         fresh=fresh,
         allow_pickle=allow_pickle,
         max_calibration_memory=parse_bytes(max_calibration_memory),

@@ -10,6 +10,7 @@ FmoptError              anything below; the command prints it in one line, witho
 ├── BundleError         a bundle is damaged, or not a bundle
 ├── StoreError          a folder cannot be written, or is not ours
 ├── BoardError          a device at the end of an ssh line cannot be reached, or cannot be used as it is
+├── ClusterError        a cluster cannot be reached, or was lost
 └── UnmeasuredError     something asked for could not be measured here (exit code 4)
 
 A message says what, where, and the way out.
@@ -64,6 +65,10 @@ class StoreError(FmoptError):
 
 class BoardError(FmoptError):
     """A device at the end of an ssh line cannot be reached, or cannot be used as it is."""
+
+
+class ClusterError(FmoptError):
+    """A cluster cannot be reached, or was lost."""
 
 
 class UnmeasuredError(FmoptError):

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from fmopt.core import seals
 from fmopt.core.errors import FmoptError, StoreError
 from fmopt.core.model import file_digest
+from fmopt.core.shared_stages import SharedStages
 
 MARKER = ".fmopt"  # says that a folder is ours
 LOCK = ".fmopt.lock"
@@ -36,10 +37,17 @@ _VALUE = "value.json"
 
 
 class Store:
-    """Finished stages of one output folder; `say` gets one line for each that is made again because it is damaged."""
+    """Finished stages of one output folder; `say` gets one line for each that is made again because it is damaged.
 
-    def __init__(self, root: Path, say: Callable[[str], object] = lambda line: None) -> None:
-        self.root, self.say = root, say
+    With `shared`, a stage that is not here is taken from there, and one that was made here is left there too.
+    """
+
+    def __init__(
+        self, root: Path, say: Callable[[str], object] = lambda line: None, shared: SharedStages | None = None
+    ) -> None:
+        self.root, self.say, self.shared = root, say, shared
+        self.made: list[str] = []  # names of the stages that this run made
+        self.fetched: list[str] = []  # and of those that it took from the shared ones
         root.mkdir(parents=True, exist_ok=True, mode=0o755)
         seals.require_own(root, OTHER_FOLDER)
         for pattern in (f"{_UNFINISHED}*", "*.part"):  # of a killed run; the folder's lock says that nobody uses it
@@ -57,17 +65,19 @@ class Store:
         if self.has(name, key):
             return place
         with disk_errors(place):
-            work = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{os.getpid()}-", dir=self.root))
-            try:
-                with disk_errors(work):  # while what was written is still there, and the disk as full as it was
-                    make(work)
-                    (work / KEY).write_text(_written(key))
-                    seals.seal(work)
-                    self._share(work)
-                    work.rename(place)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+            if not self._fetched(place, _key_digest(key)):
+                self._make(place, key, make)
         self._known().update({digest: place / path for path, digest in seals.sealed(place).items()})
+        return place
+
+    def bring(self, stage: str, key_sha256: str) -> Path:
+        """The shared stage of that name, whose `key.json` has that sha256. StoreError where there is none."""
+        place = self.root / stage
+        if seals.reusable(place, self.say) and file_digest(place / KEY) == key_sha256:
+            return place
+        with disk_errors(place):
+            if not self._fetched(place, key_sha256):
+                raise StoreError(f"{stage} is not in the store that all nodes share; run the same command again")
         return place
 
     def value(self, name: str, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
@@ -92,6 +102,40 @@ class Store:
         self.say(f"{place.name} is made again: it holds another stage")
         seals.remove(place)
         return False
+
+    def _make(self, place: Path, key: Mapping[str, Any], make: Callable[[Path], object]) -> None:
+        with self._unfinished() as work, disk_errors(work):  # while what was written is there, and the disk as full
+            make(work)
+            (work / KEY).write_text(_written(key))
+            seals.seal(work)
+            self.made.append(place.name)
+            first = self.shared is None or self.shared.publish(place.name, work)
+            # Where another writer was first its stage is taken: two makings may differ in a byte, and all go on from the same.
+            if first or not self._fetched(place, _key_digest(key)):
+                self._share(work)
+                work.rename(place)
+
+    def _fetched(self, place: Path, key_sha256: str) -> bool:
+        """Whether the stage was among the shared ones; then it is here now, checked and sealed."""
+        if self.shared is None:
+            return False
+        with self._unfinished() as work:
+            if not self.shared.fetch(place.name, KEY, key_sha256, work):
+                return False
+            seals.seal(work)
+            self._share(work)
+            work.rename(place)
+        self.fetched.append(place.name)
+        return True
+
+    @contextmanager
+    def _unfinished(self) -> Iterator[Path]:
+        """A folder to fill, gone when the block ends unless it was renamed."""
+        work = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{os.getpid()}-", dir=self.root))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
     def _known(self) -> dict[str, Path]:
         """A file of each content that finished stages say they have."""
@@ -122,6 +166,10 @@ class Store:
 
 def _written(key: Mapping[str, Any]) -> str:
     return json.dumps(key, indent=1, sort_keys=True, default=str)
+
+
+def _key_digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_written(key).encode()).hexdigest()
 
 
 def content_key(name: str, key: Mapping[str, Any]) -> str:

@@ -31,6 +31,18 @@ def rank() -> int:
     return int(os.environ.get("RANK", "").strip() or 0) if world() > 1 else 0
 
 
+def require_told_of_each_other() -> None:
+    """ConfigError where `accelerate launch --cpu` promised several processes and told none of the others: it sets where they
+    would meet, and neither how many they are nor which one this is, so that each would run the whole command by itself."""
+    on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")
+    meet = "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ
+    if on_cpus and meet and not os.environ.get("WORLD_SIZE"):
+        raise ConfigError(
+            "accelerate launch --cpu starts processes that do not know of each other, so that each would run this whole "
+            "command; start them with torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint HOST:29500"
+        )
+
+
 def follows() -> bool:
     """Whether this process only trains along."""
     return rank() > 0

@@ -18,6 +18,7 @@ from fmopt.reports.run_status import FOLDER as RUNNING
 from fmopt.workflow.search.builder import CHECKPOINT
 
 STAGES = "stages"
+SHARED = "shared"  # folder, among a run's stages, of what the nodes of this machine share while it lasts
 # Stages that others were made of, and that nothing reads once these are there: graphs on the way to what a runtime opens,
 # networks that were only timed, what a teacher said.
 ON_THE_WAY = ("graph-", "program-", "timed-", "teacher-")
@@ -67,6 +68,11 @@ def drop_on_the_way(stages: Path) -> int:
         if folder.name.startswith(ON_THE_WAY) and not any(folder.glob(f"{CHECKPOINT}-*")):
             remove(folder)
     return before - disk_bytes(stages)
+
+
+def drop_shared(stages: Path) -> None:
+    """Remove what nodes of this machine shared: the run has all of it in its own stages."""
+    shutil.rmtree(stages / SHARED, ignore_errors=True)
 
 
 def disk_bytes(folder: Path) -> int:

@@ -27,18 +27,20 @@ from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import AblationStep, Record, endless, value_of
 from fmopt.measurement.roofline import findings
 from fmopt.reports.run_status import noted
-from fmopt.workflow.disk import drop_on_the_way, require_room
+from fmopt.workflow.disk import drop_on_the_way, drop_shared, require_room
 from fmopt.workflow.invariance import answers_alone, invariance_check, other_ways, worst_scores
-from fmopt.workflow.prepare import prepare, start
+from fmopt.workflow.prepare import prepare
 from fmopt.workflow.publish import make_record, publish
 from fmopt.workflow.request import Asked, Effort, Request, RunOptions, Training, make_request
 from fmopt.workflow.search import trials, under_load
 from fmopt.workflow.search.ablation import waterfall
+from fmopt.workflow.search.executor import Build
 from fmopt.workflow.search.followups import fallback_to_mixed_precision, prune_to_budget
 from fmopt.workflow.search.partial_record import so_far
 from fmopt.workflow.search.plan import Plan
 from fmopt.workflow.search.run import Job, Run, primary, speedup, time_ratio
 from fmopt.workflow.search.selection import answers, choose, drop_limit, fastest_baseline, score_candidates
+from fmopt.workflow.start import start
 
 if TYPE_CHECKING:
     from fmopt.workflow.given import Data, Model
@@ -79,9 +81,10 @@ def optimize(
         seed: decides every draw.
         options: tokenizer or processor (what reads a live network's samples), columns (the data's column for each role), on
             ("ssh://user@host": variants are timed on that board) and clean (leave nothing there), time_limit_s (seconds after
-            which no further candidate is begun), fresh (forget finished stages), keep_stages, allow_pickle,
-            max_calibration_memory (bytes), golden (what the bundle's self-test holds: "data", "none", "synthetic", or a data
-            file), items (whether record and report show items of the data), command (how the record says that it was asked for).
+            which no further candidate is begun), store (a folder, file:// or s3:// URL of stages that several runs share), fresh
+            (forget finished stages of `out`), keep_stages, allow_pickle, max_calibration_memory (bytes), golden (what the
+            bundle's self-test holds: "data", "none", "synthetic", or a data file), items (whether record and report show items
+            of the data), command (how the record says that it was asked for).
 
     Returns the `Record` of all measurements, which is in `out`/record.json too. Raises ConfigError, CheckpointError, DataError or
     PlanError before any work when something cannot be as it is asked for; BoardError, StoreError or ParityError later.
@@ -109,7 +112,9 @@ def plan(model: Model | Request, **asked: Unpack[Asked]) -> Plan:
     >>> [recipe.name for recipe in found.baselines][:2]
     ['torch-fp32', 'onnxruntime-fp32']
     """
-    return prepare(make_request(model, asked)).plan
+    job = prepare(make_request(model, asked))
+    with closing(job.executor), closing(job.clock):
+        return job.plan
 
 
 def optimize_request(request: Request, progress: Progress | None = None) -> Record:
@@ -123,12 +128,14 @@ def carry_out(job: Job, progress: Progress | None = None) -> Record:
     needed = job.plan.estimates.disk_gb - job.plan.estimates.optional_gb
     require_room(request.out, request.stages_folder, needed * 1e9)
     with (
+        closing(job.executor),
         closing(job.clock),
         own_folder(request.out, fresh=request.fresh),
         noted(request.out, progress or Silent(), job.plan.estimates.minutes) as notes,
         disk_errors(request.stages_folder),
     ):
         run = start(job, notes)
+        job.executor.begin(run)
         run.on_change, notes.so_far = notes.changed, so_far(run)
         build_all(run, job.plan.baselines)
         build_all(run, job.plan.candidates)
@@ -142,6 +149,9 @@ def carry_out(job: Job, progress: Progress | None = None) -> Record:
         steps = ablation_steps(run, winner, reference)
         record = make_record(run, winner, reference, verdict, steps)
         publish(run, record, winner)
+        if shared := shared_line(run):
+            notes.say(shared)
+        drop_shared(request.stages_folder)
         if request.stages is None:  # else its family goes on with them
             drop_stages(request, notes)
     run.progress.stop()
@@ -189,6 +199,14 @@ def optimize_family(
         return records
 
 
+def shared_line(run: Run) -> str:
+    """How much of a run others had made already; empty where it shares nothing."""
+    store = run.store
+    if store.shared is None:
+        return ""
+    return f"{len(store.fetched)} stages were taken from {store.shared.url}, {len(store.made)} were made here"
+
+
 def drop_stages(request: Request, progress: Progress) -> None:
     """Give back the disk of stages that nothing reads any more, unless they are to be kept."""
     if request.keep_stages:
@@ -202,6 +220,7 @@ def drop_stages(request: Request, progress: Progress) -> None:
 
 def build_all(run: Run, recipes: Sequence[Recipe]) -> None:
     """Make every recipe's artifact, or its reason why not."""
+    run.executor.ahead([Build(recipe) for recipe in recipes])
     for number, recipe in enumerate(recipes, 1):
         run.progress.start(f"building {recipe.name} ({number} of {len(recipes)})", 1)
         trials.build(run, recipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,7 @@ from fmopt.core.model import (
     static_shape,
     takes_length,
 )
-from fmopt.core.progress import Progress
 from fmopt.core.recipe import checked, read_recipe
-from fmopt.core.store import Store
 from fmopt.core.target import Target
 from fmopt.core.workload import Workload
 from fmopt.data.datasets import load_data
@@ -35,12 +32,11 @@ from fmopt.models.source import resolve
 from fmopt.tasks.base import find_task
 from fmopt.workflow.label_names import with_labels
 from fmopt.workflow.request import Request, Training
-from fmopt.workflow.search.builder import Builder
+from fmopt.workflow.search.executor import Executor, Here
 from fmopt.workflow.search.plan import make_plan
-from fmopt.workflow.search.run import Job, Run
+from fmopt.workflow.search.run import Job
 
 HISTOGRAM_ITEMS = 1024  # whose lengths say for which ones to compile
-CALIBRATION_ITEMS = {"quick": 300, "standard": 1024, "max": 1024}  # second-order scores want more than ranges do
 
 
 def prepare(request: Request) -> Job:
@@ -56,7 +52,8 @@ def prepare(request: Request) -> Job:
             f"{source.title} has no default data; give some with --data (texts of your application, labels if you "
             "have them): calibration and judgement on made-up text would mean nothing"
         )
-    target, clock = device(request, metadata)
+    target, clock, executor = device(request, metadata)
+    request = request.model_copy(update={"store": request.store or executor.store})
     if target.kind == "browser":
         browser_files.check(metadata.pipeline)
     data = load_data(spec, task, metadata, columns=request.columns, seed=request.seed)
@@ -74,7 +71,7 @@ def prepare(request: Request) -> Job:
         metadata, target, effort=request.effort, recipe=recipe, shape=shape, buckets=buckets, texts=texts,
         training=request.training,
     )  # fmt: skip
-    return Job(request, metadata, task, target, data, plan, clock)
+    return Job(request, metadata, task, target, data, plan, clock, executor)
 
 
 def fitting(workload: Workload, metadata: CheckpointMetadata) -> Workload:
@@ -126,13 +123,20 @@ def length_options(
     return {"buckets": found, "rows": rows, "pad": {name: pad[name] for name in pipeline["inputs"] if name in pad}}
 
 
-def device(request: Request, metadata: CheckpointMetadata) -> tuple[Target, TimingBackend]:
-    """What is optimized for, and the clock that stands there: on a board where one is named, else here."""
+def device(request: Request, metadata: CheckpointMetadata) -> tuple[Target, TimingBackend, Executor]:
+    """What is optimized for, the clock that stands there (on a board or a cluster where one is named, else here), and where
+    candidates are built and scored."""
+    if request.clean and request.on is None:
+        raise ConfigError("--clean goes with --on; add it, or leave --clean out")
+    if request.cluster is not None:
+        from fmopt.workflow.cluster.connect import cluster_target  # Ray: only for those who ask for it
+
+        if request.on is not None:
+            raise ConfigError("--cluster and --on both say where candidates are timed; leave one out")
+        return cluster_target(request.cluster, request.target, request.store, request.stages_folder)
     if request.on is None:
-        if request.clean:
-            raise ConfigError("--clean goes with --on; add it, or leave --clean out")
-        return host_probe.load_target(request.target), HostBackend()
-    return board_target(request.on, request.target, metadata, clean=request.clean)
+        return host_probe.load_target(request.target), HostBackend(), Here()
+    return *board_target(request.on, request.target, metadata, clean=request.clean), Here()
 
 
 def check_training(request: Request, metadata: CheckpointMetadata) -> None:
@@ -144,52 +148,3 @@ def check_training(request: Request, metadata: CheckpointMetadata) -> None:
         raise ConfigError(f"there is no file {training.unlabelled}; --unlabelled takes one with a text on each line")
     if training.teacher is not None:
         checkpoint.inspect(resolve(training.teacher), metadata.task)
-
-
-def start(job: Job, progress: Progress) -> Run:
-    """Open the store and gather what all candidates share."""
-    request = job.request
-    items = job.task.items(job.data.split("calibration"), job.metadata)[: CALIBRATION_ITEMS[request.effort]]
-    limit = request.time_limit_s
-    deadline = None if limit is None else time.monotonic() + limit
-    builder = Builder(
-        metadata=job.metadata,
-        target=job.target,
-        store=Store(request.stages_folder, progress.say),
-        preprocessor=open_preprocessor(job.metadata.folder, dict(job.metadata.pipeline)),
-        calibration=[item.sample for item in items],
-        calibration_digest=f"{job.data.digest}:{len(items)}",
-        seed=request.seed,
-        memory_cap_bytes=request.max_calibration_memory,
-        progress=progress,
-        train=job.data.splits.get("train", ()),
-        workload=request.workload,
-        deadline=deadline,
-    )
-    run = Run(job, builder, progress, deadline)
-    if job.clock.note:
-        run.warnings.append(job.clock.note)
-    if uncovered := longer_than_compiled(job, builder):
-        run.warnings.append(uncovered)
-    if "tensorrt" in job.target.runtimes and not job.target.present:
-        run.warnings.append(
-            f"{job.target.title} is not here: accuracy is that of the graphs that TensorRT builds from, computed by ONNX "
-            "Runtime and rounded after every operator in half precision; no engine was built, and no speed measured"
-        )
-    return run
-
-
-def longer_than_compiled(job: Job, builder: Builder) -> str:
-    """A line where items are longer than every length that a recipe compiles for; else empty."""
-    listed = [recipe.options["buckets"] for recipe in job.plan.candidates if recipe.options.get("buckets")]
-    if not listed:
-        return ""
-    longest = min(max(buckets) for buckets in listed)
-    sizes = latency.item_sizes(builder.preprocessor, builder.calibration)
-    longer = sum(size > longest for size in sizes)
-    return (
-        f"{longer} of {len(sizes)} calibration items are longer than the {longest} tokens that OpenVINO is compiled for; such "
-        "items run on dynamic shapes, which takes longer"
-        if longer
-        else ""
-    )

@@ -48,6 +48,8 @@ class RunOptions(ReadingOptions, total=False):
     on: str | None  # ssh://… of the board that it is for and timed on
     clean: bool  # leave nothing there
     time_limit_s: float | None
+    cluster: str | None  # ray://HOST:PORT, auto or local:N: where candidates are built, scored and timed
+    store: str | None  # a folder, file:// or s3:// URL of stages that several runs share
     fresh: bool  # forget finished stages
     keep_stages: bool  # also those that nothing reads once the bundle is written
     max_calibration_memory: int  # bytes
@@ -91,6 +93,8 @@ class Request(Frozen):
     seed: int = 0
     out: Path = Path("fmopt-out")
     stages: Path | None = None  # where finished stages are kept; None: in `out`
+    cluster: str | None = None  # ray://HOST:PORT, auto or local:N: where candidates are built, scored and timed
+    store: str | None = None  # a folder, file:// or s3:// URL of stages that several runs share
     fresh: bool = False
     keep_stages: bool = False  # also those that nothing reads once the bundle is written
     allow_pickle: bool = False

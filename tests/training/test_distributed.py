@@ -93,3 +93,22 @@ def test_an_environment_without_whole_numbers_means_one_process(
     monkeypatch.setenv("WORLD_SIZE", size)
     monkeypatch.setenv("RANK", place)
     assert (distributed.world(), distributed.rank()) == found
+
+
+def test_jobs_that_accelerate_does_not_tell_of_each_other_are_refused():
+    """`accelerate launch --cpu --num_machines 2` used to run the whole command once on each machine, in silence."""
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_machines",
+        "2",
+        "--num_processes",
+        "2",
+    ]
+    meet = ["--machine_rank", "0", "--main_process_ip", "127.0.0.1", "--main_process_port", "29511"]
+    got = run(*launch, *meet, "-m", "fmopt", "targets", "list")
+    assert "fmopt: accelerate launch --cpu starts processes that do not know of each other" in got.stderr
+    assert "returned non-zero exit status 2" in got.stderr
+    assert "raspberry-pi-5" not in got.stdout

@@ -24,6 +24,7 @@ from fmopt.measurement.backends import HostBackend, TimingBackend
 from fmopt.tasks.base import Item, Task
 from fmopt.workflow.request import Request
 from fmopt.workflow.search.builder import Builder, tool_versions
+from fmopt.workflow.search.executor import Executor, Here
 from fmopt.workflow.search.plan import Plan
 
 VALIDATION_ROWS = 600  # selection needs less certainty than judgement; the test split is used whole
@@ -40,6 +41,7 @@ class Job:
     data: Dataset
     plan: Plan
     clock: TimingBackend = field(default_factory=HostBackend)
+    executor: Executor = field(default_factory=Here)
 
     @property
     def candidates(self) -> set[str]:
@@ -61,6 +63,9 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     timings: list[dict[str, Latency]] = field(default_factory=list)  # of every run of the clock, by variant
+    of_networks: set[str] = field(
+        default_factory=set
+    )  # variants built of a network that was there, not of the checkpoint
     on_change: Callable[[], object] = lambda: None  # called when a trial is new or another one now
 
     @property
@@ -72,6 +77,11 @@ class Run:
     def clock(self) -> TimingBackend:
         """What times its variants."""
         return self.job.clock
+
+    @property
+    def executor(self) -> Executor:
+        """Where its variants are built and scored."""
+        return self.job.executor
 
     def clock_versions(self) -> dict[str, Any]:
         """What a timing depends on besides: our own tools, and the runtimes where the clock stands."""

@@ -16,6 +16,7 @@ from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import value_of
 from fmopt.workflow.search import run as search_run
 from fmopt.workflow.search import trials
+from fmopt.workflow.search.executor import Predict
 from fmopt.workflow.search.run import Run, by_speed, primary
 
 NEAR = 1.02  # variants this close are one for choosing; both are scored
@@ -54,6 +55,7 @@ def score_candidates(run: Run, reference: str) -> None:
     )
     limit = drop_limit(run, reference)
     passed: str | None = None
+    run.executor.ahead([Predict(run.recipes[name], "validation") for name in by_speed(run) if name != reference])
     for name in by_speed(run):
         if name == reference:
             continue

@@ -31,6 +31,7 @@ from fmopt.measurement.backends import Work, measured
 from fmopt.measurement.roofline import efficiency
 from fmopt.models.structure import LayerMetadata
 from fmopt.workflow.search.builder import plain_steps, tool_versions
+from fmopt.workflow.search.executor import Build, Predict
 from fmopt.workflow.search.run import Run, line
 
 TOGETHER = 16  # texts of like length that full precision predicts at once
@@ -43,6 +44,8 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
     those that follow are done, to it.
     """
     run.recipes[recipe.name] = recipe
+    if network is not None:
+        run.of_networks.add(recipe.name)
     begun = time.monotonic()
     try:
         if run.out_of_time():
@@ -52,6 +55,8 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
         steps = recipe.steps if network is None else recipe.steps[plain_steps(recipe.steps) :]
         with explained(f"{recipe.name} cannot be built"):
             asked = recipe.model_copy(update={"steps": steps})
+            if network is None:
+                run.executor.finish(Build(recipe))
             artifact = builder.artifact(asked)
             parity = None if recipe.runtime == "torch" else builder.parity(steps, asked)
             layers = LayerMetadata() if recipe.runtime == "torch" else builder.layer_metadata(steps, asked)
@@ -280,8 +285,13 @@ def predictions(
         "pipeline": pipeline,
         "batch": usual,
         **(another if batch or length else {}),
+        **{
+            name: run.executor.host[name] for name in ("arch", "isa")
+        },  # kernels of other instruction sets round differently
         **tool_versions(),
     }
+    if name not in run.of_networks and not run.store.has("predictions", key):
+        run.executor.finish(Predict(run.recipes[name], split, most, batch, length))
 
     def make(folder: Path) -> None:
         how = f" in batches of {batch}" if batch else f" padded to {length} tokens" if length else ""
