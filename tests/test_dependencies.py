@@ -25,6 +25,7 @@ IMPORTED_BY_OTHERS = {
     "pyopenssl": "model-signing, which does not declare it",
     "sqlalchemy": "mlflow, where its store is a file",
     "alembic": "mlflow, where its store is a file",
+    "s3fs": "fsspec, for s3:// addresses",
     "fmopt": "its own extras",
 }
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -33,7 +34,9 @@ EXTRAS = (
     "mlflow",
     "openvino-genai",
     "python",
+    "s3",
     "serve",
+    "server",
     "sign",
 )  # of other packages and of our own, which pyproject.toml asks for
 PINNED_FOR = {

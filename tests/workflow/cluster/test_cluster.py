@@ -55,7 +55,7 @@ def assert_same_bytes(before: dict[str, dict[str, str]], after: dict[str, dict[s
         name for name in before if name.startswith("artifact-")
     }
     both = set(before) & set(after)
-    assert len(both) >= 6
+    assert len(both) >= 4  # three artifacts, and what one of them predicts at least
     assert {name: after[name] for name in both} == {name: before[name] for name in both}
 
 
