@@ -1,4 +1,4 @@
-"""Repetitions that `make test` leaves out and `make test-all` runs: the same test of one more family.
+"""What `make test` leaves out and `make test-all` runs: the same test of one more family, and what takes minutes.
 
 Every family keeps its own comparison with transformers (tests/exporters/test_to_onnx.py, tests/models/families, tests/behaviour);
 what is left out here is each a network more that is traced, which takes ten seconds whatever its size.
@@ -46,6 +46,9 @@ LEFT_OUT = {
     "tests/exporters/test_half_precision.py::test_int8_for_tensorrt_is_symmetric_and_equals_torch": ("modernbert",),
 }  # fmt: skip
 
+# whole tests: workers and a node of a cluster are killed while they work, which takes as long as everything on a cluster does
+MINUTES = ("tests/workflow/cluster/test_faults.py::test_workers_and_a_node_that_die",)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--extended` for all of them."""
@@ -56,5 +59,5 @@ def without_repetitions(config: pytest.Config, items: list[pytest.Item]) -> list
     """The items that are to run; a test that is named on the command line runs whatever is said here."""
     if config.getoption("--extended") or any("::" in argument for argument in config.args):
         return items
-    left_out = {f"{name}[{case}]" for name, cases in LEFT_OUT.items() for case in cases}
+    left_out = {*MINUTES, *(f"{name}[{case}]" for name, cases in LEFT_OUT.items() for case in cases)}
     return [item for item in items if item.nodeid not in left_out]
