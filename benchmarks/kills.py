@@ -1,9 +1,6 @@
-"""Kill, damage and starve optimizations, and look at what came of them: nothing may be lost or believed wrongly.
+"""Kill, damage and starve optimizations of a tiny model, and look at what came of them: nothing may be lost or believed wrongly.
 
     python benchmarks/kills.py --kills 200 --damages 32 --disks 64k,1M,4M,16M,64M -o benchmarks/results/kills.json
-    python benchmarks/kills.py --model minilm --kills 20 --damages 0 --disks= -o benchmarks/results/kills-minilm.json
-
-The model is a tiny BERT with random weights, or the one that --model names.
 
 Runs are killed (SIGKILL) at random moments, up to `--each` times in one folder, and then run to their end: the bundle must
 verify, every graph, artifact and prediction must have the bytes of the undisturbed run, and nothing half-written may lie about.
@@ -70,7 +67,6 @@ class Bench:
     """One model, its data, an undisturbed run, and what went wrong with others."""
 
     work: Path
-    model: str
     seconds: float = 0.0
     chosen: tuple[str, str] = ("", "")  # winner and reference
     want: dict[str, str] = field(default_factory=dict)
@@ -79,7 +75,7 @@ class Bench:
     def request(self, out: Path) -> Request:
         """The same command in another folder."""
         return Request(
-            model=self.model, data=str(self.work / "data.csv"), recipe=self.work / "mine.toml",
+            model=str(self.work / "model"), data=str(self.work / "data.csv"), recipe=self.work / "mine.toml",
             workload=Workload(length=32), budget=Budget.parse(max_drop="50pt"), out=out, keep_stages=True,
         )  # fmt: skip
 
@@ -111,15 +107,19 @@ class Bench:
         print("PROBLEM", text, flush=True)
 
 
-def prepare(work: Path, named: str | None) -> Bench:
-    """A model, texts, a recipe, and a run that nobody disturbs. `named`: a model that fmopt knows; None for a tiny BERT."""
+def prepare(work: Path) -> Bench:
+    """A tiny BERT, texts, a recipe, and a run that nobody disturbs."""
+    model = work / "model"
+    model.mkdir(parents=True)
+    config = tiny_config("bert", write_tokenizer(model, "bert"), TASK)
+    torch.manual_seed(0)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(model)
     words, draw = sorted({word for sentence in SENTENCES for word in sentence.split()}), random.Random(0)
     rows = [(" ".join(draw.choices(words, k=8 + n % 9)), draw.choice(LABELS[TASK])) for n in range(160)]
     with (work / "data.csv").open("w", newline="") as stream:
-        columns = ("text", "label") if named is None else ("text",)
-        csv.writer(stream).writerows([columns, *(row[: len(columns)] for row in rows)])
+        csv.writer(stream).writerows([("text", "label"), *rows])
     (work / "mine.toml").write_text(RECIPE)
-    bench, begun = Bench(work, named or _tiny(work / "model")), time.monotonic()
+    bench, begun = Bench(work), time.monotonic()
     out = work / "undisturbed"
     if bench.finish(out):
         sys.exit("the undisturbed run failed")
@@ -127,14 +127,6 @@ def prepare(work: Path, named: str | None) -> Bench:
     bench.seconds, bench.want = time.monotonic() - begun, digests(out)
     bench.chosen = (record.winner, record.reference)
     return bench
-
-
-def _tiny(model: Path) -> str:
-    model.mkdir(parents=True)
-    config = tiny_config("bert", write_tokenizer(model, "bert"), TASK)
-    torch.manual_seed(0)
-    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(model)
-    return str(model)
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -270,9 +262,6 @@ def starve(bench: Bench, sizes: Sequence[str], until: float) -> list[dict[str, A
 def main() -> None:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", help="one that fmopt knows, such as minilm, which reads texts; a tiny BERT if left out"
-    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--each", type=int, default=8, help="kills in one folder before it is run to its end")
     parser.add_argument("--damages", type=int, default=32)
@@ -283,12 +272,8 @@ def main() -> None:
     asked = parser.parse_args()
     draw = random.Random(asked.seed)
     with tempfile.TemporaryDirectory(prefix="fmopt-kills-") as work:
-        bench = prepare(Path(work), asked.model)
-        parts: dict[str, Any] = {
-            "model": asked.model or "a tiny BERT",
-            "seed": asked.seed,
-            "seconds of the undisturbed run": round(bench.seconds, 1),
-        }
+        bench = prepare(Path(work))
+        parts: dict[str, Any] = {"seed": asked.seed, "seconds of the undisturbed run": round(bench.seconds, 1)}
 
         def until() -> float:
             return time.monotonic() + 60 * asked.minutes
