@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     # what is worth a warning is one line
     warnings.formatwarning = lambda message, *rest: f"warning: {escaping.one_line(message)}\n"
     try:
-        distributed.require_told_of_each_other()
+        distributed.require_connected_processes()
         if distributed.follows():
             distributed.follow()
         else:

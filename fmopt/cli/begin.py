@@ -34,7 +34,7 @@ def try_(
     ),
     as_json: Json = False,
 ) -> None:
-    """See what it does, in about a minute: all-MiniLM-L6-v2, two candidates, a few items."""
+    """See what it does, in a few minutes: all-MiniLM-L6-v2, two candidates, a few items."""
     from fmopt.cli import output as cli_output
     from fmopt.evaluation import gate
     from fmopt.workflow.first_try import first_try

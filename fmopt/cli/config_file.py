@@ -22,8 +22,8 @@ from fmopt.core.errors import ConfigError, FmoptError
 from fmopt.core.plugins import did_you_mean
 
 FILE = "fmopt.toml"
-# A folder that somebody sent may bring a file along; what lets files run code is only for who types it.
-TYPED_ONLY = ("allow-pickle", "config", "json")
+# A folder that somebody sent may bring a file along: what lets others run code here, or sends them something, has to be typed.
+TYPED_ONLY = ("allow-pickle", "cluster", "config", "json", "on", "store")
 KINDS: dict[type, tuple[str, Any]] = {
     bool: ("true or false", (bool,)),
     int: ("a whole number", (int,)),

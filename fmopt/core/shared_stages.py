@@ -27,13 +27,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from fmopt.core import seals
 from fmopt.core.errors import ConfigError, StoreError, first_fault
 from fmopt.core.model import file_digest
+from fmopt.edge.errors import EdgeError
 from fmopt.edge.files import parsed
-from fmopt.edge.parts import EdgeError
 
 T = TypeVar("T")
-ABOUT = "fmopt-store.json"  # says that a store is ours, and of which form
+MARKER = "fmopt-store.json"  # says that a store is ours, and of which form
 FORM = '{"fmopt store": 1}'
-PATIENCE_S = 30.0  # without a byte more
+TIMEOUT_S = 30.0  # without a byte more
 MANIFEST_BYTES = 16 << 20  # more is no manifest of ours
 MOST_FILES = 100_000
 BLOCK = 1 << 20
@@ -42,7 +42,7 @@ OLD_S = 24 * 3600.0  # after which a file that was never finished belongs to nob
 _UNFINISHED = ".unfinished-"
 
 
-class Described(BaseModel):
+class FileEntry(BaseModel):
     """A file of a stage."""
 
     model_config = ConfigDict(extra="forbid")
@@ -51,25 +51,25 @@ class Described(BaseModel):
     bytes: Annotated[int, Field(ge=0, le=1 << 50)]
 
 
-Manifest = TypeAdapter(dict[str, Described])
+Manifest = TypeAdapter(dict[str, FileEntry])
 
 
-class NotThereError(Exception):
+class NotFoundError(Exception):
     """There is no object of that name."""
 
 
-class TakenError(Exception):
+class AlreadyExistsError(Exception):
     """Another writer was first."""
 
 
-class Objects(Protocol):
+class ObjectStore(Protocol):
     """Named files somewhere; each is whole or not there. Whatever else they raise means that they cannot be used now."""
 
     def get(self, name: str, place: Path, limit: int, moved: Callable[[], None]) -> None:
-        """Copy one to `place`; NotThereError where there is none. Never more than `limit` bytes and a block."""
+        """Copy one to `place`; NotFoundError where there is none. Never more than `limit` bytes and a block."""
 
     def put(self, file: Path, name: str, *, replace: bool, moved: Callable[[], None]) -> None:
-        """Copy a file there; TakenError where there is one already and it is not to be replaced."""
+        """Copy a file there; AlreadyExistsError where there is one already and it is not to be replaced."""
 
 
 class Folder:
@@ -77,7 +77,7 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        if root.is_dir() and not (root / ABOUT).exists() and any(root.iterdir()):
+        if root.is_dir() and not (root / MARKER).exists() and any(root.iterdir()):
             raise StoreError(f"{root} is not empty and no store of fmopt; nothing was touched. Choose another --store")
         for folder in (root, root / "blobs", root / "stages"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -91,7 +91,7 @@ class Folder:
         try:
             source = os.open(self.root / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         except FileNotFoundError as error:
-            raise NotThereError(name) from error
+            raise NotFoundError(name) from error
         with os.fdopen(source, "rb") as stream:
             _copy(stream, place, limit, moved)
 
@@ -99,7 +99,7 @@ class Folder:
         """Copy under a name that nobody can guess, then link or rename: both are one step, on NFS too."""
         place = self.root / name
         if not replace and place.exists():
-            raise TakenError(name)
+            raise AlreadyExistsError(name)
         handle, beside = tempfile.mkstemp(prefix=_UNFINISHED, dir=place.parent)
         os.close(handle)
         try:
@@ -111,20 +111,20 @@ class Folder:
             else:
                 os.link(beside, place)  # fails where there is one; a rename would not
         except FileExistsError as error:
-            raise TakenError(name) from error
+            raise AlreadyExistsError(name) from error
         finally:
             Path(beside).unlink(missing_ok=True)
 
 
 class Bucket:
-    """Objects behind an fsspec URL: one is there when its upload is complete."""
+    """ObjectStore behind an fsspec URL: one is there when its upload is complete."""
 
     def __init__(self, url: str) -> None:
         import fsspec
 
         try:
             self.fs, root = fsspec.core.url_to_fs(
-                url, config_kwargs={"connect_timeout": 5, "read_timeout": PATIENCE_S, "retries": {"max_attempts": 2}}
+                url, config_kwargs={"connect_timeout": 5, "read_timeout": TIMEOUT_S, "retries": {"max_attempts": 2}}
             )
         except ImportError as error:
             raise ConfigError(f"--store {url} needs a library that is missing: pip install 'fmopt[cluster]'") from error
@@ -137,21 +137,21 @@ class Bucket:
                 raise StoreError(f"{name} is larger than it was")
             self.fs.get_file(f"{self.root}/{name}", str(place), callback=_callback(moved))
         except FileNotFoundError as error:
-            raise NotThereError(name) from error
+            raise NotFoundError(name) from error
 
     def put(self, file: Path, name: str, *, replace: bool, moved: Callable[[], None]) -> None:
         """Upload one; the store itself sees to it that the first writer wins."""
         if not replace and self.fs.exists(f"{self.root}/{name}"):  # before a large file travels for nothing
-            raise TakenError(name)
+            raise AlreadyExistsError(name)
         try:
             mode = "overwrite" if replace else "create"
             self.fs.put_file(str(file), f"{self.root}/{name}", mode=mode, chunksize=PART, callback=_callback(moved))
         except FileExistsError as error:
-            raise TakenError(name) from error
+            raise AlreadyExistsError(name) from error
         self.fs.invalidate_cache()  # what it remembers of its own listings is not what others wrote
 
 
-def open_objects(url: str) -> Objects:
+def open_objects(url: str) -> ObjectStore:
     """What a `--store` names. ConfigError for what cannot be one."""
     parts = urlsplit(url)
     if parts.scheme in ("", "file"):
@@ -214,12 +214,12 @@ class SharedStages:
                     self.objects.get(blob, place, file.bytes, moved)
                     if file_digest(place) != file.sha256:
                         raise StoreError(f"{path} is {seals.CHANGED}")
-                except (NotThereError, StoreError) as error:
+                except (NotFoundError, StoreError) as error:
                     self._damaged.add(blob)
                     raise StoreError(
-                        f"{path} is {seals.GONE}" if isinstance(error, NotThereError) else str(error)
+                        f"{path} is {seals.GONE}" if isinstance(error, NotFoundError) else str(error)
                     ) from error
-        except NotThereError:
+        except NotFoundError:
             return False
         except StoreError as error:
             self._damaged.add(name)
@@ -233,7 +233,7 @@ class SharedStages:
             blob = f"blobs/{digest}"
             try:
                 self.objects.put(folder / path, blob, replace=blob in self._damaged, moved=moved)
-            except TakenError:
+            except AlreadyExistsError:
                 continue  # of the same content
         described = {
             path: {"sha256": digest, "bytes": (folder / path).stat().st_size} for path, digest in files.items()
@@ -244,7 +244,7 @@ class SharedStages:
             text.write_text(json.dumps(described, indent=1, sort_keys=True), encoding="utf-8")
             try:
                 self.objects.put(text, name, replace=name in self._damaged, moved=moved)
-            except TakenError:
+            except AlreadyExistsError:
                 return False
         return True
 
@@ -254,12 +254,12 @@ class SharedStages:
             there, ours = Path(scratch) / "there", Path(scratch) / "ours"
             ours.write_text(FORM, encoding="utf-8")
             try:
-                self.objects.get(ABOUT, there, 4096, moved)
-            except NotThereError:
+                self.objects.get(MARKER, there, 4096, moved)
+            except NotFoundError:
                 there = ours
             if there.read_text(encoding="utf-8", errors="replace") != FORM:
                 raise StoreError(f"--store {self.url} was not made by this edition of fmopt; choose another")
-            self.objects.put(ours, ABOUT, replace=True, moved=moved)
+            self.objects.put(ours, MARKER, replace=True, moved=moved)
 
     def _used(self, work: Callable[[Callable[[], None]], T]) -> T | None:
         """What `work` gives; None when the store fails, which is said once, and it is asked no more."""
@@ -274,7 +274,7 @@ class SharedStages:
 
     @staticmethod
     def _in_time(work: Callable[[Callable[[], None]], T]) -> T:
-        """What `work` gives; TimeoutError when it has not moved for `PATIENCE_S`. It runs in a thread of its own, that ends with
+        """What `work` gives; TimeoutError when it has not moved for `TIMEOUT_S`. It runs in a thread of its own, that ends with
         the process: a mount or a socket that hangs does not hold the run."""
         alive = [time.monotonic()]
         box: dict[str, Any] = {}
@@ -292,15 +292,15 @@ class SharedStages:
         thread.start()
         while thread.is_alive():
             thread.join(0.5)
-            if thread.is_alive() and time.monotonic() - alive[0] > PATIENCE_S:
-                raise TimeoutError(f"no answer for {PATIENCE_S:.0f} s")
+            if thread.is_alive() and time.monotonic() - alive[0] > TIMEOUT_S:
+                raise TimeoutError(f"no answer for {TIMEOUT_S:.0f} s")
         if "error" in box:
             raise box["error"]
         got: T = box["got"]
         return got
 
 
-def read_manifest(file: Path, key_file: str, key_sha256: str) -> Mapping[str, Described]:
+def read_manifest(file: Path, key_file: str, key_sha256: str) -> Mapping[str, FileEntry]:
     """A stage's files by their paths. StoreError for anything but a manifest of the stage with that key."""
     try:
         found = Manifest.validate_python(parsed(file.read_text(encoding="utf-8"), "its manifest"))

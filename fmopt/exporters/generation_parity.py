@@ -112,7 +112,7 @@ def _generates(net: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Made:
+class BundleAnswer:
     """A bundle's answer: the ids that it begins with, those that were made, how many might have been, and its text."""
 
     begin: list[int]
@@ -121,24 +121,24 @@ class Made:
     text: str
 
 
-def _made(model: loading.Model, sample: str) -> Made:
+def _made(model: loading.Model, sample: str) -> BundleAnswer:
     pipeline, config = model.pipeline, generation.usual(model.pipeline, max_new_tokens=NEW_TOKENS)
     text = str(model(sample, max_new_tokens=NEW_TOKENS)["text"])
     if makes_answers(pipeline):
         inputs = seq2seq.encoded(model, [sample])
         ((start, ours),) = seq2seq.with_starts(pipeline, model.runner, inputs, config)
-        return Made(start, ours, seq2seq.room(pipeline, len(start), config), text)
+        return BundleAnswer(start, ours, seq2seq.room(pipeline, len(start), config), text)
     prompt = generation.prompt_ids(model, sample)
     if config.beams > 1:
         ours = generation.likeliest(model.runner, prompt, pipeline, config)
     else:
         steps = generation.continuations(model.runner, [prompt], pipeline, config)
         ours = [token for (token,) in steps if token is not None]
-    return Made(prompt, ours, generation.room_of(prompt, pipeline, config), text)
+    return BundleAnswer(prompt, ours, generation.room_of(prompt, pipeline, config), text)
 
 
 def _difference(
-    reference: TextReference, encoded: Mapping[str, Any], made: Made, pipeline: Mapping[str, Any]
+    reference: TextReference, encoded: Mapping[str, Any], made: BundleAnswer, pipeline: Mapping[str, Any]
 ) -> str | None:
     """What tells the answer of a bundle from that of the network's own `generate`; None for nothing."""
     import transformers

@@ -1,4 +1,4 @@
-"""A checkpoint's texts as transformers' own tokenizer reads them, and its network: what a bundle's road is compared with."""
+"""A checkpoint's texts as transformers' own tokenizer reads them, and its network: what a bundle's answers are compared with."""
 
 from __future__ import annotations
 

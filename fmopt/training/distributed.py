@@ -31,7 +31,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", "").strip() or 0) if world() > 1 else 0
 
 
-def require_told_of_each_other() -> None:
+def require_connected_processes() -> None:
     """ConfigError where `accelerate launch --cpu` promised several processes and told none of the others: it sets where they
     would meet, and neither how many they are nor which one this is, so that each would run the whole command by itself."""
     on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")

@@ -32,7 +32,7 @@ from fmopt.models.source import resolve
 from fmopt.tasks.base import find_task
 from fmopt.workflow.label_names import with_labels
 from fmopt.workflow.request import Request, Training
-from fmopt.workflow.search.executor import Executor, Here
+from fmopt.workflow.search.executor import Executor, LocalExecutor
 from fmopt.workflow.search.plan import make_plan
 from fmopt.workflow.search.run import Job
 
@@ -135,8 +135,8 @@ def device(request: Request, metadata: CheckpointMetadata) -> tuple[Target, Timi
             raise ConfigError("--cluster and --on both say where candidates are timed; leave one out")
         return cluster_target(request.cluster, request.target, request.store, request.stages_folder)
     if request.on is None:
-        return host_probe.load_target(request.target), HostBackend(), Here()
-    return *board_target(request.on, request.target, metadata, clean=request.clean), Here()
+        return host_probe.load_target(request.target), HostBackend(), LocalExecutor()
+    return *board_target(request.on, request.target, metadata, clean=request.clean), LocalExecutor()
 
 
 def check_training(request: Request, metadata: CheckpointMetadata) -> None:

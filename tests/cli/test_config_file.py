@@ -89,6 +89,9 @@ def test_commands_without_a_table_are_as_before(here: Path, capsys) -> None:
         ('model = "minilm"\n', "fmopt.toml: model stands in no table; write it below a line [optimize]"),
         ("[optimize\n", "fmopt.toml is not a file of options: "),
         ("[optimize]\nallow-pickle = true\n", "allow-pickle in [optimize] is not taken from a file; type --allow-pickle"),
+        ('[optimize]\non = "me@board"\n', "on in [optimize] is not taken from a file; type --on"),
+        ('[optimize]\nstore = "s3://a/b"\n', "store in [optimize] is not taken from a file; type --store"),
+        ('[optimize]\ncluster = "ray://a:1"\n', "cluster in [optimize] is not taken from a file; type --cluster"),
         ('[optimize]\nmodel = "\\u001b[2Jx"\n', "no known model '\\x1b[2Jx'"),
     ],
 )  # fmt: skip

@@ -15,14 +15,14 @@ from fmopt.core.store import KEY, link_or_copy
 from fmopt.measurement.backends import HostBackend
 from fmopt.workflow.cluster import node
 from fmopt.workflow.cluster.lease import Node, leased
-from fmopt.workflow.cluster.node import Order, Outcome, Sent, Stage
-from fmopt.workflow.cluster.ray_words import parted
-from fmopt.workflow.search.executor import Build, Here, Task
+from fmopt.workflow.cluster.node import ArtifactRef, JobSpec, Outcome, StageRef
+from fmopt.workflow.cluster.ray_output import without_ray_output
+from fmopt.workflow.search.executor import Build, LocalExecutor, Task
 from fmopt.workflow.search.network_timer import priced
 from fmopt.workflow.search.run import Run
 
 RETRIES = 3  # of a task whose worker or node died
-PATIENCE_S = 15.0  # between two looks whether nodes are still there
+POLL_S = 15.0  # between two looks whether nodes are still there
 LOST = "the cluster is gone ({}); run the same command again when it is back: finished stages are kept"
 
 
@@ -47,12 +47,12 @@ class RayExecutor:
         import ray
 
         self._run = run
-        self._open.enter_context(parted(self.say))
+        self._open.enter_context(without_ray_output(self.say))
         checkpoint = run.store.folder("given", {"checkpoint": run.job.metadata.digest}, self._copy_checkpoint)
-        job = replace(run.job, clock=HostBackend(), executor=Here())
+        job = replace(run.job, clock=HostBackend(), executor=LocalExecutor())
         left = None if run.deadline is None else time.time() + run.deadline - time.monotonic()
-        stage = Stage(checkpoint.name, file_digest(checkpoint / KEY))
-        self._order = ray.put(Order(secrets.token_hex(8), job, self.store, stage, left))
+        stage = StageRef(checkpoint.name, file_digest(checkpoint / KEY))
+        self._order = ray.put(JobSpec(secrets.token_hex(8), job, self.store, stage, left))
 
     def ahead(self, tasks: Sequence[Task]) -> None:
         """Hand them over; Ray begins as many as there are CPUs for, in this order."""
@@ -101,21 +101,23 @@ class RayExecutor:
             raise ClusterError(LOST.format("none of its nodes that fit the target is left"))
         return [one for one in there if one.id not in self.full]
 
-    def sent(self, artifact: Artifact) -> Sent:
+    def sent(self, artifact: Artifact) -> ArtifactRef:
         """An artifact of the run as it travels."""
         assert self._run is not None
         root = self._run.store.root
         options = dict(artifact.options)
         if not artifact.path.is_relative_to(root):
-            return Sent(artifact.runtime, None, "", options)
+            return ArtifactRef(artifact.runtime, None, "", options)
         stage, *inside = artifact.path.relative_to(root).parts
-        return Sent(artifact.runtime, Stage(stage, file_digest(root / stage / KEY)), "/".join(inside), options)
+        return ArtifactRef(
+            artifact.runtime, StageRef(stage, file_digest(root / stage / KEY)), "/".join(inside), options
+        )
 
     def alone(self, what: Callable[..., Outcome], *arguments: Any) -> Any:
         """What a function of `node` gives on a machine of which all CPUs are leased, those of every node on it, so that nothing
         else of this cluster runs beside it. Another machine is taken where one is lost; ClusterError after `RETRIES`."""
         for _ in range(RETRIES + 1):
-            with leased(self.usable(), self.usable, PATIENCE_S) as call:
+            with leased(self.usable(), self.usable, POLL_S) as call:
                 outcome = call(what, self._order, *arguments)
             if outcome is None:
                 self.say("a node was lost while it was timing; another one begins anew")
@@ -142,7 +144,7 @@ class RayExecutor:
 
         while True:
             try:
-                found: Outcome = ray.get(self._pending[repr(task)], timeout=PATIENCE_S)
+                found: Outcome = ray.get(self._pending[repr(task)], timeout=POLL_S)
                 return found
             except ray.exceptions.GetTimeoutError:
                 self.usable()  # a task for nodes that are gone would wait for ever

@@ -25,7 +25,7 @@ class Node:
 
 @contextmanager
 def leased(
-    nodes: Sequence[Node], still: Callable[[], Sequence[Node]], patience_s: float
+    nodes: Sequence[Node], still: Callable[[], Sequence[Node]], poll_s: float
 ) -> Iterator[Callable[..., Outcome | None]]:
     """A function that calls another one there; it gives None where the machine was lost meanwhile.
 
@@ -49,14 +49,14 @@ def leased(
         return any(one.id not in left for one in here)
 
     def call(what: Callable[..., Outcome], *arguments: Any) -> Outcome | None:
-        while not group.wait(patience_s):  # others time there, or build
+        while not group.wait(poll_s):  # others time there, or build
             if lost():
                 return None
         remote = ray.remote(num_cpus=here[0].cpus, max_retries=0, scheduling_strategy=strategy)(what)
         running = remote.remote(*arguments)
         while True:
             try:
-                found: Outcome = ray.get(running, timeout=patience_s)
+                found: Outcome = ray.get(running, timeout=poll_s)
                 return found
             except ray.exceptions.GetTimeoutError:
                 if lost():

@@ -27,7 +27,7 @@ from fmopt.measurement import host_probe
 from fmopt.measurement.backends import HostBackend, Timed, Work
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.builder import tool_versions
-from fmopt.workflow.search.executor import Build, Here, Predict, Task
+from fmopt.workflow.search.executor import Build, LocalExecutor, Predict, Task
 from fmopt.workflow.search.run import Job, Run
 from fmopt.workflow.start import start
 
@@ -37,7 +37,7 @@ atexit.register(_OPEN.close)
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRef:
     """A finished stage in the store: its name, and the sha256 of what it depends on."""
 
     name: str
@@ -45,22 +45,22 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSpec:
     """A job as it travels: the checkpoint is a stage of the store, clock and executor are the node's own."""
 
     name: str  # another one for every run
     job: Job
     url: str  # of the store
-    checkpoint: Stage
+    checkpoint: StageRef
     deadline: float | None  # time.time(), which nodes agree on well enough for a time limit
 
 
 @dataclass(frozen=True)
-class Sent:
+class ArtifactRef:
     """An artifact as it travels: a file of a stage, or the checkpoint itself where there is none."""
 
     runtime: str
-    stage: Stage | None
+    stage: StageRef | None
     file: str
     options: dict[str, Any]
 
@@ -109,7 +109,7 @@ def gpus() -> list[str]:
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
-def work(order: Order, task: Task) -> Outcome:
+def work(order: JobSpec, task: Task) -> Outcome:
     """Make what a task asks for, in the store that all share."""
     try:
         run = opened(order)
@@ -125,7 +125,7 @@ def work(order: Order, task: Task) -> Outcome:
     return Outcome(node_id())
 
 
-def time_in_turn(order: Order, asked: Work) -> Outcome:
+def time_in_turn(order: JobSpec, asked: Work) -> Outcome:
     """The clock's work on this node; the reader of samples is the checkpoint's own."""
     try:
         run = opened(order)
@@ -138,7 +138,7 @@ def time_in_turn(order: Order, asked: Work) -> Outcome:
         return Outcome(node_id(), error)
 
 
-def footprint(order: Order, sent: Sent, inputs: dict[str, np.ndarray], threads: int) -> Outcome:
+def footprint(order: JobSpec, sent: ArtifactRef, inputs: dict[str, np.ndarray], threads: int) -> Outcome:
     """Peak memory and load time of an artifact here."""
     try:
         found: Footprint = HostBackend().footprint(received(opened(order), order, sent), inputs, threads)
@@ -156,14 +156,14 @@ def artifact(run: Run, recipe: Any) -> Artifact:
     return made
 
 
-def received(run: Run, order: Order, sent: Sent) -> Artifact:
+def received(run: Run, order: JobSpec, sent: ArtifactRef) -> Artifact:
     """An artifact that was sent, here."""
     if sent.stage is None:
         return Artifact(sent.runtime, run.job.metadata.folder, sent.options)
     return Artifact(sent.runtime, run.store.bring(sent.stage.name, sent.stage.key_sha256) / sent.file, sent.options)
 
 
-def opened(order: Order) -> Run:
+def opened(order: JobSpec) -> Run:
     """The job of an order, opened in this process in a folder that ends with it."""
     if order.name not in _RUNS:
         folder = _OPEN.enter_context(scratch_beside(cache_folder() / "cluster" / "node"))
@@ -178,7 +178,7 @@ def opened(order: Order) -> Run:
                 metadata=replace(job.metadata, source=source),
                 request=job.request.model_copy(update=changes),
                 clock=HostBackend(),
-                executor=Here(),
+                executor=LocalExecutor(),
             ),
             Silent(),
         )

@@ -1,8 +1,8 @@
 """The one place where the work of a candidate is handed over: its building and its scoring, here or on other machines.
 
 A run asks for what it needs in its own order, makes it by the same code and finds it in its store, whoever made it. An executor
-only sees to it that it is there by then: `Here` does nothing, and the run makes it itself. So what comes out cannot depend on
-where it was made.
+only sees to it that it is there by then: `LocalExecutor` does nothing, and the run makes it itself. So what comes out cannot
+depend on where it was made.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Executor(Protocol):
         """The run is over."""
 
 
-class Here:
+class LocalExecutor:
     """This process, when it comes to it."""
 
     store: str | None = None

@@ -24,7 +24,7 @@ from fmopt.measurement.backends import HostBackend, TimingBackend
 from fmopt.tasks.base import Item, Task
 from fmopt.workflow.request import Request
 from fmopt.workflow.search.builder import Builder, tool_versions
-from fmopt.workflow.search.executor import Executor, Here
+from fmopt.workflow.search.executor import Executor, LocalExecutor
 from fmopt.workflow.search.plan import Plan
 
 VALIDATION_ROWS = 600  # selection needs less certainty than judgement; the test split is used whole
@@ -41,7 +41,7 @@ class Job:
     data: Dataset
     plan: Plan
     clock: TimingBackend = field(default_factory=HostBackend)
-    executor: Executor = field(default_factory=Here)
+    executor: Executor = field(default_factory=LocalExecutor)
 
     @property
     def candidates(self) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 LISTENER = "ray_listen_error_messages"  # the thread of Ray that prints what its nodes report
 
 
-class _Parted:
+class _WithoutRay:
     """A stream that takes Ray's reports apart from what others write."""
 
     def __init__(self, stream: TextIO, say: Callable[[str], object]) -> None:
@@ -30,10 +30,10 @@ class _Parted:
 
 
 @contextmanager
-def parted(say: Callable[[str], object]) -> Iterator[None]:
+def without_ray_output(say: Callable[[str], object]) -> Iterator[None]:
     """While entered, Ray's own thread writes nothing to stdout."""
     before = sys.stdout
-    sys.stdout = _Parted(before, say)  # type: ignore[assignment]
+    sys.stdout = _WithoutRay(before, say)  # type: ignore[assignment]
     try:
         yield
     finally:
