@@ -32,9 +32,8 @@ class Served:
     runner: Runner
 
 
-Differences = Callable[
-    [Any, Any, Sequence[Any]], Iterator[str]
-]  # of what is served, a torch network in eval mode, samples
+# (what is served, a torch network in eval mode, samples) -> differences
+Differences = Callable[[Any, Any, Sequence[Any]], Iterator[str]]
 DIFFERENCES: Mapping[str, Differences] = {
     "text": text_differences,
     "image": image_differences,

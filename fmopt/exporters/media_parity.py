@@ -43,7 +43,7 @@ def _classes(served: Any, net: Any, reader: Any, image: Any, sample: bytes, name
 
     make: Any = transformers.pipeline  # whose types know tasks by their names
     own = make("image-classification", model=net, image_processor=reader, device="cpu")
-    yield from _scores(name, own(image, top_k=net.config.num_labels), _answer(served, sample))
+    yield from _scores(name, own(image, top_k=net.config.num_labels), _opened(served)(sample))
 
 
 def _boxes(served: Any, net: Any, reader: Any, image: Any, sample: bytes, name: str) -> Iterator[str]:
@@ -55,9 +55,7 @@ def _boxes(served: Any, net: Any, reader: Any, image: Any, sample: bytes, name: 
     (own,) = reader.post_process_object_detection(
         outputs, threshold=LEAST_SCORE, target_sizes=[(image.height, image.width)]
     )
-    (ours,) = loading.Model({"pipeline": dict(served.metadata.pipeline)}, served.preprocessor, served.runner).predict(
-        [sample]
-    )
+    (ours,) = _opened(served).predict([sample])
     order = own["scores"].argsort(descending=True)[:BEST]
     theirs = torch.column_stack([own["labels"], own["scores"], own["boxes"]])[order].numpy()
     pixels = BOX_TOLERANCE * max(image.height, image.width)
@@ -79,12 +77,9 @@ def _maps(served: Any, net: Any, reader: Any, image: Any, sample: bytes, name: s
         outputs, target_sizes=[(image.height, image.width)], return_segmentation_scores=True
     )
     theirs, (first, second) = own.segmentation.numpy(), own.segmentation_scores.topk(2, dim=0).values.numpy()
-    clear = first - second > TOLERANCE * np.maximum(
-        1.0, np.abs(first)
-    )  # of two that are equally likely either is right
-    (ours,) = loading.Model({"pipeline": dict(served.metadata.pipeline)}, served.preprocessor, served.runner).predict(
-        [sample]
-    )
+    # of two classes that are equally likely either is right
+    clear = first - second > TOLERANCE * np.maximum(1.0, np.abs(first))
+    (ours,) = _opened(served).predict([sample])
     if ours.shape != theirs.shape:
         yield f"the map of {name} has the size {ours.shape}, its own pipeline's {theirs.shape}"
     elif (share := float((clear & (theirs != ours)).mean())) > OTHER_PIXELS:
@@ -129,7 +124,7 @@ def audio_differences(served: Any, net: Any, samples: Sequence[Any]) -> Iterator
     for number, sample in enumerate([*samples, wav_file(tone, {"sample_rate": rate})], start=1):
         heard, given = read_audio(sample)
         sound = {"raw": np.asarray(resample(heard, given, rate), dtype=np.float32), "sampling_rate": rate}
-        got = _answer(served, sample)
+        got = _opened(served)(sample)
         if not spells:
             yield from _scores(f"item {number}", own(sound, top_k=net.config.num_labels), got)
         elif (wanted := own(sound)["text"]) != got["text"]:
@@ -153,9 +148,8 @@ def _sound_pipeline(served: Any, net: Any, task: str) -> Any:
     return make(task, model=net, device="cpu", **readers)
 
 
-def _answer(served: Any, sample: bytes) -> Any:
-    pipeline = dict(served.metadata.pipeline)
-    return loading.Model({"pipeline": pipeline}, served.preprocessor, served.runner)(sample)
+def _opened(served: Any) -> loading.Model:
+    return loading.Model({"pipeline": dict(served.metadata.pipeline)}, served.preprocessor, served.runner)
 
 
 def _scores(name: str, wanted: Sequence[Mapping[str, Any]], got: Mapping[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,29 +50,23 @@ def test_images_answer_as_the_pipeline_does(tmp_path: Path) -> None:
             check(folder, **changed)
 
 
-@pytest.mark.parametrize("family", ["detr", "rt_detr"])
-def test_boxes_are_those_of_the_pipeline(tmp_path: Path, family: str) -> None:
-    folder = write_detector(tmp_path / family, family)
+@pytest.mark.parametrize(
+    ("write", "family", "changed", "reported"),
+    [
+        (write_detector, "detr", {"rescale": 1 / 64}, "a box of item 1"),
+        (write_detector, "rt_detr", {"rescale": 1 / 64}, "a box of item 1"),
+        (write_vision, "segformer", {"rescale": 1 / 64}, "of the pixels of item 1 have another class"),
+        (write_matcher, "clip", {"mean": [0.1, 0.1, 0.1]}, "the pixels of item 1 are off by"),
+    ],
+)
+def test_boxes_maps_and_pixels_are_those_of_the_pipeline(
+    tmp_path: Path, write: Callable[..., Path], family: str, changed: dict[str, Any], reported: str
+) -> None:
+    folder = write(tmp_path / family, family)
     check(folder)
     steps = json.loads(json.dumps(checkpoint.inspect(resolve(str(folder))).pipeline["image"]))
-    with pytest.raises(ParityError, match="a box of item 1"):
-        check(folder, image=steps | {"rescale": 1 / 64})
-
-
-def test_maps_are_those_of_the_pipeline(tmp_path: Path) -> None:
-    folder = write_vision(tmp_path / "segformer", "segformer")
-    check(folder)
-    steps = json.loads(json.dumps(checkpoint.inspect(resolve(str(folder))).pipeline["image"]))
-    with pytest.raises(ParityError, match="of the pixels of item 1 have another class"):
-        check(folder, image=steps | {"rescale": 1 / 64})
-
-
-def test_vectors_are_made_of_the_processors_own_pixels(tmp_path: Path) -> None:
-    folder = write_matcher(tmp_path / "clip", "clip")
-    check(folder)
-    steps = json.loads(json.dumps(checkpoint.inspect(resolve(str(folder))).pipeline["image"]))
-    with pytest.raises(ParityError, match="the pixels of item 1 are off by"):
-        check(folder, image=steps | {"mean": [0.1, 0.1, 0.1]})
+    with pytest.raises(ParityError, match=reported):
+        check(folder, image=steps | changed)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -24,26 +22,10 @@ from fmopt.passes.pruning import latency_table
 from fmopt.workflow.optimize import optimize_family, optimize_request
 from fmopt.workflow.request import Request, Training
 from fmopt.workflow.search import followups, selection
-from tests.conftest import LABELS, SENTENCES, tiny_config, write_tokenizer
+from tests.conftest import LABELS, tiny_config, write_tokenizer
+from tests.workflow.conftest import ROWS
 
-ROWS = 160
 KILLS = 20
-
-
-@pytest.fixture(scope="session")
-def labelled(tmp_path_factory) -> Path:
-    """A csv of sentences, each with a word that makes it another one, and a label."""
-    path = tmp_path_factory.mktemp("data") / "reviews.csv"
-    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
-    draw = random.Random(0)
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["text", "label"])
-        for number in range(ROWS):
-            writer.writerow(
-                [" ".join(draw.choices(words, k=8 + number % 9)), draw.choice(LABELS["text-classification"])]
-            )
-    return path
 
 
 def request(checkpoint: Path, data: Path, out: Path, **changes) -> Request:

@@ -12,7 +12,6 @@ from fmopt.core.seals import sealed
 from fmopt.core.workload import Workload
 from fmopt.workflow.optimize import optimize_request
 from fmopt.workflow.request import Request
-from tests.workflow.test_optimize import labelled  # noqa: F401
 
 DYNAMIC = Recipe(
     name="dynamic", runtime="onnxruntime", precision="int8", steps=(Step(use="quantize_dynamic"), Step(use="simplify"))
@@ -47,7 +46,7 @@ def contents(out: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture
-def two_runs(tiny_checkpoint, labelled, tmp_path):  # noqa: F811
+def two_runs(tiny_checkpoint, labelled, tmp_path):
     """What two runs with one store left and said."""
     found = []
     for name in "ab":
@@ -84,7 +83,7 @@ def test_a_second_run_from_another_folder_makes_nothing(two_runs):
         ("/proc/no/such", "--store /proc/no/such cannot be written"),
     ],
 )
-def test_a_store_that_cannot_be_is_one_line(tiny_checkpoint, labelled, tmp_path, capsys, store, words):  # noqa: F811
+def test_a_store_that_cannot_be_is_one_line(tiny_checkpoint, labelled, tmp_path, capsys, store, words):
     model = str(tiny_checkpoint("bert", "text-classification"))
     assert main(["optimize", model, "--data", str(labelled), "--store", store, "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err.strip().splitlines()

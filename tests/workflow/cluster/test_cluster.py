@@ -4,62 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from fmopt.cli.app import main
 from fmopt.core.errors import ConfigError
-from fmopt.core.workload import Workload
 from fmopt.workflow.optimize import optimize_request
-from fmopt.workflow.request import Request
-from tests.workflow.test_optimize import labelled  # noqa: F401
-from tests.workflow.test_shared_store import DYNAMIC, Lines, contents
+from tests.workflow.cluster.conftest import assert_made_by_others, assert_same_bytes, request
+from tests.workflow.test_shared_store import Lines, contents
 
 pytest.importorskip("ray", reason="clusters are Ray's: make setup")
 
 
-@pytest.fixture(autouse=True)
-def quick_to_start(tmp_path_factory, monkeypatch):
-    """Of the dev extra, rfc3987-syntax compiles a grammar whenever jsonschema is imported: three seconds in each of Ray's
-    processes, which wait for one another no longer than 15 s."""
-    folder = tmp_path_factory.mktemp("quick")
-    (folder / "rfc3987_syntax.py").write_text("raise ImportError('left out of these processes')\n")
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-
-
-def request(checkpoint: Path, data: Path, out: Path, **changes) -> Request:
-    return Request(
-        model=str(checkpoint), data=str(data), recipe=DYNAMIC, workload=Workload(length=32), out=out, keep_stages=True,
-        **changes,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def alone(tiny_checkpoint, labelled, tmp_path_factory):  # noqa: F811
-    """The same on this machine without a cluster."""
-    out = tmp_path_factory.mktemp("alone") / "out"
-    return out, optimize_request(request(tiny_checkpoint("bert", "text-classification"), labelled, out))
-
-
-def assert_made_by_others(lines: Lines) -> None:
-    """Three artifacts, what was found out of them, and what they predict."""
-    taken = next(line for line in lines.said if "were taken from" in line)
-    assert int(taken.split()[0]) >= 8, taken
-
-
-def assert_same_bytes(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> None:
-    """Every artifact is the same; so is every graph and prediction that both have: what was slower by that run's clock, and so
-    was not scored, may be another one."""
-    assert {name for name in after if name.startswith("artifact-")} == {
-        name for name in before if name.startswith("artifact-")
-    }
-    both = set(before) & set(after)
-    assert len(both) >= 4  # three artifacts, and what one of them predicts at least
-    assert {name: after[name] for name in both} == {name: before[name] for name in both}
-
-
-def test_two_workers_come_to_the_same_as_none(alone, tiny_checkpoint, labelled, tmp_path):  # noqa: F811
+def test_two_workers_come_to_the_same_as_none(alone, tiny_checkpoint, labelled, tmp_path):
     out, lines = tmp_path / "out", Lines()
     asked = request(tiny_checkpoint("bert", "text-classification"), labelled, out, cluster="local:2")
     record = optimize_request(asked, lines)
@@ -91,7 +48,7 @@ def test_what_is_no_cluster_is_said(address):
         (["--cluster", "local:1", "--on", "ssh://a@b"], "--cluster and --on both say where candidates are timed"),
     ],
 )
-def test_a_cluster_that_cannot_be_used_is_one_line(tiny_checkpoint, labelled, tmp_path, capsys, options, words):  # noqa: F811
+def test_a_cluster_that_cannot_be_used_is_one_line(tiny_checkpoint, labelled, tmp_path, capsys, options, words):
     model = str(tiny_checkpoint("bert", "text-classification"))
     assert main(["optimize", model, "--data", str(labelled), "-o", str(tmp_path / "out"), *options]) == 2
     said = capsys.readouterr().err.strip()
@@ -120,7 +77,7 @@ def test_a_node_that_cannot_what_its_label_says_is_refused():
         connect.fitting("raspberry-pi-5", [wrong])
 
 
-def test_ray_is_not_imported_for_one_machine(tiny_checkpoint, labelled):  # noqa: F811
+def test_ray_is_not_imported_for_one_machine(tiny_checkpoint, labelled):
     code = (
         "import sys, fmopt; from fmopt.cli.app import main\n"
         f"fmopt.plan({str(tiny_checkpoint('bert', 'text-classification'))!r}, data={str(labelled)!r})\n"

@@ -9,8 +9,7 @@ import psutil
 import pytest
 
 from fmopt.workflow.optimize import optimize_request
-from tests.workflow.cluster.test_cluster import alone, assert_made_by_others, assert_same_bytes, quick_to_start, request  # noqa: F401
-from tests.workflow.test_optimize import labelled  # noqa: F401
+from tests.workflow.cluster.conftest import assert_made_by_others, assert_same_bytes, request
 from tests.workflow.test_shared_store import Lines, contents
 
 pytest.importorskip("ray", reason="clusters are Ray's: make setup")
@@ -55,7 +54,7 @@ def cluster(monkeypatch):
     made.shutdown()
 
 
-def test_workers_and_a_node_that_die(alone, cluster, tiny_checkpoint, labelled, tmp_path, capfd):  # noqa: F811
+def test_workers_and_a_node_that_die(alone, cluster, tiny_checkpoint, labelled, tmp_path, capfd):
     killer, lines, out = Killer("work", "time_in_turn"), Lines(), tmp_path / "out"
     say = lines.say
 
