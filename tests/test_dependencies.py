@@ -6,6 +6,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -40,6 +41,7 @@ EXTRAS = (
     "sign",
 )  # of other packages and of our own, which pyproject.toml asks for
 PINNED_FOR = {
+    "mkdocstrings-python": "mkdocstrings[python], which is installed for the documentation alone",
     "ruamel-yaml": "executorch, which asks for it in any version and is not installed with the rest",
     "optuna": "the search of options, which is to use it",
 }
@@ -60,6 +62,7 @@ def named(requirements: list[str]) -> Iterator[str]:
         yield re.split(r"[\s<>=!~\[;]", requirement, maxsplit=1)[0].lower()
 
 
+@cache
 def imports(*folders: str) -> set[str]:
     """Top modules that files import, or name as text: what is needed at run time alone is imported by its name."""
     found = (
