@@ -36,10 +36,10 @@ from fmopt.passes.distill import Distill
 from fmopt.passes.prune_structured import PruneStructured
 from fmopt.passes.pruning.latency_table import LatencyTable, latency_table
 from fmopt.workflow import evaluate
-from fmopt.workflow import request as workflow_request
-from fmopt.workflow.prepare import prepare
+from fmopt.workflow.job import request as workflow_request
+from fmopt.workflow.job.prepare import prepare
+from fmopt.workflow.job.start import start
 from fmopt.workflow.search.network_timer import RecipeTimer
-from fmopt.workflow.start import start
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KINDS: tuple[Kind, Kind] = ("attention", "ffn")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from fmopt.core.store import own_folder
+from fmopt.core.stages.store import own_folder
 from fmopt.measurement import host_probe
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
@@ -50,10 +50,10 @@ def _pack(asked: argparse.Namespace) -> None:
     """Prune, and train what no earlier run did, up to the distillation that is meant; write the folder."""
     from fmopt.core import progress
     from fmopt.core.workload import Workload
-    from fmopt.workflow import request as workflow_request
-    from fmopt.workflow.prepare import prepare
+    from fmopt.workflow.job import request as workflow_request
+    from fmopt.workflow.job.prepare import prepare
+    from fmopt.workflow.job.start import start
     from fmopt.workflow.search.network_timer import RecipeTimer
-    from fmopt.workflow.start import start
 
     request = workflow_request.Request(
         model=asked.checkpoint, data=asked.data, effort="max", workload=Workload(length=128), recipe=asked.recipe,

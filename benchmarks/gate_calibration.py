@@ -202,7 +202,7 @@ def choices(
 
 def latency(asked: argparse.Namespace) -> None:
     """A/A: MiniLM in fp32 on ONNX Runtime opened twice, timed in turn and judged as a candidate is."""
-    from fmopt.core.store import Store
+    from fmopt.core.stages.store import Store
     from fmopt.workflow.deployed import bench_metadata, contestants, open_artifact
 
     made = Result("latency-load" if asked.load else "latency", asked)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.core.results import Latency
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.edge.board import interleaved
 from fmopt.evaluation import bootstrap
 from fmopt.exporters.bundles import bundle

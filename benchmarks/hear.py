@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import fmopt
-from fmopt.core.audio import wav_file
 from fmopt.core.errors import DataError, FmoptError
+from fmopt.core.media.audio import wav_file
 from fmopt.core.results import Scores
 from fmopt.evaluation.bootstrap import paired_drop
 from fmopt.evaluation.metrics import METRICS

@@ -40,8 +40,8 @@ from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.record import Record
 from fmopt.exporters.bundles.bundle import verify_bundle
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.optimize import optimize_request
-from fmopt.workflow.request import Request
 from tests.conftest import LABELS, SENTENCES, tiny_config, write_tokenizer
 from tests.fuzzing import made_on
 

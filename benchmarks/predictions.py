@@ -28,7 +28,7 @@ import numpy as np
 from fmopt.core import plugins
 from fmopt.core.progress import Silent
 from fmopt.core.recipe import Recipe, Step
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.core.target import Target
 from fmopt.edge.board import interleaved
 from fmopt.edge.text import open_preprocessor

@@ -31,7 +31,7 @@ from fmopt.core.errors import FmoptError
 from fmopt.core.model import Artifact, CheckpointMetadata, Runner
 from fmopt.core.progress import Silent
 from fmopt.core.results import Latency
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.core.workload import Workload
 from fmopt.edge.board import interleaved
 from fmopt.edge.loading import Model
@@ -41,7 +41,7 @@ from fmopt.measurement import host_probe
 from fmopt.measurement import latency as measurement_latency
 from fmopt.measurement.backends import Work, timed_calls
 from fmopt.workflow.deployed import bench_metadata
-from fmopt.workflow.prepare import length_options
+from fmopt.workflow.job.prepare import length_options
 from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.candidates import BASELINES, quick_candidates, refusal
 

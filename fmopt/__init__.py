@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from fmopt.workflow.explain import explain
     from fmopt.workflow.export import export
     from fmopt.workflow.finetune import finetune
+    from fmopt.workflow.job.request import Training
     from fmopt.workflow.optimize import optimize, optimize_family, plan
-    from fmopt.workflow.request import Training
 
 __all__ = [
     "BoardError",
@@ -91,7 +91,7 @@ _HOMES = {
     "Record": "fmopt.evaluation.record",
     "Step": "fmopt.core.recipe",
     "Target": "fmopt.core.target",
-    "Training": "fmopt.workflow.request",
+    "Training": "fmopt.workflow.job.request",
     "Workload": "fmopt.core.workload",
     "benchmark": "fmopt.workflow.benchmark.suite",
     "benchmark_matrix": "fmopt.workflow.benchmark.suite",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.audio import wav_file
+from fmopt.core.media.audio import wav_file
 
 CLASSIFICATION, RECOGNITION = "audio-classification", "automatic-speech-recognition"
 RATE = 8000

@@ -38,7 +38,7 @@ PLUGINS = {
     "models/families",
     "edge",
 }  # one file for each (in edge: for each kind of answer): as many as there are
-MOST_FILES = 19  # of a folder, its __init__.py among them
+MOST_FILES = 15  # of a folder, its __init__.py among them
 MOST_LINES, MOST_FUNCTION, P95_FUNCTION = 500, 80, 30
 MOST_PARAMETERS = 12
 HEAVY = {

@@ -59,14 +59,14 @@ class InTorch:
     outputs: Any
 
     def run(self, inputs: Any) -> dict[str, Any]:
-        from fmopt.exporters.parity import torch_outputs
+        from fmopt.exporters.parity.graph import torch_outputs
 
         return torch_outputs(self.net, inputs, self.outputs)
 
 
 def outputs_of(model: TorchModel, inputs: Inputs) -> np.ndarray:
     """The network's first output."""
-    from fmopt.exporters.parity import torch_outputs
+    from fmopt.exporters.parity.graph import torch_outputs
 
     name = model.metadata.pipeline["outputs"][0]
     return torch_outputs(model.net, inputs, [name])[name]

@@ -52,7 +52,7 @@ def init(
     overwrite: Annotated[bool, typer.Option("--overwrite", help=f"Replace a {FILE} that is there.")] = False,
 ) -> None:
     """Ask five questions and write fmopt.toml, so that `fmopt optimize` alone does it."""
-    from fmopt.core.store import write_whole
+    from fmopt.core.stages.store import write_whole
 
     path = Path(FILE)
     if not yes and not (sys.stdin.isatty() and sys.stdout.isatty()):

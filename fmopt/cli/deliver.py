@@ -163,7 +163,7 @@ def check(
 ) -> None:
     """Is it worse than the one before? Accuracy, time, size, answers; for continuous integration."""
     from fmopt.cli import output as cli_output
-    from fmopt.core.store import disk_errors, write_whole
+    from fmopt.core.stages.store import disk_errors, write_whole
     from fmopt.evaluation import gate
     from fmopt.evaluation import history as evaluation_history
     from fmopt.evaluation.record import Record

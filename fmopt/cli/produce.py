@@ -162,7 +162,7 @@ def optimize(
     from fmopt.core.workload import ARRIVALS, Workload
     from fmopt.evaluation import gate
     from fmopt.workflow import optimize as workflow_optimize
-    from fmopt.workflow import request as workflow_request
+    from fmopt.workflow.job import request as workflow_request
 
     budget = gate.Budget.parse(
         max_drop=max_drop,
@@ -375,7 +375,7 @@ def clean(
 ) -> None:
     """Free the disk that finished stages take; the bundle, its record and its report stay."""
     from fmopt.core import formatting
-    from fmopt.workflow import disk
+    from fmopt.workflow.job import disk
 
     done = disk.clean(output)
     answer(

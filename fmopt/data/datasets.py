@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core import audio as core_audio
-from fmopt.core import images
 from fmopt.core.errors import DataError, reading
+from fmopt.core.media import audio as core_audio
+from fmopt.core.media import images
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.plugins import did_you_mean
 from fmopt.data.builtin_code import stdlib_splits

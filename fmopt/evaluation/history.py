@@ -19,7 +19,7 @@ from pydantic import Field, computed_field
 from fmopt.core import formatting
 from fmopt.core.errors import BundleError, StoreError
 from fmopt.core.results import Estimate, Frozen, Scores
-from fmopt.core.store import write_whole
+from fmopt.core.stages.store import write_whole
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.comparison import (
     NOISE,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core import images
 from fmopt.core.errors import DataError
+from fmopt.core.media import images
 from fmopt.core.model import CheckpointMetadata, Runner
 from fmopt.edge.errors import EdgeError
 from fmopt.edge.loading import run_batch

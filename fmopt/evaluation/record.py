@@ -26,7 +26,7 @@ from fmopt.core.results import (
     UnderLoad,
     Verdict,
 )
-from fmopt.core.store import write_whole
+from fmopt.core.stages.store import write_whole
 from fmopt.core.target import Target
 from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import settle

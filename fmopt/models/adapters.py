@@ -12,7 +12,7 @@ from typing import Any
 
 from fmopt.core.errors import CheckpointError, reading
 from fmopt.core.model import TOKENIZER
-from fmopt.core.store import whole_folder
+from fmopt.core.stages.store import whole_folder
 from fmopt.models.checkpoint_files import read_json
 from fmopt.models.loading import quiet
 from fmopt.models.preprocessors.tokenizer import copy_encoders

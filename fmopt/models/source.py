@@ -16,7 +16,7 @@ from typing import Any
 from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError, StoreError
 from fmopt.core.model import ModelSource
-from fmopt.core.seals import require_own
+from fmopt.core.stages.seals import require_own
 from fmopt.models.loading import auto_loader, quiet
 from fmopt.models.networks import known_transformers
 from fmopt.tasks.base import find_task

@@ -19,7 +19,7 @@ import numpy as np
 
 from fmopt.core.errors import CheckpointError, DataError
 from fmopt.core.model import TOKENIZER
-from fmopt.core.store import whole_folder
+from fmopt.core.stages.store import whole_folder
 from fmopt.models import checkpoint
 from fmopt.models.pipeline import POSITIONS_AFTER_PADDING
 from fmopt.models.preprocessors.tokenizer import SLOW_FILES

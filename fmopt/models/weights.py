@@ -14,7 +14,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from fmopt.core.errors import CheckpointError
-from fmopt.core.store import link_or_copy
+from fmopt.core.stages.store import link_or_copy
 from fmopt.models.received import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

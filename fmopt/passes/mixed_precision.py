@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fmopt.core import seals
 from fmopt.core.errors import ConfigError, PassError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.recipe import Step
 from fmopt.core.results import Sensitivity
-from fmopt.core.store import write_whole
+from fmopt.core.stages import seals
+from fmopt.core.stages.store import write_whole
 from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context

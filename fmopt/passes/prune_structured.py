@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from fmopt.core import seals
 from fmopt.core.errors import ConfigError, PassError
 from fmopt.core.model import CheckpointMetadata, Inputs
-from fmopt.core.store import write_whole
+from fmopt.core.stages import seals
+from fmopt.core.stages.store import write_whole
 from fmopt.core.target import Target
 from fmopt.models.families.base import Family, find_family
 from fmopt.models.loading import TorchModel

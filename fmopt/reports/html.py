@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from fmopt.core import escaping, formatting
 from fmopt.core.results import Estimate, Latency, Scores
-from fmopt.core.store import write_whole
+from fmopt.core.stages.store import write_whole
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import (
     Record,

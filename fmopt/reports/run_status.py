@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from fmopt.core.errors import StoreError
 from fmopt.core.progress import Progress
 from fmopt.core.results import Frozen
-from fmopt.core.store import write_whole
+from fmopt.core.stages.store import write_whole
 from fmopt.evaluation.record import Record
 
 FOLDER = "running"

@@ -11,7 +11,7 @@ import numpy as np
 from fmopt.core.model import Artifact, CheckpointMetadata, Format, Graph, Runner, model_files
 from fmopt.core.plugins import did_you_mean
 from fmopt.core.results import Frozen, OpTime
-from fmopt.core.store import link_or_copy
+from fmopt.core.stages.store import link_or_copy
 from fmopt.core.target import Target
 from fmopt.edge.runners import DECODER_INPUT, ENCODER_DECODER
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core import images
 from fmopt.core.errors import DataError
-from fmopt.core.images import UNKNOWN
+from fmopt.core.media import images
+from fmopt.core.media.images import UNKNOWN
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.results import Scores
 from fmopt.edge.parts import begins_with_background

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from fmopt.core import images
+from fmopt.core.media import images
 from fmopt.training.examples import IGNORED, Example, Masking
 
 LEAST_SEEN = 0.3  # of a box, for it to be asked for in an image that was shifted

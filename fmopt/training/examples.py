@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core import images
 from fmopt.core.errors import ConfigError, DataError
+from fmopt.core.media import images
 from fmopt.core.model import CheckpointMetadata
 from fmopt.edge.errors import EdgeError
 from fmopt.edge.parts import Sample

@@ -25,7 +25,7 @@ import transformers
 from fmopt.core.errors import DataError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.core.progress import Progress, Silent
-from fmopt.core.store import disk_errors, own_folder
+from fmopt.core.stages.store import disk_errors, own_folder
 from fmopt.data.datasets import Dataset
 from fmopt.data.labels import MARKED, mark_rows
 from fmopt.edge.text import Preprocessor, open_preprocessor

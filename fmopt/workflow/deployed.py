@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fmopt.core import audio as core_audio
-from fmopt.core import images, plugins
+from fmopt.core import plugins
 from fmopt.core.errors import UnmeasuredError
+from fmopt.core.media import audio as core_audio
+from fmopt.core.media import images
 from fmopt.core.model import Artifact, CheckpointMetadata, Runner, static_shape
 from fmopt.core.progress import Silent
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.edge.parts import Pipeline, Sample
 from fmopt.edge.text import Preprocessor, open_preprocessor
 from fmopt.exporters.bundles import bundle as bundles

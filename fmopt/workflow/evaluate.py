@@ -20,11 +20,11 @@ from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.tasks.base import find_task
 from fmopt.workflow.deployed import open_artifact
-from fmopt.workflow.given import data_path, model_path
-from fmopt.workflow.label_names import with_labels
+from fmopt.workflow.job.given import data_path, model_path
+from fmopt.workflow.job.label_names import with_labels
 
 if TYPE_CHECKING:
-    from fmopt.workflow.given import Data, Model
+    from fmopt.workflow.job.given import Data, Model
 
 
 def evaluate(

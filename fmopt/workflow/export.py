@@ -9,7 +9,7 @@ from fmopt.core.errors import ConfigError, DataError
 from fmopt.core.model import CheckpointMetadata, continues_texts, generates
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.recipe import Recipe, Step
-from fmopt.core.store import Store, disk_errors, own_folder
+from fmopt.core.stages.store import Store, disk_errors, own_folder
 from fmopt.data.datasets import load_data
 from fmopt.edge.text import open_preprocessor
 from fmopt.exporters import browser_files, to_executorch
@@ -21,14 +21,14 @@ from fmopt.models.source import resolve
 from fmopt.passes.base import traits_of
 from fmopt.tasks.base import find_task
 from fmopt.workflow.deployed import plain_example
-from fmopt.workflow.given import ReadingOptions, data_path, model_path, require_options
-from fmopt.workflow.golden_items import golden_of
-from fmopt.workflow.label_names import with_labels
+from fmopt.workflow.job.given import ReadingOptions, data_path, model_path, require_options
+from fmopt.workflow.job.golden_items import golden_of
+from fmopt.workflow.job.label_names import with_labels
 from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.candidates import compiled_for, keeps_kv_cache, refusal
 
 if TYPE_CHECKING:
-    from fmopt.workflow.given import Data, Model
+    from fmopt.workflow.job.given import Data, Model
 
 
 def export(

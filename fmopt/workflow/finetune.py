@@ -19,10 +19,10 @@ from fmopt.models import source as models_source
 from fmopt.models.source import resolve
 from fmopt.tasks.base import find_task
 from fmopt.training.examples import TRAINED
-from fmopt.workflow.given import data_path, require_options
+from fmopt.workflow.job.given import data_path, require_options
 
 if TYPE_CHECKING:
-    from fmopt.workflow.given import Data
+    from fmopt.workflow.job.given import Data
 
 
 class TrainingOptions(TypedDict, total=False):

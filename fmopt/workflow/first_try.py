@@ -8,9 +8,9 @@ from pathlib import Path
 from fmopt.core.progress import Progress
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.record import Record
+from fmopt.workflow.job.prepare import prepare
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.optimize import carry_out
-from fmopt.workflow.prepare import prepare
-from fmopt.workflow.request import Request
 
 MODEL, DATA = "minilm", "builtin:pydoc"
 BASELINES = ("onnxruntime-fp32", "openvino-fp32")

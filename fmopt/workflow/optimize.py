@@ -19,7 +19,7 @@ from fmopt.core import formatting
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.recipe import Recipe
 from fmopt.core.results import Verdict
-from fmopt.core.store import disk_errors, own_folder
+from fmopt.core.stages.store import disk_errors, own_folder
 from fmopt.core.workload import Workload
 from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.gate import Budget
@@ -27,11 +27,12 @@ from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import AblationStep, Record, endless, value_of
 from fmopt.measurement.roofline import findings
 from fmopt.reports.run_status import noted
-from fmopt.workflow.disk import drop_on_the_way, drop_shared, require_room
 from fmopt.workflow.invariance import answers_alone, invariance_check, other_ways, worst_scores
-from fmopt.workflow.prepare import prepare
-from fmopt.workflow.publish import make_record, publish
-from fmopt.workflow.request import Asked, Effort, Request, RunOptions, Training, make_request
+from fmopt.workflow.job.disk import drop_on_the_way, drop_shared, require_room
+from fmopt.workflow.job.prepare import prepare
+from fmopt.workflow.job.publish import make_record, publish
+from fmopt.workflow.job.request import Asked, Effort, Request, RunOptions, Training, make_request
+from fmopt.workflow.job.start import start
 from fmopt.workflow.search import trials, under_load
 from fmopt.workflow.search.ablation import waterfall
 from fmopt.workflow.search.executor import Build
@@ -40,10 +41,9 @@ from fmopt.workflow.search.partial_record import so_far
 from fmopt.workflow.search.plan import Plan
 from fmopt.workflow.search.run import Job, Run, primary, speedup, time_ratio
 from fmopt.workflow.search.selection import answers, choose, drop_limit, fastest_baseline, score_candidates
-from fmopt.workflow.start import start
 
 if TYPE_CHECKING:
-    from fmopt.workflow.given import Data, Model
+    from fmopt.workflow.job.given import Data, Model
 
 
 def optimize(

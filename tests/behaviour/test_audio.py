@@ -13,7 +13,7 @@ from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError, DataError
 from fmopt.data.datasets import Dataset, load_data
 from fmopt.edge.text import open_preprocessor, postprocess
-from fmopt.exporters import parity
+from fmopt.exporters.parity import graph as parity
 from fmopt.models import checkpoint
 from fmopt.models.families.base import parts
 from fmopt.models.source import resolve

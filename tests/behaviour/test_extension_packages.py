@@ -22,8 +22,8 @@ from fmopt.exporters.bundles.bundle import load, verify_bundle
 from fmopt.models.families.base import find_family
 from fmopt.tasks.base import Output, find_task
 from fmopt.workflow.export import export
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.optimize import optimize_request
-from fmopt.workflow.request import Request
 from tests.conftest import SENTENCES, write_tokenizer
 
 PACKAGE = "another_package"

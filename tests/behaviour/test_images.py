@@ -14,8 +14,8 @@ from fmopt.core.errors import CheckpointError, ConfigError, DataError
 from fmopt.core.model import axes_of, static_shape, takes_length
 from fmopt.data.datasets import Dataset, load_data
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters import parity as exporters_parity
 from fmopt.exporters import to_onnx
+from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.measurement.host_probe import load_target
 from fmopt.models import checkpoint
 from fmopt.models.families.base import find_family, parts

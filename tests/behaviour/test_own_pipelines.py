@@ -17,8 +17,8 @@ import transformers
 from PIL import Image
 
 import fmopt
-from fmopt.core.audio import wav_file
 from fmopt.core.errors import CheckpointError
+from fmopt.core.media.audio import wav_file
 from fmopt.edge import loading
 from fmopt.edge.audio import _spelled, read_vocabulary
 from fmopt.edge.text import open_preprocessor

@@ -20,7 +20,7 @@ from fmopt.edge.recommendation import Catalogue, read_sample
 from fmopt.edge.text import open_preprocessor
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.predictions import predict
-from fmopt.exporters import parity
+from fmopt.exporters.parity import graph as parity
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.tasks.base import Item

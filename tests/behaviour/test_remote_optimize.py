@@ -25,8 +25,8 @@ from fmopt.measurement.backends import Work
 from fmopt.measurement.remote import backend
 from fmopt.measurement.remote import ssh as boards
 from fmopt.measurement.remote.ssh import open_board
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.optimize import optimize_request
-from fmopt.workflow.request import Request
 from tests import openssh
 from tests.conftest import LABELS, SENTENCES
 from tests.exporters.bundles.test_bundle import facts_of, write_graph

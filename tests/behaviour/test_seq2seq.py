@@ -26,8 +26,8 @@ from fmopt.edge.seq2seq import answers, split_onnx
 from fmopt.edge.text import open_preprocessor, postprocess
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.predictions import load_predictions, save_predictions
-from fmopt.exporters import parity as exporters_parity
 from fmopt.exporters.bundles import bundle
+from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.models.wrappers.seq2seq import AsEncoderDecoder, EncoderDecoder, with_answer

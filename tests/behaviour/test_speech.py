@@ -19,7 +19,7 @@ from fmopt.core.model import Artifact
 from fmopt.edge.loading import run_batch
 from fmopt.edge.speech import drawn, mel_distance, mel_frames
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters import parity
+from fmopt.exporters.parity import graph as parity
 from fmopt.models import checkpoint
 from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.source import resolve

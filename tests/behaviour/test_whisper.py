@@ -18,15 +18,15 @@ import transformers
 from fmopt.core import plugins
 from fmopt.core.errors import DataError, PassError
 from fmopt.core.progress import Silent
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.edge import parts
 from fmopt.edge.generation import usual
 from fmopt.edge.runners import ENCODER_DECODER, open_runner
 from fmopt.edge.seq2seq import answers
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters import parity as exporters_parity
 from fmopt.exporters import to_onnx
 from fmopt.exporters.bundles import bundle
+from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.models.structure import load_network, save_checkpoint

@@ -14,7 +14,7 @@ import pytest
 from scipy.signal import resample_poly
 from transformers import ASTFeatureExtractor, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
-from fmopt.core.audio import plain_sound, problem, wav_file
+from fmopt.core.media.audio import plain_sound, problem, wav_file
 from fmopt.edge import audio as edge_audio
 
 KERNELS = [[10, 5], [8, 4], [4, 2]]

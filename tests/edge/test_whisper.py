@@ -13,8 +13,8 @@ import pytest
 import torch
 import transformers
 
-from fmopt.core.audio import wav_file
 from fmopt.core.errors import CheckpointError, DataError
+from fmopt.core.media.audio import wav_file
 from fmopt.edge.errors import EdgeError
 from fmopt.edge.generation import usual
 from fmopt.edge.loading import Model

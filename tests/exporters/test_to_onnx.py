@@ -16,7 +16,7 @@ import torch
 from fmopt.core.errors import CheckpointError, ParityError
 from fmopt.edge import runners
 from fmopt.exporters import onnx_graph, openvino_graph, to_onnx
-from fmopt.exporters import parity as exporters_parity
+from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.models.loading import TorchModel
 from tests.conftest import FAMILIES, TinyCheckpoint
 from tests.torch_models import items_of, model_of, outputs_of, padded

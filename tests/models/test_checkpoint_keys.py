@@ -13,7 +13,7 @@ import pytest
 import transformers
 
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters.text_reference import PAIRS, TEXTS
+from fmopt.exporters.parity.text_reference import PAIRS, TEXTS
 from fmopt.models import checkpoint
 from fmopt.models.pipeline import POSITIONS_AFTER_PADDING
 from fmopt.models.source import resolve
@@ -168,7 +168,7 @@ def write_modules(
 def vectors(folder: Path, texts: list[str]) -> np.ndarray:
     """What fmopt makes of texts, the network in PyTorch."""
     from fmopt.edge.text import postprocess
-    from fmopt.exporters.parity import torch_outputs
+    from fmopt.exporters.parity.graph import torch_outputs
 
     metadata = facts_of(folder)
     batch = preprocessor_of(metadata).encode(texts)

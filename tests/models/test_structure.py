@@ -13,8 +13,8 @@ import torch
 import fmopt
 from fmopt.core.errors import CheckpointError, PassError
 from fmopt.edge import runners
-from fmopt.exporters import parity as exporters_parity
 from fmopt.exporters import to_onnx
+from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.models.structure import STRUCTURE, LayerWidths, Structure, save_checkpoint, structure_of

@@ -40,7 +40,7 @@ from fmopt.passes.pruning.obs_scores import by_importance, sublayers
 from fmopt.passes.qat import Qat
 from fmopt.passes.quantize_dynamic import QuantizeDynamic
 from fmopt.training.examples import IGNORED
-from fmopt.workflow.request import Training
+from fmopt.workflow.job.request import Training
 from fmopt.workflow.search import network_timer
 from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.candidates import trained_rounding

@@ -17,7 +17,7 @@ from scipy.special import log_softmax
 from fmopt.core.errors import PassError
 from fmopt.core.progress import Silent
 from fmopt.core.recipe import Recipe, Step
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.core.workload import Workload
 from fmopt.edge.loading import timed_call
 from fmopt.edge.text import Preprocessor

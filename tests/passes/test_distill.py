@@ -17,7 +17,7 @@ from scipy.special import softmax
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError, PassError
 from fmopt.core.progress import Silent
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.edge.embedding import pool
 from fmopt.edge.text import Preprocessor
 from fmopt.models import checkpoint

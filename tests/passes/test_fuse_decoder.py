@@ -15,9 +15,9 @@ from fmopt.edge.generation import GenerationConfig, cache_of, continuations, lik
 from fmopt.edge.loading import Model
 from fmopt.edge.runners import open_runner
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters import parity as exporters_parity
 from fmopt.exporters import to_onnx
 from fmopt.exporters.onnx_graph import read_onnx, write_onnx
+from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.models.wrappers.decoder import TwoSteps
 from fmopt.passes.fuse_decoder import FuseDecoder
 from fmopt.passes.quantize_weights import QuantizeWeights

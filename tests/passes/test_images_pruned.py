@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters.parity import torch_outputs
+from fmopt.exporters.parity.graph import torch_outputs
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.models.structure import load_layer_metadata, save_checkpoint

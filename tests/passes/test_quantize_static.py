@@ -14,8 +14,8 @@ import torch
 
 from fmopt.core.errors import ConfigError, PassError
 from fmopt.edge import runners
-from fmopt.exporters import parity as exporters_parity
 from fmopt.exporters import to_onnx
+from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.passes.calibration import statistics
 from fmopt.passes.quantization.linears import fold_value_smoothing, quantize_linears
 from fmopt.passes.quantization.modules import Grid, QuantizedEmbedding, QuantizedLinear, weight_integers

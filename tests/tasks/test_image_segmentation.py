@@ -11,7 +11,7 @@ from PIL import Image
 
 from fmopt.core import plugins
 from fmopt.core.errors import DataError
-from fmopt.core.images import png_file
+from fmopt.core.media.images import png_file
 from fmopt.edge import segmentation, text
 from fmopt.evaluation.metrics import METRICS
 from fmopt.tasks.base import Item

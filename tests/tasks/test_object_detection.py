@@ -7,7 +7,7 @@ import pytest
 
 from fmopt.core import plugins
 from fmopt.core.errors import DataError
-from fmopt.core.images import png_file
+from fmopt.core.media.images import png_file
 from fmopt.edge import detection
 from fmopt.evaluation.bootstrap import paired_drop
 from fmopt.evaluation.metrics import METRICS

@@ -17,8 +17,8 @@ import torch
 
 import fmopt.workflow.export  # noqa: F401  (imported before forking: seconds of imports are not what is being killed)
 from fmopt.core.workload import Workload
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.optimize import optimize_request
-from fmopt.workflow.request import Request
 
 
 def run(words: list[str], out: Path) -> int:

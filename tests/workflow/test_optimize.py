@@ -19,8 +19,8 @@ from fmopt.models.checkpoint import load_model
 from fmopt.models.structure import read_structure
 from fmopt.passes import prune_structured
 from fmopt.passes.pruning import latency_table
+from fmopt.workflow.job.request import Request, Training
 from fmopt.workflow.optimize import optimize_family, optimize_request
-from fmopt.workflow.request import Request, Training
 from fmopt.workflow.search import followups, selection
 from tests.conftest import LABELS, tiny_config, write_tokenizer
 from tests.workflow.conftest import ROWS

@@ -8,10 +8,10 @@ import pytest
 
 from fmopt.cli.app import main
 from fmopt.core.recipe import Recipe, Step
-from fmopt.core.seals import sealed
+from fmopt.core.stages.seals import sealed
 from fmopt.core.workload import Workload
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.optimize import optimize_request
-from fmopt.workflow.request import Request
 
 DYNAMIC = Recipe(
     name="dynamic", runtime="onnxruntime", precision="int8", steps=(Step(use="quantize_dynamic"), Step(use="simplify"))

@@ -10,7 +10,7 @@ import pytest
 from fmopt.core.errors import ConfigError
 from fmopt.core.workload import Workload
 from fmopt.edge import loading
-from fmopt.workflow.prepare import fitting
+from fmopt.workflow.job.prepare import fitting
 
 TEXTS = {"task": "text-classification", "max_length": 64, "inputs": ["input_ids", "attention_mask"]}
 STEPS = {"task": "text-generation", "eos_token_id": [2], "max_length": 64, "inputs": ["input_ids", "attention_mask"]}

@@ -13,7 +13,7 @@ import numpy as np
 
 from fmopt.core.errors import BundleError, StoreError
 from fmopt.core.model import Artifact, CheckpointMetadata
-from fmopt.core.store import MARKER, disk_errors, scratch_beside, write_whole
+from fmopt.core.stages.store import MARKER, disk_errors, scratch_beside, write_whole
 from fmopt.edge import files, host, loading, parts
 from fmopt.edge import manifest as edge_manifest
 from fmopt.edge.manifest import GOLDEN, MANIFEST, UNFINISHED

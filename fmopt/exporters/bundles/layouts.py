@@ -15,7 +15,7 @@ from typing import Any
 from fmopt.core.errors import BundleError, ConfigError
 from fmopt.core.model import CheckpointMetadata, continues_texts, generates, model_files
 from fmopt.core.plugins import did_you_mean
-from fmopt.core.store import link_or_copy, whole_folder
+from fmopt.core.stages.store import link_or_copy, whole_folder
 from fmopt.exporters.bundles.bundle import bundle_metadata, checked
 from fmopt.exporters.bundles.genai_files import genai_config, put_openvino_tokenizer
 

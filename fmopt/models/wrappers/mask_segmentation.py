@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fmopt.core.images import UNKNOWN
+from fmopt.core.media.images import UNKNOWN
 
 FAMILY = "maskformer"
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fmopt.core.errors import PassError
 from fmopt.core.model import Inputs, makes_answers
-from fmopt.core.store import write_whole
+from fmopt.core.stages.store import write_whole
 from fmopt.edge.generation import usual
 from fmopt.edge.seq2seq import NEW, with_starts
 from fmopt.models.loading import TorchModel

@@ -51,7 +51,7 @@ def _divergence_from_now(model: TorchModel, items: Sequence[Inputs]) -> Callable
 def _next_tokens(model: TorchModel, item: Inputs) -> Any:
     """Log-probabilities float16 [tokens, vocabulary] after up to `TOKENS` tokens of an item, evenly spread. A large
     vocabulary times all tokens would not fit in memory."""
-    from fmopt.exporters.parity import torch_outputs
+    from fmopt.exporters.parity.graph import torch_outputs
 
     logits = torch_outputs(model.net, item, model.metadata.pipeline["outputs"])["logits"][0]
     places = np.unique(np.linspace(0, len(logits) - 1, min(TOKENS, len(logits))).astype(int))
@@ -59,7 +59,7 @@ def _next_tokens(model: TorchModel, item: Inputs) -> Any:
 
 
 def _outputs(model: TorchModel, items: Sequence[Inputs]) -> list[Any]:
-    from fmopt.exporters.parity import torch_outputs
+    from fmopt.exporters.parity.graph import torch_outputs
 
     names = model.metadata.pipeline["outputs"]
     return [value for item in items for value in torch_outputs(model.net, item, names).values()]

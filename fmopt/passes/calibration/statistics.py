@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from fmopt.core import seals
 from fmopt.core.errors import PassError
 from fmopt.core.model import Inputs, token_mask
+from fmopt.core.stages import seals
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
 from fmopt.passes.calibration.generated_answers import answering

@@ -23,10 +23,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fmopt.core import seals
 from fmopt.core.errors import PassError
 from fmopt.core.formatting import percent, size
-from fmopt.core.store import write_whole
+from fmopt.core.stages import seals
+from fmopt.core.stages.store import write_whole
 from fmopt.measurement.host_probe import versions
 from fmopt.training import distributed
 from fmopt.training.collation import Collator

@@ -27,9 +27,9 @@ import transformers
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from fmopt.core import seals
 from fmopt.core.errors import PassError
 from fmopt.core.model import TOKENIZER, CheckpointMetadata, makes_answers
+from fmopt.core.stages import seals
 from fmopt.edge.parts import Sample
 from fmopt.edge.text import open_preprocessor
 from fmopt.models.loading import TorchModel, quiet

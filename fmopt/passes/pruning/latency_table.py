@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmopt.core import seals
 from fmopt.core.errors import PassError
 from fmopt.core.results import Frozen
-from fmopt.core.store import write_whole
+from fmopt.core.stages import seals
+from fmopt.core.stages.store import write_whole
 from fmopt.models.families.base import Family, Kind, Stack
 from fmopt.models.loading import TorchModel
 from fmopt.models.surgery.pruned_modules import least_heads, prune_layer

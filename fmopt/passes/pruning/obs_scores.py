@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fmopt.core import seals
 from fmopt.core.errors import PassError
 from fmopt.core.model import Inputs, token_mask
+from fmopt.core.stages import seals
 from fmopt.models.families.base import Family, Kind, Stack
 from fmopt.models.surgery.projections import projection, weight_of
 from fmopt.models.surgery.pruned_modules import least_heads

@@ -15,7 +15,7 @@ import numpy as np
 from fmopt.core import formatting
 from fmopt.core.model import Runner
 from fmopt.core.progress import Progress
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.edge.board import interleaved
 from fmopt.edge.loading import timed_call
 from fmopt.measurement import host_probe, latency

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from fmopt.core.errors import BundleError
 from fmopt.core.received import record_bytes
 from fmopt.core.results import Estimate, Frozen, HostFacts
-from fmopt.core.store import write_whole
+from fmopt.core.stages.store import write_whole
 from fmopt.evaluation import bootstrap
 from fmopt.workflow.benchmark.scenarios import SINGLE_STREAM_QUANTILE, Load, Scenario
 

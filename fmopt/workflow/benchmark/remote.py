@@ -12,7 +12,7 @@ from fmopt.core import formatting
 from fmopt.core.errors import BoardError, BundleError, ConfigError
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.results import Latency
-from fmopt.core.store import own_folder
+from fmopt.core.stages.store import own_folder
 from fmopt.edge import loading, runners
 from fmopt.edge import manifest as edge_manifest
 from fmopt.exporters.bundles import bundle as bundles

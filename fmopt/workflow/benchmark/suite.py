@@ -13,7 +13,7 @@ from fmopt.core.errors import ConfigError
 from fmopt.core.model import CheckpointMetadata, Runner, takes_length
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.results import Latency
-from fmopt.core.store import Store, disk_errors, own_folder
+from fmopt.core.stages.store import Store, disk_errors, own_folder
 from fmopt.edge.board import interleaved
 from fmopt.edge.loading import timed_call
 from fmopt.edge.parts import Pipeline

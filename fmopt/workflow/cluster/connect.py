@@ -19,7 +19,7 @@ from fmopt.workflow.cluster import node
 from fmopt.workflow.cluster.clock import ClusterBackend
 from fmopt.workflow.cluster.executor import RayExecutor
 from fmopt.workflow.cluster.lease import Node
-from fmopt.workflow.disk import SHARED
+from fmopt.workflow.job.disk import SHARED
 
 LABEL = "fmopt.target"  # of nodes that stand for a named target
 SAME = ("cpu", "arch", "isa", "cores")  # of a fingerprint: two machines with the same are one kind of machine

@@ -11,7 +11,7 @@ from typing import Any
 
 from fmopt.core.errors import ClusterError, FmoptError, PassError, StoreError
 from fmopt.core.model import Artifact, file_digest
-from fmopt.core.store import KEY, link_or_copy
+from fmopt.core.stages.store import KEY, link_or_copy
 from fmopt.measurement.backends import HostBackend
 from fmopt.workflow.cluster import node
 from fmopt.workflow.cluster.lease import Node, leased

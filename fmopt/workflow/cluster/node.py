@@ -20,16 +20,16 @@ from fmopt.core.model import Artifact
 from fmopt.core.plugins import ROOT
 from fmopt.core.progress import Silent
 from fmopt.core.results import Footprint
-from fmopt.core.shared_stages import SharedStages
-from fmopt.core.store import Store, scratch_beside
+from fmopt.core.stages.shared import SharedStages
+from fmopt.core.stages.store import Store, scratch_beside
 from fmopt.edge.host import cache_folder
 from fmopt.measurement import host_probe
 from fmopt.measurement.backends import HostBackend, Timed, Work
+from fmopt.workflow.job.start import start
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.builder import tool_versions
 from fmopt.workflow.search.executor import Build, LocalExecutor, Predict, Task
 from fmopt.workflow.search.run import Job, Run
-from fmopt.workflow.start import start
 
 _RUNS: dict[str, Run] = {}  # of this process, by order
 _OPEN = ExitStack()

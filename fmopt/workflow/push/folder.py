@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fmopt.core.errors import BundleError, StoreError
-from fmopt.core.store import disk_errors, link_or_copy, scratch_beside
+from fmopt.core.stages.store import disk_errors, link_or_copy, scratch_beside
 from fmopt.edge import manifest as edge_manifest
 from fmopt.edge.parts import EdgeError
 from fmopt.exporters.bundles import bundle_writer

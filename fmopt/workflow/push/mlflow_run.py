@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fmopt.core import escaping
 from fmopt.core.errors import ConfigError, StoreError
-from fmopt.core.store import link_or_copy
+from fmopt.core.stages.store import link_or_copy
 from fmopt.evaluation.record import Record, percentile, value_of
 from fmopt.workflow.push.release import Release
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fmopt.core.model import CheckpointMetadata, Inputs
 from fmopt.core.progress import Progress
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.core.target import Target
 from fmopt.core.workload import Workload
 from fmopt.edge.parts import Sample

@@ -27,9 +27,9 @@ from fmopt.core.model import (
 )
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Parity
-from fmopt.exporters import parity as exporters_parity
 from fmopt.exporters import to_onnx
-from fmopt.exporters.input_parity import Served, require_input_parity
+from fmopt.exporters.parity import graph as exporters_parity
+from fmopt.exporters.parity.inputs import Served, require_input_parity
 from fmopt.measurement.host_probe import versions
 from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel

@@ -15,7 +15,7 @@ from fmopt.core.target import Target
 from fmopt.models.networks import RECURRENT
 from fmopt.passes.base import traits_of
 from fmopt.tasks.base import Output, output_of
-from fmopt.workflow.request import Effort, Training
+from fmopt.workflow.job.request import Effort, Training
 
 
 class Refusal(Frozen):

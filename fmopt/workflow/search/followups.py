@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fmopt.core.model import makes_answers
 from fmopt.core.recipe import Recipe, Step
 from fmopt.passes.base import traits_of
-from fmopt.workflow.request import Training
+from fmopt.workflow.job.request import Training
 from fmopt.workflow.search import run as search_run
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.ablation import aside, networks

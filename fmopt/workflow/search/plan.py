@@ -17,7 +17,7 @@ from fmopt.core.results import Frozen
 from fmopt.core.target import Target
 from fmopt.passes.base import traits_of
 from fmopt.passes.distill import Distill
-from fmopt.workflow.request import BATCH, Effort, Training
+from fmopt.workflow.job.request import BATCH, Effort, Training
 from fmopt.workflow.search.candidates import (
     BASELINES,
     TENSORRT_BASELINE,

@@ -15,14 +15,14 @@ from fmopt.core.model import Artifact, CheckpointMetadata, Runner
 from fmopt.core.progress import Progress
 from fmopt.core.recipe import Recipe
 from fmopt.core.results import Estimate, Latency, Scores
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.core.target import Target
 from fmopt.data.datasets import Dataset
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.record import RecipeLine, Trial
 from fmopt.measurement.backends import HostBackend, TimingBackend
 from fmopt.tasks.base import Item, Task
-from fmopt.workflow.request import Request
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.search.builder import Builder, tool_versions
 from fmopt.workflow.search.executor import Executor, LocalExecutor
 from fmopt.workflow.search.plan import Plan

@@ -21,7 +21,7 @@ from fmopt.core.errors import ConfigError
 from fmopt.edge.generation import CACHE_PREFIX, GenerationConfig, continuations, likeliest, timed
 from fmopt.edge.loading import load as edge_load
 from fmopt.edge.runners import open_runner
-from fmopt.exporters import parity as exporters_parity
+from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.measurement.host_probe import load_target
 from fmopt.models import checkpoint, initialization
 from fmopt.models.source import resolve

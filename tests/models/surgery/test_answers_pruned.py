@@ -18,7 +18,8 @@ from fmopt.edge.generation import usual
 from fmopt.edge.runners import ENCODER_DECODER, open_runner
 from fmopt.edge.seq2seq import NEW, answers
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters import parity, to_onnx
+from fmopt.exporters import to_onnx
+from fmopt.exporters.parity import graph as parity
 from fmopt.models import checkpoint
 from fmopt.models.families.base import find_family
 from fmopt.models.loading import TorchModel

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fmopt.core.progress import Silent
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters import parity
+from fmopt.exporters.parity import graph as parity
 from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve

@@ -17,7 +17,8 @@ from fmopt.core.errors import PassError
 from fmopt.edge.generation import GenerationConfig, continuations
 from fmopt.edge.runners import open_runner
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters import parity, to_onnx
+from fmopt.exporters import to_onnx
+from fmopt.exporters.parity import graph as parity
 from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve

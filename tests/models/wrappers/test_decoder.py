@@ -19,7 +19,7 @@ from fmopt.edge.generation import GenerationConfig, TextScores, continuations, l
 from fmopt.edge.loading import Model, run_batch
 from fmopt.edge.runners import open_runner
 from fmopt.edge.text import open_preprocessor, postprocess
-from fmopt.exporters import parity as exporters_parity
+from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.models.loading import TorchModel
 from fmopt.models.source import resolve
 from fmopt.models.wrappers.decoder import TwoSteps

@@ -12,7 +12,7 @@ import transformers
 from PIL import Image
 
 import fmopt
-from fmopt.core.images import UNKNOWN
+from fmopt.core.media.images import UNKNOWN
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.workflow import export, finetune

@@ -20,7 +20,7 @@ from fmopt.models.source import resolve
 from fmopt.models.wrappers.zero_shot import PROMPT
 from fmopt.tasks.zero_shot_image_classification import TASK
 from fmopt.workflow import evaluate, export, finetune
-from fmopt.workflow.label_names import with_labels
+from fmopt.workflow.job.label_names import with_labels
 from tests.vision_models import MATCHERS, NAMES, image, picture_rows, write_matcher, write_pictures
 from tests.without_torch import run_bundle
 

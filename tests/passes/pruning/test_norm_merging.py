@@ -10,7 +10,8 @@ import torch
 
 from fmopt.core.errors import CheckpointError
 from fmopt.edge import runners
-from fmopt.exporters import parity, to_onnx
+from fmopt.exporters import to_onnx
+from fmopt.exporters.parity import graph as parity
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.models.structure import STRUCTURE, LayerWidths, Structure, save_checkpoint, structure_of

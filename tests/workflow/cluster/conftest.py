@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fmopt.core.workload import Workload
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.optimize import optimize_request
-from fmopt.workflow.request import Request
 from tests.workflow.test_shared_store import DYNAMIC, Lines
 
 

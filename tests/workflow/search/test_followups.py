@@ -9,11 +9,11 @@ import pytest
 
 from fmopt.core.progress import Silent
 from fmopt.core.recipe import Recipe
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.record import RecipeLine, Trial
 from fmopt.measurement.backends import Timed, Work
-from fmopt.workflow.request import Request
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.search import followups, trials
 from fmopt.workflow.search.followups import RESERVE, Pruning
 from fmopt.workflow.search.run import Run

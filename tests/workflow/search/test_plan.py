@@ -12,7 +12,7 @@ from fmopt.core.recipe import Recipe, Step
 from fmopt.measurement.host_probe import load_target
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
-from fmopt.workflow.request import Training
+from fmopt.workflow.job.request import Training
 from fmopt.workflow.search.candidates import STRIDE, gradual, pruned, trained_rounding
 from fmopt.workflow.search.plan import make_plan
 

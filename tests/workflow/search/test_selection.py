@@ -13,11 +13,11 @@ from fmopt.core.errors import PassError, PlanError, UnmeasuredError
 from fmopt.core.progress import Silent
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Estimate, Latency
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.record import RecipeLine, Trial
 from fmopt.measurement.backends import Timed, Work
-from fmopt.workflow.request import Request
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.search import ablation, followups, selection, trials
 from fmopt.workflow.search.run import Run, by_speed, speedup, time_ratio
 

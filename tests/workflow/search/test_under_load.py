@@ -9,10 +9,10 @@ import pytest
 
 from fmopt.core.progress import Silent
 from fmopt.core.results import Outcome, UnderLoad
-from fmopt.core.store import Store
+from fmopt.core.stages.store import Store
 from fmopt.core.workload import Workload
 from fmopt.evaluation.record import RecipeLine, Trial
-from fmopt.workflow.request import Request
+from fmopt.workflow.job.request import Request
 from fmopt.workflow.search import under_load
 from fmopt.workflow.search.run import Run
 

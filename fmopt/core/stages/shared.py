@@ -24,9 +24,9 @@ from urllib.request import url2pathname
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fmopt.core import seals
 from fmopt.core.errors import ConfigError, StoreError, first_fault
 from fmopt.core.model import file_digest
+from fmopt.core.stages import seals
 from fmopt.edge.errors import EdgeError
 from fmopt.edge.files import parsed
 

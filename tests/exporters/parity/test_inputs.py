@@ -13,7 +13,7 @@ import pytest
 
 from fmopt.core.errors import ParityError
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters.input_parity import Served, require_input_parity
+from fmopt.exporters.parity.inputs import Served, require_input_parity
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from tests.torch_models import InTorch

@@ -10,7 +10,7 @@ from fmopt.evaluation.predictions import changed_items
 from fmopt.evaluation.record import AblationStep, Record, summary_sentence
 from fmopt.exporters.bundles import bundle_writer
 from fmopt.reports.html import write_markdown, write_report
-from fmopt.workflow.golden_items import golden_of
+from fmopt.workflow.job.golden_items import golden_of
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.builder import CHECKPOINT
 from fmopt.workflow.search.partial_record import by_kind, known

@@ -10,8 +10,8 @@ import pytest
 
 from fmopt.cli.app import main
 from fmopt.core.errors import StoreError
-from fmopt.core.store import Store, own_folder
-from fmopt.workflow.disk import clean, disk_bytes, drop_on_the_way, require_room
+from fmopt.core.stages.store import Store, own_folder
+from fmopt.workflow.job.disk import clean, disk_bytes, drop_on_the_way, require_room
 
 
 def finished(out: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fmopt.edge.loading import run_batch
 from fmopt.edge.text import postprocess, present
-from fmopt.exporters.text_reference import TextReference, bundle_encoded, short
+from fmopt.exporters.parity.text_reference import TextReference, bundle_encoded, short
 from fmopt.tasks.base import Output, find_task
 
 LONGEST = 512  # tokens of a probe whose answer is compared; longer ones are compared by their tokens

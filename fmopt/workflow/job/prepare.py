@@ -30,8 +30,8 @@ from fmopt.measurement.remote.backend import board_target
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.tasks.base import find_task
-from fmopt.workflow.label_names import with_labels
-from fmopt.workflow.request import Request, Training
+from fmopt.workflow.job.label_names import with_labels
+from fmopt.workflow.job.request import Request, Training
 from fmopt.workflow.search.executor import Executor, LocalExecutor
 from fmopt.workflow.search.plan import make_plan
 from fmopt.workflow.search.run import Job

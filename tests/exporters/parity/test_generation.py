@@ -14,7 +14,7 @@ import fmopt
 from fmopt.core.errors import ParityError
 from fmopt.edge.loading import load as edge_load
 from fmopt.edge.text import open_preprocessor
-from fmopt.exporters.input_parity import Served, require_input_parity
+from fmopt.exporters.parity.inputs import Served, require_input_parity
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from tests.audio_models import audio, write_whisper

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from fmopt.core.progress import Progress
-from fmopt.core.shared_stages import SharedStages
-from fmopt.core.store import Store
+from fmopt.core.stages.shared import SharedStages
+from fmopt.core.stages.store import Store
 from fmopt.edge.text import open_preprocessor
 from fmopt.measurement import latency
 from fmopt.workflow.search.builder import Builder

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.audio import wav_file
+from fmopt.core.media.audio import wav_file
 from fmopt.core.model import makes_answers
 from fmopt.edge import generation, loading, seq2seq, whisper
 from fmopt.edge.audio import read_audio, resample
 from fmopt.edge.errors import EdgeError
-from fmopt.exporters.text_reference import TextReference, short
+from fmopt.exporters.parity.text_reference import TextReference, short
 from fmopt.models.loading import quiet
 from fmopt.tasks.base import output_of
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from fmopt.core import formatting
 from fmopt.core.errors import StoreError
 from fmopt.core.results import Frozen
-from fmopt.core.seals import remove
-from fmopt.core.store import MARKER, own_folder
+from fmopt.core.stages.seals import remove
+from fmopt.core.stages.store import MARKER, own_folder
 from fmopt.reports.run_status import FOLDER as RUNNING
 from fmopt.workflow.search.builder import CHECKPOINT
 

@@ -21,10 +21,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fmopt.core import seals
 from fmopt.core.errors import FmoptError, StoreError
 from fmopt.core.model import file_digest
-from fmopt.core.shared_stages import SharedStages
+from fmopt.core.stages import seals
+from fmopt.core.stages.shared import SharedStages
 
 MARKER = ".fmopt"  # says that a folder is ours
 LOCK = ".fmopt.lock"

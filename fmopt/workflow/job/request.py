@@ -13,10 +13,10 @@ from fmopt.core.recipe import Recipe
 from fmopt.core.results import Frozen
 from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget
-from fmopt.workflow.given import ReadingOptions, data_path, model_path, require_options
+from fmopt.workflow.job.given import ReadingOptions, data_path, model_path, require_options
 
 if TYPE_CHECKING:
-    from fmopt.workflow.given import Data, Model
+    from fmopt.workflow.job.given import Data, Model
 
 Effort = Literal["quick", "standard", "max"]
 

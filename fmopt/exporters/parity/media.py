@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fmopt.core.audio import wav_file
+from fmopt.core.media.audio import wav_file
 from fmopt.edge import loading
 from fmopt.edge.audio import read_audio, resample
 

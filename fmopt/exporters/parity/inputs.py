@@ -1,6 +1,6 @@
 """Does a bundle answer as the checkpoint's own pipeline does, from what a user gives to what a user reads?
 
-The graph is compared with its network elsewhere (`parity`), on inputs that fmopt made; this compares the way to these inputs
+The graph is compared with its network elsewhere (`graph`), on inputs that fmopt made; this compares the way to these inputs
 and the way from outputs to answers with an independent reference: transformers' own tokenizer with the checkpoint's settings,
 and what sentence-transformers or transformers' pipelines make of the network's outputs. Samples are items of the data, and
 probes that are made for trouble.
@@ -16,9 +16,9 @@ from typing import Any
 
 from fmopt.core.errors import ParityError
 from fmopt.core.model import CheckpointMetadata, Runner, generates
-from fmopt.exporters.generation_parity import generated_text_differences, heard_differences
-from fmopt.exporters.media_parity import audio_differences, image_differences
-from fmopt.exporters.text_parity import text_differences
+from fmopt.exporters.parity.generation import generated_text_differences, heard_differences
+from fmopt.exporters.parity.media import audio_differences, image_differences
+from fmopt.exporters.parity.text import text_differences
 
 ITEMS = 8  # of the data
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from fmopt.core import shared_stages
 from fmopt.core.errors import ConfigError, StoreError
-from fmopt.core.shared_stages import SharedStages
-from fmopt.core.store import Store
+from fmopt.core.stages import shared as shared_stages
+from fmopt.core.stages.shared import SharedStages
+from fmopt.core.stages.store import Store
 
 SERVER = """
 from moto.server import ThreadedMotoServer
@@ -249,7 +249,7 @@ def test_a_server_that_stops_answering_ends_sharing_and_not_the_run(tmp_path, bu
 def test_a_writer_that_is_killed_leaves_no_half_stage(tmp_path):
     url = tmp_path / "shared"
     script = (
-        "import pathlib, sys\nfrom fmopt.core.store import Store\nfrom fmopt.core.shared_stages import SharedStages\n"
+        "import pathlib, sys\nfrom fmopt.core.stages.store import Store\nfrom fmopt.core.stages.shared import SharedStages\n"
         "def make(folder):\n    (folder / 'x').write_bytes(bytes(300 << 20)); print('made', flush=True)\n"
         f"Store(pathlib.Path({str(tmp_path / 'a')!r}), print, SharedStages({str(url)!r})).folder('graph', {{'a': 1}}, make)\n"
     )

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from fmopt.core import seals
 from fmopt.core.errors import StoreError
 from fmopt.core.model import file_digest
-from fmopt.core.store import KEY, LOCK, MARKER, SHARED_BYTES, Store, own_folder, write_whole
+from fmopt.core.stages import seals
+from fmopt.core.stages.store import KEY, LOCK, MARKER, SHARED_BYTES, Store, own_folder, write_whole
 
 
 def test_a_finished_stage_is_not_done_again(tmp_path):
@@ -50,7 +50,7 @@ def test_a_stage_that_breaks_leaves_nothing(tmp_path):
 
 def test_a_killed_stage_never_looks_finished(tmp_path):
     script = (
-        "import sys, time, pathlib\nfrom fmopt.core.store import Store\n"
+        "import sys, time, pathlib\nfrom fmopt.core.stages.store import Store\n"
         "def make(folder):\n    (folder / 'half').write_text('x'); print('running', flush=True); time.sleep(60)\n"
         f"Store(pathlib.Path({str(tmp_path)!r})).folder('graph', {{}}, make)\n"
     )
@@ -83,7 +83,7 @@ def test_fresh_forgets_stages_and_nothing_else(tmp_path):
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     script = (
-        "import sys, time, pathlib\nfrom fmopt.core.store import own_folder\n"
+        "import sys, time, pathlib\nfrom fmopt.core.stages.store import own_folder\n"
         f"with own_folder(pathlib.Path({str(tmp_path)!r})):\n    print('in', flush=True); time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,1 @@
+"""Image and audio files: made of arrays, made up, and checked."""

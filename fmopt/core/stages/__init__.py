@@ -1,0 +1,1 @@
+"""Stages that are finished once and used again: in a folder, shared by several, and sealed."""
