@@ -14,7 +14,8 @@ from tests import records
 
 def test_reads_back_exactly_what_was_written(tmp_path: Path) -> None:
     record = records.realistic()
-    assert Record.load(record.save(tmp_path)) == record
+    path = record.save(tmp_path)
+    assert Record.load(path) == Record.load(str(path)) == Record.load(str(tmp_path)) == record
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
 

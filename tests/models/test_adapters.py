@@ -67,7 +67,7 @@ def test_merged_is_base_and_adapter_together(tiny_checkpoint: TinyCheckpoint, tm
     base = tiny_checkpoint(family, "sentence-embedding")
     net = adapted(base, tmp_path / "adapter", family, task, **options)
     plain = model_of(base)
-    merged = model_of(merge(tmp_path / "adapter", tmp_path / "merged"))
+    merged = model_of(merge(str(tmp_path / "adapter"), str(tmp_path / "merged")))
     assert merged.metadata.task == task
     assert len(merged.metadata.pipeline["labels"]) == len(LABELS.get(task, ()))
     for inputs in items_of(merged):
