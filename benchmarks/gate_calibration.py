@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/gate_calibration.py accuracy    passes with a true drop of 0, half, all and twice the allowed
     .venv/bin/python benchmarks/gate_calibration.py power       does the n that UNDECIDED names decide 4 times in 5
     .venv/bin/python benchmarks/gate_calibration.py winner      50 candidates, one test set
+    .venv/bin/python benchmarks/gate_calibration.py looks       the same evaluations looked at once, and in growing parts
     .venv/bin/python benchmarks/gate_calibration.py latency --runs 100 [--load]    a model against itself; needs a quiet machine
     .venv/bin/python benchmarks/gate_calibration.py table       the tables of docs/measuring.md from the results
 
@@ -14,6 +15,7 @@ results/gate-calibration-*.json, and a run that is started again goes on where i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -35,6 +37,7 @@ from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.metrics import METRICS
 from fmopt.measurement import host_probe
 from fmopt.measurement import latency as measurement_latency
+from fmopt.workflow.search.scoring import FIRST
 from fmopt.workflow.search.selection import within_reserve
 
 ITEMS = (100, 300, 1000, 3000, 10_000, 20_000)
@@ -48,9 +51,11 @@ TOLERANCE = 0.02  # of a speedup: what is within is no difference
 BURN = "import os\nwhile os.getppid() == {parent}: sum(range(10_000))"  # ends with us, however we end
 
 
-def judged(one: Population, scores: tuple[Scores, Scores], seed: int, resamples: int = RESAMPLES) -> Check:
+def judged(
+    one: Population, scores: tuple[Scores, Scores], seed: int, resamples: int = RESAMPLES, confidence: float = 0.95
+) -> Check:
     """The accuracy check of one evaluation, with the limit from the baseline's own value as `gate.judge` has it."""
-    drop = bootstrap.paired_drop(*scores, resamples=resamples, seed=seed)
+    drop = bootstrap.paired_drop(*scores, resamples=resamples, seed=seed, confidence=confidence)
     allowed = gate.Drop(amount=1.0, unit="%" if one.metric == "perplexity" else "pt")
     return gate.at_most("accuracy drop", drop, allowed.limit(float(METRICS[one.metric].of(scores[0].array()))))
 
@@ -91,6 +96,52 @@ def resamples(asked: argparse.Namespace) -> None:
             evaluations=len(pairs), mean_width_ratio=round(float((bounds[:, 0] / bounds[:, 1]).mean()), 4),
         )  # fmt: skip
         made.save()
+
+
+def at_looks(asked: argparse.Namespace) -> None:
+    """Evaluations of 3,000 items, judged whole and at the first of several looks that decides, as a slow network is."""
+    made, n = Result("looks", asked), 3000
+    ends = [*itertools.takewhile(lambda end: end < n, (FIRST * 2**power for power in itertools.count())), n]
+    for name in NAMES:
+        for share in SHARES[:3]:
+            one = population(name, share)
+            cell = made.cell(f"{name} | {share:g} | {n}", population=one.metadata(), once={}, looks={})
+            if cell["once"]:
+                continue
+            rng = np.random.default_rng([asked.seed, NAMES.index(name), int(10 * share)])
+            once, first, needed = Counter[str](), Counter[str](), []
+            for seed in range(asked.size):
+                scores = one.evaluation(rng, n)
+                once[judged(one, scores, seed).outcome.value] += 1
+                for number, end in enumerate(ends):
+                    part = tuple(each.model_copy(update={"values": each.values[:end]}) for each in scores)
+                    at = gate.confidence_of_look(0.95, number, last=end == n)
+                    # a bound at 99.9 % needs more resamples than one at 95 %
+                    outcome = judged(one, part, seed, 10 * RESAMPLES + 9, at).outcome.value
+                    if outcome != "UNDECIDED" or end == n:
+                        first[outcome] += 1
+                        needed.append(end)
+                        break
+            cell.update(once=dict(once), looks=dict(first), mean_items=round(float(np.mean(needed))))
+            cell["rates"] = {"once": rates(dict(once)), "looks": rates(dict(first))}
+            made.save()
+            print(name, share, cell["rates"], cell["mean_items"], flush=True)
+
+
+def looks_table(cells: dict[str, Any]) -> str:
+    """Passes exactly at the limit by both ways, and items that looks needed."""
+    lines = [
+        "| 3,000 items | passed exactly at the limit, looked at once | in growing parts | "
+        "items needed at the limit / at twice / with no drop |",
+        "|---|---|---|---|",
+    ]
+    for name in NAMES:
+        found = [cells.get(f"{name} | {share:g} | 3000") for share in (1.0, 2.0, 0.0)]
+        if all(cell and cell["once"] for cell in found):
+            shown = [percent(found[0]["rates"][way].get("PASS", [0.0, 0.0, 0.0])) for way in ("once", "looks")]
+            needed = " / ".join(f"{cell['mean_items']:,}" for cell in found)
+            lines.append(f"| {name} | {shown[0]} | {shown[1]} | {needed} |")
+    return "\n".join(lines)
 
 
 def power(asked: argparse.Namespace) -> None:
@@ -366,6 +417,7 @@ def percent(interval: list[float]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy_table,
+    "looks": looks_table,
     "power": power_table,
     "winner": winner_table,
     "latency": lambda cells: "A quiet machine: " + latency_table(cells),
@@ -379,6 +431,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, work, size in (
         ("accuracy", accuracy, 25), ("resamples", resamples, 100), ("power", power, 200), ("winner", winner, 400),
+        ("looks", at_looks, 200),
         ("latency", latency, 0), ("table", table, 0),
     ):  # fmt: skip
         one = verbs.add_parser(verb, help=(work.__doc__ or "").splitlines()[0])

@@ -121,7 +121,7 @@ def optimize(
         Path | None, typer.Option("--recipe", help="Try this recipe (TOML) instead of the plan's candidates.")
     ] = None,
     time_limit: Annotated[
-        str | None, typer.Option("--time-limit", help="30m: stop trying further candidates then.")
+        str | None, typer.Option("--time-limit", help="30m for everything: fewer candidates and test items.")
     ] = None,
     max_calibration_memory: Annotated[str, typer.Option("--max-calibration-memory")] = "1GB",
     seed: Seed = 0,

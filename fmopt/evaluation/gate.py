@@ -18,6 +18,7 @@ from fmopt.core.results import Check, Estimate, Frozen, Outcome, Verdict
 from fmopt.evaluation.bootstrap import median_latency, paired_drop, speedup
 
 EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNDECIDED: 3, Outcome.UNMEASURED: 4}
+PER_LOOK = 1 / 50  # of the error probability: what a look at a part of the items spends
 POWER = 0.8  # how often the number of items or samples that is said to decide does, if the truth is as was seen
 ROUNDING = 1e-9  # a bound that exceeds its limit by less than this is on the limit; means of floats are not exact
 
@@ -172,6 +173,16 @@ def judge(
         note = "" if timed[2] is not None else absent or "its memory was not measured"
         checks.append(at_most("memory", _exact(timed[2]), budget.max_memory_mb, unit="MB", note=note))
     return Verdict(checks=checks)
+
+
+def confidence_of_look(confidence: float, number: int, *, last: bool) -> float:
+    """At which confidence to take the bounds at look `number` (0, 1, …) at a growing part of the items, so that a verdict that is
+    given at the first look which decides errs no more often than one about all items with `confidence`.
+
+    Looks before the last spend `PER_LOOK` of the error probability each, and the last has what is left, which makes it hardly
+    wider than a single look (Haybittle, British Journal of Radiology 1971; Peto et al., British Journal of Cancer 1976).
+    """
+    return 1 - (1 - confidence) * (1 - number * PER_LOOK if last else PER_LOOK)
 
 
 def items_needed(drop: Estimate, limit: float, n: int, *, confidence: float = 0.95) -> int | None:

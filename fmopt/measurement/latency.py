@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from fmopt.core.errors import DataError, UnmeasuredError
-from fmopt.core.model import Artifact, takes_length
+from fmopt.core.model import Artifact, continues_texts, takes_length
 from fmopt.core.plugins import ROOT
 from fmopt.core.results import Footprint
 from fmopt.edge.board.interleaved import (
@@ -32,6 +32,7 @@ from fmopt.edge.text import Preprocessor
 DISTINCT_INPUTS = 8  # inputs of one length that are replayed in turn
 GOLDEN = (5**0.5 - 1) / 2
 REPLAYED_CALLS, FEWEST_CALLS = 100, 8  # calls on items of the data, replayed at their own lengths
+CONTEXTS = 10  # whose next token is timed: every variant reads each of them before, and keeps what it remembers of it
 SERVE_TIMEOUT_S = 600
 
 
@@ -71,7 +72,8 @@ def replayed(preprocessor: Preprocessor, samples: Sequence[Sample], batch: int, 
             "every item is empty, so that there is nothing to time or judge; which column is it? (--columns)"
         )
     draw = random.Random(seed)
-    count = min(max(REPLAYED_CALLS // batch, FEWEST_CALLS), REPLAYED_CALLS) * batch
+    most = CONTEXTS if continues_texts(preprocessor.pipeline) else REPLAYED_CALLS
+    count = min(max(most // batch, FEWEST_CALLS), most) * batch
     sizes = item_sizes(preprocessor, samples)
     ordered = sorted(range(len(samples)), key=lambda index: (sizes[index], index))
     edges = [round(number * len(ordered) / count) for number in range(count + 1)]

@@ -14,8 +14,8 @@ from fmopt.edge.parts import distance_of
 from fmopt.edge.runners import mixes_rows
 from fmopt.evaluation import bootstrap
 from fmopt.measurement import host_probe
-from fmopt.workflow.search import trials
 from fmopt.workflow.search.run import Run, primary
+from fmopt.workflow.search.scoring import predictions
 
 BATCH = 8
 CHANGED = 0.05  # of the answers at most may be others in a batch; what that costs in accuracy, the worst of the three ways tells
@@ -46,7 +46,7 @@ def other_ways(run: Run, winner: str, alone: Sequence[Any]) -> list[Way]:
     found = []
     for name, options in asked.items():
         try:
-            got = trials.predictions(run, winner, "test", most=most, **options)
+            got = predictions(run, winner, "test", most=most, **options)
         except FmoptError:  # compiled for one shape, or for so many rows
             continue
         changed = len(run.job.task.changes(got, items, alone, run.job.metadata))

@@ -13,34 +13,29 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-import numpy as np
-
 from fmopt.core import formatting
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.recipe import Recipe
-from fmopt.core.results import Verdict
 from fmopt.core.stages.store import disk_errors, own_folder
 from fmopt.core.workload import Workload
-from fmopt.evaluation import bootstrap, gate
 from fmopt.evaluation.gate import Budget
-from fmopt.evaluation.metrics import METRICS
-from fmopt.evaluation.record import AblationStep, Record, endless, value_of
+from fmopt.evaluation.record import AblationStep, Record, endless
 from fmopt.measurement.roofline import findings
 from fmopt.reports.run_status import noted
-from fmopt.workflow.invariance import answers_alone, invariance_check, other_ways, worst_scores
 from fmopt.workflow.job.disk import drop_on_the_way, drop_shared, require_room
 from fmopt.workflow.job.prepare import prepare
 from fmopt.workflow.job.publish import make_record, publish
 from fmopt.workflow.job.request import Asked, Effort, Request, RunOptions, Training, make_request
 from fmopt.workflow.job.start import start
-from fmopt.workflow.search import trials, under_load
+from fmopt.workflow.judgement import chosen_and_judged
+from fmopt.workflow.search import trials
 from fmopt.workflow.search.ablation import waterfall
 from fmopt.workflow.search.executor import Build
 from fmopt.workflow.search.followups import fallback_to_mixed_precision, prune_to_budget
 from fmopt.workflow.search.partial_record import so_far
 from fmopt.workflow.search.plan import Plan
-from fmopt.workflow.search.run import Job, Run, primary, speedup, time_ratio
-from fmopt.workflow.search.selection import answers, choose, drop_limit, fastest_baseline, score_candidates
+from fmopt.workflow.search.run import BUILDING, Job, Run, time_ratio
+from fmopt.workflow.search.selection import drop_limit, fastest_baseline, score_candidates
 
 if TYPE_CHECKING:
     from fmopt.workflow.job.given import Data, Model
@@ -223,7 +218,7 @@ def build_all(run: Run, recipes: Sequence[Recipe]) -> None:
     run.executor.ahead([Build(recipe) for recipe in recipes])
     for number, recipe in enumerate(recipes, 1):
         run.progress.start(f"building {recipe.name} ({number} of {len(recipes)})", 1)
-        trials.build(run, recipe)
+        trials.build(run, recipe, share=BUILDING)
         run.progress.step()
 
 
@@ -234,75 +229,6 @@ def time_all(run: Run) -> None:
         trials.time_in_turn(run, list(run.artifacts))
     trials.predict_latency(run)
     run.seconds["latency"] = round(time.monotonic() - begun, 3)
-
-
-def chosen_and_judged(run: Run, reference: str) -> tuple[str, Verdict]:
-    """(The winner, its verdict); one that cannot answer the test split is a failed trial, and another is chosen."""
-    trials.predictions(run, reference, "test")
-    while not answers(run, winner := choose(run, reference), "test"):
-        pass
-    return winner, judge(run, winner, reference)
-
-
-def judge(run: Run, winner: str, reference: str) -> Verdict:
-    """The winner on the test split, its footprint and its latency against the budget."""
-    begun = time.monotonic()
-    request, items = run.job.request, run.items("test")
-    baseline = trials.predictions(run, reference, "test")
-    got = trials.predictions(run, winner, "test")
-    for name, predicted in ((reference, baseline), (winner, got)):
-        run.update(name, test_scores=run.job.task.scores(predicted, items, baseline, run.job.metadata))
-    ours, theirs = primary(run.trials[winner].test_scores), primary(run.trials[reference].test_scores)
-    one_by_one, ways = answers_alone(run, winner), other_ways(run, winner, got)
-    if not one_by_one:
-        ours = worst_scores(run, ways, ours, baseline, theirs)
-    drop = bootstrap.paired_drop(theirs, ours, confidence=request.budget.confidence, seed=request.seed)
-    run.update(winner, test_drop=drop)
-    run.seconds["test"] = round(time.monotonic() - begun, 3)
-    present = run.job.target.present
-    if present:
-        time_for_comparison(run, sorted({reference, winner}))
-        for name in sorted({reference, winner}):
-            trials.footprint(run, name)
-    both = run.timed_together(reference, winner)
-    if both is not None:  # each may have been timed again beside others since
-        for name, latency in zip((reference, winner), both, strict=True):
-            run.update(name, latency=latency)
-        run.update(winner, speedup=speedup(run, winner, reference))
-    trial = run.trials[winner]
-    verdict = gate.judge(
-        request.budget,
-        drop=drop,
-        baseline_metric=value_of(theirs),
-        bounded=METRICS[theirs.metric].bounded,
-        speedup=trial.speedup,
-        latency_ms=bootstrap.median_latency(trial.latency, request.budget.confidence, request.seed)
-        if trial.latency
-        else None,
-        size_mb=(trial.size_bytes or 0) / 1e6,
-        memory_mb=trial.footprint.peak_memory_mb if trial.footprint else None,
-        device_present=present,
-        items_changed=int(np.any(np.not_equal(*ours.paired(theirs)), axis=1).sum()),
-        n=len(ours.values),
-        samples=len(trial.latency.samples_ms) if trial.latency else 0,
-    )
-    if request.workload.arrival == "server":
-        verdict = Verdict(checks=[*verdict.checks, under_load.check(run, winner, reference)])
-    check = invariance_check(run, ways, one_by_one=one_by_one)
-    return Verdict(checks=[*verdict.checks, check])
-
-
-def time_for_comparison(run: Run, names: Sequence[str]) -> None:
-    """What is reported beside the speed that is judged: a stated shape beside the data's items, their own items beside that."""
-    workload = run.job.request.workload
-    if workload.also_length is not None:
-        shape = Workload(length=workload.also_length, threads=workload.threads)
-        for name, latency in trials.time_beside(run, names, shape).items():
-            run.update(name, at_length=latency)
-    if not workload.from_raw:
-        own = Workload(batch=workload.batch, threads=workload.threads)
-        for name, latency in trials.time_beside(run, names, own).items():
-            run.update(name, end_to_end=latency)
 
 
 def explain_losers(run: Run, winner: str, reference: str) -> None:

@@ -205,3 +205,39 @@ def test_positions_whose_angles_depend_on_the_length_are_refused_before_the_expo
     metadata: Any = SimpleNamespace(model_type="llama", config=config, source=SimpleNamespace(title="tiny"))
     with pytest.raises(CheckpointError, match=said) if said else nullcontext():
         to_onnx.check_positions(metadata)
+
+
+def test_rules_of_several_outputs_are_tried_only_where_they_begin():
+    """onnxscript lists the whole graph at every node for them: quadratic in the number of layers."""
+    import onnx_ir
+    from onnxscript.optimizer import optimize_ir
+    from onnxscript.rewriter import _DEFAULT_REWRITE_RULES
+
+    def model() -> Any:
+        text = (
+            '<ir_version: 10, opset_import: ["" : 18]> halves (float[2, 8] x) => (float[2, 4] y) {'
+            "start = Constant <value_ints = [0]> () middle = Constant <value_ints = [4]> () end = Constant <value_ints = [8]> ()"
+            "axis = Constant <value_ints = [1]> () a = Slice(x, start, middle, axis) b = Slice(x, middle, end, axis)"
+            "c = Neg(a) y = Add(c, b) }"
+        )
+        return onnx_ir.serde.deserialize_model(onnx.parser.parse_model(text))
+
+    several = [rule for rule in _DEFAULT_REWRITE_RULES if not rule._matcher.pattern.has_single_output_node]
+    assert several, "nothing to speed up any more: remove rules_where_they_begin"
+    plain, quick = model(), model()
+    optimize_ir(plain)
+    with to_onnx.rules_where_they_begin():
+        optimize_ir(quick)
+        listed = [0]
+
+        class Graph(list):
+            def __iter__(self):
+                listed[0] += 1
+                return super().__iter__()
+
+        nodes = Graph(quick.graph)
+        for rule in several:
+            assert not rule._matcher.match(quick, nodes, quick.graph[0].outputs[0].uses()[0].node, remove_nodes=True)
+    assert listed[0] == 0
+    assert [node.op_type for node in quick.graph] == [node.op_type for node in plain.graph]
+    assert not any("match" in vars(rule._matcher) for rule in several)

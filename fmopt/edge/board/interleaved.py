@@ -170,11 +170,14 @@ def _warm_up(
     seconds: float,
     clock: Callable[[Callable[[], Any]], float],
 ) -> None:
-    """Rounds of all variants until each has had two windows in a row that agree. All get equally many calls, so that
-    variants that replay a sequence of inputs stay in step."""
+    """Rounds of all variants until each has had two windows in a row that agree, or half of `seconds` a variant are over: where
+    inputs differ in length windows need not ever agree. All get equally many calls, so that variants that replay a sequence of
+    inputs stay in step."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     cold = set(variants)
-    while cold:
+    most = seconds * max(1.0, len(variants) / 2)
+    begun = time.monotonic()
+    while cold and not (min(map(len, times.values())) >= 2 and time.monotonic() - begun > most):
         for name in order.sample(list(variants), len(variants)):
             times[name].append(clock(variants[name]))
         cold = {name for name in cold if not _warm(times[name], seconds)}

@@ -50,7 +50,7 @@ class RayExecutor:
         self._open.enter_context(without_ray_output(self.say))
         checkpoint = run.store.folder("given", {"checkpoint": run.job.metadata.digest}, self._copy_checkpoint)
         job = replace(run.job, clock=HostBackend(), executor=LocalExecutor())
-        left = None if run.deadline is None else time.time() + run.deadline - time.monotonic()
+        left = None if run.builder.deadline is None else time.time() + run.builder.deadline - time.monotonic()
         stage = StageRef(checkpoint.name, file_digest(checkpoint / KEY))
         self._order = ray.put(JobSpec(secrets.token_hex(8), job, self.store, stage, left))
 

@@ -26,10 +26,10 @@ from fmopt.edge.host import cache_folder
 from fmopt.measurement import host_probe
 from fmopt.measurement.backends import HostBackend, Timed, Work
 from fmopt.workflow.job.start import start
-from fmopt.workflow.search import trials
 from fmopt.workflow.search.builder import tool_versions
 from fmopt.workflow.search.executor import Build, LocalExecutor, Predict, Task
-from fmopt.workflow.search.run import Job, Run
+from fmopt.workflow.search.run import SCORING, Job, Run
+from fmopt.workflow.search.scoring import predictions
 
 _RUNS: dict[str, Run] = {}  # of this process, by order
 _OPEN = ExitStack()
@@ -52,7 +52,7 @@ class JobSpec:
     job: Job
     url: str  # of the store
     checkpoint: StageRef
-    deadline: float | None  # time.time(), which nodes agree on well enough for a time limit
+    deadline: float | None  # of training; time.time(), which nodes agree on well enough for a time limit
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def work(order: JobSpec, task: Task) -> Outcome:
             case Predict(recipe, split, most, batch, length):
                 run.recipes[recipe.name] = recipe
                 run.artifacts[recipe.name] = artifact(run, recipe)
-                trials.predictions(run, recipe.name, split, most=most, batch=batch, length=length)
+                predictions(run, recipe.name, split, most=most, batch=batch, length=length)
     except FmoptError as error:
         return Outcome(node_id(), error)
     return Outcome(node_id())
@@ -170,7 +170,7 @@ def opened(order: JobSpec) -> Run:
         given = Store(folder / "given", shared=SharedStages(order.url))
         job = order.job
         source = replace(job.metadata.source, folder=given.bring(order.checkpoint.name, order.checkpoint.key_sha256))
-        left = None if order.deadline is None else max(order.deadline - time.time(), 0.0)
+        left = None if order.deadline is None else max(order.deadline - time.time(), 0.0) / SCORING
         changes = {"out": folder, "stages": folder / "stages", "store": order.url, "time_limit_s": left}
         _RUNS[order.name] = start(
             replace(
@@ -179,6 +179,7 @@ def opened(order: JobSpec) -> Run:
                 request=job.request.model_copy(update=changes),
                 clock=HostBackend(),
                 executor=LocalExecutor(),
+                begun=time.monotonic(),
             ),
             Silent(),
         )

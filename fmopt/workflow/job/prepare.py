@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ HISTOGRAM_ITEMS = 1024  # whose lengths say for which ones to compile
 
 def prepare(request: Request) -> Job:
     """Look everything up and refuse what can be refused, before any weight is touched."""
+    begun = time.monotonic()
     source = resolve(request.model)
     metadata = checkpoint.inspect(source, request.task or source.task, allow_pickle=request.allow_pickle)
     check_positions(metadata)
@@ -71,7 +73,7 @@ def prepare(request: Request) -> Job:
         metadata, target, effort=request.effort, recipe=recipe, shape=shape, buckets=buckets, texts=texts,
         training=request.training,
     )  # fmt: skip
-    return Job(request, metadata, task, target, data, plan, clock, executor)
+    return Job(request, metadata, task, target, data, plan, clock, executor, begun)
 
 
 def fitting(workload: Workload, metadata: CheckpointMetadata) -> Workload:

@@ -11,10 +11,10 @@ from fmopt.evaluation.record import AblationStep, Record, summary_sentence
 from fmopt.exporters.bundles import bundle_writer
 from fmopt.reports.html import write_markdown, write_report
 from fmopt.workflow.job.golden_items import golden_of
-from fmopt.workflow.search import trials
 from fmopt.workflow.search.builder import CHECKPOINT
 from fmopt.workflow.search.partial_record import by_kind, known
 from fmopt.workflow.search.run import Run
+from fmopt.workflow.search.scoring import predictions
 
 CHANGED_SHOWN = 40
 
@@ -28,8 +28,8 @@ def make_record(run: Run, winner: str, reference: str, verdict: Verdict, steps: 
         else changed_items(
             run.job.task,
             items,
-            trials.predictions(run, reference, "test"),
-            trials.predictions(run, winner, "test"),
+            predictions(run, reference, "test"),
+            predictions(run, winner, "test"),
             run.job.metadata,
             limit=CHANGED_SHOWN,
         )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 from fmopt.core.progress import Progress
 from fmopt.core.stages.shared import SharedStages
 from fmopt.core.stages.store import Store
 from fmopt.edge.text import open_preprocessor
 from fmopt.measurement import latency
 from fmopt.workflow.search.builder import Builder
-from fmopt.workflow.search.run import Job, Run
+from fmopt.workflow.search.run import SCORING, Job, Run
 
 CALIBRATION_ITEMS = {"quick": 300, "standard": 1024, "max": 1024}  # second-order scores want more than ranges do
 
@@ -21,7 +19,7 @@ def start(job: Job, progress: Progress) -> Run:
     shared = None if request.store is None else SharedStages(request.store, progress.say)
     items = job.task.items(job.data.split("calibration"), job.metadata)[: CALIBRATION_ITEMS[request.effort]]
     limit = request.time_limit_s
-    deadline = None if limit is None else time.monotonic() + limit
+    deadline = None if limit is None else job.begun + SCORING * limit
     builder = Builder(
         metadata=job.metadata,
         target=job.target,
@@ -36,7 +34,7 @@ def start(job: Job, progress: Progress) -> Run:
         workload=request.workload,
         deadline=deadline,
     )
-    run = Run(job, builder, progress, deadline)
+    run = Run(job, builder, progress)
     if job.clock.note:
         run.warnings.append(job.clock.note)
     if uncovered := longer_than_compiled(job, builder):

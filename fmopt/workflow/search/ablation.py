@@ -12,13 +12,14 @@ from dataclasses import replace
 import numpy as np
 
 from fmopt.core import formatting
+from fmopt.core.errors import PassError, UnmeasuredError
 from fmopt.core.recipe import Recipe
 from fmopt.core.results import Latency
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.record import AblationStep
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.run import Run, primary
-from fmopt.workflow.search.selection import answers
+from fmopt.workflow.search.scoring import predictions
 
 
 def waterfall(run: Run, winner: str, reference: str) -> list[AblationStep]:
@@ -35,7 +36,8 @@ def waterfall(run: Run, winner: str, reference: str) -> list[AblationStep]:
     if between or side.timed_together(start.name, winner) is None:
         trials.time_in_turn(side, [recipe.name for recipe in chain])
     # others failed when they were timed, or cannot answer
-    chain = [recipe for recipe in chain if recipe.name in side.artifacts and answers(side, recipe.name, "validation")]
+    most = len(primary(run.trials[reference].scores).values)
+    chain = [recipe for recipe in chain if recipe.name in side.artifacts and _answers(side, recipe.name, most)]
     times = side.timed_together(*(recipe.name for recipe in chain))
     if times is None or winner not in side.artifacts:
         return []
@@ -73,9 +75,20 @@ def networks(side: Run, name: str) -> Iterator[Recipe]:
             yield recipe
 
 
+def _answers(run: Run, name: str, most: int) -> bool:
+    """Whether a network can predict the first items of validation; one that cannot is a failed trial."""
+    try:
+        predictions(run, name, "validation", most=most)
+    except (PassError, UnmeasuredError) as error:
+        run.failed(name, str(error))
+        return False
+    return True
+
+
 def _step(run: Run, recipe: Recipe, latency: Latency, before: Recipe | None, reference: str) -> AblationStep:
-    job, items = run.job, run.items("validation")
-    baseline, got = (trials.predictions(run, name, "validation") for name in (reference, recipe.name))
+    job, most = run.job, len(primary(run.trials[reference].scores).values)
+    items = run.items("validation")[:most]
+    baseline, got = (predictions(run, name, "validation", most=most) for name in (reference, recipe.name))
     theirs, ours = (primary(job.task.scores(one, items, baseline, job.metadata)) for one in (baseline, got))
     drop = bootstrap.paired_drop(theirs, ours, confidence=job.request.budget.confidence, seed=job.request.seed)
     return AblationStep(

@@ -40,7 +40,7 @@ class BuildContext:
     progress: Progress
     train: Sequence[Mapping[str, Any]] = ()  # rows of the train split, for passes that train
     workload: Workload = WORKLOAD  # what latency is judged on, for passes that time networks
-    deadline: float | None = None  # time.monotonic() of the user's time limit
+    deadline: float | None = None  # time.monotonic() at which training stops
 
     def pass_context(self) -> Context:
         """What passes may know."""

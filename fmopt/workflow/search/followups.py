@@ -16,7 +16,7 @@ from fmopt.workflow.search import run as search_run
 from fmopt.workflow.search import trials
 from fmopt.workflow.search.ablation import aside, networks
 from fmopt.workflow.search.candidates import gradual, pruned, trained_rounding
-from fmopt.workflow.search.run import Run, by_speed, time_ratio
+from fmopt.workflow.search.run import SCORING, Run, by_speed, time_ratio
 from fmopt.workflow.search.selection import choose, drop_limit, keeps_accuracy, median_ms, score
 
 GROUPS_PER_LAYER = 4  # tensors that feed products in a layer: into q, k, v; into the output; into and out of the FFN
@@ -53,7 +53,7 @@ def fallback_to_mixed_precision(run: Run, reference: str) -> None:
                 ),
             }
         )
-        if run.out_of_time() or not trials.build(run, recipe):
+        if run.out_of_time(SCORING) or not trials.build(run, recipe):
             return
         if not judged(run, recipe.name, chosen, reference):
             return
@@ -150,7 +150,7 @@ class Pruning:
     def tried(self, speedup: float) -> bool:
         """Build, time and score it; whether it keeps its accuracy."""
         run, recipe = self.run, self.recipe(speedup)
-        if run.out_of_time():
+        if run.out_of_time(SCORING):
             return False
         run.progress.start(f"building {recipe.name}", 1)
         built = trials.build(run, recipe)
@@ -198,7 +198,7 @@ def rounding_costs(run: Run, name: str, reference: str) -> bool:
     """Whether it is quantization that loses a variant's accuracy: its network keeps it in full precision."""
     side = aside(run)
     before = list(networks(side, name))
-    if not before or run.out_of_time():
+    if not before or run.out_of_time(SCORING):
         return False
     score(side, before[-1].name, reference)
     return keeps_accuracy(side, before[-1].name, drop_limit(run, reference))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ from fmopt.workflow.search.builder import Builder, tool_versions
 from fmopt.workflow.search.executor import Executor, LocalExecutor
 from fmopt.workflow.search.plan import Plan
 
-VALIDATION_ROWS = 600  # selection needs less certainty than judgement; the test split is used whole
+VALIDATION_ROWS = 600  # selection needs less certainty than judgement
+# Shares of a time limit after which nothing further is built, and nothing further scored: the rest is for judgement.
+BUILDING, SCORING = 0.5, 0.75
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Job:
     plan: Plan
     clock: TimingBackend = field(default_factory=HostBackend)
     executor: Executor = field(default_factory=LocalExecutor)
+    begun: float = field(default_factory=time.monotonic)  # when what its time limit counts began
 
     @property
     def candidates(self) -> set[str]:
@@ -56,7 +60,7 @@ class Run:
     job: Job
     builder: Builder
     progress: Progress
-    deadline: float | None = None
+    judged: int | None = None  # items of the test split that the verdict is about; None: all of them
     trials: dict[str, Trial] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     recipes: dict[str, Recipe] = field(default_factory=dict)
@@ -88,9 +92,14 @@ class Run:
         own = tool_versions()
         return own if not self.clock.note else {**own, "there": self.clock.versions}
 
-    def out_of_time(self) -> bool:
-        """True when the user's time limit is used up."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+    def out_of_time(self, share: float = 1.0) -> bool:
+        """True when the user's time limit, or that share of it, is used up."""
+        return self.seconds_left(share) < 0
+
+    def seconds_left(self, share: float = 1.0) -> float:
+        """Of that share of the user's time limit; infinity without one."""
+        limit = self.job.request.time_limit_s
+        return math.inf if limit is None else self.job.begun + share * limit - time.monotonic()
 
     def put(self, trial: Trial) -> None:
         """Take a trial in, in place of one of that name."""
@@ -125,9 +134,13 @@ class Run:
         return None
 
     def items(self, split: str) -> list[Item]:
-        """Items of a split; validation is capped."""
-        rows = self.job.data.split(split)
-        return self.job.task.items(rows[:VALIDATION_ROWS] if split == "validation" else rows, self.job.metadata)
+        """Items of a split, of a long one in random order: a file may be sorted, and not all of them be needed. Of validation no
+        more than it takes, of test those that are judged."""
+        items = self.job.task.items(self.job.data.split(split), self.job.metadata)
+        if len(items) > VALIDATION_ROWS:
+            order = np.random.default_rng(self.job.request.seed).permutation(len(items))
+            items = [items[index] for index in order]
+        return items[: VALIDATION_ROWS if split == "validation" else self.judged]
 
 
 def line(run: Run, recipe: Recipe) -> RecipeLine:

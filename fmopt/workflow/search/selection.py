@@ -6,56 +6,50 @@ Half of the allowed drop is kept in reserve, because the test split judges with 
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 import numpy as np
 
 from fmopt.core.errors import PassError, PlanError, UnmeasuredError
-from fmopt.core.results import Estimate
+from fmopt.core.results import Estimate, Scores
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import value_of
 from fmopt.workflow.search import run as search_run
-from fmopt.workflow.search import trials
 from fmopt.workflow.search.executor import Predict
-from fmopt.workflow.search.run import Run, by_speed, primary
+from fmopt.workflow.search.run import SCORING, Run, by_speed, primary
+from fmopt.workflow.search.scoring import FIRST, Predictor, looks, predictions
 
 NEAR = 1.02  # variants this close are one for choosing; both are scored
+PATIENCE = 10.0  # seconds that predicting the rest of validation may take without looking whether it is needed
+CERTAIN = 0.999  # one-sided confidence at which a candidate is asked for no more of validation
 
 
 def fastest_baseline(run: Run) -> str:
     """The full-precision variant that every speedup is claimed against: one that answers what others are held to."""
     names = [recipe.name for recipe in run.job.plan.baselines]
     while built := [name for name in by_speed(run) if name in names]:
-        if answers(run, built[0], "validation"):
+        try:
+            predictions(run, built[0], "validation", most=FIRST)
             return built[0]
+        except (PassError, UnmeasuredError) as error:
+            run.failed(built[0], str(error))
     reasons = "; ".join(f"{name}: {run.trials[name].reason}" for name in names)
     raise PlanError(f"no full-precision variant of {run.job.metadata.source.title} works here: {reasons}")
-
-
-def answers(run: Run, name: str, split: str) -> bool:
-    """Whether a variant can predict a split, which is kept; one that cannot is a failed trial."""
-    try:
-        trials.predictions(run, name, split)
-    except (PassError, UnmeasuredError) as error:
-        run.failed(name, str(error))
-        return False
-    return True
 
 
 def score_candidates(run: Run, reference: str) -> None:
     """Score on validation, fastest first; those that can no longer be chosen are not scored."""
     begun = time.monotonic()
     nothing = Estimate(point=0.0, low=0.0, high=0.0)
-    baseline = trials.predictions(run, reference, "validation")
-    run.update(
-        reference,
-        scores=run.job.task.scores(baseline, run.items("validation"), baseline, run.job.metadata),
-        drop=nothing,
-        speedup=Estimate(point=1.0, low=1.0, high=1.0),
-    )
-    limit = drop_limit(run, reference)
+    with closing(Predictor(run, reference, "validation")) as theirs:
+        count, _ = next(
+            looks([theirs], len(theirs.items), PATIENCE)
+        )  # where it is slow, as many as candidates turn out to need
+        reference_scores(run, theirs, count)
+    run.update(reference, drop=nothing, speedup=Estimate(point=1.0, low=1.0, high=1.0))
     passed: str | None = None
-    run.executor.ahead([Predict(run.recipes[name], "validation") for name in by_speed(run) if name != reference])
+    run.executor.ahead([Predict(run.recipes[name], "validation", count) for name in by_speed(run) if name != reference])
     for name in by_speed(run):
         if name == reference:
             continue
@@ -63,9 +57,19 @@ def score_candidates(run: Run, reference: str) -> None:
             stop_early(run, name, search_run.speedup(run, name, reference))
             continue
         score(run, name, reference)
-        if passed is None and keeps_accuracy(run, name, limit):
+        if passed is None and keeps_accuracy(run, name, drop_limit(run, reference)):
             passed = name
     run.seconds["validation"] = round(time.monotonic() - begun, 3)
+
+
+def reference_scores(run: Run, theirs: Predictor, count: int) -> list[Scores]:
+    """The reference's own scores on the first items of validation; its trial keeps those on the most."""
+    got, items = theirs.upto(count), theirs.items[:count]
+    scores = run.job.task.scores(got, items, got, run.job.metadata)
+    known = run.trials[theirs.name].scores
+    if not known or len(primary(known).values) <= len(primary(scores).values):
+        run.update(theirs.name, scores=scores)
+    return scores
 
 
 def overtaken(run: Run, name: str, passed: str) -> bool:
@@ -80,25 +84,42 @@ def stop_early(run: Run, name: str, speedup: Estimate | None) -> None:
 
 
 def score(run: Run, name: str, reference: str) -> None:
-    """One candidate's accuracy on validation and its speedup; one that cannot answer is a failed trial."""
+    """One candidate's accuracy on validation and its speedup; one that cannot answer is a failed trial.
+
+    It is asked for as many items as it takes to be certain whether it keeps its accuracy, where all of them take long.
+    """
     speedup = search_run.speedup(run, name, reference)
     run.update(name, speedup=speedup)
     if speedup is not None and speedup.high < 1:
         stop_early(run, name, speedup)  # it cannot win any more, whatever its accuracy
         return
-    if run.out_of_time():
+    if run.out_of_time(SCORING):
         run.update(name, status="stopped early", reason="the time limit was reached before it was scored")
         return
-    budget, items = run.job.request.budget, run.items("validation")
-    baseline = trials.predictions(run, reference, "validation")
-    if not answers(run, name, "validation"):
-        return
-    got = trials.predictions(run, name, "validation")
-    scores = run.job.task.scores(got, items, baseline, run.job.metadata)
-    drop = bootstrap.paired_drop(
-        primary(run.trials[reference].scores), primary(scores), confidence=budget.confidence, seed=run.job.request.seed
-    )
+    confidence = run.job.request.budget.confidence
+    with (
+        closing(Predictor(run, reference, "validation")) as theirs,
+        closing(Predictor(run, name, "validation")) as ours,
+    ):
+        try:
+            for count, last in looks([theirs, ours], len(ours.items), PATIENCE, run.seconds_left(SCORING)):
+                got, baseline = ours.upto(count), theirs.upto(count)
+                before = primary(reference_scores(run, theirs, count))
+                scores = run.job.task.scores(got, ours.items[:count], baseline, run.job.metadata)
+                limit = drop_limit(run, reference)
+                if last or limit is None or _is_certain(run, before, primary(scores), limit):
+                    break
+        except (PassError, UnmeasuredError) as error:
+            run.failed(name, str(error))
+            return
+    drop = bootstrap.paired_drop(before, primary(scores), confidence=confidence, seed=run.job.request.seed)
     run.update(name, scores=scores, drop=drop)
+
+
+def _is_certain(run: Run, before: Scores, scores: Scores, limit: float) -> bool:
+    """Whether more items would hardly change what `within_reserve` says."""
+    drop = bootstrap.paired_drop(before, scores, confidence=CERTAIN, seed=run.job.request.seed)
+    return drop.low > limit / 2 or drop.high <= limit / 2
 
 
 def choose(run: Run, reference: str) -> str:

@@ -1,4 +1,4 @@
-"""Measuring what was built: one clock for all variants, scores per item, footprints; each result kept in the store.
+"""Building a variant and measuring it: one clock for all, footprints, profiles; each result kept in the store.
 
 Knows how to measure, not in which order and not what follows from it: that is workflow/optimize.py.
 """
@@ -17,28 +17,26 @@ import numpy as np
 
 from fmopt.core import plugins
 from fmopt.core.errors import BoardError, FmoptError, StoreError, UnmeasuredError, explained
-from fmopt.core.model import Artifact, reads_texts_at_once
+from fmopt.core.model import Artifact
 from fmopt.core.recipe import Recipe
 from fmopt.core.results import Footprint, Latency, OpTime
 from fmopt.core.workload import Workload
 from fmopt.edge.board import interleaved
 from fmopt.edge.parts import Sample
-from fmopt.evaluation.predictions import load_predictions, predict, save_predictions
 from fmopt.evaluation.record import Trial
-from fmopt.measurement import host_probe
 from fmopt.measurement import latency as measurement_latency
 from fmopt.measurement.backends import Work, measured
 from fmopt.measurement.roofline import efficiency
 from fmopt.models.structure import LayerMetadata
-from fmopt.workflow.search.builder import plain_steps, tool_versions
-from fmopt.workflow.search.executor import Build, Predict
-from fmopt.workflow.search.run import Run, line
-
-TOGETHER = 16  # texts of like length that full precision predicts at once
+from fmopt.workflow.search.builder import plain_steps
+from fmopt.workflow.search.executor import Build
+from fmopt.workflow.search.run import SCORING, Run, line
 
 
-def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
+def build(run: Run, recipe: Recipe, network: Path | None = None, share: float = SCORING) -> bool:
     """Make a recipe's artifact; one that breaks is a failed trial with its reason, not the end of the run.
+
+    Not after that `share` of the user's time limit, unless it is a baseline.
 
     With `network`, a checkpoint that the recipe's passes up to the last that prunes or trains have made already, only
     those that follow are done, to it.
@@ -48,7 +46,7 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
         run.of_networks.add(recipe.name)
     begun = time.monotonic()
     try:
-        if run.out_of_time():
+        if run.out_of_time(share) and recipe not in run.job.plan.baselines:
             run.put(Trial(recipe=line(run, recipe), status="stopped early", reason="the time limit was reached"))
             return False
         builder = run.builder if network is None else run.builder.of_network(network)
@@ -63,7 +61,7 @@ def build(run: Run, recipe: Recipe, network: Path | None = None) -> bool:
     except StoreError:  # a disk that is full is no fault of the recipe
         raise
     except FmoptError as error:
-        status: Literal["stopped early", "failed"] = "stopped early" if run.out_of_time() else "failed"
+        status: Literal["stopped early", "failed"] = "stopped early" if run.out_of_time(share) else "failed"
         run.progress.say(f"{recipe.name} {status}: {error}")
         run.put(Trial(recipe=line(run, recipe), status=status, reason=str(error)))
         return False
@@ -259,57 +257,6 @@ def float_precision(recipe: Recipe) -> str:
     casts = [getattr(step.build(), "computes_in", None) for step in recipe.steps]
     stored = "fp32" if recipe.runtime == "onnxruntime" and recipe.precision == "fp16" else recipe.precision
     return next((str(to) for to in casts if to in ("fp16", "bf16")), stored)
-
-
-def predictions(
-    run: Run, name: str, split: str, *, most: int | None = None, batch: int | None = None, length: int | None = None
-) -> list[Any]:
-    """What a variant predicts for every item of a split, as deployed; threads do not change results, so all cores are used.
-
-    Full precision answers alike whatever shares its batch, so there texts of like length go together, which takes less time.
-    For the first `most` items, in mixed batches of `batch`, or padded to `length` tokens, where these are given.
-    PassError when it cannot be opened, or cannot compute an item.
-    """
-    items = run.items(split)[:most]
-    full = name in {recipe.name for recipe in run.job.plan.baselines}
-    pipeline = dict(run.job.metadata.pipeline)
-    together = full and reads_texts_at_once(pipeline) and not pipeline.get("no_padding")
-    usual = max(run.job.request.workload.batch, TOGETHER if together else 1)
-    another = {"mixed batch": batch, "padded to": length}
-    key = {
-        "artifact": run.artifacts[name].digest,
-        "model": run.job.metadata.digest,  # with its tokenizer
-        "data": run.job.data.digest,
-        "split": split,
-        "items": len(items),
-        "pipeline": pipeline,
-        "batch": usual,
-        **(another if batch or length else {}),
-        **{
-            name: run.executor.host[name] for name in ("arch", "isa")
-        },  # kernels of other instruction sets round differently
-        **tool_versions(),
-    }
-    if name not in run.of_networks and not run.store.has("predictions", key):
-        run.executor.finish(Predict(run.recipes[name], split, most, batch, length))
-
-    def make(folder: Path) -> None:
-        how = f" in batches of {batch}" if batch else f" padded to {length} tokens" if length else ""
-        run.progress.start(f"{split}: {name}{how}", len(items))
-        with explained(f"it cannot answer the items of {split}"), closing(run.open(name, host_probe.cores())) as runner:
-            got = predict(
-                runner,
-                run.builder.preprocessor,
-                pipeline,
-                items,
-                batch=batch or (1 if length else usual),
-                mixed=batch is not None,
-                length=length,
-                progress=run.progress.step,
-            )
-        save_predictions(folder / "predictions", got)
-
-    return load_predictions(run.store.folder("predictions", key, make) / "predictions")
 
 
 def footprint(run: Run, name: str) -> None:

@@ -140,12 +140,12 @@ def test_where_nothing_can_be_timed_the_reasons_are_said(run: Run):
 
 
 def test_a_baseline_that_cannot_answer_is_not_what_others_are_held_to(run: Run, monkeypatch: pytest.MonkeyPatch):
-    def predictions(run: Run, name: str, split: str) -> list[Any]:
+    def predictions(run: Run, name: str, split: str, *, most: int) -> list[Any]:
         if name == "fp32":
             raise PassError("it cannot answer the items of validation: RuntimeError: no kernel")
         return []
 
-    monkeypatch.setattr(trials, "predictions", predictions)
+    monkeypatch.setattr(selection, "predictions", predictions)
     timed(run, **{"fp32": 20.0, "torch-fp32": 40.0, "a": 10.0})
     assert selection.fastest_baseline(run) == "torch-fp32"
     assert run.trials["fp32"].reason == "it cannot answer the items of validation: RuntimeError: no kernel"

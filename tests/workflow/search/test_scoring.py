@@ -1,0 +1,146 @@
+"""No more is predicted than a decision needs, nothing twice, and what is decided early is what all items would say."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fmopt.core.recipe import Recipe, Step
+from fmopt.core.results import Scores
+from fmopt.core.workload import Workload
+from fmopt.evaluation import bootstrap
+from fmopt.evaluation.gate import Budget
+from fmopt.evaluation.predictions import predict
+from fmopt.workflow import judgement
+from fmopt.workflow.job.request import Request
+from fmopt.workflow.optimize import optimize_request
+from fmopt.workflow.search import scoring, selection
+from fmopt.workflow.search.scoring import FIRST, blocks, looks
+
+
+@dataclass
+class Asked:
+    """Stands for a predictor that takes as long for every item."""
+
+    seconds: float
+    upto_counts: list[int] = field(default_factory=list)
+
+    @property
+    def seconds_per_item(self) -> float:
+        return self.seconds if self.upto_counts else 0.0
+
+    def upto(self, count: int) -> list[Any]:
+        self.upto_counts.append(count)
+        return []
+
+
+def test_blocks_cover_the_items_and_end_where_those_of_fewer_items_do():
+    ends = {FIRST * 2**power for power in range(8)}
+    for count in (1, FIRST - 1, FIRST, FIRST + 1, 600, 872, 3058):
+        found = list(blocks(count))
+        assert found[0][0] == 0
+        assert found[-1][1] == count
+        assert all(one[1] == other[0] for one, other in itertools.pairwise(found))
+        assert {end for _, end in found[:-1]} <= ends
+
+
+def test_what_is_quick_is_looked_at_once_and_what_is_slow_after_twice_as_many_each_time():
+    assert list(looks([Asked(0.001)], 600, 10.0)) == [(600, True)]
+    assert list(looks([Asked(0.5), Asked(0.1)], 600, 10.0)) == [(128, False), (256, False), (512, False), (600, True)]
+    assert list(looks([Asked(0.5)], 100, 10.0)) == [(100, True)]
+    assert list(looks([Asked(0.1)], 600, 40.0)) == [(128, False), (600, True)]  # 47 s are left, then 34
+
+
+def test_a_time_limit_leaves_as_many_items_as_fit():
+    assert list(looks([Asked(0.5)], 3000, 1e9, seconds=100.0)) == [(128 + 200, True)]
+    assert list(looks([Asked(0.5)], 3000, 10.0, seconds=-5.0)) == [(128, True)]  # never fewer than the first block
+
+
+class Known:
+    """A predictor whose answers are there: which items are right. Each takes a second, it says."""
+
+    seconds_per_item = 1.0
+
+    def __init__(self, run: Any, name: str, split: str) -> None:
+        self.found = self.items = run.answers[name]
+
+    def upto(self, count: int) -> list[Any]:
+        return self.found[:count]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Accuracy:
+    """A task whose predictions are right or wrong."""
+
+    @staticmethod
+    def scores(got: Any, items: Any, baseline: Any, metadata: Any) -> list[Scores]:
+        return [Scores(name="accuracy", metric="mean", values=[[float(one)] for one in got], primary=True)]
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.01, 0.04])
+def test_looking_several_times_errs_no_more_often_than_looking_once(lost, monkeypatch):
+    """Of candidates that lose exactly what is allowed, 1 point, about one in twenty may pass."""
+    monkeypatch.setattr(judgement, "Predictor", Known)
+    rng = np.random.default_rng(7)
+    runs, total, passed, judged = 100, 2048, 0, []
+    for _ in range(runs):
+        harmed = rng.random(total) < lost
+        run = SimpleNamespace(
+            answers={"reference": [True] * total, "candidate": list(~harmed)},
+            job=SimpleNamespace(
+                request=SimpleNamespace(budget=Budget.parse(max_drop="1pt"), seed=0), task=Accuracy, metadata=None
+            ),
+            seconds_left=lambda: float("inf"),
+            warn=lambda line: None,
+        )
+        confidence = judgement._decide_on(run, "candidate", "reference")
+        before, after = (Accuracy.scores(one[: run.judged], None, None, None)[0] for one in run.answers.values())
+        passed += bootstrap.paired_drop(before, after, confidence=confidence).high <= 0.01
+        judged.append(run.judged)
+    if lost == 0.01:
+        assert passed <= 10  # 5 are expected; more than 10 come by chance in one of 90 sets of runs
+    else:
+        assert passed == (runs if lost == 0 else 0)
+        assert np.mean(judged) <= total / 2  # they were certain earlier
+
+
+def test_a_run_that_looks_predicts_no_item_twice(tiny_checkpoint, labelled, tmp_path, monkeypatch):
+    """Everything counts as slow, and blocks are small: candidates and winner are looked at in growing parts."""
+    monkeypatch.setattr(scoring, "FIRST", 8)
+    monkeypatch.setattr(selection, "PATIENCE", 0.0)
+    monkeypatch.setattr(judgement, "PATIENCE", 0.0)
+    predicted: Counter[tuple[int, int]] = Counter()
+
+    def counted(runner: Any, preprocessor: Any, pipeline: Any, items: Any, **options: Any) -> list[Any]:
+        if not options["mixed"] and options["length"] is None:
+            predicted.update((id(runner.__class__), item.row) for item in items)
+        return predict(runner, preprocessor, pipeline, items, **options)
+
+    monkeypatch.setattr(scoring, "predict", counted)
+    request = Request(
+        model=str(tiny_checkpoint("bert", "text-classification")), data=str(labelled), workload=Workload(length=32),
+        budget=Budget.parse(max_drop="30pt"), out=tmp_path / "out", command="fmopt optimize …",
+        recipe=Recipe(name="mine", runtime="onnxruntime", precision="int8", steps=(Step(use="quantize_dynamic"),)),
+    )  # fmt: skip
+    record = optimize_request(request)
+    winner, reference = record.find(record.winner), record.find(record.reference)
+    n = len(winner.primary.values)
+    assert n == len(reference.primary.values)
+    assert n in (8, 16, 32, 64, record.data["rows"]["test"])
+    assert n < record.data["rows"]["test"]
+    (told,) = [line for line in record.circumstances.warnings if line.startswith("judged on")]
+    assert told.startswith(
+        f"judged on {n} of the {record.data['rows']['test']} items of the test split, for the verdict"
+    )
+    assert record.verdict.checks[0].outcome.value == "PASS"
+    before = Counter(predicted)
+    optimize_request(request)
+    assert predicted == before  # all of it was kept
