@@ -117,9 +117,10 @@ def score(run: Run, name: str, reference: str) -> None:
 
 
 def _is_certain(run: Run, before: Scores, scores: Scores, limit: float) -> bool:
-    """Whether more items would hardly change what `within_reserve` says."""
+    """Whether more items would hardly change what `within_reserve` says, or the drop is known so well that it lies near the line:
+    then what more items would say is as good as luck."""
     drop = bootstrap.paired_drop(before, scores, confidence=CERTAIN, seed=run.job.request.seed)
-    return drop.low > limit / 2 or drop.high <= limit / 2
+    return drop.low > limit / 2 or drop.high <= limit / 2 or drop.high - drop.low <= limit / 2
 
 
 def choose(run: Run, reference: str) -> str:

@@ -17,6 +17,7 @@ from fmopt.core.workload import Workload
 from fmopt.evaluation import bootstrap
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.predictions import predict
+from fmopt.exporters.bundles.bundle import verify_bundle
 from fmopt.workflow import judgement
 from fmopt.workflow.job.request import Request
 from fmopt.workflow.optimize import optimize_request
@@ -144,3 +145,16 @@ def test_a_run_that_looks_predicts_no_item_twice(tiny_checkpoint, labelled, tmp_
     before = Counter(predicted)
     optimize_request(request)
     assert predicted == before  # all of it was kept
+
+
+def test_a_time_limit_that_is_over_at_once_still_ends_with_a_bundle(tiny_checkpoint, labelled, tmp_path):
+    request = Request(
+        model=str(tiny_checkpoint("bert", "text-classification")), data=str(labelled), workload=Workload(length=32),
+        budget=Budget.parse(max_drop="1pt"), out=tmp_path / "out", time_limit_s=0.001, command="fmopt optimize …",
+    )  # fmt: skip
+    record = optimize_request(request)
+    assert {trial.status for trial in record.candidates} == {"stopped early"}
+    assert {trial.reason for trial in record.candidates} == {"the time limit was reached"}
+    assert record.winner in {trial.name for trial in record.baselines}
+    assert len(record.find(record.winner).primary.values) == record.data["rows"]["test"]
+    assert verify_bundle(tmp_path / "out") == []
