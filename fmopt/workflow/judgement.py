@@ -28,6 +28,7 @@ from fmopt.workflow.search.selection import choose
 
 PATIENCE = 60.0  # seconds that predicting the rest of the test split may take without looking whether it is needed
 PREDICTING = 0.4  # of what a time limit leaves; the rest is for other batches, timing and writing
+QUICK_SECONDS = 300.0  # of predicting the test split with effort "quick", beyond the first block
 
 
 def chosen_and_judged(run: Run, reference: str) -> tuple[str, Verdict]:
@@ -44,9 +45,11 @@ def chosen_and_judged(run: Run, reference: str) -> tuple[str, Verdict]:
 
 def _decide_on(run: Run, winner: str, reference: str) -> float:
     """On how many items the verdict is: `run.judged`. Returns the confidence of its bounds on the drop."""
-    budget, reason = run.job.request.budget, "as many as the time limit left"
+    budget, quick = run.job.request.budget, run.job.request.effort == "quick"
+    reason = "as many as there was time for (see --time-limit" + (" and --effort)" if quick else ")")
     with closing(Predictor(run, reference, "test")) as theirs, closing(Predictor(run, winner, "test")) as ours:
         total, seconds = len(ours.items), PREDICTING * run.seconds_left()
+        seconds = min(seconds, QUICK_SECONDS) if quick else seconds
         for number, (count, last) in enumerate(looks([theirs, ours], total, PATIENCE, seconds)):
             baseline, got = theirs.upto(count), ours.upto(count)
             confidence = gate.confidence_of_look(budget.confidence, number, last=last)

@@ -22,6 +22,8 @@ from fmopt.workflow.search.scoring import FIRST, Predictor, looks, predictions
 
 NEAR = 1.02  # variants this close are one for choosing; both are scored
 PATIENCE = 10.0  # seconds that predicting the rest of validation may take without looking whether it is needed
+# Seconds of predicting validation for one candidate, beyond the first block, after which what is known must do.
+MOST_SECONDS = {"quick": 90.0, "standard": 300.0, "max": 600.0}
 CERTAIN = 0.999  # one-sided confidence at which a candidate is asked for no more of validation
 
 
@@ -102,7 +104,8 @@ def score(run: Run, name: str, reference: str) -> None:
         closing(Predictor(run, name, "validation")) as ours,
     ):
         try:
-            for count, last in looks([theirs, ours], len(ours.items), PATIENCE, run.seconds_left(SCORING)):
+            seconds = min(run.seconds_left(SCORING), MOST_SECONDS[run.job.request.effort])
+            for count, last in looks([theirs, ours], len(ours.items), PATIENCE, seconds):
                 got, baseline = ours.upto(count), theirs.upto(count)
                 before = primary(reference_scores(run, theirs, count))
                 scores = run.job.task.scores(got, ours.items[:count], baseline, run.job.metadata)

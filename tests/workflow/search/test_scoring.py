@@ -97,7 +97,9 @@ def test_looking_several_times_errs_no_more_often_than_looking_once(lost, monkey
         run = SimpleNamespace(
             answers={"reference": [True] * total, "candidate": list(~harmed)},
             job=SimpleNamespace(
-                request=SimpleNamespace(budget=Budget.parse(max_drop="1pt"), seed=0), task=Accuracy, metadata=None
+                request=SimpleNamespace(budget=Budget.parse(max_drop="1pt"), seed=0, effort="standard"),
+                task=Accuracy,
+                metadata=None,
             ),
             seconds_left=lambda: float("inf"),
             warn=lambda line: None,
