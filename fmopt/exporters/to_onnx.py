@@ -237,9 +237,9 @@ def rules_where_they_begin() -> Iterator[None]:
     it looks at that one, which takes minutes of a network of 30 layers, and finds the same."""
     from onnxscript.rewriter import _DEFAULT_REWRITE_RULES
 
-    changed = []
+    changed: list[Any] = []
     for rule in _DEFAULT_REWRITE_RULES:
-        matcher = getattr(rule, "_matcher", None)
+        matcher: Any = getattr(rule, "_matcher", None)
         pattern = getattr(matcher, "pattern", None)
         if pattern is None or pattern.has_single_output_node:
             continue

@@ -24,7 +24,7 @@ from fmopt.workflow.search.executor import Predict
 from fmopt.workflow.search.run import Run
 
 TOGETHER = 16  # texts of like length that full precision predicts at once
-FIRST = 128  # items of the first block; each further one ends at twice as many
+FIRST = 64  # items of the first block; each further one ends at twice as many
 PREDICTIONS, PACE = "predictions", "seconds.json"
 
 

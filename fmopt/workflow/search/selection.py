@@ -23,7 +23,7 @@ from fmopt.workflow.search.scoring import FIRST, Predictor, looks, predictions
 NEAR = 1.02  # variants this close are one for choosing; both are scored
 PATIENCE = 10.0  # seconds that predicting the rest of validation may take without looking whether it is needed
 # Seconds of predicting validation for one candidate, beyond the first block, after which what is known must do.
-MOST_SECONDS = {"quick": 90.0, "standard": 300.0, "max": 600.0}
+MOST_SECONDS = {"quick": 60.0, "standard": 300.0, "max": 600.0}
 CERTAIN = 0.999  # one-sided confidence at which a candidate is asked for no more of validation
 
 

@@ -53,14 +53,20 @@ def test_blocks_cover_the_items_and_end_where_those_of_fewer_items_do():
 
 def test_what_is_quick_is_looked_at_once_and_what_is_slow_after_twice_as_many_each_time():
     assert list(looks([Asked(0.001)], 600, 10.0)) == [(600, True)]
-    assert list(looks([Asked(0.5), Asked(0.1)], 600, 10.0)) == [(128, False), (256, False), (512, False), (600, True)]
-    assert list(looks([Asked(0.5)], 100, 10.0)) == [(100, True)]
-    assert list(looks([Asked(0.1)], 600, 40.0)) == [(128, False), (600, True)]  # 47 s are left, then 34
+    assert list(looks([Asked(0.5), Asked(0.1)], 600, 10.0)) == [
+        (64, False),
+        (128, False),
+        (256, False),
+        (512, False),
+        (600, True),
+    ]
+    assert list(looks([Asked(0.5)], 50, 10.0)) == [(50, True)]
+    assert list(looks([Asked(0.1)], 600, 40.0)) == [(64, False), (128, False), (600, True)]  # of 256 on 34 s are left
 
 
 def test_a_time_limit_leaves_as_many_items_as_fit():
-    assert list(looks([Asked(0.5)], 3000, 1e9, seconds=100.0)) == [(128 + 200, True)]
-    assert list(looks([Asked(0.5)], 3000, 10.0, seconds=-5.0)) == [(128, True)]  # never fewer than the first block
+    assert list(looks([Asked(0.5)], 3000, 1e9, seconds=100.0)) == [(64 + 200, True)]
+    assert list(looks([Asked(0.5)], 3000, 10.0, seconds=-5.0)) == [(64, True)]  # never fewer than the first block
 
 
 class Known:
