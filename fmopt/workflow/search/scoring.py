@@ -24,7 +24,7 @@ from fmopt.workflow.search.executor import Predict
 from fmopt.workflow.search.run import Run
 
 TOGETHER = 16  # texts of like length that full precision predicts at once
-FIRST = 64  # items of the first block; each further one ends at twice as many
+FIRST = 64  # items of the first block
 PREDICTIONS, PACE = "predictions", "seconds.json"
 
 
@@ -110,12 +110,12 @@ class Predictor:
 
 
 def blocks(count: int) -> Iterator[tuple[int, int]]:
-    """(First item, one after the last) of the blocks that hold the first `count` items. The ends are FIRST times a power of two,
-    and `count` itself."""
+    """(First item, one after the last) of the blocks that hold the first `count` items: FIRST, as many again, then twice as many
+    each; the last ends at `count`."""
     first, end = 0, FIRST
     while first < count:
         yield first, min(end, count)
-        first, end = end, 2 * end
+        first, end = end, end + (FIRST if end == FIRST else 2 * FIRST)
 
 
 def looks(
@@ -130,7 +130,8 @@ def looks(
     for one in predictors:
         one.upto(count)
     pace = max(sum(one.seconds_per_item for one in predictors), 1e-9)
-    total = int(min(total, count + max(seconds, 0.0) / pace))
+    if (fits := count + max(seconds, 0.0) / pace) < total:
+        total = [end for _, end in blocks(total) if end <= fits][-1]  # of whole blocks: others need them too
     while count < total and (total - count) * sum(one.seconds_per_item for one in predictors) > patience:
         yield count, False
         count *= 2
