@@ -25,6 +25,7 @@ from fmopt.workflow.search.run import Run
 
 TOGETHER = 16  # texts of like length that full precision predicts at once
 FIRST = 64  # items of the first block
+AT_LEAST_S = 2.0  # of predicting beyond the first block, though a time limit is over
 PREDICTIONS, PACE = "predictions", "seconds.json"
 
 
@@ -130,7 +131,7 @@ def looks(
     for one in predictors:
         one.upto(count)
     pace = max(sum(one.seconds_per_item for one in predictors), 1e-9)
-    if (fits := count + max(seconds, 0.0) / pace) < total:
+    if (fits := count + max(seconds, AT_LEAST_S) / pace) < total:
         total = [end for _, end in blocks(total) if end <= fits][-1]  # of whole blocks: others need them too
     while count < total and (total - count) * sum(one.seconds_per_item for one in predictors) > patience:
         yield count, False
