@@ -140,6 +140,10 @@ class Task(ABC):
     ) -> list[Change]:
         """Items for which people would see another result than the baseline's."""
 
+    def judges_parts(self, items: Sequence[Item]) -> bool:
+        """Whether a part of the items is judged as all of them are: not where each is looked for among the others."""
+        return True
+
     def label_names(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Names of the classes that `rows` hold, in the order of their ids; none for tasks without classes.
 

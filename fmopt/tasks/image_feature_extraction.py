@@ -52,6 +52,10 @@ class ImageFeatureExtraction(SentenceEmbedding):
             *(one.model_copy(update={"primary": False}) for one in found),
         ]
 
+    def judges_parts(self, items: Sequence[Item]) -> bool:
+        """Not images that are to be found among the others."""
+        return not labelled(items)
+
 
 def _alike(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """bool [items, nearest]: whether each of an item's nearest others, the first being the nearest, has its label."""

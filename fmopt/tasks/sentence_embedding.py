@@ -86,6 +86,10 @@ class SentenceEmbedding(Task):
             )  # fmt: skip
         return found
 
+    def judges_parts(self, items: Sequence[Item]) -> bool:
+        """Not documents, which are found the more easily the fewer there are."""
+        return items[0].role != "query"
+
     def changes(
         self, predictions: Sequence[Any], items: Sequence[Item], baseline: Sequence[Any], metadata: CheckpointMetadata
     ) -> list[Change]:

@@ -36,8 +36,7 @@ def waterfall(run: Run, winner: str, reference: str) -> list[AblationStep]:
     if between or side.timed_together(start.name, winner) is None:
         trials.time_in_turn(side, [recipe.name for recipe in chain])
     # others failed when they were timed, or cannot answer
-    most = len(primary(run.trials[reference].scores).values)
-    chain = [recipe for recipe in chain if recipe.name in side.artifacts and _answers(side, recipe.name, most)]
+    chain = [recipe for recipe in chain if recipe.name in side.artifacts and _answers(side, recipe.name, run.validated)]
     times = side.timed_together(*(recipe.name for recipe in chain))
     if times is None or winner not in side.artifacts:
         return []
@@ -86,7 +85,7 @@ def _answers(run: Run, name: str, most: int) -> bool:
 
 
 def _step(run: Run, recipe: Recipe, latency: Latency, before: Recipe | None, reference: str) -> AblationStep:
-    job, most = run.job, len(primary(run.trials[reference].scores).values)
+    job, most = run.job, run.validated
     items = run.items("validation")[:most]
     baseline, got = (predictions(run, name, "validation", most=most) for name in (reference, recipe.name))
     theirs, ours = (primary(job.task.scores(one, items, baseline, job.metadata)) for one in (baseline, got))

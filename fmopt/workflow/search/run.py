@@ -60,6 +60,7 @@ class Run:
     job: Job
     builder: Builder
     progress: Progress
+    validated: int = 0  # items of the validation split that the reference was scored on
     judged: int | None = None  # items of the test split that the verdict is about; None: all of them
     trials: dict[str, Trial] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
@@ -134,13 +135,16 @@ class Run:
         return None
 
     def items(self, split: str) -> list[Item]:
-        """Items of a split, of a long one in random order: a file may be sorted, and not all of them be needed. Of validation no
-        more than it takes, of test those that are judged."""
-        items = self.job.task.items(self.job.data.split(split), self.job.metadata)
-        if len(items) > VALIDATION_ROWS:
-            order = np.random.default_rng(self.job.request.seed).permutation(len(items))
-            items = [items[index] for index in order]
-        return items[: VALIDATION_ROWS if split == "validation" else self.judged]
+        """Items of a split, of a long one with its rows in random order: a file may be sorted, and not all of them be needed. Of
+        validation no more than it takes, of test those that are judged."""
+        rows = self.job.data.split(split)
+        items = self.job.task.items(rows, self.job.metadata)
+        if len(rows) > VALIDATION_ROWS:
+            place = np.random.default_rng(self.job.request.seed).permutation(len(rows))  # of each row in the new order
+            items = sorted(items, key=lambda item: int(place[item.row]))  # those of one row stay together
+            if split == "validation":
+                items = [item for item in items if place[item.row] < VALIDATION_ROWS]
+        return items[: self.judged] if split == "test" else items
 
 
 def line(run: Run, recipe: Recipe) -> RecipeLine:

@@ -40,6 +40,7 @@ class Predictor:
     def __init__(self, run: Run, name: str, split: str, *, batch: int | None = None, length: int | None = None) -> None:
         self.run, self.name, self.split, self.batch, self.length = run, name, split, batch, length
         self.items = run.items(split)
+        self.in_parts = run.job.task.judges_parts(self.items)
         self.found: list[Any] = []
         self.seconds_per_item = 0.0  # of the last block, as it was predicted
         full = name in {recipe.name for recipe in run.job.plan.baselines}
@@ -125,8 +126,12 @@ def looks(
     """(After how many items to look whether it is certain, whether it is the last look).
 
     After the first block, then after twice as many each time, until what is left takes at most `patience` seconds; last after
-    `total`, or what fits into `seconds`. The first block is predicted here, to know how long the rest takes.
+    `total`, or what fits into `seconds`. Where items are not judged in parts, only after all. The first block is predicted here,
+    to know how long the rest takes.
     """
+    if not all(one.in_parts for one in predictors):
+        yield total, True
+        return
     count = min(FIRST, total)
     for one in predictors:
         one.upto(count)

@@ -68,8 +68,8 @@ def reference_scores(run: Run, theirs: Predictor, count: int) -> list[Scores]:
     """The reference's own scores on the first items of validation; its trial keeps those on the most."""
     got, items = theirs.upto(count), theirs.items[:count]
     scores = run.job.task.scores(got, items, got, run.job.metadata)
-    known = run.trials[theirs.name].scores
-    if not known or len(primary(known).values) <= len(primary(scores).values):
+    if count >= run.validated:
+        run.validated = count
         run.update(theirs.name, scores=scores)
     return scores
 

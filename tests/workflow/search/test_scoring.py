@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fmopt.core.progress import Silent
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Scores
 from fmopt.core.workload import Workload
@@ -18,10 +19,12 @@ from fmopt.evaluation import bootstrap
 from fmopt.evaluation.gate import Budget
 from fmopt.evaluation.predictions import predict
 from fmopt.exporters.bundles.bundle import verify_bundle
+from fmopt.tasks.base import find_task
 from fmopt.workflow import judgement
 from fmopt.workflow.job.request import Request
 from fmopt.workflow.optimize import optimize_request
 from fmopt.workflow.search import scoring, selection
+from fmopt.workflow.search.run import Run
 from fmopt.workflow.search.scoring import FIRST, blocks, looks
 
 
@@ -30,6 +33,7 @@ class Asked:
     """Stands for a predictor that takes as long for every item."""
 
     seconds: float
+    in_parts: bool = True
     upto_counts: list[int] = field(default_factory=list)
 
     @property
@@ -64,6 +68,32 @@ def test_what_is_quick_is_looked_at_once_and_what_is_slow_after_twice_as_many_ea
     assert list(looks([Asked(0.1)], 600, 40.0)) == [(64, False), (128, False), (600, True)]  # of 256 on 34 s are left
 
 
+def test_what_is_looked_for_among_others_is_looked_at_whole():
+    assert list(looks([Asked(0.5, in_parts=False)], 600, 10.0, seconds=1.0)) == [(600, True)]
+
+
+def test_a_long_split_comes_in_random_order_and_rows_stay_whole():
+    """Pairs of texts were torn apart: two items of a row, one after the other, and how alike they are."""
+    rows = [{"sentence1": f"a {n}", "sentence2": f"b {n}", "score": str(n % 5)} for n in range(900)]
+    job = SimpleNamespace(
+        data=SimpleNamespace(split=lambda name: rows),
+        task=find_task("sentence-embedding"),
+        metadata=None,
+        request=SimpleNamespace(seed=0),
+    )
+    run = Run(job=job, builder=None, progress=Silent())
+    validation, test = run.items("validation"), run.items("test")
+    assert (len(validation), len(test)) == (1200, 1800)
+    for items in (validation, test):
+        assert all(first.row == second.row for first, second in zip(items[0::2], items[1::2], strict=True))
+        assert {(item.role, item.sample[0]) for item in items[0::2]} == {("first", "a")}
+        assert all(item.sample == f"{item.sample[0]} {item.row}" for item in items)
+    assert [item.row for item in test[:40:2]] != sorted(item.row for item in test[:40:2])
+    run.judged = 64
+    assert run.items("test") == test[:64]
+    assert all(end % 2 == 0 for _, end in blocks(1800))
+
+
 def test_a_time_limit_leaves_as_many_items_as_fit():
     assert list(looks([Asked(0.5)], 3000, 1e9, seconds=100.0)) == [(256, True)]  # 264 fit, and 256 are whole blocks
     assert list(looks([Asked(0.5)], 3000, 10.0, seconds=-5.0)) == [(64, True)]  # 4 more would take 2 s
@@ -72,6 +102,7 @@ def test_a_time_limit_leaves_as_many_items_as_fit():
 class Known:
     """A predictor whose answers are there: which items are right. Each takes a second, it says."""
 
+    in_parts = True
     seconds_per_item = 1.0
 
     def __init__(self, run: Any, name: str, split: str) -> None:

@@ -196,7 +196,7 @@ def test_a_network_of_the_ablation_that_cannot_be_timed_is_left_out(run: Run, mo
         return [between]
 
     monkeypatch.setattr(ablation, "networks", networks)
-    monkeypatch.setattr(ablation, "answers", lambda run, name, split: True)
+    monkeypatch.setattr(ablation, "_answers", lambda run, name, most: True)
     monkeypatch.setattr(ablation, "_step", lambda run, recipe, latency, before, reference: (recipe.name, latency))
     run.job.clock.reported += [{"fp32": 44.0, "a": 11.0}]
     assert [name for name, _ in ablation.waterfall(run, "a", "fp32")] == ["fp32", "a"]
