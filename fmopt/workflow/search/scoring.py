@@ -6,7 +6,6 @@ loses is certain enough, and never twice for the same item.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,8 @@ from fmopt.workflow.search.run import Run
 TOGETHER = 16  # texts of like length that full precision predicts at once
 FIRST = 64  # items of the first block
 AT_LEAST_S = 2.0  # of predicting beyond the first block, though a time limit is over
-PREDICTIONS, PACE = "predictions", "seconds.json"
+PREDICTIONS = "predictions"
+UNKNOWN_S = 1.0  # for an item whose block was predicted by a run that ended before it said how long it took
 
 
 class Predictor:
@@ -48,6 +48,7 @@ class Predictor:
         together = full and reads_texts_at_once(self.pipeline) and not self.pipeline.get("no_padding")
         self.usual = max(run.job.request.workload.batch, TOGETHER if together else 1)
         self._runner: Runner | None = None
+        self._seconds: dict[tuple[int, int], float] = {}  # of the blocks that were predicted here
 
     def upto(self, count: int) -> list[Any]:
         """Of the first `count` items. PassError when the variant cannot be opened, or cannot compute an item."""
@@ -61,7 +62,9 @@ class Predictor:
                 continue
             folder = store.folder(PREDICTIONS, self._key(first, end), partial(self._make, first, end))
             self.found[first:] = load_predictions(folder / PREDICTIONS)
-            self.seconds_per_item = json.loads((folder / PACE).read_text("utf8")) / (end - first)
+            # Apart from the predictions, whose bytes do not depend on the clock.
+            took = store.value("seconds", self._key(first, end), partial(self._seconds.get, (first, end)))
+            self.seconds_per_item = UNKNOWN_S if took is None else took / (end - first)
         return self.found[:count]
 
     def close(self) -> None:
@@ -108,7 +111,7 @@ class Predictor:
                 progress=run.progress.step,
             )
         save_predictions(folder / PREDICTIONS, got)
-        (folder / PACE).write_text(json.dumps(time.monotonic() - begun))
+        self._seconds[first, end] = time.monotonic() - begun
 
 
 def blocks(count: int) -> Iterator[tuple[int, int]]:
