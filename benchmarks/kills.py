@@ -1,6 +1,7 @@
 """Kill, damage and starve optimizations of a tiny model, and look at what came of them: nothing may be lost or believed wrongly.
 
     python benchmarks/kills.py --kills 200 --damages 32 --disks 64k,1M,4M,16M,64M -o benchmarks/results/kills.json
+    python benchmarks/kills.py --model minilm --kills 20 --each 5 --damages 0 --disks "" -o benchmarks/results/kills-minilm.json
 
 Runs are killed (SIGKILL) at random moments, up to `--each` times in one folder, and then run to their end: the bundle must
 verify, every graph, artifact and prediction must have the bytes of the undisturbed run, and nothing half-written may lie about.
@@ -67,6 +68,7 @@ class Bench:
     """One model, its data, an undisturbed run, and what went wrong with others."""
 
     work: Path
+    model: str | None = None  # an entry of models/ with data of its own; None: a tiny network
     seconds: float = 0.0
     chosen: tuple[str, str] = ("", "")  # winner and reference
     want: dict[str, str] = field(default_factory=dict)
@@ -74,9 +76,11 @@ class Bench:
 
     def request(self, out: Path) -> Request:
         """The same command in another folder."""
+        tiny = self.model is None
         return Request(
-            model=str(self.work / "model"), data=str(self.work / "data.csv"), recipe=self.work / "mine.toml",
-            workload=Workload(length=32), budget=Budget.parse(max_drop="50pt"), out=out, keep_stages=True,
+            model=str(self.work / "model") if tiny else str(self.model), data=str(self.work / "data.csv") if tiny else None,
+            recipe=self.work / "mine.toml", workload=Workload(length=32), budget=Budget.parse(max_drop="50pt"), out=out,
+            keep_stages=True,
         )  # fmt: skip
 
     def start(self, out: Path) -> int:
@@ -107,8 +111,23 @@ class Bench:
         print("PROBLEM", text, flush=True)
 
 
-def prepare(work: Path) -> Bench:
-    """A tiny BERT, texts, a recipe, and a run that nobody disturbs."""
+def prepare(work: Path, named: str | None) -> Bench:
+    """A model (a tiny BERT with texts where none is named), a recipe, and a run that nobody disturbs."""
+    if named is None:
+        make_tiny(work)
+    (work / "mine.toml").write_text(RECIPE)
+    bench, begun = Bench(work, named), time.monotonic()
+    out = work / "undisturbed"
+    if bench.finish(out):
+        sys.exit("the undisturbed run failed")
+    record = Record.load(out)
+    bench.seconds, bench.want = time.monotonic() - begun, digests(out)
+    bench.chosen = (record.winner, record.reference)
+    return bench
+
+
+def make_tiny(work: Path) -> None:
+    """A BERT of two layers with random weights, and 160 texts with labels."""
     model = work / "model"
     model.mkdir(parents=True)
     config = tiny_config("bert", write_tokenizer(model, "bert"), TASK)
@@ -118,15 +137,6 @@ def prepare(work: Path) -> Bench:
     rows = [(" ".join(draw.choices(words, k=8 + n % 9)), draw.choice(LABELS[TASK])) for n in range(160)]
     with (work / "data.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([("text", "label"), *rows])
-    (work / "mine.toml").write_text(RECIPE)
-    bench, begun = Bench(work), time.monotonic()
-    out = work / "undisturbed"
-    if bench.finish(out):
-        sys.exit("the undisturbed run failed")
-    record = Record.load(out)
-    bench.seconds, bench.want = time.monotonic() - begun, digests(out)
-    bench.chosen = (record.winner, record.reference)
-    return bench
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -262,6 +272,7 @@ def starve(bench: Bench, sizes: Sequence[str], until: float) -> list[dict[str, A
 def main() -> None:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="an entry of models/ with data of its own; without it a tiny network")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--each", type=int, default=8, help="kills in one folder before it is run to its end")
     parser.add_argument("--damages", type=int, default=32)
@@ -272,7 +283,7 @@ def main() -> None:
     asked = parser.parse_args()
     draw = random.Random(asked.seed)
     with tempfile.TemporaryDirectory(prefix="fmopt-kills-") as work:
-        bench = prepare(Path(work))
+        bench = prepare(Path(work), asked.model)
         parts: dict[str, Any] = {"seed": asked.seed, "seconds of the undisturbed run": round(bench.seconds, 1)}
 
         def until() -> float:
