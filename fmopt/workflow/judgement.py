@@ -23,7 +23,7 @@ from fmopt.tasks.base import Item
 from fmopt.workflow.invariance import answers_alone, invariance_check, other_ways, worst_scores
 from fmopt.workflow.search import trials, under_load
 from fmopt.workflow.search.run import Run, primary, speedup
-from fmopt.workflow.search.scoring import Predictor, looks, predictions
+from fmopt.workflow.search.scoring import FIRST, Predictor, looks, predictions
 from fmopt.workflow.search.selection import choose
 
 PATIENCE = 60.0  # seconds that predicting the rest of the test split may take without looking whether it is needed
@@ -33,6 +33,8 @@ QUICK_SECONDS = 300.0  # of predicting the test split with effort "quick", beyon
 
 def chosen_and_judged(run: Run, reference: str) -> tuple[str, Verdict]:
     """(The winner, its verdict); one that cannot answer the test split is a failed trial, and another is chosen."""
+    begun = time.monotonic()
+    predictions(run, reference, "test", most=FIRST)  # where that fails there is nothing to hold anything to
     while True:
         winner = choose(run, reference)
         try:
@@ -40,7 +42,7 @@ def chosen_and_judged(run: Run, reference: str) -> tuple[str, Verdict]:
         except (PassError, UnmeasuredError) as error:
             run.failed(winner, str(error))
         else:
-            return winner, judge(run, winner, reference, confidence)
+            return winner, judge(run, winner, reference, confidence, begun)
 
 
 def _decide_on(run: Run, winner: str, reference: str) -> float:
@@ -75,9 +77,9 @@ def _is_certain(
     return drop.high <= limit or drop.low > limit
 
 
-def judge(run: Run, winner: str, reference: str, confidence: float) -> Verdict:
-    """The winner on the test split, its footprint and its latency against the budget; its drop with bounds at `confidence`."""
-    begun = time.monotonic()
+def judge(run: Run, winner: str, reference: str, confidence: float, begun: float) -> Verdict:
+    """The winner on the test split, its footprint and its latency against the budget; its drop with bounds at `confidence`. What
+    is judged was begun to be predicted at `begun`."""
     request, items = run.job.request, run.items("test")
     baseline = predictions(run, reference, "test")
     got = predictions(run, winner, "test")

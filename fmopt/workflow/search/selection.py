@@ -45,9 +45,8 @@ def score_candidates(run: Run, reference: str) -> None:
     begun = time.monotonic()
     nothing = Estimate(point=0.0, low=0.0, high=0.0)
     with closing(Predictor(run, reference, "validation")) as theirs:
-        count, _ = next(
-            looks([theirs], len(theirs.items), PATIENCE)
-        )  # where it is slow, as many as candidates turn out to need
+        # Where it is slow, the first look's: more are predicted as candidates turn out to need them.
+        count, _ = next(looks([theirs], len(theirs.items), PATIENCE))
         reference_scores(run, theirs, count)
     run.update(reference, drop=nothing, speedup=Estimate(point=1.0, low=1.0, high=1.0))
     passed: str | None = None
