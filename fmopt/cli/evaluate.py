@@ -219,6 +219,9 @@ def predict(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="Generation: end before this text; repeatable.")
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Generation: each text is a message, put into the model's own chat template.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Speech: the WAV file to write, a folder for several texts.")
     ] = None,
@@ -262,6 +265,10 @@ def predict(
     model = bundles.load(bundle)
     if "speech" in model.pipeline and output is None:
         raise ConfigError("audio cannot be printed; say where it goes: -o out.wav")
+    if chat:
+        from fmopt.exporters.bundles.chat import chat_prompts
+
+        samples = list(chat_prompts(bundle, model, samples))
     if stream:
         if len(samples) != 1 or as_json:
             raise ConfigError("--stream prints one text as it is made; give one, and leave --json out")
