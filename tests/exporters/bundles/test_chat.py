@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,7 @@ def test_what_a_template_cannot_do_is_a_line(instructed, template, said, tmp_pat
         chat_prompts(copy, fmopt.load(bundle), ["hello"])
 
 
-def test_what_generates_nothing_has_no_chat(tiny_bundle, capsys):
-    assert main(["predict", str(tiny_bundle), "hello", "--chat"]) == 2
-    assert "--chat is for models that generate text" in capsys.readouterr().err
+def test_what_generates_nothing_has_no_chat(tmp_path):
+    classifier = SimpleNamespace(pipeline={"task": "text-classification", "outputs": ["logits"]})
+    with pytest.raises(BundleError, match="--chat is for models that generate text; text-classification is none"):
+        chat_prompts(tmp_path, classifier, ["hello"])
