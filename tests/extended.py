@@ -46,8 +46,12 @@ LEFT_OUT = {
     "tests/exporters/test_half_precision.py::test_int8_for_tensorrt_is_symmetric_and_equals_torch": ("modernbert",),
 }  # fmt: skip
 
-# whole tests: workers and a node of a cluster are killed while they work, which takes as long as everything on a cluster does
-MINUTES = ("tests/workflow/cluster/test_faults.py::test_workers_and_a_node_that_die",)
+# whole tests, which take minutes: workers and a node of a cluster are killed while they work; a family is trained
+MINUTES = (
+    "tests/workflow/cluster/test_faults.py::test_workers_and_a_node_that_die",
+    # three networks are trained one after the other; one is in test_max_effort_…
+    "tests/workflow/test_optimize.py::test_a_family_is_trained_on_from_member_to_member",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

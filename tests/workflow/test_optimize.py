@@ -25,7 +25,7 @@ from fmopt.workflow.search import followups, selection
 from tests.conftest import LABELS, tiny_config, write_tokenizer
 from tests.workflow.conftest import ROWS
 
-KILLS = 20
+KILLS = 10  # benchmarks/kills.py has 200
 
 
 def request(checkpoint: Path, data: Path, out: Path, **changes) -> Request:
