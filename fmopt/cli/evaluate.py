@@ -252,6 +252,8 @@ def predict(
     samples: list[Any] = list(texts or [])
     if file is not None:
         samples += read_lines(file)
+    if pair and chat:
+        raise ConfigError("--chat takes messages and --pair two texts; leave one of them out")
     if pair:
         if len(samples) != 2:
             raise ConfigError(f"--pair takes two texts; {len(samples)} were given")
@@ -268,7 +270,7 @@ def predict(
     if chat:
         from fmopt.exporters.bundles.chat import chat_prompts
 
-        samples = list(chat_prompts(bundle, model, samples))
+        samples = [*chat_prompts(bundle, model, samples)]
     if stream:
         if len(samples) != 1 or as_json:
             raise ConfigError("--stream prints one text as it is made; give one, and leave --json out")

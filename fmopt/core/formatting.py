@@ -126,6 +126,11 @@ def points_interval(estimate: Interval | None) -> str:
     return "" if estimate is None else f"{points(estimate.low)} to {points(estimate.high)}"
 
 
+def confidence(share: float) -> str:
+    """`95 %`, `99.9 %`: what differs near 100 is told."""
+    return f"{100 * share:.3g} %"
+
+
 def percent(share: float | None) -> str:
     """`42 %`; under one percent one digit more."""
     if share is None:

@@ -72,6 +72,7 @@ class Trial(Frozen):
     parity: Parity | None = None
     drop: Estimate | None = None  # validation, in units of the metric: 0.01 is one point
     test_drop: Estimate | None = None
+    test_confidence: float | None = None  # of the bounds of `test_drop`, where they are not the budget's
     speedup: Estimate | None = None  # 2.0 is twice as fast
     findings: list[Finding] = Field(default_factory=list)
     profile: list[OpTime] = Field(default_factory=list)
@@ -197,6 +198,12 @@ class Record(Frozen):
     def confidence(self) -> float:
         """Of the one-sided bounds."""
         return float(self.budget.get("confidence") or 0.95)
+
+    @property
+    def confidence_of_drop(self) -> float:
+        """Of the bounds of the winner's drop: higher where its verdict was certain before all items of test were looked at."""
+        winner = self.winning
+        return (winner.test_confidence if winner is not None else None) or self.confidence
 
     def find(self, name: str) -> Trial | None:
         """The trial of that name."""
@@ -467,7 +474,7 @@ def _accuracy(record: Record, winner: Trial) -> str:
         if (scores and scores.against_baseline)
         else ""
     )
-    sure = f"{formatting.percent(record.confidence)} confidence"
+    sure = f"{formatting.confidence(record.confidence_of_drop)} confidence"
     return f"{name} {moved}, {bound} at {sure}{over} of the {split} split{judge}."
 
 

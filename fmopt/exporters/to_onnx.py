@@ -84,7 +84,7 @@ def export_onnx(model: TorchModel, example: Inputs, out: Path, *, file_name: str
 
     outputs = tuple(model.metadata.pipeline["outputs"])
     axes = axes_of(model.metadata.pipeline)
-    with heap_at_rest(), rules_where_they_begin():
+    with heap_at_rest(), linear_rewriting():
         if continues_texts(model.metadata.pipeline):
             program, outputs = _trace_with_cache(model)
             axes = decoder.port_axes(program.graph)
@@ -232,7 +232,7 @@ def heap_at_rest() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def rules_where_they_begin() -> Iterator[None]:
+def linear_rewriting() -> Iterator[None]:
     """Try the rewriting rules of several outputs only at nodes like their first: onnxscript lists all nodes of the graph before
     it looks at that one, which takes minutes of a network of 30 layers, and finds the same."""
     from onnxscript.rewriter import _DEFAULT_REWRITE_RULES

@@ -5,7 +5,6 @@ Everything else asks a clock and does not know where it stands.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +20,6 @@ from fmopt.edge.board import interleaved
 from fmopt.edge.loading import Model, timed_call, timed_inputs
 from fmopt.edge.parts import Pipeline, Sample
 from fmopt.measurement import host_probe, latency
-
-TRIED, TRIED_SECONDS = 16, 2.0  # calls of a variant that are made before the clock starts: so many, and for so long
 
 
 @dataclass(frozen=True)
@@ -149,8 +146,8 @@ def measured(
 
 
 def _tried(runners: dict[str, Runner], work: Work) -> tuple[dict[str, list[Callable[[], object]]], dict[str, str]]:
-    """(The calls of every variant that could be opened, into `runners`, and made calls; why others could not: VITS in bfloat16
-    meets negative discriminants, say). Each is made once, of a slow variant some."""
+    """(The calls of every variant that could be opened, into `runners`, and make each call once; why others could not: VITS in
+    bfloat16 meets negative discriminants, say)."""
     calls: dict[str, list[Callable[[], object]]] = {}
     failed: dict[str, str] = {}
     for name, artifact in work.artifacts.items():
@@ -159,12 +156,8 @@ def _tried(runners: dict[str, Runner], work: Work) -> tuple[dict[str, list[Calla
             runners[name] = _open(artifact, work.threads)
             step = "compute what is timed"
             made = timed_calls(work, runners[name])
-            begun = time.monotonic()
-            for number, call in enumerate(made):
+            for call in made:
                 call()
-                # The first ones have all lengths; what synthesis computes depends on values too.
-                if number >= TRIED and time.monotonic() - begun > TRIED_SECONDS and "speech" not in work.pipeline:
-                    break
         except Exception as error:  # runtimes have classes of their own
             first = (str(error).strip().splitlines() or [""])[0]
             failed[name] = f"it cannot {step}: {type(error).__name__}: {first[:160]}"

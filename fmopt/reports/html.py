@@ -171,7 +171,7 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
                 "accuracy drop",
                 f"{formatting.points(winner.final_drop.point)} {drop_unit(record)}",
                 f"at most {formatting.points(winner.final_drop.high)} {drop_unit(record)} "
-                f"at {formatting.percent(record.confidence)}",
+                f"at {formatting.confidence(record.confidence_of_drop)}",
             )
         )
     if winner.size_bytes is not None:

@@ -140,7 +140,7 @@ class Task(ABC):
     ) -> list[Change]:
         """Items for which people would see another result than the baseline's."""
 
-    def judges_parts(self, items: Sequence[Item]) -> bool:
+    def allows_subsets(self, items: Sequence[Item]) -> bool:
         """Whether a part of the items is judged as all of them are: not where each is looked for among the others."""
         return True
 

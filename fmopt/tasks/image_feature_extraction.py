@@ -52,7 +52,7 @@ class ImageFeatureExtraction(SentenceEmbedding):
             *(one.model_copy(update={"primary": False}) for one in found),
         ]
 
-    def judges_parts(self, items: Sequence[Item]) -> bool:
+    def allows_subsets(self, items: Sequence[Item]) -> bool:
         """Not images that are to be found among the others."""
         return not labelled(items)
 

@@ -86,7 +86,7 @@ class SentenceEmbedding(Task):
             )  # fmt: skip
         return found
 
-    def judges_parts(self, items: Sequence[Item]) -> bool:
+    def allows_subsets(self, items: Sequence[Item]) -> bool:
         """Not documents, which are found the more easily the fewer there are."""
         return items[0].role != "query"
 

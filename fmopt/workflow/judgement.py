@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fmopt.core import formatting
 from fmopt.core.errors import PassError, UnmeasuredError
 from fmopt.core.results import Verdict
 from fmopt.core.workload import Workload
@@ -58,7 +59,9 @@ def _decide_on(run: Run, winner: str, reference: str) -> float:
             if last or budget.max_drop is None:  # without a limit more items decide nothing
                 break
             if _is_certain(run, budget.max_drop, ours.items[:count], baseline, got, confidence):
-                reason = f"for the verdict is certain by then (bounds at {100 * confidence:.4g} % confidence)"
+                reason = (
+                    f"for the verdict is certain by then (bounds at {formatting.confidence(confidence)} confidence)"
+                )
                 break
     if count < total:
         run.warn(f"judged on {count} of the {total} items of the test split, {reason}")
@@ -90,7 +93,7 @@ def judge(run: Run, winner: str, reference: str, confidence: float, begun: float
     if not one_by_one:
         ours = worst_scores(run, ways, ours, baseline, theirs)
     drop = bootstrap.paired_drop(theirs, ours, confidence=confidence, seed=request.seed)
-    run.update(winner, test_drop=drop)
+    run.update(winner, test_drop=drop, test_confidence=confidence if confidence != request.budget.confidence else None)
     run.seconds["test"] = round(time.monotonic() - begun, 3)
     present = run.job.target.present
     if present:

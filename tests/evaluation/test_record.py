@@ -12,6 +12,15 @@ from fmopt.evaluation.record import RecipeLine, Record, Trial, ordered, summary_
 from tests import records
 
 
+def test_a_bound_is_told_with_the_confidence_that_it_was_taken_at() -> None:
+    """That of a verdict which was certain early is not the budget's."""
+    record = records.realistic()
+    assert "at 95 % confidence" in summary_sentence(record)
+    early = record.winning.model_copy(update={"test_confidence": 0.999})
+    trials = [early if trial.name == record.winner else trial for trial in record.trials]
+    assert "at 99.9 % confidence" in summary_sentence(record.model_copy(update={"trials": trials}))
+
+
 def test_reads_back_exactly_what_was_written(tmp_path: Path) -> None:
     record = records.realistic()
     path = record.save(tmp_path)

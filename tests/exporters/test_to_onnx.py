@@ -223,10 +223,10 @@ def test_rules_of_several_outputs_are_tried_only_where_they_begin():
         return onnx_ir.serde.deserialize_model(onnx.parser.parse_model(text))
 
     several = [rule for rule in _DEFAULT_REWRITE_RULES if not rule._matcher.pattern.has_single_output_node]
-    assert several, "nothing to speed up any more: remove rules_where_they_begin"
+    assert several, "nothing to speed up any more: remove linear_rewriting"
     plain, quick = model(), model()
     optimize_ir(plain)
-    with to_onnx.rules_where_they_begin():
+    with to_onnx.linear_rewriting():
         optimize_ir(quick)
         listed = [0]
 

@@ -117,7 +117,7 @@ class Folder:
 
 
 class Bucket:
-    """ObjectStore behind an fsspec URL: one is there when its upload is complete."""
+    """Objects behind an fsspec URL: one is there when its upload is complete."""
 
     def __init__(self, url: str) -> None:
         import fsspec

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fmopt.core.errors import BundleError
+from fmopt.core.errors import BundleError, explained, reading
 from fmopt.core.model import continues_texts
+from fmopt.models.received import look_through
 
 
 def chat_prompts(bundle: Path, model: Any, messages: Sequence[str]) -> list[str]:
@@ -21,12 +22,9 @@ def chat_prompts(bundle: Path, model: Any, messages: Sequence[str]) -> list[str]
 
     if not continues_texts(model.pipeline):
         raise BundleError(f"{bundle}: --chat is for models that generate text; {model.pipeline['task']} is none")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(bundle, local_files_only=True)
-    except Exception as error:  # tokenizers and transformers have classes of their own
-        raise BundleError(
-            f"{bundle}: its tokenizer files cannot be read by transformers: {_first_line(error)}"
-        ) from error
+    look_through(bundle)
+    with reading(f"{bundle}: its tokenizer files", BundleError):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(bundle, local_files_only=True, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise BundleError(
             f"{bundle} has no chat template; leave --chat out, or write the prompt as the model was trained on it"
@@ -36,17 +34,11 @@ def chat_prompts(bundle: Path, model: Any, messages: Sequence[str]) -> list[str]
 
 def _prompt(bundle: Path, model: Any, tokenizer: Any, message: str) -> str:
     conversation = [{"role": "user", "content": message}]
-    try:
+    with explained(f"{bundle}: its chat template cannot write this message", BundleError):
         text = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
         ids = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
-    except Exception as error:  # Jinja's, and whatever a template calls
-        raise BundleError(f"{bundle}: its chat template cannot write this message: {_first_line(error)}") from error
     # A tokenizer that begins every text with a token of its own would put it before that of the template.
     for prompt in (text, text.removeprefix(tokenizer.bos_token or "")):
         if model.preprocessor.ids(prompt, most=len(ids) + 2) == list(ids):
             return str(prompt)
     raise BundleError(f"{bundle}: no text is read as the tokens that its chat template gives; write the prompt by hand")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"

@@ -40,7 +40,7 @@ class Predictor:
     def __init__(self, run: Run, name: str, split: str, *, batch: int | None = None, length: int | None = None) -> None:
         self.run, self.name, self.split, self.batch, self.length = run, name, split, batch, length
         self.items = run.items(split)
-        self.in_parts = run.job.task.judges_parts(self.items)
+        self.allows_subsets = run.job.task.allows_subsets(self.items)
         self.found: list[Any] = []
         self.seconds_per_item = 0.0  # of the last block, as it was predicted
         full = name in {recipe.name for recipe in run.job.plan.baselines}
@@ -132,7 +132,7 @@ def looks(
     `total`, or what fits into `seconds`. Where items are not judged in parts, only after all. The first block is predicted here,
     to know how long the rest takes.
     """
-    if not all(one.in_parts for one in predictors):
+    if not all(one.allows_subsets for one in predictors):
         yield total, True
         return
     count = min(FIRST, total)
