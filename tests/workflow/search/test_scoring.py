@@ -17,7 +17,7 @@ from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Scores
 from fmopt.core.workload import Workload
 from fmopt.evaluation import bootstrap
-from fmopt.evaluation.gate import Budget
+from fmopt.evaluation.gate import Budget, confidence_of_look
 from fmopt.exporters.bundles.bundle import verify_bundle
 from fmopt.tasks.base import find_task
 from fmopt.workflow import judgement
@@ -97,6 +97,31 @@ def test_a_long_split_comes_in_random_order_and_rows_stay_whole():
 def test_a_time_limit_leaves_as_many_items_as_fit():
     assert list(looks([Asked(0.5)], 3000, 1e9, seconds=100.0)) == [(256, True)]  # 264 fit, and 256 are whole blocks
     assert list(looks([Asked(0.5)], 3000, 10.0, seconds=-5.0)) == [(64, True)]  # 4 more would take 2 s
+
+
+@pytest.mark.parametrize("number", [0, 1, 5, 12])
+def test_all_looks_together_err_no_more_often_than_one(number):
+    """The union bound, whatever the looks have in common."""
+    for confidence in (0.9, 0.95, 0.99):
+        spent = sum(1 - confidence_of_look(confidence, early, last=False) for early in range(number))
+        last = 1 - confidence_of_look(confidence, number, last=True)
+        assert spent + last == pytest.approx(1 - confidence)
+        assert last >= 0.75 * (1 - confidence)  # hardly wider than a single look
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "allowed"),
+    [
+        ("sentence-embedding", {"query": "who?", "document": "she"}, False),
+        ("sentence-embedding", {"sentence1": "a", "sentence2": "b", "score": "1"}, True),
+        ("image-feature-extraction", {"image": b"", "label": "cat"}, False),
+        ("image-feature-extraction", {"image": b""}, True),
+        ("text-generation", {"text": "it was"}, True),
+    ],
+)
+def test_what_is_found_among_others_needs_all_of_them(task, row, allowed):
+    kind = find_task(task)
+    assert kind.allows_subsets(kind.items([row, row], SimpleNamespace(pipeline={}))) is allowed
 
 
 class Known:
