@@ -57,6 +57,8 @@ class Predictor:
         if missing and self.name not in self.run.of_networks:
             asked = Predict(self.run.recipes[self.name], self.split, count, self.batch, self.length)
             self.run.executor.finish(asked)
+        if left := sum(end - first for first, end in missing if not store.has(PREDICTIONS, self._key(first, end))):
+            self.run.progress.start(self._title(), left)  # once for all of its blocks
         for first, end in blocks(count):
             if end <= len(self.found):
                 continue
@@ -72,6 +74,12 @@ class Predictor:
         if self._runner is not None:
             self._runner.close()
             self._runner = None
+
+    def _title(self) -> str:
+        how = (
+            f" in batches of {self.batch}" if self.batch else f" padded to {self.length} tokens" if self.length else ""
+        )
+        return f"{self.split}: {self.name}{how}"
 
     def _key(self, first: int, end: int) -> dict[str, Any]:
         run = self.run
@@ -92,9 +100,6 @@ class Predictor:
 
     def _make(self, first: int, end: int, folder: Path) -> None:
         run, batch, length = self.run, self.batch, self.length
-        part = self.items[first:end]
-        how = f" in batches of {batch}" if batch else f" padded to {length} tokens" if length else ""
-        run.progress.start(f"{self.split}: {self.name}{how}", len(part))
         begun = time.monotonic()
         with explained(f"it cannot answer the items of {self.split}"):
             if self._runner is None:
@@ -104,7 +109,7 @@ class Predictor:
                 self._runner,
                 run.builder.preprocessor,
                 self.pipeline,
-                part,
+                self.items[first:end],
                 batch=batch or (1 if length else self.usual),
                 mixed=batch is not None,
                 length=length,

@@ -124,6 +124,16 @@ def test_what_is_found_among_others_needs_all_of_them(task, row, allowed):
     assert kind.allows_subsets(kind.items([row, row], SimpleNamespace(pipeline={}))) is allowed
 
 
+class Said(Silent):
+    """Keeps what was begun."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def start(self, text: str, total: int) -> None:
+        self.begun.append(text)
+
+
 class Known:
     """A predictor whose answers are there: which items are right. Each takes a second, it says."""
 
@@ -195,7 +205,10 @@ def test_a_run_that_looks_predicts_no_item_twice(tiny_checkpoint, labelled, tmp_
         budget=Budget.parse(max_drop="30pt"), out=tmp_path / "out", command="fmopt optimize …",
         recipe=Recipe(name="mine", runtime="onnxruntime", precision="int8", steps=(Step(use="quantize_dynamic"),)),
     )  # fmt: skip
-    record = optimize_request(request)
+    said = Said()
+    record = optimize_request(request, said)
+    assert max(Counter(said.begun).values()) <= 4  # a line for a look, not for each of its blocks
+    assert said.begun.count("test: onnxruntime-fp32 in batches of 8") <= 1
     winner, reference = record.find(record.winner), record.find(record.reference)
     n = len(winner.primary.values)
     assert n == len(reference.primary.values)
