@@ -139,7 +139,8 @@ def test_another_length_measures_again_but_builds_nothing(finished, tiny_checkpo
     )
     new = {p.name.split("-")[0] for p in (out / "stages").iterdir() if p.name not in before}
     assert "latency" in new
-    assert new <= {"latency", "end", "footprint", "profile", "predictions", "prediction"}
+    # Another variant may win at this length; it is then predicted with.
+    assert new <= {"latency", "end", "footprint", "profile", "predictions", "seconds"}
 
 
 def test_an_impossible_budget_fails_and_still_writes_the_best(tiny_checkpoint, labelled, tmp_path):
