@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -52,6 +53,15 @@ SENTENCES = (
 )
 
 TinyCheckpoint = Callable[..., Path]
+
+
+def pytest_configure() -> None:
+    """A worker and all that it starts keep to one core: threads that wait for each other on cores which another worker uses take
+    several times as long."""
+    number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if number and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(number) % len(cores)]})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
