@@ -21,6 +21,8 @@ from fmopt.edge.loading import Model, timed_call, timed_inputs
 from fmopt.edge.parts import Pipeline, Sample
 from fmopt.measurement import host_probe, latency
 
+WARM_SECONDS = 1.0  # for each variant, each of whose calls was made once before
+
 
 @dataclass(frozen=True)
 class Work:
@@ -104,6 +106,7 @@ class HostBackend:
             samples = interleaved.time_in_turn(
                 {name: interleaved.Replay(each) for name, each in calls.items()},
                 min_samples=work.samples,
+                warm_seconds=WARM_SECONDS,
                 clock=interleaved.settled_ms,
                 dominated=lambda so_far: interleaved.certainly_slower(
                     so_far, keep=fastest(so_far, work.full_precision)

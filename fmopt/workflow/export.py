@@ -24,6 +24,7 @@ from fmopt.workflow.deployed import plain_example
 from fmopt.workflow.job.given import ReadingOptions, data_path, model_path, require_options
 from fmopt.workflow.job.golden_items import golden_of
 from fmopt.workflow.job.label_names import with_labels
+from fmopt.workflow.job.start import calibration_items
 from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.candidates import compiled_for, keeps_kv_cache, refusal
 
@@ -92,7 +93,8 @@ def export(
     else:
         dataset = load_data(spec, kind, metadata, columns=columns, seed=seed)
         metadata = with_labels(metadata, dataset)
-        samples = [item.sample for item in kind.items(dataset.split("calibration"), metadata)[:300]]
+        items = kind.items(dataset.split("calibration"), metadata)[: calibration_items("quick", metadata)]
+        samples = [item.sample for item in items]
         digest = f"{dataset.digest}:{len(samples)}"
     with own_folder(out), disk_errors(out / "stages"):
         builder = Builder(

@@ -15,11 +15,13 @@ from fmopt.edge.runners import mixes_rows
 from fmopt.evaluation import bootstrap
 from fmopt.measurement import host_probe
 from fmopt.workflow.search.run import Run, primary
-from fmopt.workflow.search.scoring import predictions
+from fmopt.workflow.search.scoring import FIRST, Predictor
 
 BATCH = 8
 CHANGED = 0.05  # of the answers at most may be others in a batch; what that costs in accuracy, the worst of the three ways tells
 GENERATED = 32  # items of a network that makes texts: each is as long as many of others
+REPORTED = 256  # items of a bundle that answers one by one, whose other ways are only told of
+SAME = 1e-4  # distance of two predictions that only the order of sums makes: what a first block shows so of, all would
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,22 @@ class Way:
     changed: int  # items for which people see another answer than alone
     distance: float  # the farthest that a prediction is from the one alone
 
+    @property
+    def share(self) -> float:
+        """Of its items, those that changed."""
+        return self.changed / max(len(self.predictions), 1)
 
-def other_ways(run: Run, winner: str, alone: Sequence[Any]) -> list[Way]:
+
+def other_ways(run: Run, winner: str, alone: Sequence[Any], *, one_by_one: bool) -> list[Way]:
     """The winner in mixed batches and padded to the longest item; a way that its runtime does not take is left out, and both
-    where padding changes what the checkpoint itself answers."""
+    where padding changes what the checkpoint itself answers.
+
+    Of all items, but where the first block shows that the way makes no difference, or a bundle answers one by one.
+    """
     pipeline = dict(run.job.metadata.pipeline)
     if pipeline.get("no_padding"):
         return []
-    most = GENERATED if generates(pipeline) else len(alone)
+    most = GENERATED if generates(pipeline) else REPORTED if one_by_one else len(alone)
     items, alone = run.items("test")[:most], alone[:most]
     asked: dict[str, dict[str, int]] = {f"in batches of {BATCH}": {"batch": BATCH}}
     if longest := _longest(run, items):
@@ -46,13 +56,22 @@ def other_ways(run: Run, winner: str, alone: Sequence[Any]) -> list[Way]:
     found = []
     for name, options in asked.items():
         try:
-            got = predictions(run, winner, "test", most=most, **options)
+            with closing(Predictor(run, winner, "test", **options)) as predictor:
+                first = min(FIRST, len(items)) if predictor.allows_subsets else len(items)
+                way = _compared(run, name, predictor.upto(first), alone)
+                if way.changed or way.distance > SAME:
+                    way = _compared(run, name, predictor.upto(len(items)), alone)
         except FmoptError:  # compiled for one shape, or for so many rows
             continue
-        changed = len(run.job.task.changes(got, items, alone, run.job.metadata))
-        farthest = max(map(distance_of(pipeline)[1], alone, got), default=0.0)
-        found.append(Way(name, got, changed, farthest))
+        found.append(way)
     return found
+
+
+def _compared(run: Run, name: str, got: Sequence[Any], alone: Sequence[Any]) -> Way:
+    items, alone = run.items("test")[: len(got)], alone[: len(got)]
+    distance = distance_of(run.job.metadata.pipeline)[1]
+    changed = len(run.job.task.changes(got, items, alone, run.job.metadata))
+    return Way(name, got, changed, max(map(distance, alone, got), default=0.0))
 
 
 def _longest(run: Run, items: Sequence[Any]) -> int | None:
@@ -91,12 +110,12 @@ def invariance_check(run: Run, ways: Sequence[Way], *, one_by_one: bool) -> Chec
     reported."""
     if not ways:
         return Check(name="invariance", outcome=Outcome.PASS, note="it takes one item at a time")
-    n = len(ways[0].predictions)
-    worst = max(ways, key=lambda way: (way.changed, way.distance))
-    share = worst.changed / max(n, 1)
+    worst = max(ways, key=lambda way: (way.share, way.distance))
+    share = worst.share
     distance = distance_of(run.job.metadata.pipeline)[0]
     said = "; ".join(
-        f"{way.name}: {way.changed} of {n} answers change, {distance} up to {way.distance:.2g}" for way in ways
+        f"{way.name}: {way.changed} of {len(way.predictions)} answers change, {distance} up to {way.distance:.2g}"
+        for way in ways
     )
     kept = one_by_one or share <= CHANGED
     note = f"{said}; the bundle answers one by one" if one_by_one else said

@@ -89,7 +89,8 @@ def judge(run: Run, winner: str, reference: str, confidence: float, begun: float
     for name, predicted in ((reference, baseline), (winner, got)):
         run.update(name, test_scores=run.job.task.scores(predicted, items, baseline, run.job.metadata))
     ours, theirs = primary(run.trials[winner].test_scores), primary(run.trials[reference].test_scores)
-    one_by_one, ways = answers_alone(run, winner), other_ways(run, winner, got)
+    one_by_one = answers_alone(run, winner)
+    ways = other_ways(run, winner, got, one_by_one=one_by_one)
     if not one_by_one:
         ours = worst_scores(run, ways, ours, baseline, theirs)
     drop = bootstrap.paired_drop(theirs, ours, confidence=confidence, seed=request.seed)
@@ -97,6 +98,8 @@ def judge(run: Run, winner: str, reference: str, confidence: float, begun: float
     run.seconds["test"] = round(time.monotonic() - begun, 3)
     present = run.job.target.present
     if present:
+        if run.timed_together(reference, winner) is None:  # each in a group of its own
+            trials.time_in_turn(run, [reference, winner])
         time_for_comparison(run, sorted({reference, winner}))
         for name in sorted({reference, winner}):
             trials.footprint(run, name)

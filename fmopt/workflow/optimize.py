@@ -226,7 +226,7 @@ def time_all(run: Run) -> None:
     """One clock for all where the device can be timed, and a labelled prediction beside it, or alone where it cannot."""
     begun = time.monotonic()
     if run.job.target.present:
-        trials.time_in_turn(run, list(run.artifacts))
+        trials.time_all(run)
     trials.predict_latency(run)
     run.seconds["latency"] = round(time.monotonic() - begun, 3)
 

@@ -18,7 +18,7 @@ import numpy as np
 MIN_SAMPLES = 200
 MIN_SECONDS = 10.0  # a variant so slow that it runs this long before MIN_SAMPLES has enough…
 FEWEST = 20  # …from this many samples on
-STOP_CHECK = 20  # rounds between two looks at which variants are dominated
+STOP_CHECK = 10  # rounds between two looks at which variants are dominated; order statistics of so many bound a median at 99 %
 WARM_WINDOW = 5  # rounds whose medians are compared
 WARM_AGREE = 0.03  # two windows agree within this share: warm
 WARM_SECONDS = 5.0  # at most, for each variant
@@ -80,7 +80,7 @@ def certainly_slower(
     distribution (David and Nagaraja, Order Statistics, 2003, chapter 7). Names in `keep` (what a speedup is claimed against)
     are never among them.
     """
-    sampled = {name: np.asarray(ms) for name, ms in samples.items() if len(ms) >= FEWEST}
+    sampled = {name: np.asarray(ms) for name, ms in samples.items() if len(ms) >= STOP_CHECK}
     if not sampled:
         return set()
     rounds = min(map(len, sampled.values()))

@@ -161,9 +161,7 @@ def smoothing_scale(observer: Observer, linears: Sequence[nn.Linear], alpha: flo
     return (scale / scale.median()).clamp(1e-3, 1e3)
 
 
-def _rounded(
-    observer: Observer, weights: Sequence[torch.Tensor], scheme: Scheme, divide: torch.Tensor | None
-) -> _Plan:
+def _rounded(observer: Observer, weights: Sequence[torch.Tensor], scheme: Scheme, divide: torch.Tensor | None) -> _Plan:
     """Ranges and integers of weights [out, in] that read one tensor, with its channels divided by `divide` [in]."""
     rows = torch.from_numpy(observer.rows)
     levels = 256 if scheme.unsigned else 255

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from fmopt.core.model import CheckpointMetadata
 from fmopt.core.progress import Progress
 from fmopt.core.stages.shared import SharedStages
 from fmopt.core.stages.store import Store
 from fmopt.edge.text import open_preprocessor
 from fmopt.measurement import latency
+from fmopt.workflow.job.request import Effort
 from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.run import SCORING, Job, Run
 
 CALIBRATION_ITEMS = {"quick": 300, "standard": 1024, "max": 1024}  # second-order scores want more than ranges do
+# Of more parameters than these, whose items take the time of several of others, fewer are enough for ranges: SmoothQuant's
+# authors take 512, GPTQ's 128 (both 2022).
+LARGE, OF_LARGE = 60e6, 128
+
+
+def calibration_items(effort: Effort, metadata: CheckpointMetadata) -> int:
+    """How many items a network is calibrated on at most."""
+    return OF_LARGE if effort == "quick" and metadata.parameters > LARGE else CALIBRATION_ITEMS[effort]
 
 
 def start(job: Job, progress: Progress) -> Run:
     """Open the store and gather what all candidates share."""
     request = job.request
     shared = None if request.store is None else SharedStages(request.store, progress.say)
-    items = job.task.items(job.data.split("calibration"), job.metadata)[: CALIBRATION_ITEMS[request.effort]]
+    items = job.task.items(job.data.split("calibration"), job.metadata)[
+        : calibration_items(request.effort, job.metadata)
+    ]
     limit = request.time_limit_s
     deadline = None if limit is None else job.begun + SCORING * limit
     builder = Builder(

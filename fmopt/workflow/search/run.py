@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cmp_to_key
 from typing import Any
@@ -198,9 +198,9 @@ def primary(scores: Sequence[Scores]) -> Scores:
     return next(score for score in scores if score.primary)
 
 
-def by_speed(run: Run) -> list[str]:
-    """Names of what was built, fastest first: by latency in one run of the clock, by prediction, or by size when neither is
-    known."""
+def by_speed(run: Run, names: Iterable[str] | None = None) -> list[str]:
+    """Names of what was built, or of some of it, fastest first: by latency in one run of the clock, by prediction, or by size
+    when neither is known."""
 
     def slow(name: str) -> float:
         trial = run.trials[name]
@@ -214,4 +214,4 @@ def by_speed(run: Run) -> list[str]:
         behind = slow(one) - slow(other) if ratio is None else ratio - 1
         return (behind > 0) - (behind < 0)
 
-    return sorted(run.artifacts, key=cmp_to_key(order))
+    return sorted(run.artifacts if names is None else names, key=cmp_to_key(order))

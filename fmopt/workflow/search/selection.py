@@ -17,10 +17,11 @@ from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import value_of
 from fmopt.workflow.search import run as search_run
 from fmopt.workflow.search.executor import Predict
-from fmopt.workflow.search.run import SCORING, Run, by_speed, primary
+from fmopt.workflow.search.run import SCORING, Run, by_speed, primary, time_ratio
 from fmopt.workflow.search.scoring import FIRST, Predictor, looks, predictions
 
 NEAR = 1.02  # variants this close are one for choosing; both are scored
+CLEARLY = 1.1  # times as long, by ratios of two timing runs, is slower, whatever changed between them
 PATIENCE = 10.0  # seconds that predicting the rest of validation may take without looking whether it is needed
 # Seconds of predicting validation for one candidate, beyond the first block, after which what is known must do.
 MOST_SECONDS = {"quick": 60.0, "standard": 300.0, "max": 600.0}
@@ -76,7 +77,10 @@ def reference_scores(run: Run, theirs: Predictor, count: int) -> list[Scores]:
 def overtaken(run: Run, name: str, passed: str) -> bool:
     """Whether a variant is certainly slower than one that keeps its accuracy: it would not be chosen."""
     behind = search_run.speedup(run, passed, name)
-    return behind is not None and behind.low > NEAR
+    if behind is None:  # timed in groups, each beside a third
+        ratio = time_ratio(run, name, passed)
+        return ratio is not None and ratio > CLEARLY
+    return behind.low > NEAR
 
 
 def stop_early(run: Run, name: str, speedup: Estimate | None) -> None:

@@ -30,7 +30,9 @@ from fmopt.measurement.roofline import efficiency
 from fmopt.models.structure import LayerMetadata
 from fmopt.workflow.search.builder import plain_steps
 from fmopt.workflow.search.executor import Build
-from fmopt.workflow.search.run import SCORING, Run, line
+from fmopt.workflow.search.run import SCORING, Run, by_speed, line
+
+OPEN_BYTES = 1e9  # of the files of variants that are timed together: open, each takes up to twice as much memory
 
 
 def build(run: Run, recipe: Recipe, network: Path | None = None, share: float = SCORING) -> bool:
@@ -80,6 +82,24 @@ def build(run: Run, recipe: Recipe, network: Path | None = None, share: float = 
     offered = list(dict.fromkeys([first, recipe.name]))
     run.clock.offer(recipe.name, lambda: timed_work(run, offered, run.job.request.workload))
     return True
+
+
+def time_all(run: Run) -> None:
+    """Latency of all that was built, in turn: of large models in groups that fit into memory, each beside the fastest
+    full-precision variant and the fastest of all so far."""
+    full = {recipe.name for recipe in run.job.plan.baselines}
+    left = list(run.artifacts)
+    while left:
+        timed = by_speed(run, [name for name in run.artifacts if run.trials[name].latency is not None])
+        beside = list(dict.fromkeys([*timed[:1], *[name for name in timed if name in full][:1]]))
+        group, least = list(beside), max(len(beside) + 1, 2)
+        while left and (len(group) < least or _file_bytes(run, [*group, left[0]]) <= OPEN_BYTES):
+            group.append(left.pop(0))
+        time_in_turn(run, group)
+
+
+def _file_bytes(run: Run, names: Sequence[str]) -> int:
+    return sum(run.trials[name].size_bytes or 0 for name in names)
 
 
 def time_in_turn(run: Run, names: Sequence[str], timing_runs: int = 1) -> None:

@@ -108,6 +108,29 @@ def test_two_that_never_ran_together_are_compared_by_what_each_ran_with(run: Run
     assert by_speed(run)[:2] == ["b", "a"]
 
 
+def test_large_variants_are_timed_in_groups_beside_the_fastest(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """Nine variants of mpnet, opened at once, took 6.9 GB."""
+    run.artifacts["b"] = SimpleNamespace(digest="b", runtime="onnxruntime")
+    for name in run.artifacts:
+        run.update(name, size_bytes=400_000_000, latency=None)
+    run.job.clock.reported = [
+        {"torch-fp32": 50.0, "fp32": 40.0},
+        {"fp32": 40.0, "a": 20.0},
+        {"fp32": 40.0, "a": 20.0, "b": 10.0},
+    ]
+    trials.time_all(run)
+    assert [sorted(timed) for timed in run.timings] == [["fp32", "torch-fp32"], ["a", "fp32"], ["a", "b", "fp32"]]
+    assert by_speed(run) == ["b", "a", "fp32", "torch-fp32"]
+    assert selection.overtaken(run, "torch-fp32", "b")  # which never ran beside it
+    monkeypatch.setattr(trials, "OPEN_BYTES", 4e9)
+    run.timings.clear()
+    for name in run.artifacts:
+        run.update(name, latency=None)
+    run.job.clock.reported, run.job.clock.asked = [{"torch-fp32": 50.0, "fp32": 40.0, "a": 20.0, "b": 10.0}], 0
+    trials.time_all(run)
+    assert [sorted(timed) for timed in run.timings] == [["a", "b", "fp32", "torch-fp32"]]
+
+
 def test_a_follow_up_that_cannot_be_timed_is_a_failed_trial(run: Run, monkeypatch: pytest.MonkeyPatch):
     """Its artifact was gone when it was scored: KeyError, and again when the command was run again."""
     run.job.clock.reported += [{"fp32": 20.0, "a": 10.0}]
