@@ -18,7 +18,9 @@ import numpy as np
 MIN_SAMPLES = 200
 MIN_SECONDS = 10.0  # a variant so slow that it runs this long before MIN_SAMPLES has enough…
 FEWEST = 20  # …from this many samples on
-STOP_CHECK = 10  # rounds between two looks at which variants are dominated; order statistics of so many bound a median at 99 %
+STOP_CHECK = (
+    10  # rounds between two looks at which variants are dominated; order statistics of so many bound a median at 99 %
+)
 WARM_WINDOW = 5  # rounds whose medians are compared
 WARM_AGREE = 0.03  # two windows agree within this share: warm
 WARM_SECONDS = 5.0  # at most, for each variant
