@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -45,7 +46,12 @@ class Spread:
     high: float
     mean_low: float  # their moving averages over items
     mean_high: float
-    histogram: Histogram
+    make_histogram: Callable[[], Histogram]  # only some calibrators want it
+
+    @cached_property
+    def histogram(self) -> Histogram:
+        """Of all values."""
+        return self.make_histogram()
 
 
 def find_range(spread: Spread, calibrator: Calibrator, *, symmetric: bool, levels: int = 256) -> tuple[float, float]:

@@ -34,7 +34,7 @@ ROWS = 512  # activation rows kept of every tensor, at most; fewer when memory i
 MIN_ROWS = 32
 AVERAGING = 0.01  # weight of a new item in the moving averages, once 100 items have been seen
 _PER_CHANNEL = 2 * 4  # float32 minimum and maximum
-_VERSION = 2  # of what is saved
+_VERSION = 3  # of what is saved
 
 
 @dataclass
@@ -215,13 +215,17 @@ class _Recorder:
         self.counts += torch.histc(values, BINS, -self.limit, self.limit)
 
     def _keep(self, values: torch.Tensor) -> None:
-        """A uniform sample of all rows: every row draws a number, the largest stay."""
-        keys = torch.cat([self.keys, torch.rand(len(values), generator=self.generator)])
-        best = torch.topk(keys, min(self.rows, len(keys))).indices.sort().values
-        old = len(self.keys)
-        kept, new = best[best < old], best[best >= old] - old
-        self.sample = values[new].clone() if self.sample is None else torch.cat([self.sample[kept], values[new]])
-        self.keys = keys[best]
+        """A uniform sample of all rows: every row draws a number, the largest stay; a new one takes the place of one that goes."""
+        if self.sample is None:
+            self.sample = values.new_empty(self.rows, values.shape[-1])
+            self.keys = torch.full((self.rows,), -1.0)  # of places that are still empty
+        keys = torch.rand(len(values), generator=self.generator)
+        best = torch.topk(torch.cat([self.keys, keys]), self.rows).indices
+        new = best[best >= self.rows] - self.rows
+        stays = torch.zeros(self.rows, dtype=torch.bool)
+        stays[best[best < self.rows]] = True
+        places = (~stays).nonzero()[:, 0]
+        self.sample[places], self.keys[places] = values[new], keys[new]
 
     def finish(self) -> None:
         if self.extremes[0] > self.extremes[1]:
@@ -235,7 +239,7 @@ class _Recorder:
         assert self.sample is not None
         histogram = Histogram(self.counts.numpy(), self.limit)
         return Observer(self.names, self.low.numpy(), self.high.numpy(), float(self.mean[0]), float(self.mean[1]),
-                        histogram, self.sample.numpy(), self.items)  # fmt: skip
+                        histogram, self.sample[self.keys >= 0].numpy(), self.items)  # fmt: skip
 
 
 class _hooked:  # noqa: N801  a context manager

@@ -145,7 +145,7 @@ def _plan(observer: Observer, linears: Sequence[nn.Linear], scheme: Scheme) -> _
     wanted = [torch.from_numpy(observer.rows) @ weight.t() for weight in sample]
 
     def error(divide: torch.Tensor | None) -> float:
-        return _error(observer, _rounded(observer, sample, scheme, divide), wanted)
+        return _error(observer, _rounded(observer, sample, scheme, divide, clip=False), wanted)
 
     tried = [smoothing_scale(observer, linears, alpha) for alpha in ALPHAS]
     errors = list(map(error, tried))
@@ -161,14 +161,21 @@ def smoothing_scale(observer: Observer, linears: Sequence[nn.Linear], alpha: flo
     return (scale / scale.median()).clamp(1e-3, 1e3)
 
 
-def _rounded(observer: Observer, weights: Sequence[torch.Tensor], scheme: Scheme, divide: torch.Tensor | None) -> _Plan:
+def _rounded(
+    observer: Observer,
+    weights: Sequence[torch.Tensor],
+    scheme: Scheme,
+    divide: torch.Tensor | None,
+    *,
+    clip: bool = True,
+) -> _Plan:
     """Ranges and integers of weights [out, in] that read one tensor, with its channels divided by `divide` [in]."""
     rows = torch.from_numpy(observer.rows)
     levels = 256 if scheme.unsigned else 255
     low, high = find_range(spread(observer, divide), scheme.calibrator, symmetric=not scheme.unsigned, levels=levels)
     importance = ((rows if divide is None else rows / divide) ** 2).mean(0)
     integers = [
-        weight_integers(weight if divide is None else weight * divide, scheme.weight_bits, importance)
+        weight_integers(weight if divide is None else weight * divide, scheme.weight_bits, importance, clip=clip)
         for weight in weights
     ]
     grid = Grid.over(low, high, unsigned=scheme.unsigned)
@@ -192,7 +199,7 @@ def spread(observer: Observer, divide: torch.Tensor | None = None) -> Spread:
     """What a calibrator looks at. With smoothing, extremes are exact and the histogram is that of the sample rows."""
     low, high = float(observer.low.min()), float(observer.high.max())
     if divide is None:
-        return Spread(low, high, observer.mean_low, observer.mean_high, observer.histogram)
+        return Spread(low, high, observer.mean_low, observer.mean_high, lambda: observer.histogram)
     by = divide.numpy()
     smooth_low, smooth_high = float((observer.low / by).min()), float((observer.high / by).max())
     return Spread(
@@ -200,7 +207,7 @@ def spread(observer: Observer, divide: torch.Tensor | None = None) -> Spread:
         smooth_high,
         smooth_low * (observer.mean_low / low if low else 1.0),
         smooth_high * (observer.mean_high / high if high else 1.0),
-        Histogram.of(observer.rows / by),
+        lambda: Histogram.of(observer.rows / by),
     )
 
 

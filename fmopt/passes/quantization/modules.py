@@ -14,6 +14,7 @@ from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
 _CLIPPING = torch.linspace(1.0, 0.7, 16)
+CACHED_NUMBERS = 2**15  # weights that are tried together: they stay in a core's cache, and need no second thread
 
 
 @dataclass(frozen=True)
@@ -46,27 +47,35 @@ class Grid:
 
 
 def weight_integers(
-    weight: torch.Tensor, bits: int, importance: torch.Tensor | None = None
+    weight: torch.Tensor, bits: int, importance: torch.Tensor | None = None, *, clip: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 weights [out, in] of `bits` bits and their scales [out].
 
     Each row's range is the one, among a few clipped ones, with the least squared error; `importance` [in] weighs the
-    columns by the mean square of what they multiply.
+    columns by the mean square of what they multiply. Without `clip` it is the whole one.
     """
     top = 2 ** (bits - 1) - 1
-    reach = weight.abs().amax(1).clamp_min(1e-8)
-    best = torch.full_like(reach, float("inf"))
-    scales = reach / top
+    scales = weight.abs().amax(1).clamp_min(1e-8) / top
+    if clip:
+        weighed = torch.ones(weight.shape[1]) if importance is None else importance
+        rows = max(1, CACHED_NUMBERS // weight.shape[1])
+        parts = [
+            _clipped(part, reach, top, weighed)
+            for part, reach in zip(weight.split(rows), scales.split(rows), strict=True)
+        ]
+        scales = torch.cat(parts)
+    return torch.clamp(torch.round(weight / scales[:, None]), -top, top).to(torch.int8), scales
+
+
+def _clipped(weight: torch.Tensor, reach: torch.Tensor, top: int, importance: torch.Tensor) -> torch.Tensor:
+    """The share of `reach` [out] that rounds weights [out, in] best, times it."""
+    best, scales = torch.full_like(reach, float("inf")), reach
     for share in _CLIPPING:
-        scale = reach * share / top
-        error = (weight - _rounded(weight, scale, top) * scale[:, None]) ** 2
-        loss = (error if importance is None else error * importance).sum(1)
+        scale = reach * share
+        rounded = (weight / scale[:, None]).round_().clamp_(-top, top).mul_(scale[:, None])
+        loss = rounded.sub_(weight).square_() @ importance
         scales, best = torch.where(loss < best, scale, scales), torch.minimum(loss, best)
-    return _rounded(weight, scales, top).to(torch.int8), scales
-
-
-def _rounded(weight: torch.Tensor, scale: torch.Tensor, top: int) -> torch.Tensor:
-    return torch.clamp(torch.round(weight / scale[:, None]), -top, top)
+    return scales
 
 
 class QuantizedLinear(nn.Module):

@@ -16,7 +16,7 @@ NAMES = get_args(Calibrator)
 
 def spread_of(values: np.ndarray, **means: float) -> Spread:
     low, high = float(values.min()), float(values.max())
-    return Spread(low, high, means.get("mean_low", low), means.get("mean_high", high), Histogram.of(values))
+    return Spread(low, high, means.get("mean_low", low), means.get("mean_high", high), lambda: Histogram.of(values))
 
 
 def error(values: np.ndarray, low: float, high: float) -> float:
