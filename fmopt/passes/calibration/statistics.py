@@ -215,7 +215,7 @@ class _Recorder:
         self.counts += torch.histc(values, BINS, -self.limit, self.limit)
 
     def _keep(self, values: torch.Tensor) -> None:
-        """A uniform sample of all rows: every row draws a number, the largest stay; a new one takes the place of one that goes."""
+        """A uniform sample of all rows: each draws a number, the largest stay; a new one takes the place of one that goes."""
         if self.sample is None:
             self.sample = values.new_empty(self.rows, values.shape[-1])
             self.keys = torch.full((self.rows,), -1.0)  # of places that are still empty
