@@ -37,6 +37,7 @@ class Work:
     preprocessor: Any = None  # that encodes them
     full_precision: Sequence[str] = ()  # the fastest of them is timed to the end
     samples: int = interleaved.MIN_SAMPLES  # at least, of each that is not slow
+    proven: Sequence[str] = ()  # variants that were timed with these inputs before: not each call is tried again
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _tried(runners: dict[str, Runner], work: Work) -> tuple[dict[str, list[Calla
             runners[name] = _open(artifact, work.threads)
             step = "compute what is timed"
             made = timed_calls(work, runners[name])
-            for call in made:
+            for call in made[:1] if name in work.proven else made:
                 call()
         except Exception as error:  # runtimes have classes of their own
             first = (str(error).strip().splitlines() or [""])[0]
