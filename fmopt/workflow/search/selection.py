@@ -47,7 +47,7 @@ def score_candidates(run: Run, reference: str) -> None:
     nothing = Estimate(point=0.0, low=0.0, high=0.0)
     with closing(Predictor(run, reference, "validation")) as theirs:
         # Where it is slow, the first look's: more are predicted as candidates turn out to need them.
-        count, _ = next(looks([theirs], len(theirs.items), PATIENCE))
+        count, whole = next(looks([theirs], len(theirs.items), PATIENCE))
         reference_scores(run, theirs, count)
     run.update(reference, drop=nothing, speedup=Estimate(point=1.0, low=1.0, high=1.0))
     passed: str | None = None
@@ -55,7 +55,8 @@ def score_candidates(run: Run, reference: str) -> None:
     for name in by_speed(run):
         if name == reference:
             continue
-        if passed is not None and overtaken(run, name, passed):
+        # Where validation is dear, one that is as fast, or nearly, as one that keeps its accuracy gains nothing worth it.
+        if passed is not None and (not whole or overtaken(run, name, passed)):
             stop_early(run, name, search_run.speedup(run, name, reference))
             continue
         score(run, name, reference)
