@@ -88,7 +88,7 @@ NEEDS = {
     "detection": ("image",),
     "image_features": ("image",),
     "segmentation": ("image",),
-    "generation": ("decoding",),
+    "generation": ("decoding", "kv_cache", "lookup"),
     "seq2seq": ("generation",),
     "whisper": ("audio", "seq2seq"),
 }  # parts that work by others: bundles carry those too
@@ -111,7 +111,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "task": str, "max_length": int, "inputs": list, "outputs": list, "labels": list, "multi_label": bool, "padding": dict,
     "modality": str, "axes": dict, "stride": int, "no_answer": bool, "prefix": str, "add_prefix_space": bool, "mask": dict,
     "pooling": (str, list), "normalize": bool, "image": dict, "audio": dict, "ctc": dict, "speech": dict,
-    "threshold": (int, float), "activation": str, "no_padding": bool,
+    "threshold": (int, float), "activation": str, "no_padding": bool, "speculation": str,
 }  # fmt: skip  # of what a pipeline says
 NEVER_EMPTY = ("task", "inputs", "outputs", "max_length", "padding")
 NAMED = ("inputs", "outputs", "labels")  # lists of texts

@@ -12,9 +12,11 @@ import fmopt
 from fmopt.core.errors import PassError
 from fmopt.core.model import Artifact
 from fmopt.core.recipe import Recipe
-from fmopt.edge import generation, loading, runners
+from fmopt.edge import kv_cache as edge_kv_cache
+from fmopt.edge import loading, runners
 from fmopt.edge import text as edge_text
-from fmopt.edge.generation import GenerationConfig, cache_of, continuations, in_two_steps, likeliest, shorten, timed
+from fmopt.edge.generation import GenerationConfig, continuations, in_two_steps, likeliest, timed
+from fmopt.edge.kv_cache import cache_of, shorten
 from fmopt.exporters.openvino_graph import read_ir
 from fmopt.exporters.openvino_stateful import make_stateful
 from fmopt.measurement import host_probe
@@ -119,7 +121,7 @@ def test_a_step_that_is_timed_stays_the_same_step(built: Any, monkeypatch: pytes
     wanted = runner.run(inputs)["logits"][:, -1]
     calls = [timed(runner, inputs) for _ in range(2)]
     forgotten = []
-    monkeypatch.setattr(generation, "shorten", lambda request, tokens: forgotten.append(shorten(request, tokens)))
+    monkeypatch.setattr(edge_kv_cache, "shorten", lambda request, tokens: forgotten.append(shorten(request, tokens)))
     for _ in range(40):
         for call in calls:
             np.testing.assert_allclose(runner.run(call)["logits"][:, 0], wanted, atol=1e-4)

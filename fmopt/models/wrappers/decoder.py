@@ -16,7 +16,8 @@ import numpy as np
 
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import Runner
-from fmopt.edge.generation import CACHE_PREFIX, PRESENT, in_two_steps
+from fmopt.edge.generation import in_two_steps
+from fmopt.edge.kv_cache import CACHE_PREFIX, PRESENT
 from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.generation import (
     cleans_up,

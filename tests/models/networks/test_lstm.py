@@ -18,7 +18,8 @@ import fmopt
 from fmopt.core import model as core_model
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError
-from fmopt.edge.generation import CACHE_PREFIX, GenerationConfig, continuations, likeliest, timed
+from fmopt.edge.generation import GenerationConfig, continuations, likeliest, timed
+from fmopt.edge.kv_cache import CACHE_PREFIX
 from fmopt.edge.loading import load as edge_load
 from fmopt.edge.runners import open_runner
 from fmopt.exporters.parity import graph as exporters_parity
