@@ -175,15 +175,16 @@ class PrefixCache:
 
     def leave(self, ids: Sequence[int], kv_cache: Mapping[str, np.ndarray]) -> None:
         """Keep the cache of these tokens for a later text; nobody else goes on from it."""
-        if size_of(kv_cache, len(ids)) <= MOST_LEFT_BYTES:
+        if size_of(kv_cache) <= MOST_LEFT_BYTES:
             with self._lock:
                 self._left = list(ids), dict(kv_cache)
 
 
-def size_of(kv_cache: Mapping[str, np.ndarray], tokens: int) -> int:
-    """Bytes of a cache of so many tokens of one row, wherever it lies."""
-    if CACHE_PREFIX + HELD in kv_cache:
-        return int(kv_cache[CACHE_PREFIX + HELD].kept.bytes)
+def size_of(kv_cache: Mapping[str, np.ndarray]) -> int:
+    """Bytes of a cache, wherever it lies."""
+    held: Any = kv_cache.get(CACHE_PREFIX + HELD)
+    if held is not None:
+        return int(held.kept.bytes)
     return sum(value.nbytes for value in kv_cache.values())
 
 

@@ -157,7 +157,8 @@ class Gain:
 class LookupRows:
     """One text that goes on greedily, with tokens proposed ahead: takes the place of `generation.Rows`, which it uses.
 
-    `room`: tokens that may be made. `lossless`: nothing is proposed where scores turn out to be others than those of `rows` alone.
+    `room`: tokens that may be made. `lossless`: nothing is proposed where scores turn out to be others than
+    those of `rows` alone.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ and, where a checkpoint asks for it:
     prompt_tokens (left out of pooling), dimensions (of a vector that stay), similarity; activation ("sigmoid" or "none": what
     scores are made by);
     no_padding (True: padding changes answers, so that texts are answered one by one);
-    kept_eos_token_id (ids that end an answer and stay in it)
+    kept_eos_token_id (ids that end an answer and stay in it); speculation ("auto", "lookup" or "off"; see lookup.py)
 """
 
 from __future__ import annotations

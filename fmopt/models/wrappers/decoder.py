@@ -26,6 +26,7 @@ from fmopt.models.preprocessors.generation import (
     read_generation,
     rules_of,
     search_of,
+    speculation_of,
     tell_left_out,
     words_among,
 )
@@ -65,6 +66,7 @@ def generation_pipeline(files: CheckpointFiles, config: Any) -> dict[str, Any]:
         **({"max_new_tokens": new} if new else {"max_total_tokens": total} if total else {}),
         **({"clean_up_tokenization_spaces": True} if cleans_up(files) else {}),
         **search_of(folder, settings),
+        **speculation_of(folder, settings),
         **rules_of(folder, settings, config.vocab_size),
     }
 
