@@ -1,14 +1,13 @@
 """What proposing tokens brings: greedy tokens a second with and without, in turn in one process, and whether they are the same.
 
-    .venv/bin/python benchmarks/lookup.py make                       once: graphs of SmolLM2-135M in INT4, INT8 and fp32 (10 minutes)
+    .venv/bin/python benchmarks/lookup.py make          once: graphs of SmolLM2-135M in INT4, INT8 and fp32 (10 minutes)
     .venv/bin/python benchmarks/lookup.py measure [-o benchmarks/results/lookup.json]      on a quiet machine
     .venv/bin/python benchmarks/lookup.py measure --prompts 2 --tokens 32 -o /tmp/lookup.json     a try, 2 minutes
 
-The checkpoint lies in $XDG_CACHE_HOME/fmopt/real-models/smollm2-135m, data beside the checkout in ../shared/data. Summaries are of
-SciTLDR's test abstracts, code goes on from the first half of functions of the standard library and is then asked for again,
-questions are over SQuAD's paragraphs, open beginnings are written below. Every prompt goes through the bundle by each way once, in
-random order; the time of a token is that between two of them, so that reading the prompt is left out. Only figures are written,
-no text of any data set.
+The checkpoint lies in $XDG_CACHE_HOME/fmopt/real-models/smollm2-135m, data beside the checkout in ../shared/data. Summaries are
+of SciTLDR's test abstracts, code goes on from the first half of functions of the standard library, questions are over SQuAD's
+paragraphs, open beginnings are written below. Every prompt goes through the graph by each way once, in random order; the time
+of a token is that between two of them, so that reading the prompt is left out. Only figures are written, no text of any data set.
 """
 
 from __future__ import annotations
