@@ -219,6 +219,15 @@ def predict(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="Generation: end before this text; repeatable.")
     ] = None,
+    speculation: Annotated[
+        str | None,
+        typer.Option(
+            "--speculation",
+            help="Generation: check several tokens at once that followed the newest ones earlier in the text, where the "
+            'answer stays the same ("auto"), wherever the cache can be cut ("lookup"), or never ("off").',
+            autocompletion=completion.words("auto", "lookup", "off"),
+        ),
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Generation: each text is a message, put into the model's own chat template.")
     ] = False,
@@ -261,7 +270,8 @@ def predict(
     if not samples:
         raise ConfigError("nothing to predict; give texts or files, or --file with one per line")
     answers = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-            "beams": beams, "stop": tuple(stop) if stop else None, "output": output, "threshold": threshold,
+            "beams": beams, "stop": tuple(stop) if stop else None, "speculation": speculation,
+            "output": output, "threshold": threshold,
             "language": language, "task": speech_task, "timestamps": timestamps}  # fmt: skip
     options = {name: value for name, value in answers.items() if value is not None}
     model = bundles.load(bundle)

@@ -16,14 +16,24 @@ from typing import Any
 import numpy as np
 
 from .decoding import Speller, TokenRules, log_softmax, sampled, spelling_of
-
-CACHE_PREFIX, PRESENT = "past_key_values.", "present."
-FIRST_LOGITS = (
-    "first_logits"  # where a graph has this input, logits come from there on; 0, all of them, if it is not given
+from .host import PerProcess
+from .kv_cache import (
+    CACHE_PREFIX,
+    FIRST_LOGITS,
+    HELD,
+    PrefixCache,
+    Stateful,
+    cache_of,
+    can_cut,
+    can_share,
+    cut,
+    room_for,
 )
+from .lookup import Gain, LookupRows
+from .runners import rounds_activations
+
+AUTO, LOOKUP, OFF = SPECULATION = "auto", "lookup", "off"
 NEW_TOKENS = 64  # made when the caller names no number
-HELD = "held"  # what stands for a cache that the graph itself keeps
-LEFT_OVER = 16  # so many tokens of steps that are taken again and again may stay behind a mask
 
 
 # -------------------------------------------------------------------------------- how likely a text is
@@ -105,6 +115,10 @@ class GenerationConfig:
     seed: int = 0
     beams: int = 1
     stop: tuple[str, ...] = ()  # the text ends before the first of these
+    # Of greedy decoding, one text at a time (see lookup.py): "auto" where the tokens stay the same, "lookup" also where the
+    # graph rounds activations, so that a token may be another one that is nearly as likely, or "off".
+    speculation: str = AUTO
+    prefix_cache: bool = True  # whether a text that begins like the last one goes on from its cache
 
     def __post_init__(self) -> None:
         checks = (
@@ -115,6 +129,7 @@ class GenerationConfig:
             ("beams", self.beams >= 1, "at least 1"),
             ("beams", self.beams == 1 or self.temperature == 0, "1 when temperature is above 0"),
             ("stop", all(self.stop), "texts that are not empty"),
+            ("speculation", self.speculation in SPECULATION, " or ".join(SPECULATION)),
         )
         for name, right, rule in checks:
             if not right:
@@ -133,7 +148,8 @@ def usual(pipeline: Mapping[str, Any], **options: Any) -> GenerationConfig:
         length = {"max_new_tokens": length["max_total_tokens"]} | length
     if options.get("max_new_tokens") is not None:
         length = {}
-    return GenerationConfig(**{"beams": beams, **length, **options})
+    said = {"speculation": pipeline["speculation"]} if "speculation" in pipeline else {}
+    return GenerationConfig(**{"beams": beams, **said, **length, **options})
 
 
 def room_of(prompt: Sequence[int], pipeline: Mapping[str, Any], config: GenerationConfig) -> int:
@@ -146,28 +162,52 @@ class Rows:
     """Texts that go on together: the mask of their tokens so far, and the cache of the next call."""
 
     def __init__(
-        self, runner: Any, prompts: Sequence[Sequence[int]], pad: int, most: int, rules: TokenRules | None = None
+        self,
+        runner: Any,
+        prompts: Sequence[Sequence[int]],
+        pad: int,
+        most: int,
+        rules: TokenRules | None = None,
+        prefixes: PrefixCache | None = None,
     ):
+        """`most`: tokens that may be made. `prefixes`: what one text may go on from."""
         self.runner, self.rules = runner, rules
         self.texts = [list(prompt) for prompt in prompts]  # all tokens, those of the prompts among them
         width = max(map(len, prompts))
         self.ids = np.full((len(prompts), width), pad, dtype=np.int64)
         self.mask = np.zeros((len(prompts), 0), dtype=np.int64)
         self.kv_cache: dict[str, np.ndarray] = room_for(runner, len(prompts), width + most)
+        self.most = width + most if self.kv_cache else 0  # tokens that a cache has room for which lies in buffers
         self.new = np.zeros_like(self.ids)
         for row, prompt in enumerate(prompts):  # on the left, so that all go on at the same place
             self.ids[row, width - len(prompt) :], self.new[row, width - len(prompt) :] = prompt, 1
+        if prefixes is not None:
+            self.kv_cache, shared = prefixes.take(self.texts[0], self.kv_cache, self.most)
+            self.ids, self.new = self.ids[:, shared:], self.new[:, shared:]
+            self.mask = np.ones((1, shared), dtype=np.int64)
 
     def logits(self) -> np.ndarray:
         """Logits float32 [rows, vocabulary] after the tokens that were taken in."""
+        return self._run(-1)[:, -1]
+
+    def all_logits(self) -> np.ndarray:
+        """Logits float32 [rows, tokens, vocabulary] after each of the tokens that are taken in now."""
+        return self._run(0)
+
+    def forget(self, tokens: int) -> None:
+        """Take the last tokens out again that were taken in."""
+        self.mask = self.mask[:, : self.mask.shape[1] - tokens]
+        self.kv_cache = cut(self.kv_cache, self.mask.shape[1], self.most)
+
+    def _run(self, first: int) -> np.ndarray:
         before = self.mask.sum(axis=1, keepdims=True)
         self.mask = np.concatenate([self.mask, self.new], axis=1)
         positions = np.maximum(before + self.new.cumsum(axis=1) - 1, 0)
         inputs = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": positions, **self.kv_cache}
-        inputs[FIRST_LOGITS] = np.array([-1])
+        inputs[FIRST_LOGITS] = np.array([first])
         outputs = self.runner.run(inputs)
         self.kv_cache = cache_of(outputs)
-        return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
+        return np.asarray(outputs["logits"], dtype=np.float32)
 
     def allowed(self, scores: np.ndarray) -> np.ndarray:
         """Scores [rows, vocabulary], changed by the rules of the pipeline, -inf where a token may not come next."""
@@ -187,100 +227,50 @@ class Rows:
         self.kv_cache = {name: value[rows] for name, value in self.kv_cache.items()}
 
 
-class Kept:
-    """What a text left in a graph that keeps it itself: a request, and how many tokens that has taken in."""
+class Session:
+    """What calls of one bundle leave for the next: the cache of the last text, and what proposing tokens brought."""
 
-    def __init__(self, request: Any):
-        self.request, self.taken = request, 0
-        self.repeating = False  # the same step is taken again and again
-        self.moved = False  # rows went on from others
+    def __init__(self) -> None:
+        self.prefixes, self.gain = PrefixCache(), Gain()
 
 
-class Held(np.ndarray):
-    """int64 [rows, 2], which stands for a cache: the row that each row goes on from, and after how many tokens. The request
-    behind it lives as long as a cache of it does."""
-
-    kept: Any
-
-    def __array_finalize__(self, source: Any) -> None:
-        self.kept = getattr(source, "kept", None)
-
-    @classmethod
-    def of(cls, kept: Kept, rows: int, tokens: int) -> Held:
-        """All rows of a request, each to go on from itself."""
-        held = np.stack([np.arange(rows), np.full(rows, tokens)], axis=1).view(cls)
-        held.kept = kept
-        return held
-
-
-class Stateful:
-    """An OpenVINO graph that keeps keys and values itself, used as the others are: `runner` has opened it, and a `Held` is
-    passed around where they pass arrays."""
-
-    def __init__(self, runner: Any):
-        self.runner = runner
-
-    def room(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
-        """The cache of so many rows that have no token yet."""
-        return {CACHE_PREFIX + HELD: Held.of(Kept(self.runner.new_request()), rows, 0)}
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name. An earlier cache than the last one of its request goes on too, and what came after is forgotten;
-        ValueError when rows went on from others since."""
-        ids = inputs["input_ids"]
-        held: Any = inputs.get(CACHE_PREFIX + HELD)
-        if held is None:
-            held = self.room(len(ids), 0)[CACHE_PREFIX + HELD]
-        kept, tokens = held.kept, int(held[0, 1])
-        over = kept.taken - tokens
-        if over and kept.moved:
-            raise ValueError("rows went on from others since; begin the text again")
-        if over and (not kept.repeating or over >= LEFT_OVER):
-            shorten(kept.request, tokens)
-            over = 0
-        mask = np.insert(inputs["attention_mask"], [tokens] * over, 0, axis=1) if over else inputs["attention_mask"]
-        rows = np.asarray(held[:, 0])
-        outputs = self.runner.infer({**inputs, "attention_mask": mask, "beam_idx": rows}, kept.request)
-        kept.taken = tokens + over + ids.shape[1]
-        kept.moved |= not np.array_equal(rows, np.arange(len(rows)))
-        # What was masked lies between: from such a step nothing goes on.
-        return outputs if over else {**outputs, PRESENT + HELD: Held.of(kept, len(ids), kept.taken)}
-
-    def close(self) -> None:
-        """Give back memory and threads."""
-        self.runner.close()
-
-
-def shorten(request: Any, tokens: int) -> None:
-    """Forget all tokens but the first ones."""
-    if not tokens:
-        request.reset_state()
-        return
-    for state in request.query_state():
-        tensor = state.state
-        state.state = type(tensor)(np.ascontiguousarray(tensor.data[:, :, :tokens]))
-
-
-def room_for(runner: Any, rows: int, tokens: int) -> dict[str, np.ndarray]:
-    """An empty cache with room for so many tokens of so many rows, where the runner can append to it; else nothing."""
-    return dict(runner.room(rows, tokens)) if hasattr(runner, "room") else {}
-
-
-def cache_of(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The cache of the next call, from the outputs of one."""
-    return {
-        CACHE_PREFIX + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)
-    }
+def session_of(model: Any) -> Session:
+    """That of an opened bundle, in this process."""
+    kept: PerProcess[Session] = model.between_calls.setdefault("generation", PerProcess(Session))
+    return kept.get()
 
 
 def continuations(
-    runner: Any, prompts: Sequence[Sequence[int]], pipeline: Mapping[str, Any], config: GenerationConfig
+    runner: Any,
+    prompts: Sequence[Sequence[int]],
+    pipeline: Mapping[str, Any],
+    config: GenerationConfig,
+    session: Session | None = None,
 ) -> Iterator[list[int | None]]:
     """The next token of every prompt, step by step; None for one that has ended. Token by token as `generate` of
-    transformers where nothing is sampled."""
+    transformers where nothing is sampled. One prompt alone goes on from what earlier ones left in `session`."""
     room = [room_of(prompt, pipeline, config) for prompt in prompts]
     rules = TokenRules(pipeline, [len(prompt) for prompt in prompts], room, prompts)
-    return going_on(Rows(runner, prompts, int(pipeline["padding"]["id"]), max(room), rules), room, pipeline, config)
+    alone = len(prompts) == 1 and can_cut(runner)
+    prefixes = session.prefixes if session is not None and alone and config.prefix_cache and can_share(runner) else None
+    rows = Rows(runner, prompts, int(pipeline["padding"]["id"]), max(room), rules, prefixes)
+    speculates = config.speculation == LOOKUP or (config.speculation == AUTO and not rounds_activations(runner))
+    if alone and speculates and config.temperature == 0:
+        gain = session.gain if session is not None else Gain()
+        made: Any = LookupRows(rows, room[0], gain, lossless=config.speculation == AUTO)
+    else:
+        made = rows
+    try:
+        yield from going_on(made, room, pipeline, config)
+    except GeneratorExit:
+        raise
+    except BaseException:
+        prefixes = None  # nobody knows what is in the cache
+        raise
+    finally:
+        if prefixes is not None and rows.mask.shape[1] >= len(prompts[0]):
+            rows.forget(rows.mask.shape[1] - len(prompts[0]))
+            prefixes.leave(prompts[0], rows.kv_cache)
 
 
 def going_on(
@@ -364,7 +354,7 @@ def answer(model: Any, samples: Sequence[Any], **options: Any) -> list[dict[str,
         for speller, prompt in zip(spellers, prompts, strict=True):
             speller.tokens = likeliest(model.runner, prompt, model.pipeline, config)
     else:
-        for tokens in continuations(model.runner, prompts, model.pipeline, config):
+        for tokens in continuations(model.runner, prompts, model.pipeline, config, session_of(model)):
             for speller, token in zip(spellers, tokens, strict=True):
                 if token is not None and not speller.ended:
                     speller.tokens.append(token)
@@ -391,7 +381,7 @@ def stream(model: Any, sample: Any, **options: Any) -> Generator[str, None, str]
         return str(whole["ended"])
     prompt = prompt_ids(model, sample)
     speller = Speller(spelling_of(model), prompt, config.stop)
-    for (token,) in continuations(model.runner, [prompt], model.pipeline, config):
+    for (token,) in continuations(model.runner, [prompt], model.pipeline, config, session_of(model)):
         piece = speller.take(int(token or 0))
         if piece:
             yield piece
@@ -469,12 +459,16 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest of this probability (1)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling (0)")
     parser.add_argument("--beams", type=int, help="beam search over so many texts (the model's own number, else 1)")
+    speculation = (
+        "check several tokens at once that followed the newest ones before: where the answer stays the same (auto)"
+    )
+    parser.add_argument("--speculation", choices=SPECULATION, help=speculation)
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--stream", action="store_true", help="print the text while it is made")
 
 
 def options_of(asked: Any) -> dict[str, Any]:
     """The fields of `GenerationConfig` in parsed arguments that were given."""
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "beams")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "beams", "speculation")
     given = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
     return {**given, "stop": tuple(asked.stop)}

@@ -51,6 +51,7 @@ class Model:
         self.pipeline: Pipeline = metadata["pipeline"]
         self.preprocessor = preprocessor
         self.runner = runner
+        self.between_calls: dict[str, Any] = {}  # what the task's part keeps, by names of its own
 
     def predict(self, samples: Sequence[Sample], batch_size: int = 1) -> list[Any]:
         """Predictions as they are judged; see `postprocess`. EdgeError says which item cannot be read.

@@ -17,7 +17,7 @@ and, where a checkpoint asks for it:
     prompt_tokens (left out of pooling), dimensions (of a vector that stay), similarity; activation ("sigmoid" or "none": what
     scores are made by);
     no_padding (True: padding changes answers, so that texts are answered one by one);
-    kept_eos_token_id (ids that end an answer and stay in it)
+    kept_eos_token_id (ids that end an answer and stay in it); speculation ("auto", "lookup" or "off"; see lookup.py)
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ NEEDS = {
     "detection": ("image",),
     "image_features": ("image",),
     "segmentation": ("image",),
-    "generation": ("decoding",),
+    "generation": ("decoding", "kv_cache", "lookup"),
     "seq2seq": ("generation",),
     "whisper": ("audio", "seq2seq"),
 }  # parts that work by others: bundles carry those too
@@ -111,7 +111,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "task": str, "max_length": int, "inputs": list, "outputs": list, "labels": list, "multi_label": bool, "padding": dict,
     "modality": str, "axes": dict, "stride": int, "no_answer": bool, "prefix": str, "add_prefix_space": bool, "mask": dict,
     "pooling": (str, list), "normalize": bool, "image": dict, "audio": dict, "ctc": dict, "speech": dict,
-    "threshold": (int, float), "activation": str, "no_padding": bool,
+    "threshold": (int, float), "activation": str, "no_padding": bool, "speculation": str,
 }  # fmt: skip  # of what a pipeline says
 NEVER_EMPTY = ("task", "inputs", "outputs", "max_length", "padding")
 NAMED = ("inputs", "outputs", "labels")  # lists of texts

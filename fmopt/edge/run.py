@@ -32,9 +32,9 @@ from typing import Any  # noqa: E402
 
 MODULES = (
     "__init__", "audio", "bench", "classification", "command", "decoding", "detection", "embedding", "errors",
-    "executorch", "files", "fill_mask", "generation", "host", "image", "image_features", "loading", "manifest", "parts",
-    "question_answering", "recommendation", "regression", "runners", "segmentation", "seq2seq", "speech", "tagging",
-    "tensorrt", "text", "tokenizer_file", "whisper",
+    "executorch", "files", "fill_mask", "generation", "host", "image", "image_features", "kv_cache", "loading", "lookup",
+    "manifest", "parts", "question_answering", "recommendation", "regression", "runners", "segmentation", "seq2seq",
+    "speech", "tagging", "tensorrt", "text", "tokenizer_file", "whisper",
 )  # fmt: skip
 EXTENSION = "extension_"  # what the modules of other packages are called, whose tasks and runtimes a bundle may be for
 LARGEST_BYTES = 1 << 22  # of a manifest or a module

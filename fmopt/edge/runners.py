@@ -36,6 +36,12 @@ DECODER_INPUT = "decoder_input_ids"  # … and the input that the second takes
 TENSOR_SCALES = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"DynamicQuantizeLSTM")
 
 
+# What rounds activations to 8 bits: the last bit of a sum then decides over a hundredth of a value (accuracy_level = 4, or Q/DQ).
+ROUNDING = (b"accuracy_level\x18\x04", b"QuantizeLinear", b"MatMulInteger", *TENSOR_SCALES)
+# In OpenVINO's IR: quantized activations, and narrow weights, whose products it rounds activations for by itself.
+OPENVINO_ROUNDING = (b"FakeQuantize", *(f'element_type="{kind}"'.encode() for kind in ("u8", "i8", "u4", "i4", "nf4")))
+
+
 # element types of graph inputs, by ONNX's names and by OpenVINO's
 ONNX_KINDS = {"int64": np.int64, "int32": np.int32, "float": np.float32, "float16": np.float16, "bool": np.bool_}
 
@@ -61,6 +67,7 @@ class OnnxRuntimeRunner:
         self.outputs = [port.name for port in self.session.get_outputs()]
         self.appends = APPENDS in self.session.get_modelmeta().custom_metadata_map
         self.mixes_rows = has_operator(path, TENSOR_SCALES)
+        self.rounds_activations = has_operator(path, ROUNDING)
 
     def _open(self) -> Any:
         """A session and, for each thread, the cache that it last appended to with its binding."""
@@ -166,6 +173,8 @@ class OpenVinoRunner:
         with some_home():
             openvino = need("openvino", "openvino")
         self.path, self.half = path, half
+        precise = str(options.get("precision", "f32")) == "f32"
+        self.rounds_activations = not precise or has_operator(path, (*ROUNDING, *OPENVINO_ROUNDING))
         self.properties = {
             # Without the hint OpenVINO silently computes in bf16 where the CPU can.
             "INFERENCE_PRECISION_HINT": str(options.get("precision", "f32")),
@@ -339,6 +348,11 @@ def takes_batches(runner: Any) -> bool:
 def mixes_rows(runner: Any) -> bool:
     """Whether a row's outputs depend on the other rows of its batch."""
     return bool(getattr(runner, "mixes_rows", False))
+
+
+def rounds_activations(runner: Any) -> bool:
+    """Whether values inside a graph have so few bits that another order of sums changes answers, not only their last digits."""
+    return bool(getattr(runner, "rounds_activations", True))
 
 
 def part_for(inputs: Mapping[str, Any]) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from . import decoding, generation
+from . import decoding, generation, kv_cache
 from .files import wire_fields
 
 NEW, SOURCE_MASK = "decoder_input_ids", "encoder_attention_mask"
@@ -43,7 +43,7 @@ class Answers:
     def logits(self) -> np.ndarray:
         """Logits float32 [rows, vocabulary] after the tokens that were taken in."""
         outputs = self.runner.run({NEW: self.ids, **self.cross, **self.kv_cache})
-        self.kv_cache = generation.cache_of(outputs)
+        self.kv_cache = kv_cache.cache_of(outputs)
         return np.asarray(outputs["logits"][:, -1], dtype=np.float32)
 
     def allowed(self, scores: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ class Answers:
 
 def encode(runner: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the decoder reads of the texts in `inputs`: keys and values of its cross-attention, and the texts' mask."""
-    cross = generation.cache_of(runner.run(inputs))
+    cross = kv_cache.cache_of(runner.run(inputs))
     if "attention_mask" in inputs:
         cross[SOURCE_MASK] = inputs["attention_mask"]
     return cross

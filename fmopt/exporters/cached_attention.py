@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from fmopt.edge.generation import CACHE_PREFIX, PRESENT
+from fmopt.edge.kv_cache import CACHE_PREFIX, PRESENT
 from fmopt.edge.runners import APPENDS
 from fmopt.exporters.onnx_graph import add_opset, constant, consumers, drop_dead, producers, replace_nodes, weights
 

@@ -13,7 +13,7 @@ from openvino._offline_transformations import (
 )
 
 from fmopt.core.errors import PassError
-from fmopt.edge.generation import CACHE_PREFIX, PRESENT
+from fmopt.edge.kv_cache import CACHE_PREFIX, PRESENT
 
 LAST_TWO = [0, 1, 3, 2]  # a transposition of keys
 

@@ -13,7 +13,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from fmopt.core.model import CheckpointMetadata, Graph, continues_texts
 from fmopt.core.target import Target
-from fmopt.edge.generation import FIRST_LOGITS
+from fmopt.edge.kv_cache import FIRST_LOGITS
 from fmopt.exporters.cached_attention import MICROSOFT, Wiring, fuse_attention, in_order
 from fmopt.exporters.onnx_graph import constant, drop_dead, read_onnx, replace_nodes, write_onnx
 from fmopt.passes.base import Context

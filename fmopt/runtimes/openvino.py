@@ -17,7 +17,7 @@ from fmopt.core.plugins import did_you_mean
 from fmopt.core.results import OpTime
 from fmopt.core.target import Target
 from fmopt.edge import runners
-from fmopt.edge.generation import shorten
+from fmopt.edge.kv_cache import shorten
 from fmopt.runtimes.base import opening_options, unfit
 
 PROFILED_RUNS, WARM_UP_RUNS = 12, 3

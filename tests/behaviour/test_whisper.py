@@ -95,7 +95,15 @@ def test_a_bundle_hears_without_torch(made: Any) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [bundle.load(made.out)(made.data / "1.wav")]
     carried = {path.stem for path in (made.out / "edge").glob("*.py")}
-    assert carried - set(parts.COMMON) == {"whisper", "audio", "seq2seq", "generation", "decoding"}
+    assert carried - set(parts.COMMON) == {
+        "whisper",
+        "audio",
+        "seq2seq",
+        "generation",
+        "decoding",
+        "kv_cache",
+        "lookup",
+    }
 
 
 def test_a_broken_recording_is_one_line(made: Any) -> None:

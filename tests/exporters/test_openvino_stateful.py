@@ -12,9 +12,11 @@ import fmopt
 from fmopt.core.errors import PassError
 from fmopt.core.model import Artifact
 from fmopt.core.recipe import Recipe
-from fmopt.edge import generation, loading, runners
+from fmopt.edge import kv_cache as edge_kv_cache
+from fmopt.edge import loading, runners
 from fmopt.edge import text as edge_text
-from fmopt.edge.generation import GenerationConfig, cache_of, continuations, in_two_steps, likeliest, shorten, timed
+from fmopt.edge.generation import GenerationConfig, Session, continuations, in_two_steps, likeliest, timed
+from fmopt.edge.kv_cache import cache_of, can_cut, can_share, shorten
 from fmopt.exporters.openvino_graph import read_ir
 from fmopt.exporters.openvino_stateful import make_stateful
 from fmopt.measurement import host_probe
@@ -25,6 +27,7 @@ from fmopt.runtimes.openvino import RUNTIME
 from fmopt.workflow import explain
 from fmopt.workflow.search.candidates import refusal
 from tests.conftest import SENTENCES, TinyCheckpoint
+from tests.edge.test_lookup import Eager, answers_known
 from tests.torch_models import outputs_of, padded
 
 NEW = 8
@@ -75,6 +78,31 @@ def test_it_goes_on_with_texts_as_the_other_runtime_does(built: Any, tiny_decode
     assert beams[0] == beams[1]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_proposed_ahead_and_what_a_prompt_left_change_nothing(
+    built: Any, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state is cut where it holds keys and values as they are; in 8 bits they would be rounded anew."""
+    model, artifact = built(family)
+    runner = RUNTIME.open(artifact, 1)
+    assert can_cut(runner)
+    assert can_share(runner)
+    assert not can_cut(RUNTIME.open(built(family, kv_cache="u8")[1], 1))
+    pipeline = model.metadata.pipeline
+    prompt = edge_text.open_preprocessor(model.metadata.folder, dict(pipeline)).ids(SENTENCES[0])[:12]
+    off = GenerationConfig(max_new_tokens=NEW, speculation="off")
+    plain = [int(token or 0) for (token,) in continuations(runner, [prompt], pipeline, off)]
+    session = Session()
+    session.gain = eager = Eager()
+    for number in range(3):
+        with monkeypatch.context() as told:
+            if number:
+                answers_known(told, prompt, plain)
+            made = continuations(runner, [prompt], pipeline, GenerationConfig(max_new_tokens=NEW), session)
+            assert [token for (token,) in made] == plain
+    assert 0 < eager.accepted < eager.proposed
+
+
 @pytest.mark.parametrize("cache", ["f32", "u8"])
 def test_an_earlier_cache_goes_on_until_rows_went_on_from_others(built: Any, cache: str) -> None:
     model, artifact = built("gpt2", kv_cache=cache)
@@ -119,7 +147,7 @@ def test_a_step_that_is_timed_stays_the_same_step(built: Any, monkeypatch: pytes
     wanted = runner.run(inputs)["logits"][:, -1]
     calls = [timed(runner, inputs) for _ in range(2)]
     forgotten = []
-    monkeypatch.setattr(generation, "shorten", lambda request, tokens: forgotten.append(shorten(request, tokens)))
+    monkeypatch.setattr(edge_kv_cache, "shorten", lambda request, tokens: forgotten.append(shorten(request, tokens)))
     for _ in range(40):
         for call in calls:
             np.testing.assert_allclose(runner.run(call)["logits"][:, 0], wanted, atol=1e-4)

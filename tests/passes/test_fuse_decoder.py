@@ -11,7 +11,8 @@ import pytest
 import transformers
 
 from fmopt.core.model import Graph
-from fmopt.edge.generation import GenerationConfig, cache_of, continuations, likeliest, timed
+from fmopt.edge.generation import GenerationConfig, continuations, likeliest, timed
+from fmopt.edge.kv_cache import cache_of
 from fmopt.edge.loading import Model
 from fmopt.edge.runners import open_runner
 from fmopt.edge.text import open_preprocessor

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.core.errors import BundleError, ConfigError, explained
-from fmopt.edge.generation import CACHE_PREFIX, PRESENT
+from fmopt.edge.kv_cache import CACHE_PREFIX, PRESENT
 
 TOKENIZERS = "openvino_tokenizers"
 

@@ -13,6 +13,7 @@ from typing import Any
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER
 from fmopt.edge.decoding import NAMES as RULES
+from fmopt.edge.generation import SPECULATION
 from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.left_out import tell
 
@@ -26,7 +27,8 @@ SPEECH = (
     "lang_to_id", "task_to_id", "language", "task", "no_timestamps_token_id", "max_initial_timestamp_index",
     "return_timestamps", "is_multilingual", "forced_decoder_ids",
 )  # fmt: skip
-HONOURED = frozenset((*RULES, *LENGTHS, *SEARCH, *STARTS))
+OURS = "speculation"  # the one key that fmopt alone reads: see edge/lookup.py
+HONOURED = frozenset((*RULES, *LENGTHS, *SEARCH, *STARTS, OURS))
 # What says how, not what: memory, caches, what else is given back; what only other ways to call `generate` read.
 IRRELEVANT = frozenset((
     "_from_model_config", "transformers_version", "_commit_hash", "pad_token_id", "bos_token_id", "use_cache", "use_mtp",
@@ -121,6 +123,14 @@ def search_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"num_beams": int(beams)} if beams and beams > 1 else {}
     found |= {} if penalty is None or penalty == 1 else {"length_penalty": float(penalty)}
     return found | ({"early_stopping": early} if early else {})
+
+
+def speculation_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pipeline says of tokens that are proposed ahead, where the checkpoint says it."""
+    value = settings.get(OURS)
+    if value not in (None, *SPECULATION):
+        raise CheckpointError(f"{folder / FILE}: {OURS} is {value!r:.80}; it is {', '.join(SPECULATION)}")
+    return {} if value is None else {OURS: value}
 
 
 def ends_of(folder: Path, settings: Mapping[str, Any], words: int) -> list[int]:

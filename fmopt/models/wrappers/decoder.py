@@ -16,7 +16,8 @@ import numpy as np
 
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import Runner
-from fmopt.edge.generation import CACHE_PREFIX, PRESENT, in_two_steps
+from fmopt.edge.generation import in_two_steps
+from fmopt.edge.kv_cache import CACHE_PREFIX, PRESENT
 from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.generation import (
     cleans_up,
@@ -25,6 +26,7 @@ from fmopt.models.preprocessors.generation import (
     read_generation,
     rules_of,
     search_of,
+    speculation_of,
     tell_left_out,
     words_among,
 )
@@ -64,6 +66,7 @@ def generation_pipeline(files: CheckpointFiles, config: Any) -> dict[str, Any]:
         **({"max_new_tokens": new} if new else {"max_total_tokens": total} if total else {}),
         **({"clean_up_tokenization_spaces": True} if cleans_up(files) else {}),
         **search_of(folder, settings),
+        **speculation_of(folder, settings),
         **rules_of(folder, settings, config.vocab_size),
     }
 

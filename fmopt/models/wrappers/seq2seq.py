@@ -17,7 +17,7 @@ import numpy as np
 
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import TOKENIZER, Runner
-from fmopt.edge.generation import CACHE_PREFIX, PRESENT, cache_of
+from fmopt.edge.kv_cache import CACHE_PREFIX, PRESENT, cache_of
 from fmopt.edge.seq2seq import NEW, SOURCE_MASK
 from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.preprocessors.generation import (

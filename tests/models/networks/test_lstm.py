@@ -18,7 +18,8 @@ import fmopt
 from fmopt.core import model as core_model
 from fmopt.core import plugins
 from fmopt.core.errors import ConfigError
-from fmopt.edge.generation import CACHE_PREFIX, GenerationConfig, continuations, likeliest, timed
+from fmopt.edge.generation import GenerationConfig, continuations, likeliest, timed
+from fmopt.edge.kv_cache import CACHE_PREFIX, can_cut
 from fmopt.edge.loading import load as edge_load
 from fmopt.edge.runners import open_runner
 from fmopt.exporters.parity import graph as exporters_parity
@@ -78,6 +79,9 @@ def test_the_bundle_gives_the_tokens_of_torch_one_by_one(folder: Path, bundle: P
     loaded = edge_load(bundle, 1)
     prompts = [loaded.preprocessor.ids(text) for text in SENTENCES[:3]]
     assert len({len(prompt) for prompt in prompts}) > 1  # of different lengths, padded on the left in one batch
+    assert not can_cut(
+        loaded.runner
+    )  # its state is of all tokens: nothing is proposed, and nothing left for the next prompt
     steps = list(continuations(loaded.runner, prompts, loaded.pipeline, GenerationConfig(max_new_tokens=NEW)))
     together = [[step[row] for step in steps if step[row] is not None] for row in range(len(prompts))]
     assert together == [generated(net, prompt) for prompt in prompts]
