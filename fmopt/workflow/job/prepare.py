@@ -43,7 +43,7 @@ HISTOGRAM_ITEMS = 1024  # whose lengths say for which ones to compile
 def prepare(request: Request) -> Job:
     """Look everything up and refuse what can be refused, before any weight is touched."""
     begun = time.monotonic()
-    source = resolve(request.model)
+    source = resolve(request.model, tokenizer=request.tokenizer, dequantize=request.dequantize)
     metadata = checkpoint.inspect(source, request.task or source.task, allow_pickle=request.allow_pickle)
     check_positions(metadata)
     request = request.model_copy(update={"workload": fitting(request.workload, metadata)})
