@@ -19,21 +19,28 @@ from fmopt.exporters.dequantize import fold_pairs
 from fmopt.exporters.onnx_graph import write_onnx
 
 AXES = ("batch", "tokens")
+PASSES = (
+    InlinePass(),
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    IdentityEliminationPass(),
+    RemoveUnusedNodesPass(),
+    RemoveUnusedOpsetsPass(),
+)
 
 
 def taken_in(metadata: CheckpointMetadata, out: Path) -> Graph:
     """Write the graph that `metadata` came with into the folder `out`, as model.onnx; the same graph gives the same bytes.
 
-    Constants become weights, so that passes see them; with `dequantize` Q/DQ pairs are folded into weights in fp32. What it
-    computes stays, but for what those pairs round. PassError where there is nothing to fold.
+    Of one in full precision constants become weights, so that passes see them; with `dequantize` Q/DQ pairs are folded into
+    weights in fp32. One that is quantized keeps its nodes: another fusion changes a last bit, that bit a rounding, and a rounding
+    whole answers. PassError where there is nothing to fold.
     """
     received = metadata.graph
     assert received is not None
     with explained(f"{received.path} cannot be taken in", CheckpointError):
         program = ir.load(received.path)
         _call(program.graph, {own: known for known, own in received.inputs.items()}, dict(received.outputs))
-        for step in (InlinePass(), LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-                     IdentityEliminationPass(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass()):  # fmt: skip
+        for step in PASSES if received.is_full_precision else ():
             step(program)
         _name_nodes(program.graph)
         model = ir.to_proto(program)
@@ -80,6 +87,3 @@ def _name_nodes(graph: ir.Graph) -> None:
         if not node.name or node.name in seen:
             node.name = f"{node.op_type}_{number}"
         seen.add(node.name)
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = None  # of an export's own example, in some

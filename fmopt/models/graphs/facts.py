@@ -139,8 +139,8 @@ def _checked_operators(model: Any, path: Path) -> Counter[str]:
                 )
             if node.op_type in LOOPS and node.domain not in own:
                 raise CheckpointError(
-                    f"{path} has a {node.op_type}, whose number of turns nothing here bounds; encoders of texts have none: export the "
-                    "model again by tracing it"
+                    f"{path} has a {node.op_type}, whose number of turns nothing here bounds; encoders of texts have none: "
+                    "export the model again by tracing it"
                 )
             count[node.op_type] += 1
     return count

@@ -35,6 +35,7 @@ from fmopt.tasks.base import Output, Task, find_task
 LABELS = "labels.json"  # names of classes in the order of their ids, beside a graph
 MODEL_TYPE = "onnx"  # of a graph whose configuration names none
 DEFAULT_LENGTH = 512
+PADDING = ("[PAD]", "<pad>")  # what tokenizers call it
 SENTENCE = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "config_sentence_transformers.json")
 
 
@@ -214,7 +215,8 @@ def origin_of(graph: ReceivedGraph) -> str:
         return "its Q/DQ pairs were folded into weights in fp32, which keep what rounding left of them"
     if graph.is_full_precision:
         return "what needs the network was not tried"
-    return f"in {graph.precision}, and no full-precision network was there; accuracy and speed are held to the graph as it was received"
+    held = "accuracy and speed are held to the graph as it was received"
+    return f"in {graph.precision}, and no full-precision network was there; {held}"
 
 
 def _tried(facts: GraphFacts, inputs: Mapping[str, str], longest: int, words: int) -> Trial:
@@ -258,10 +260,19 @@ def _gathered(source: ModelSource, written: Mapping[str, Any]) -> Path:
         if TOKENIZER not in found:
             convert_tokenizer(out, out)
         if "tokenizer_config.json" not in found and not written.get("model_type"):
-            # transformers then reads tokenizer.json as it is
-            (out / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+            (out / "tokenizer_config.json").write_text(json.dumps(_plain_settings(out / TOKENIZER)))
 
     return made_once(cache_folder() / "received-graphs" / f"{source.title}-{key}", make)
+
+
+def _plain_settings(path: Path) -> dict[str, Any]:
+    """The tokenizer_config.json by which transformers reads a tokenizer.json as it is, cut and padded as that says."""
+    written = read_json(path, dict)
+    cut, padding = (written.get(name) or {} for name in ("truncation", "padding"))
+    tokens = [str(one.get("content")) for one in written.get("added_tokens") or () if isinstance(one, dict)]
+    pad = padding.get("pad_token") or next((token for token in tokens if token in PADDING), None)
+    limit = {"model_max_length": int(cut["max_length"])} if isinstance(cut.get("max_length"), int) else {}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **limit, **({"pad_token": pad} if pad else {})}
 
 
 def _tokenizer_folder(source: ModelSource) -> Path:

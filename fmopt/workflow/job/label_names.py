@@ -1,4 +1,4 @@
-"""Models that name no labels, given those of a data set: checkpoints that know labels by what they say (CLIP), and ONNX graphs."""
+"""Models that name no labels, given those of a data set: checkpoints that know labels by their words (CLIP), ONNX graphs."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def with_labels(metadata: CheckpointMetadata, data: Dataset | None) -> Checkpoin
 
 
 def _of_graph(metadata: CheckpointMetadata, graph: ReceivedGraph, task: Task, data: Dataset | None) -> list[str]:
-    """Names of a graph's classes, in the order of its outputs: those that the data lists, else LABEL_0, LABEL_1, … as transformers
-    calls classes without names, where labels are numbers or there are none."""
+    """Names of a graph's classes, in the order of its outputs: those that the data lists, else LABEL_0, LABEL_1, … as
+    transformers calls classes without names, where labels are numbers or there are none."""
     listed = [] if data is None else list(data.label_names)
     rows = [row for split in ({} if data is None else data.splits).values() for row in split]
     values = [row.get(task.class_role or "") for row in rows]
@@ -58,12 +58,12 @@ def _of_graph(metadata: CheckpointMetadata, graph: ReceivedGraph, task: Task, da
     if not listed and any(not word.strip().isdecimal() for word in words):
         raise DataError(
             f"{metadata.source.title} names no labels and {'the data' if data is None else data.name} has them as words, in no "
-            f"order; put their names, in the order of the graph's {graph.classes} classes, as a JSON list into labels.json beside "
-            "the graph"
+            f"order; put their names, in the order of the graph's {graph.classes} classes, as a JSON list into labels.json "
+            "beside the graph"
         )
     if listed and len(listed) != graph.classes:
         raise DataError(
-            f"the data lists {len(listed)} labels, and {metadata.source.title} gives {graph.classes} classes; mend the list"
+            f"the data lists {len(listed)} labels, and {metadata.source.title} gives {graph.classes} classes; mend that"
         )
     return listed or [f"LABEL_{number}" for number in range(graph.classes)]
 
