@@ -119,10 +119,15 @@ def _inspected(
 
 def load(metadata: CheckpointMetadata, dtype: str = "fp32") -> TorchModel:
     """The network of a checkpoint with its metadata, in eval mode; CheckpointError when its files do not make one."""
-    if metadata.graph is not None:
-        raise CheckpointError(f"{metadata.source.title} came as an ONNX graph, without a network; {GIVE_THE_NETWORK}")
+    require_network(metadata)
     with reading(metadata.folder, CheckpointError, "get the checkpoint again"):
         return load_layer_metadata(metadata, dtype)
+
+
+def require_network(metadata: CheckpointMetadata) -> None:
+    """CheckpointError for a model that came as an ONNX graph."""
+    if metadata.graph is not None:
+        raise CheckpointError(f"{metadata.source.title} came as an ONNX graph, without a network; {GIVE_THE_NETWORK}")
 
 
 def tokenizer_file(metadata: CheckpointMetadata) -> Path:

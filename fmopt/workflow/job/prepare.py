@@ -130,6 +130,10 @@ def device(request: Request, metadata: CheckpointMetadata) -> tuple[Target, Timi
     candidates are built and scored."""
     if request.clean and request.on is None:
         raise ConfigError("--clean goes with --on; add it, or leave --clean out")
+    if request.cluster is not None and metadata.graph is not None:
+        raise ConfigError(
+            f"--cluster sends checkpoints to its nodes, and {metadata.source.title} is an ONNX graph; leave it out"
+        )
     if request.cluster is not None:
         from fmopt.workflow.cluster.connect import cluster_target  # Ray: only for those who ask for it
 

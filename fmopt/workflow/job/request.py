@@ -13,7 +13,7 @@ from fmopt.core.recipe import Recipe
 from fmopt.core.results import Frozen
 from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget
-from fmopt.workflow.job.given import ReadingOptions, data_path, model_path, require_options
+from fmopt.workflow.job.given import ReadingOptions, data_path, model_path, require_options, tokenizer_folder
 
 if TYPE_CHECKING:
     from fmopt.workflow.job.given import Data, Model
@@ -124,8 +124,7 @@ def make_request(model: Model | Request, asked: Mapping[str, Any]) -> Request:
     known = {*Request.model_fields, "tokenizer", "processor"}
     require_options(asked, known)
     reader = asked.get("tokenizer")
-    named = isinstance(reader, str | Path) and isinstance(model, str | Path)  # a folder, of a graph
-    path = model_path(model, None if named else reader, asked.get("processor"))
+    path = model_path(model, reader, asked.get("processor"))
     given = {name: value for name, value in asked.items() if value is not None and name in Request.model_fields}
-    given |= {"tokenizer": str(reader) if named else None}
+    given |= {"tokenizer": tokenizer_folder(model, reader)}
     return Request(**{**given, "model": path, "data": data_path(asked.get("data"))})

@@ -336,7 +336,10 @@ def refusal(recipe: Recipe, metadata: CheckpointMetadata, target: Target) -> str
     if recipe.options.get("stateful") and not keeps_kv_cache(metadata):
         reasons.append(f"stateful = true is for networks that go on with a text by attention; {metadata.task} by "
                        f"{metadata.model_type} does not")  # fmt: skip
-    computes_in_int8 = recipe.precision == "int8" and not any(traits_of(step).only_weights for step in recipe.steps)
+    received = metadata.graph is not None and not metadata.graph.is_full_precision  # its INT8 is judged, not chosen
+    computes_in_int8 = (
+        recipe.precision == "int8" and not received and not any(traits_of(step).only_weights for step in recipe.steps)
+    )
     if recipe.runtime == "openvino" and computes_in_int8 and target.arch == "x86_64" and not target.int8_dot:
         reasons.append(
             f"{target.name} has no VNNI or AMX; without them OpenVINO's INT8 is slower than its fp32 "
