@@ -70,9 +70,9 @@ def read_facts(path: Path, home: Path) -> GraphFacts:
 
     require_plain(path, home)
     with reading(path, CheckpointError, "get the file again"):
-        if not 0 < path.stat().st_size < LARGEST_BYTES:
+        if not (size := path.stat().st_size) or size >= LARGEST_BYTES:
             raise CheckpointError(
-                f"{path} has {path.stat().st_size:,} bytes; an ONNX graph has more than none, and less than 2 GB"
+                f"{path} has {size:,} bytes, and an ONNX graph some, and less than 2 GB; get the file again"
             )
         files = (path, *_weight_files(path))
         model = onnx.load(str(path), load_external_data=False)

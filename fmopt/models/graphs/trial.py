@@ -54,7 +54,7 @@ def tried(graph: Path, kinds: Mapping[str, str], weight_bytes: int, longest: int
         command = [sys.executable, "-c", code, "\n".join(sys.path), asked]
         wrong = tried_apart(command, SECONDS + SECONDS_PER_MB * megabytes)
         if wrong is not None:
-            raise CheckpointError(f"{graph} cannot be used: {wrong}; get the file again, or {'export the model again'}")
+            raise CheckpointError(f"{graph} cannot be used: {wrong}; get the file again, or export the model anew")
         found = json.loads(answer.read_text()) if answer.is_file() else _run_here(asked)
     return Trial({name: tuple(shape) for name, shape in found["shapes"].items()}, int(found["longest"]))
 
