@@ -8,6 +8,7 @@ from typing import Any
 from fmopt.core.errors import CheckpointError
 from fmopt.core.model import CheckpointMetadata, ModelSource
 from fmopt.models.graphs.facts import GraphFacts, read_facts
+from fmopt.models.graphs.layouts import home_of
 from fmopt.models.graphs.metadata import inspect_graph
 from fmopt.models.graphs.ports import shown_ports
 
@@ -53,7 +54,7 @@ class Description:
 def describe(source: ModelSource, task: str | None = None) -> Description:
     """What the graph of `source` is. CheckpointError for a file that is no ONNX graph, or could do harm."""
     assert source.graph is not None
-    facts = read_facts(source.graph, source.folder)
+    facts = read_facts(source.graph, home_of(source.graph))
     try:
         return Description(facts, inspect_graph(source, task), "")
     except CheckpointError as error:

@@ -20,6 +20,7 @@ from fmopt.core.model import TOKENIZER, CheckpointMetadata, ModelSource, Receive
 from fmopt.models.checkpoint_files import CONFIG, CheckpointFiles
 from fmopt.models.checkpoint_keys import notes, unread
 from fmopt.models.graphs.facts import GraphFacts, read_facts
+from fmopt.models.graphs.layouts import home_of
 from fmopt.models.graphs.ports import GIVE_THE_NETWORK, VECTOR, map_inputs, map_outputs
 from fmopt.models.graphs.trial import Trial, tried
 from fmopt.models.heads import Head, is_regression, shown_by, task_in, task_of
@@ -45,7 +46,7 @@ def inspect_graph(source: ModelSource, task: str | None = None, max_length: int 
     `task` overrides what the files show; without config.json it must be given.
     """
     assert source.graph is not None
-    facts = read_facts(source.graph, source.folder)
+    facts = read_facts(source.graph, home_of(source.graph))
     inputs = map_inputs(facts)
     if source.dequantize and facts.quantization != "Q/DQ pairs":
         said = facts.quantization or f"none ({facts.precision})"
