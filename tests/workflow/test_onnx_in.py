@@ -222,7 +222,7 @@ def test_on_its_own_runtime_it_gives_the_same_bits(int8, tmp_path):
 
 
 def test_folded_pairs_start_again_in_full_precision(int8, classifier, labelled, tmp_path):
-    """Weights are within half a step of what they were, activations no longer rounded: nearer to the network than the graph."""
+    """Weights are within half a step of what they were, and activations are no longer rounded."""
     out = tmp_path / "out"
     recipe = fmopt.Recipe(name="as-it-is", runtime="onnxruntime")
     record = fmopt.optimize(
@@ -231,14 +231,10 @@ def test_folded_pairs_start_again_in_full_precision(int8, classifier, labelled, 
     assert [trial.name for trial in record.baselines] == ["onnxruntime-fp32", "openvino-fp32"]
     operators = {node.op_type for node in onnx.load(str(out / "model.onnx")).graph.node}
     assert not {"QuantizeLinear", "DequantizeLinear"} & operators
-    bundle, before = load(out), []
+    bundle = load(out)
     for text in TEXTS:
-        plain, coarse = (
-            answers(home / "model.onnx", home / "tokenizer.json", text, ["logits"])[0][0] for home in (classifier, int8)
-        )
-        ours = bundle.predict([text])[0]
-        before.append((np.abs(ours - plain).max(), np.abs(coarse - plain).max()))
-    assert np.mean([ours for ours, _ in before]) < np.mean([coarse for _, coarse in before])
+        (plain,) = answers(classifier / "model.onnx", classifier / "tokenizer.json", text, ["logits"])
+        np.testing.assert_allclose(bundle.predict([text])[0], plain[0], atol=2e-3)  # by rounded weights alone
 
 
 # ------------------------------------------------------------------------------------------------ the command
