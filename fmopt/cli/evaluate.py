@@ -10,7 +10,7 @@ import typer
 
 from fmopt.cli import completion
 from fmopt.cli.config_file import command_line
-from fmopt.cli.options import Bundle, Clean, Columns, Data, Json, On, Seed, Task, answer
+from fmopt.cli.options import Bundle, Clean, Columns, Data, Json, On, Seed, Task, Tokenizer, answer
 from fmopt.cli.parsing import parse_choices, parse_columns, parse_counts, parse_seconds, read_lines
 from fmopt.core import escaping
 from fmopt.core.errors import BundleError, ConfigError
@@ -120,6 +120,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A model or a bundle.", autocompletion=completion.models_and_bundles)],
     data: Data = None,
     task: Task = None,
+    tokenizer: Tokenizer = None,
     columns: Columns = None,
     split: Annotated[
         str, typer.Option("--split", autocompletion=completion.words("train", "validation", "test"))
@@ -137,6 +138,7 @@ def evaluate(
             model,
             data,
             task=task,
+            tokenizer=tokenizer,
             columns=parse_columns(columns),
             split=split,
             batch=batch,

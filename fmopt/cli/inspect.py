@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fmopt.cli import completion
-from fmopt.cli.options import Clean, Json, Model, On, Pickle, Task, answer, record_path
+from fmopt.cli.options import Clean, Json, Model, On, Pickle, Task, Tokenizer, answer, record_path
 from fmopt.core.errors import BundleError, ConfigError
 
 
@@ -36,13 +36,14 @@ def compare(
 def inspect(
     model: Model,
     task: Task = None,
+    tokenizer: Tokenizer = None,
     allow_pickle: Pickle = False,
     sbom: Annotated[
         bool, typer.Option("--sbom", help="Of a bundle: print its parts list (CycloneDX 1.6) and nothing else.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """What a checkpoint is: architecture, task, labels, size, and what fmopt can do with it."""
+    """What a checkpoint or an ONNX graph is: architecture, task, labels, size, and what fmopt can do with it."""
     if sbom:
         print(parts_list(Path(model)))
         return
@@ -50,7 +51,14 @@ def inspect(
     from fmopt.models import checkpoint
     from fmopt.models.source import resolve
 
-    source = resolve(model)
+    source = resolve(model, tokenizer=tokenizer)
+    if source.graph is not None:
+        from fmopt.models.graphs.description import describe
+
+        found = describe(source, task)
+        known = {} if found.metadata is None else cli_output.facts_data(found.metadata)
+        answer(known | {"graph": found.data()}, as_json, lambda: cli_output.graph(found))
+        return
     metadata = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
     answer(cli_output.facts_data(metadata), as_json, lambda: cli_output.metadata(metadata))
 

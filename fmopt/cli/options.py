@@ -14,7 +14,7 @@ from fmopt.edge.files import json_line
 Model = Annotated[
     str,
     typer.Argument(
-        help="A folder in Hugging Face format, a hub name, or an entry of models/ (minilm).",
+        help="A folder in Hugging Face format, an ONNX file, a hub name, or an entry of models/ (minilm).",
         autocompletion=completion.models,
     ),
 ]
@@ -30,6 +30,12 @@ Data = Annotated[
 Task = Annotated[
     str | None,
     typer.Option("--task", help="Overrides the task found in the checkpoint.", autocompletion=completion.tasks),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer", help="Of a model that is an ONNX graph: the folder of its tokenizer, or tokenizer.json."
+    ),
 ]
 Columns = Annotated[str | None, typer.Option("--columns", help="Which column is what: text=sentence,label=label.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]

@@ -31,6 +31,7 @@ from fmopt.evaluation.record import Record, as_displayed, drop_unit
 from fmopt.exporters.bundles.bundle import script_of
 from fmopt.exporters.tensorrt_check import Checked
 from fmopt.measurement.roofline.diagnosis import Diagnosis
+from fmopt.models.graphs.description import Description
 from fmopt.models.vocabulary import Trimmed
 from fmopt.reports.check_reports import in_words
 from fmopt.reports.watch import Page, Seen
@@ -389,6 +390,16 @@ def metadata(found: CheckpointMetadata) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     show(table)
+
+
+def graph(found: Description) -> None:
+    """What an ONNX graph is, then what is known of its task."""
+    table = table_of(show_header=False, title=found.facts.path.name)
+    for name, value in found.rows().items():
+        table.add_row(name, value)
+    show(table)
+    if found.metadata is not None:
+        metadata(found.metadata)
 
 
 def _size(pipeline: Mapping[str, Any]) -> list[str]:

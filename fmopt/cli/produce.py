@@ -26,6 +26,7 @@ from fmopt.cli.options import (
     Pickle,
     Seed,
     Task,
+    Tokenizer,
     answer,
 )
 from fmopt.cli.parsing import (
@@ -55,6 +56,13 @@ def optimize(
     clean: Clean = False,
     data: Data = None,
     task: Task = None,
+    tokenizer: Tokenizer = None,
+    dequantize: Annotated[
+        bool,
+        typer.Option(
+            "--dequantize", help="Of an ONNX graph: fold its Q/DQ pairs into fp32 weights, and start from those."
+        ),
+    ] = False,
     columns: Columns = None,
     effort: Annotated[
         str,
@@ -178,6 +186,8 @@ def optimize(
         target=target,
         data=data,
         task=task,
+        tokenizer=tokenizer,
+        dequantize=dequantize,
         columns=parse_columns(columns),
         effort=parse_choice("effort", effort, EFFORTS),
         training=workflow_request.Training(
@@ -249,6 +259,7 @@ def export(
     ] = "host",
     data: Data = None,
     task: Task = None,
+    tokenizer: Tokenizer = None,
     columns: Columns = None,
     seed: Seed = 0,
     allow_pickle: Pickle = False,
@@ -269,6 +280,7 @@ def export(
             target=target,
             task=task,
             data=data,
+            tokenizer=tokenizer,
             columns=parse_columns(columns),
             seed=seed,
             allow_pickle=allow_pickle,

@@ -38,6 +38,28 @@ class ModelSource:
     training: Mapping[str, Any] = field(default_factory=dict)  # options of `finetune` that an entry of `models/` names
     default_data: str | None = None
     licence: str | None = None
+    graph: Path | None = None  # an ONNX file that comes in place of a network
+    tokenizer: Path | None = None  # where its tokenizer lies, when that is not `folder`
+    dequantize: bool = False  # whether its Q/DQ pairs are folded into weights in full precision, to start again
+
+
+@dataclass(frozen=True)
+class ReceivedGraph:
+    """An ONNX graph that comes in place of a network, as far as its file and one try tell."""
+
+    path: Path
+    inputs: Mapping[str, str]  # names that fmopt knows -> the graph's own
+    outputs: Mapping[str, str]  # the same of those that are kept
+    precision: str  # the narrowest that it computes in: "fp32", "fp16", "int8", "int4"
+    operators: frozenset[str]  # types of its nodes
+    words: int  # rows of the table that token ids are looked up in
+    classes: int = 0  # of logits, where these are of classes
+    dequantize: bool = False  # whether its Q/DQ pairs are folded into weights in full precision, to start again
+
+    @property
+    def is_full_precision(self) -> bool:
+        """Whether what is made of it begins in full precision."""
+        return self.precision == "fp32" or self.dequantize
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,7 @@ class CheckpointMetadata:
     config: Mapping[str, Any] = field(default_factory=dict)
     origin: Path | None = None  # the folder that was given, where `folder` is a part or a converted copy of it
     notes: tuple[str, ...] = ()  # what a user should know of how its inputs and answers are taken
+    graph: ReceivedGraph | None = None  # where it came as an ONNX graph: there is no network then
 
     @property
     def folder(self) -> Path:

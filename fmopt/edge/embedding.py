@@ -12,6 +12,7 @@ from .parts import Pipeline, Sample, cosine_distance
 from .text import Batch, named_outputs
 
 POOLING = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+POOLED = "none"  # of a graph that gives vectors of texts by itself
 
 
 def postprocess(
@@ -19,6 +20,8 @@ def postprocess(
 ) -> list[np.ndarray]:
     """One vector float32 (dim,) per sample."""
     states = named_outputs(pipeline, outputs)[0]
+    if pipeline.get("pooling") == POOLED:
+        return list(states)
     how, normalize = pipeline.get("pooling", "mean"), bool(pipeline.get("normalize"))
     skipped, dimensions = int(pipeline.get("prompt_tokens", 0)), pipeline.get("dimensions")
     return list(pool(states, batch.mask, how, normalize, skipped=skipped, dimensions=dimensions))

@@ -11,7 +11,7 @@ an image or audio file. A *prediction* is what is judged (a vector, logits, an a
     padding      {"id", "type_id", "token", "side"}
     pooling, normalize (embedding); labels, multi_label (classification); stride (windows: tokens shared by neighbours);
     no_answer (question answering: True when the model may answer "nothing"); add_prefix_space (byte-level tokenizers);
-    mask {"id", "token"} (fill-mask)
+    mask {"id", "token"} (fill-mask); pooling "none": the graph gives vectors of texts
 and, where a checkpoint asks for it:
     prefix (of every text), prompts (by name, for the user to choose from); truncation_side; split_special_tokens
     prompt_tokens (left out of pooling), dimensions (of a vector that stay), similarity; activation ("sigmoid" or "none": what

@@ -400,7 +400,7 @@ def _speed(record: Record, winner: Trial, reference: Trial | None) -> str:
     if winner in record.baselines:
         tried = sum(trial.status in ("measured", "stopped early") for trial in record.trials)
         return (
-            f"Nothing that was tried beats full precision within the budget ({tried:,} "
+            f"Nothing that was tried beats {_baseline(winner)} within the budget ({tried:,} "
             f"candidate{'s' if tried != 1 else ''} measured): leave the model as it is and run it by {winner.title}, "
             f"{formatting.milliseconds(winner.p50)} at the median ({at})."
         )
@@ -408,10 +408,15 @@ def _speed(record: Record, winner: Trial, reference: Trial | None) -> str:
         return f"{winner.title} ({winner.name}) takes {formatting.milliseconds(winner.p50)} at the median ({at})."
     return (
         f"{winner.title} ({winner.name}) is {formatting.times(winner.speedup)} "
-        f"({formatting.times_interval(winner.speedup)}) as fast as the fastest full-precision variant "
+        f"({formatting.times_interval(winner.speedup)}) as fast as {_baseline(reference, 'the fastest full-precision variant')} "
         f"({reference.title}): {formatting.milliseconds(reference.p50)} → {formatting.milliseconds(winner.p50)} "
         f"at the median ({at})."
     )
+
+
+def _baseline(reference: Trial, full: str = "full precision") -> str:
+    """What a claim is made against: a model that came quantized has nothing in full precision."""
+    return full if reference.recipe.precision == "fp32" else "the graph as it was received"
 
 
 def _beside(latency: Latency) -> str:

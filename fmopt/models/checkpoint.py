@@ -10,7 +10,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,38 +21,33 @@ from fmopt.edge.recommendation import CATALOGUE
 from fmopt.models.adapters import is_adapter
 from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.checkpoint_keys import notes, unread
+from fmopt.models.graphs.metadata import inspect_graph
+from fmopt.models.graphs.ports import GIVE_THE_NETWORK
+from fmopt.models.heads import Head, is_regression, refuse_misfit, task_in, task_of
 from fmopt.models.loading import TorchModel
 from fmopt.models.networks import known_transformers
-from fmopt.models.pipeline import pipeline_of
+from fmopt.models.pipeline import number_activation, pipeline_of
 from fmopt.models.preprocessors.audio import VOCABULARY
 from fmopt.models.preprocessors.image import PROCESSOR
+from fmopt.models.preprocessors.served import with_own_tokenizer
 from fmopt.models.preprocessors.tokenizer import (
-    as_served,
     convert_tokenizer,
     has_slow_tokenizer,
 )
 from fmopt.models.received import inner_folder, require_possible
 from fmopt.models.sentence_transformers import (
-    SentenceSettings,
-    is_reranker,
-    makes_vectors,
-    read_reranker_settings,
-    read_sentence_settings,
     reranker_activation,
+    settings_for,
 )
 from fmopt.models.source import cache_folder, known_models, made_once, resolve
 from fmopt.models.structure import STRUCTURE, load_layer_metadata, read_structure
 from fmopt.models.weights import PICKLES, convert_pickle, has_pickle, link_files, read_weights
-from fmopt.tasks.base import Output, Task, all_tasks, find_task
+from fmopt.tasks.base import Output, find_task
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-PLAIN = "sentence-embedding"  # what a network without a head is for
-HEADS = ("classifier.", "qa_outputs.", "score.", "cls.predictions.", "lm_head.")  # of checkpoints that name no class
-
 
 # ------------------------------------------------------------------------------------------------ what it is
 
@@ -68,6 +63,12 @@ def inspect(
     `fresh_head` is for training: the task's head need not be there yet and the labels are not the checkpoint's.
     CheckpointError or ConfigError (unknown task) when the checkpoint cannot be used.
     """
+    if source.graph is not None:
+        if fresh_head:
+            raise CheckpointError(
+                f"{source.asked} is an ONNX graph, and training needs the network; {GIVE_THE_NETWORK}"
+            )
+        return inspect_graph(source, task, max_length)
     with reading(source.folder, CheckpointError, "get the checkpoint again"):
         return _inspected(source, task, allow_pickle, max_length, fresh_head)
 
@@ -86,33 +87,21 @@ def _inspected(
     read_structure(files.folder)  # a record that cannot be read is refused before any work
     config = _auto_config(files.folder, written)
     architecture = str((written.get("architectures") or [""])[0])
-    head = _Head(
-        architecture, frozenset(weights.shapes), is_regression(written), len(config.id2label or {}), _task_in(written)
+    head = Head(
+        architecture, frozenset(weights.shapes), is_regression(written), len(config.id2label or {}), task_in(written)
     )  # fmt: skip
-    kind = find_task(task or _task_of(head, source, files))
+    kind = find_task(task or task_of(head, source, files))
     if task and not fresh_head:
-        _refuse_misfit(kind, head, source)
+        refuse_misfit(kind, head, source)
     width, depth = _width_and_depth(config, files.folder / "config.json")
-    pooled = kind.output is Output.VECTOR and kind.modality == "text"
     causal = architecture.endswith("ForCausalLM") and getattr(config, "is_causal", True) is not False
-    sentence = SentenceSettings()
-    if pooled:
-        sentence = read_sentence_settings(files, causal=causal)
-    elif kind.output in (Output.NUMBER, Output.CLASSES) and kind.modality == "text" and is_reranker(files):
-        sentence = read_reranker_settings(files)
+    sentence = settings_for(kind, files, causal=causal)
     if kind.modality == "text" and kind.output is not Output.AUDIO:
-        files = files.copied_to(_with_own_tokenizer(files.folder, config, network, lower_case=sentence.lower_case))
+        files = files.copied_to(with_own_tokenizer(files.folder, config, network, lower_case=sentence.lower_case))
         source = replace(source, folder=files.folder)
     pipeline = pipeline_of(kind, files, sentence, config, max_length)
     activation = reranker_activation(files)
-    if kind.output is Output.NUMBER and (
-        activation == "sigmoid" or (activation is None and not written.get("problem_type"))
-    ):
-        pipeline["activation"] = "sigmoid"
-    if kind.output is Output.NUMBER and activation == "softmax":
-        raise CheckpointError(
-            f"{home}: its one score goes through a softmax, which makes 1 of every number; name another"
-        )
+    pipeline |= number_activation(kind, written, activation, home)
     if fresh_head:
         pipeline["labels"] = []
         if kind.output is Output.CLASSES:
@@ -130,36 +119,20 @@ def _inspected(
 
 def load(metadata: CheckpointMetadata, dtype: str = "fp32") -> TorchModel:
     """The network of a checkpoint with its metadata, in eval mode; CheckpointError when its files do not make one."""
+    require_network(metadata)
     with reading(metadata.folder, CheckpointError, "get the checkpoint again"):
         return load_layer_metadata(metadata, dtype)
+
+
+def require_network(metadata: CheckpointMetadata) -> None:
+    """CheckpointError for a model that came as an ONNX graph."""
+    if metadata.graph is not None:
+        raise CheckpointError(f"{metadata.source.title} came as an ONNX graph, without a network; {GIVE_THE_NETWORK}")
 
 
 def tokenizer_file(metadata: CheckpointMetadata) -> Path:
     """The tokenizer.json of a checkpoint."""
     return metadata.folder / TOKENIZER
-
-
-def is_regression(config: Mapping[str, Any]) -> bool:
-    """Whether a sequence head gives a number instead of classes, by transformers' own rule."""
-    labels = config.get("id2label") or config.get("num_labels")
-    count = len(labels) if isinstance(labels, Mapping) else labels
-    return count in (None, 1) and config.get("problem_type") in ("regression", *([None] if count == 1 else []))
-
-
-def _with_own_tokenizer(folder: Path, config: Any, origin: Path, *, lower_case: bool) -> Path:
-    """`folder`, or a cached copy of it whose tokenizer.json does by itself what transformers makes of all of its settings."""
-    content = as_served(folder, config, origin, lower_case=lower_case)
-    if content is None:
-        return folder
-    key = hashlib.sha256(f"{folder.resolve()}\n{content}".encode("utf8", "surrogatepass")).hexdigest()[:16]
-
-    def make(out: Path) -> None:
-        link_files(folder, out, skip=frozenset({TOKENIZER}))
-        (out / TOKENIZER).write_text(content, "utf8")
-
-    place = made_once(cache_folder() / "converted" / f"{folder.name}-{key}", make)
-    log.info("%s: tokenizer.json made as transformers reads it; using %s", folder, place)
-    return place
 
 
 def _network_files(folder: Path) -> CheckpointFiles:
@@ -232,98 +205,6 @@ def _width_and_depth(config: Any, path: Path) -> tuple[int, int]:
         if width and depth:
             return int(width), int(depth)
     raise CheckpointError(f"{path} does not say how wide and deep the network is (hidden_size, num_hidden_layers)")
-
-
-# ------------------------------------------------------------------------------------------------ its task
-
-
-@dataclass(frozen=True)
-class _Head:
-    """What is known of the network's head."""
-
-    architecture: str
-    tensors: frozenset[str]
-    regression: bool
-    outputs: int
-    settings: str = ""  # the task that config.json names, of a network that could be for several
-
-    def has(self, prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in self.tensors)
-
-
-def _shown_by(head: _Head) -> tuple[Task, ...]:
-    """The tasks that the architecture's class name shows."""
-    ends = {task: [end for end in task.architectures if head.architecture.endswith(end)] for task in all_tasks()}
-    # What says more decides: Wav2Vec2ForSequenceClassification reads sounds, though ForSequenceClassification reads texts.
-    longest = max((len(end) for fitting in ends.values() for end in fitting), default=0)
-    shown = (task for task, fitting in ends.items() if any(len(end) == longest for end in fitting))
-    # Classification and regression share a class; the configuration tells them apart.
-    return tuple(task for task in shown if task.regression in (None, head.regression))
-
-
-def _task_of(head: _Head, source: ModelSource, files: CheckpointFiles) -> str:
-    """The task that the files show."""
-    if source.task:
-        return source.task
-    if makes_vectors(files):
-        return PLAIN
-    if not head.architecture:
-        return _task_of_weights(head, source)
-    shown = _shown_by(head)
-    first = max((task.priority for task in shown), default=0)
-    names = [task.name for task in shown if task.priority == first]
-    if not names and (files.home / "modules.json").is_file():
-        return PLAIN
-    if not names:
-        tasks = ", ".join(task.name for task in all_tasks())
-        raise CheckpointError(f"{source.folder}: fmopt has no task for {head.architecture}; there are: {tasks}")
-    if len(names) > 1 and head.settings not in names:
-        raise CheckpointError(
-            f"{source.folder}: {head.architecture} could be for {' or '.join(names)}; say --task {names[0]} or another"
-        )
-    return head.settings if head.settings in names else names[0]
-
-
-def _task_of_weights(head: _Head, source: ModelSource) -> str:
-    """The task that the names of the weights show, where no class is named."""
-    names = [task.name for task in all_tasks() if any(head.has(prefix) for prefix in task.head_tensors)]
-    if len(names) > 1:
-        raise CheckpointError(
-            f"{source.folder}: config.json names no architecture, and its head could be for {' or '.join(names)}; say "
-            f"{' or '.join(f'--task {name}' for name in names)}"
-        )
-    return names[0] if names else PLAIN
-
-
-def _task_in(config: Mapping[str, Any]) -> str:
-    """The one task that `task_specific_params` of a configuration has settings for ("translation_en_to_de": translation)."""
-    names = {str(name).partition("_")[0] for name in config.get("task_specific_params") or ()}
-    return names.pop() if len(names) == 1 else ""
-
-
-def _refuse_misfit(task: Task, head: _Head, source: ModelSource) -> None:
-    """CheckpointError when the checkpoint's head is not one of `task`. Its encoder alone always gives embeddings."""
-    shown = _shown_by(head)
-    if task.takes_any_encoder or task.name in {one.name for one in shown}:
-        return
-    if task.takes_checkpoints_of:
-        if {one.name for one in shown} & set(task.takes_checkpoints_of):
-            return
-        raise CheckpointError(
-            f"--task {task.name} does not fit {source.title}: {head.architecture or 'it'} is neither for it nor for "
-            f"{' or '.join(task.takes_checkpoints_of)}"
-        )
-    if not head.architecture and any(head.has(prefix) for prefix in HEADS):
-        return
-    if shown and all(one.regression is not None for one in (task, *shown)):
-        outputs = "one output, a number" if head.regression else f"{head.outputs} outputs, which are classes"
-        raise CheckpointError(
-            f"--task {task.name} does not fit {source.title}: its head has {outputs}; use --task {shown[0].name}"
-        )
-    raise CheckpointError(
-        f"--task {task.name} does not fit {source.title}: {head.architecture or 'it'} has no head for it; "
-        f"train one: fmopt finetune {source.asked} --task {task.name} --data DATA -o CKPT"
-    )
 
 
 # ------------------------------------------------------------------------------------------------ its files

@@ -144,3 +144,16 @@ def activation_of(task: Task, config: Mapping[str, Any], classes: int) -> str | 
     if config.get("problem_type") == "regression":
         return "none"
     return "sigmoid" if task.modality == "image" and classes == 1 else None
+
+
+def number_activation(task: Task, written: Mapping[str, Any], activation: str | None, home: object) -> dict[str, str]:
+    """What a pipeline says of the one number of a sequence head: that it goes through a sigmoid, by the `activation` of
+    CrossEncoder's files or, without, by transformers' rule; else nothing. CheckpointError for a softmax."""
+    if task.output is not Output.NUMBER:
+        return {}
+    if activation == "softmax":
+        raise CheckpointError(
+            f"{home}: its one score goes through a softmax, which makes 1 of every number; name another"
+        )
+    share = activation == "sigmoid" or (activation is None and not written.get("problem_type"))
+    return {"activation": "sigmoid"} if share else {}

@@ -123,6 +123,15 @@ def _lies_in(path: Path, allowed: tuple[Path, ...]) -> bool:
     return any(found == place or found.is_relative_to(place) for place in allowed)
 
 
+def require_plain(path: Path, home: Path) -> None:
+    """CheckpointError unless `path` is a plain file in the folder `home`, or of the same model in the hub's own cache."""
+    if not path.exists() and not path.is_symlink():
+        raise CheckpointError(f"there is no file {path}")
+    _require_plain(path, _allowed(home))
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no plain file; get it again")
+
+
 def _require_plain(path: Path, allowed: tuple[Path, ...]) -> None:
     """CheckpointError unless `path` is a plain file within `allowed`, of a size that makes sense; or is not there."""
     try:

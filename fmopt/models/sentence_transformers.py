@@ -15,6 +15,7 @@ from fmopt.core.errors import CheckpointError
 from fmopt.core.model import CheckpointMetadata
 from fmopt.models.checkpoint_files import CheckpointFiles
 from fmopt.models.received import inner_folder
+from fmopt.tasks.base import Output, Task
 
 MODULES, SETTINGS, CONFIG = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 # In the order in which several are put side by side.
@@ -58,6 +59,17 @@ class SentenceSettings:
 def makes_vectors(files: CheckpointFiles) -> bool:
     """Whether the modules of a folder pool tokens, so that it is for embeddings whatever its network was trained for."""
     return any(_kind(module) == "Pooling" for module in files.read(files.home / MODULES, list) or [])
+
+
+def settings_for(task: Task, files: CheckpointFiles, *, causal: bool = False) -> SentenceSettings:
+    """What the files of sentence-transformers say of how texts are read for a task; as usual for one that they say nothing of."""
+    if task.modality != "text":
+        return SentenceSettings()
+    if task.output is Output.VECTOR:
+        return read_sentence_settings(files, causal=causal)
+    if task.output in (Output.NUMBER, Output.CLASSES) and is_reranker(files):
+        return read_reranker_settings(files)
+    return SentenceSettings()
 
 
 def read_sentence_settings(files: CheckpointFiles, *, causal: bool = False) -> SentenceSettings:

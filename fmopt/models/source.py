@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a folder, an entry of `models/`, a name on the hub."""
+"""Where a model comes from: a folder, an ONNX file, an entry of `models/`, a name on the hub."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError, StoreError
 from fmopt.core.model import ModelSource
 from fmopt.core.stages.seals import require_own
+from fmopt.models.graphs.layouts import graph_in, home_of
 from fmopt.models.loading import auto_loader, quiet
 from fmopt.models.networks import known_transformers
 from fmopt.tasks.base import find_task
@@ -26,16 +28,34 @@ HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "vocab.txt",
 HUB_SKIP = ("onnx/*", "openvino/*", "*.msgpack", "*.h5", "original/*")
 
 
-def resolve(model: str) -> ModelSource:
-    """The source that `model` names: a folder, an entry of `models/`, or a hub name "org/name".
+def resolve(model: str, *, tokenizer: str | None = None, dequantize: bool = False) -> ModelSource:
+    """The source that `model` names: a folder, an ONNX file, an entry of `models/`, or a hub name "org/name".
 
     Only a hub name makes network access; its safetensors, configuration and tokenizer files are fetched, no pickles.
+    `tokenizer`, a folder or a tokenizer.json, and `dequantize` go with ONNX alone; CheckpointError elsewhere.
     """
+    source = _resolved(model)
+    if source.graph is None and (tokenizer is not None or dequantize):
+        option = "--dequantize" if tokenizer is None else "--tokenizer"
+        raise CheckpointError(f"{option} goes with a model that is an ONNX graph; {model} is none: leave it out")
+    place = None if tokenizer is None else path_of(tokenizer).absolute()
+    return replace(source, tokenizer=place, dequantize=dequantize)
+
+
+def _resolved(model: str) -> ModelSource:
     folder = path_of(model)
     if folder.is_dir():
-        return ModelSource(asked=model, folder=folder.resolve(), title=folder.resolve().name)
+        home = folder.resolve()
+        return ModelSource(asked=model, folder=home, title=home.name, graph=graph_in(home))
+    if folder.is_file() and folder.suffix == ".onnx":
+        graph = folder.absolute()
+        home = home_of(graph)
+        title = home.name if graph.stem.startswith("model") else graph.stem
+        return ModelSource(asked=model, folder=home, title=title, graph=graph)
     if folder.is_file():
-        raise CheckpointError(f"{model} is a file; give the checkpoint's folder, which holds config.json")
+        raise CheckpointError(
+            f"{model} is a file; give the checkpoint's folder, which holds config.json, or a graph that is called *.onnx"
+        )
     entry = plugins.data_folder("models") / f"{model}.toml"
     if re.fullmatch(r"[\w.-]+", model) and entry.is_file():
         return _from_entry(model, entry)

@@ -79,6 +79,7 @@ def trim(folder: str | Path, texts: Sequence[str], out: str | Path) -> Trimmed:
         raise DataError("there are no texts to trim the vocabulary to; give some of what the model will read")
     out, home = Path(out), resolve(str(folder))
     metadata = checkpoint.inspect(home)
+    checkpoint.require_network(metadata)
     spec = json.loads((metadata.folder / TOKENIZER).read_text("utf8"))
     old = _plain(Tokenizer.from_str(json.dumps(spec)))
     # Positions count from the padding id in some families: there nothing before it may go.

@@ -23,7 +23,7 @@ from fmopt.models.source import resolve
 from fmopt.tasks.base import Output, output_of
 from fmopt.workflow.benchmark.record import Place, Variant
 from fmopt.workflow.search.builder import Builder
-from fmopt.workflow.search.candidates import BASELINES, refusal
+from fmopt.workflow.search.candidates import BASELINES, received_baselines, refusal
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ def contestants(model: str, metadata: CheckpointMetadata, store: Store) -> list[
             preprocessor,
             builder.artifact(recipe),
             samples,
-            "fp32",
+            recipe.precision,
             deployed=False,
         )
-        for recipe in BASELINES
+        for recipe in (BASELINES if metadata.graph is None else received_baselines(metadata.graph))
         if refusal(recipe, metadata, target) is None
     ]
 

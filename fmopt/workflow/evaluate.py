@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fmopt.core import plugins
 from fmopt.core.errors import DataError
+from fmopt.core.model import Artifact, CheckpointMetadata
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.results import MetricValue
 from fmopt.data.datasets import load_data
@@ -20,7 +23,7 @@ from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.tasks.base import find_task
 from fmopt.workflow.deployed import open_artifact
-from fmopt.workflow.job.given import data_path, model_path
+from fmopt.workflow.job.given import data_path, model_path, tokenizer_folder
 from fmopt.workflow.job.label_names import with_labels
 
 if TYPE_CHECKING:
@@ -43,10 +46,11 @@ def evaluate(
     """Metrics of a model or bundle on a split of labelled data, by name, the one that judges first.
 
     Arguments:
-        model: a bundle's or a checkpoint's folder, a known name, a hub name, or a live `torch.nn.Module` of transformers.
+        model: a bundle's or a checkpoint's folder, an ONNX file, a known name, a hub name, or a live `torch.nn.Module` of
+            transformers.
         data: a file, a folder, a hub name, a `datasets.Dataset` or `DatasetDict`, or a list of dicts; None takes the data of a
             known model.
-        tokenizer, processor: what reads the samples of a live network.
+        tokenizer, processor: what reads the samples of a live network; of an ONNX file the folder of its tokenizer.
         task: what the model is for, where its files do not show it.
         columns: the data's column for each role, such as {"text": "review"}.
         split: which rows are scored; of data without splits a share is "test".
@@ -63,13 +67,14 @@ def evaluate(
     True
     """
     data = data_path(data)
+    beside = tokenizer_folder(model, tokenizer)
     model = model_path(model, tokenizer, processor)
     folder = Path(model)
     if bundles.is_bundle(folder):
         metadata, artifact = bundles.bundle_metadata(folder), bundles.bundle_artifact(folder)
         default = None
     else:
-        source = resolve(str(model))
+        source = resolve(str(model), tokenizer=beside)
         metadata, artifact = checkpoint.inspect(source, task or source.task), None
         default = source.default_data
     kind = find_task(metadata.task)
@@ -77,14 +82,14 @@ def evaluate(
     if spec is None:
         raise DataError("nothing to evaluate on: give --data")
     dataset = load_data(spec, kind, metadata, columns=columns, seed=seed)
-    if artifact is None:
-        metadata = with_labels(metadata, dataset)
-        artifact = plugins.find("runtimes", "torch").build(metadata, {"dtype": "fp32"}, metadata.folder)
-    items = kind.items(dataset.split(split), metadata)
-    runner = open_artifact(artifact, host_probe.cores())
-    progress = progress or Silent()
-    progress.start(f"evaluating on {split}", len(items))
-    try:
+    with ExitStack() as stack:
+        if artifact is None:
+            metadata = with_labels(metadata, dataset)
+            artifact = _as_it_is(metadata, stack)
+        items = kind.items(dataset.split(split), metadata)
+        runner = stack.enter_context(closing(open_artifact(artifact, host_probe.cores())))
+        progress = progress or Silent()
+        progress.start(f"evaluating on {split}", len(items))
         got = predict(
             runner,
             open_preprocessor(metadata.folder, dict(metadata.pipeline)),
@@ -93,8 +98,6 @@ def evaluate(
             batch=batch,
             progress=progress.step,
         )
-    finally:
-        runner.close()
     scores = [score for score in kind.scores(got, items, None, metadata) if not score.against_baseline]
     if not scores:
         raise DataError(
@@ -105,3 +108,13 @@ def evaluate(
         interval = of_items(score, seed=seed)
         found[score.name] = MetricValue(**interval.model_dump(), items=len(score.values), primary=score.primary)
     return found
+
+
+def _as_it_is(metadata: CheckpointMetadata, stack: ExitStack) -> Artifact:
+    """A model without any pass: the network in PyTorch, or the ONNX graph that it came as, in a folder that ends with `stack`."""
+    if metadata.graph is None:
+        made: Artifact = plugins.find("runtimes", "torch").build(metadata, {"dtype": "fp32"}, metadata.folder)
+        return made
+    from fmopt.exporters.received_onnx import taken_in
+
+    return Artifact("onnxruntime", taken_in(metadata, Path(stack.enter_context(TemporaryDirectory()))).path)

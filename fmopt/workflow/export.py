@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from fmopt.core.errors import ConfigError, DataError
-from fmopt.core.model import CheckpointMetadata, continues_texts, generates
+from fmopt.core.model import CheckpointMetadata, ReceivedGraph, continues_texts, generates
 from fmopt.core.progress import Progress, Silent
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.stages.store import Store, disk_errors, own_folder
@@ -21,7 +21,7 @@ from fmopt.models.source import resolve
 from fmopt.passes.base import traits_of
 from fmopt.tasks.base import find_task
 from fmopt.workflow.deployed import plain_example
-from fmopt.workflow.job.given import ReadingOptions, data_path, model_path, require_options
+from fmopt.workflow.job.given import ReadingOptions, data_path, model_path, require_options, tokenizer_folder
 from fmopt.workflow.job.golden_items import golden_of
 from fmopt.workflow.job.label_names import with_labels
 from fmopt.workflow.job.start import calibration_items
@@ -49,7 +49,7 @@ def export(
     """Export `model` as a bundle in one format and precision, checked against the torch model; no candidates, no gate.
 
     Arguments:
-        model: a checkpoint's folder, a known name, a hub name, or a live `torch.nn.Module` of transformers.
+        model: a checkpoint's folder, an ONNX file, a known name, a hub name, or a live `torch.nn.Module` of transformers.
         out: the folder that the bundle is written to.
         format: what the bundle's model is; "executorch" comes in fp32 and int8.
         precision: what it computes in. INT8 with fixed scales is calibrated on the calibration split of `data`.
@@ -71,7 +71,9 @@ def export(
     out, data = Path(out), data_path(data)
     require_options(reading, ReadingOptions.__annotations__)
     columns = reading.get("columns")
-    source = resolve(model_path(model, reading.get("tokenizer"), reading.get("processor")))
+    reader = reading.get("tokenizer")
+    path = model_path(model, reader, reading.get("processor"))
+    source = resolve(path, tokenizer=tokenizer_folder(model, reader))
     metadata = checkpoint.inspect(source, task or source.task, allow_pickle=reading.get("allow_pickle", False))
     check_positions(metadata)
     asked = export_recipe(format, precision, metadata)
@@ -136,6 +138,11 @@ def export_recipe(format: str, precision: str, metadata: CheckpointMetadata) -> 
         return Recipe(
             name=name, runtime=runtime, precision=precision, options={"quantize": "int8"} if precision == "int8" else {}
         )
+    if metadata.graph is not None and not metadata.graph.is_full_precision:
+        return _as_it_came(name, runtime, precision, metadata.graph)
+    if precision == "int8" and metadata.graph is not None:
+        step = Step(use="quantize_nncf" if format == "openvino" else "quantize_static_ort")
+        return Recipe(name=name, runtime=runtime, precision="int8", steps=(step,))
     if precision == "int8" and generates(metadata.pipeline):
         if format == "openvino" and not continues_texts(metadata.pipeline):
             raise ConfigError(f"--precision int8 of {metadata.task} is made for ONNX Runtime; use --format onnx")
@@ -158,3 +165,14 @@ def export_recipe(format: str, precision: str, metadata: CheckpointMetadata) -> 
         "fp16": {"precision": "f32", "fp16_weights": True},
     }
     return Recipe(name=name, runtime=runtime, precision=precision, options=options[precision])
+
+
+def _as_it_came(name: str, runtime: str, precision: str, graph: ReceivedGraph) -> Recipe:
+    """The recipe of a graph that came quantized: itself, on the runtime that is asked for."""
+    if precision != graph.precision:
+        raise ConfigError(
+            f"--precision {precision}: {graph.path.name} came in {graph.precision}, and no full-precision network was there; "
+            f"give --precision {graph.precision}, which leaves it as it is"
+        )
+    options = {"precision": "f32"} if runtime == "openvino" else {}
+    return Recipe(name=name, runtime=runtime, precision=precision, options=options)

@@ -61,7 +61,7 @@ def optimize(
     The same call again resumes. An impossible budget is no error but a verdict: see `Record.verdict`.
 
     Arguments:
-        model: a checkpoint's folder, a known name, a hub name, or a live `torch.nn.Module` of transformers.
+        model: a checkpoint's folder, an ONNX file, a known name, a hub name, or a live `torch.nn.Module` of transformers.
         data: a file, a folder, a hub name, a `datasets.Dataset` or `DatasetDict`, or a list of dicts; None takes the data of a
             known model.
         task: what the model is for, where its files do not show it.
@@ -74,7 +74,8 @@ def optimize(
         recipe: a `Recipe`, or a TOML file of one, that is tried instead of the plan's candidates.
         out: the folder of the bundle, the record, the report and the stages that are resumed.
         seed: decides every draw.
-        options: tokenizer or processor (what reads a live network's samples), columns (the data's column for each role), on
+        options: tokenizer or processor (what reads a live network's samples; of an ONNX file the folder of its tokenizer),
+            dequantize (of an ONNX file: fold its Q/DQ pairs into fp32 weights), columns (the data's column for each role), on
             ("ssh://user@host": variants are timed on that board) and clean (leave nothing there), time_limit_s (seconds after
             which no further candidate is begun), store (a folder, file:// or s3:// URL of stages that several runs share), fresh
             (forget finished stages of `out`), keep_stages, allow_pickle, max_calibration_memory (bytes), golden (what the

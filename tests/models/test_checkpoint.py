@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fmopt.core.errors import CheckpointError, ConfigError
-from fmopt.models import checkpoint
+from fmopt.models import checkpoint, heads
 from fmopt.models.source import resolve
 from fmopt.models.weights import read_weights
 from tests.conftest import FAMILIES, HEADS, LABELS
@@ -422,5 +422,5 @@ def test_classes_for_sounds_are_told_from_those_for_texts() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES as SOUNDS
 
     for name in SOUNDS.values():
-        head = checkpoint._Head(name, frozenset(), regression=False, outputs=3)
-        assert [task.name for task in checkpoint._shown_by(head)] == ["audio-classification"], name
+        head = heads.Head(name, frozenset(), regression=False, outputs=3)
+        assert [task.name for task in heads.shown_by(head)] == ["audio-classification"], name

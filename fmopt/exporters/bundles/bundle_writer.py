@@ -16,6 +16,7 @@ from fmopt.core.model import Artifact, CheckpointMetadata
 from fmopt.core.stages.store import MARKER, disk_errors, scratch_beside, write_whole
 from fmopt.edge import files, host, loading, parts
 from fmopt.edge import manifest as edge_manifest
+from fmopt.edge.embedding import POOLED
 from fmopt.edge.manifest import GOLDEN, MANIFEST, UNFINISHED
 from fmopt.edge.recommendation import CATALOGUE
 from fmopt.exporters import browser_files
@@ -168,7 +169,7 @@ def _put_checkpoint_files(metadata: CheckpointMetadata, artifact: Artifact, fold
     if not config.is_file():
         raise BundleError(f"{config} is missing; a bundle carries the checkpoint's config.json")
     shutil.copyfile(config, folder / "config.json")
-    if "pooling" in metadata.pipeline:
+    if metadata.pipeline.get("pooling", POOLED) != POOLED:
         write_sentence_files(metadata, folder)
 
 

@@ -52,7 +52,11 @@ def _vector(ref: TextReference, encoded: Mapping[str, Any], got: Any, shown: Any
     """As sentence-transformers' encode: Pooling by its own file, Normalize, the first dimensions."""
     import torch
 
-    hidden = ref.outputs(encoded).last_hidden_state[0].float()
+    outputs = ref.outputs(encoded)
+    pooled = getattr(outputs, "sentence_embedding", None)
+    if pooled is not None:  # of a received graph
+        return _same_vector(pooled[0].float().numpy(), got)
+    hidden = outputs.last_hidden_state[0].float()
     home = ref.files.home
     modules = ref.files.read(home / "modules.json", list) or []
     places = {str(one.get("type", "")).rpartition(".")[2]: one.get("path", "") for one in modules}
@@ -76,7 +80,10 @@ def _vector(ref: TextReference, encoded: Mapping[str, Any], got: Any, shown: Any
     vector = torch.cat([made[_LEGACY.get(mode, mode)]() for mode in ([modes] if isinstance(modes, str) else modes)])
     if "Normalize" in places:
         vector = vector / vector.norm()
-    theirs = vector[: ref.dimensions].numpy()
+    return _same_vector(vector[: ref.dimensions].numpy(), got)
+
+
+def _same_vector(theirs: np.ndarray, got: np.ndarray) -> str | None:
     if theirs.shape != got.shape:
         return f"the vector has {got.size} numbers, by encode() {theirs.size}"
     cosine = float(theirs @ got / max(np.linalg.norm(theirs) * np.linalg.norm(got), 1e-12))

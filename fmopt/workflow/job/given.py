@@ -28,7 +28,7 @@ READERS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"
 class ReadingOptions(TypedDict, total=False):
     """How a model and data are read, where they do not say it themselves."""
 
-    tokenizer: Any  # what reads the samples of a live network of texts
+    tokenizer: Any  # what reads the samples of a live network of texts; of an ONNX file the folder that it lies in
     processor: Any  # the same of images or audio
     columns: Mapping[str, str] | None  # role -> column of the data
     allow_pickle: bool  # pickled weights are read (with weights_only)
@@ -47,7 +47,8 @@ def model_path(model: Model, tokenizer: Any = None, processor: Any = None) -> st
     The same weights with the same tokenizer or processor (what `save_pretrained` writes of each) give the same folder. The
     network stays as it is. ConfigError for a network that transformers cannot save, or that nothing reads samples for.
     """
-    readers = [one for one in (tokenizer, processor) if one is not None]
+    live = None if tokenizer_folder(model, tokenizer) else tokenizer
+    readers = [one for one in (live, processor) if one is not None]
     if isinstance(model, str | Path):
         if readers:
             raise ConfigError(f"tokenizer and processor go with a live network; {model} brings its own: leave them out")
@@ -72,6 +73,12 @@ def model_path(model: Model, tokenizer: Any = None, processor: Any = None) -> st
             (folder / STRUCTURE).write_text(structure_of(model, family).model_dump_json(indent=1))
 
     return str(_kept("given-models", kind, write))
+
+
+def tokenizer_folder(model: Model, tokenizer: Any) -> str | None:
+    """Where the tokenizer of an ONNX file lies, by the `tokenizer` that was given; None for that of a live network."""
+    named = isinstance(tokenizer, str | Path) and isinstance(model, str | Path)
+    return str(tokenizer) if named else None
 
 
 def data_path(data: Data | None) -> str | None:

@@ -43,7 +43,7 @@ HISTOGRAM_ITEMS = 1024  # whose lengths say for which ones to compile
 def prepare(request: Request) -> Job:
     """Look everything up and refuse what can be refused, before any weight is touched."""
     begun = time.monotonic()
-    source = resolve(request.model)
+    source = resolve(request.model, tokenizer=request.tokenizer, dequantize=request.dequantize)
     metadata = checkpoint.inspect(source, request.task or source.task, allow_pickle=request.allow_pickle)
     check_positions(metadata)
     request = request.model_copy(update={"workload": fitting(request.workload, metadata)})
@@ -130,6 +130,10 @@ def device(request: Request, metadata: CheckpointMetadata) -> tuple[Target, Timi
     candidates are built and scored."""
     if request.clean and request.on is None:
         raise ConfigError("--clean goes with --on; add it, or leave --clean out")
+    if request.cluster is not None and metadata.graph is not None:
+        raise ConfigError(
+            f"--cluster sends checkpoints to its nodes, and {metadata.source.title} is an ONNX graph; leave it out"
+        )
     if request.cluster is not None:
         from fmopt.workflow.cluster.connect import cluster_target  # Ray: only for those who ask for it
 

@@ -13,7 +13,7 @@ from fmopt.core.recipe import Recipe
 from fmopt.core.results import Frozen
 from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget
-from fmopt.workflow.job.given import ReadingOptions, data_path, model_path, require_options
+from fmopt.workflow.job.given import ReadingOptions, data_path, model_path, require_options, tokenizer_folder
 
 if TYPE_CHECKING:
     from fmopt.workflow.job.given import Data, Model
@@ -55,6 +55,7 @@ class RunOptions(ReadingOptions, total=False):
     max_calibration_memory: int  # bytes
     golden: str  # what a bundle's self-test holds: "data", "none", "synthetic", or a data file
     items: bool  # whether records and reports show items of the data
+    dequantize: bool  # of a model that is an ONNX graph: fold its Q/DQ pairs into weights in fp32, to start again
     command: str  # how the record says that it was asked for
 
 
@@ -80,6 +81,10 @@ class Request(Frozen):
     target: str = "host"
     data: str | None = None
     task: str | None = None
+    tokenizer: str | None = (
+        None  # of a model that is an ONNX graph: the folder of its tokenizer, or that tokenizer.json
+    )
+    dequantize: bool = False  # of such a one that came quantized: fold its Q/DQ pairs into fp32 weights, to start again
     columns: dict[str, str] | None = None
     effort: Effort = "quick"
     training: Training = Training()
@@ -118,6 +123,8 @@ def make_request(model: Model | Request, asked: Mapping[str, Any]) -> Request:
         return model.model_copy(update=dict(asked))
     known = {*Request.model_fields, "tokenizer", "processor"}
     require_options(asked, known)
-    path = model_path(model, asked.get("tokenizer"), asked.get("processor"))
+    reader = asked.get("tokenizer")
+    path = model_path(model, reader, asked.get("processor"))
     given = {name: value for name, value in asked.items() if value is not None and name in Request.model_fields}
+    given |= {"tokenizer": tokenizer_folder(model, reader)}
     return Request(**{**given, "model": path, "data": data_path(asked.get("data"))})

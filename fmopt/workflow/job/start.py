@@ -8,6 +8,7 @@ from fmopt.core.stages.shared import SharedStages
 from fmopt.core.stages.store import Store
 from fmopt.edge.text import open_preprocessor
 from fmopt.measurement import latency
+from fmopt.models.graphs.metadata import origin_of
 from fmopt.workflow.job.request import Effort
 from fmopt.workflow.search.builder import Builder
 from fmopt.workflow.search.run import SCORING, Job, Run
@@ -49,6 +50,8 @@ def start(job: Job, progress: Progress) -> Run:
     run = Run(job, builder, progress)
     if job.clock.note:
         run.warnings.append(job.clock.note)
+    if job.metadata.graph is not None:
+        run.warnings.append(f"{job.metadata.source.title} came as an ONNX graph: {origin_of(job.metadata.graph)}")
     if uncovered := longer_than_compiled(job, builder):
         run.warnings.append(uncovered)
     if "tensorrt" in job.target.runtimes and not job.target.present:

@@ -30,6 +30,7 @@ from fmopt.core.results import Parity
 from fmopt.exporters import to_onnx
 from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.exporters.parity.inputs import Served, require_input_parity
+from fmopt.exporters.parity.received_network import received_network
 from fmopt.measurement.host_probe import versions
 from fmopt.models import checkpoint
 from fmopt.models.loading import TorchModel
@@ -47,6 +48,7 @@ from fmopt.workflow.search.network_timer import RecipeTimer, priced
 # the direction of the whole output decides.
 TOLERANCE = 1e-3
 COSINE_INT8 = 0.99
+COSINE_DEQUANTIZED = 0.9  # to the graph whose activations are rounded: what that costs is what is looked for
 PARITY_ITEMS = 8
 CHECKPOINT = "checkpoint"  # folder of the plain network, beside its exported graph
 PARITY, LAYERS = "parity.json", "layers.json"  # how far it is from its network; what is known of its layers
@@ -148,6 +150,9 @@ class Builder(BuildContext):
             context = replace(context, timer=self._timer(steps, recipe))
 
         def make(folder: Path) -> None:
+            if self.metadata.graph is not None:
+                self._take_in(folder)
+                return
             model = checkpoint.load(self.metadata)
             for number, step in enumerate(steps, 1):
                 model = guarded(step, lambda made, m=model: made.apply(m, context))
@@ -165,6 +170,19 @@ class Builder(BuildContext):
         folder = self.store.folder(*self._graph_stages(steps, recipe)[0], make)
         self.exports[tuple(map(str, steps))] = folder
         return folder
+
+    def _take_in(self, folder: Path) -> None:
+        """A received graph in the place of an export, compared with itself as it came."""
+        assert self.metadata.graph is not None
+        from fmopt.exporters import received_onnx  # onnx_ir loads late
+
+        self.progress.say(f"taking {self.metadata.graph.path.name} in")
+        graph = received_onnx.taken_in(self.metadata, folder)
+        write_graph(graph, folder)
+        model = received_network(self.metadata, self.target.cores)
+        parity = self._check_parity(graph, model, COSINE_DEQUANTIZED if self.metadata.graph.dequantize else None)
+        (folder / PARITY).write_text(parity.model_dump_json())
+        (folder / LAYERS).write_text(LayerMetadata().model_dump_json())
 
     def networks(self, steps: Sequence[Step]) -> dict[int, Path]:
         """The networks that a recipe's passes made before it was quantized, of each pass that prunes or trains: checkpoint

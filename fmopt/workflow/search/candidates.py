@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from fmopt.core import plugins
-from fmopt.core.model import CheckpointMetadata, continues_texts
+from fmopt.core.model import CheckpointMetadata, ReceivedGraph, continues_texts
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Frozen
 from fmopt.core.target import Target
@@ -31,6 +31,10 @@ BASELINES = (
     Recipe(name="onnxruntime-fp32", runtime="onnxruntime"),
     Recipe(name="openvino-fp32", runtime="openvino", options={"precision": "f32"}),
 )
+
+
+# What is known of a graph that came quantized: only itself, as it was received.
+RECEIVED = "received"
 
 
 # On GPUs that TensorRT is for; TF32 stays off, as in PyTorch, so that this is full precision.
@@ -179,8 +183,58 @@ def speech_candidates(target: Target) -> tuple[Recipe, ...]:
     )
 
 
+def received_baselines(graph: ReceivedGraph) -> tuple[Recipe, ...]:
+    """Of a graph that came in full precision the graph on both runtimes; of one that came quantized the graph as it was received,
+    on the runtime that such graphs are made for."""
+    if graph.is_full_precision:
+        return tuple(recipe for recipe in BASELINES if recipe.runtime != "torch")
+    return (Recipe(name=f"onnxruntime-{RECEIVED}", runtime="onnxruntime", precision=graph.precision),)
+
+
+def received_candidates(graph: ReceivedGraph, target: Target) -> tuple[Recipe, ...]:
+    """What is worth a try for a graph without a network. One that came quantized is tried on the other runtime, and with its
+    residuals apart; one in full precision as every model, where its graph has what a pass looks for."""
+    if graph.is_full_precision:
+        gone = () if "LayerNormalization" in graph.operators else ("simplify",)
+        return tuple(
+            recipe.model_copy(update={"steps": tuple(step for step in recipe.steps if step.use not in gone)})
+            for recipe in quick_candidates(target)
+        )
+    floats = ("f32", "bf16") if "bf16" in target.precisions else ("f32",)
+    hosted = tuple(
+        Recipe(
+            name=f"openvino-{RECEIVED}{'' if one == 'f32' else '-' + one}",
+            runtime="openvino",
+            precision=graph.precision,
+            options={"precision": one},
+        )
+        for one in floats
+    )
+    simplified = Recipe(
+        name=f"onnxruntime-{RECEIVED}-simplified",
+        runtime="onnxruntime",
+        precision=graph.precision,
+        steps=(Step(use="simplify"),),
+    )
+    return (*hosted, simplified) if "LayerNormalization" in graph.operators else hosted
+
+
+def without_network(recipe: Recipe, metadata: CheckpointMetadata) -> str | None:
+    """Why a recipe cannot be made of a model that came as an ONNX graph; None when it can, or the model has its network."""
+    if metadata.graph is None:
+        return None
+    if plugins.find("runtimes", recipe.runtime).format in ("torch", "executorch"):
+        return f"{recipe.runtime} runs the network, and {metadata.source.title} came as an ONNX graph without one"
+    step = next((step for step in recipe.steps if step.build().stage == "torch"), None)
+    return (
+        f"{step.use} needs the network, and {metadata.source.title} came as an ONNX graph without one" if step else None
+    )
+
+
 def candidates_for(metadata: CheckpointMetadata, target: Target) -> tuple[Recipe, ...]:
     """What is worth a try for what the network gives, where TensorRT is not."""
+    if metadata.graph is not None:
+        return received_candidates(metadata.graph, target)
     match output_of(metadata.pipeline):
         case Output.ANSWER_WORDS:
             return answer_candidates(words=metadata.modality == "text")
@@ -274,11 +328,18 @@ def _strides(before: float, after: float) -> tuple[float, ...]:
 def refusal(recipe: Recipe, metadata: CheckpointMetadata, target: Target) -> str | None:
     """The first reason why a recipe cannot be used; None when it can."""
     runtime = plugins.find("runtimes", recipe.runtime)
-    reasons: list[str | None] = [runtime.missing(), runtime.refusal(target, recipe.options)]
+    reasons: list[str | None] = [
+        without_network(recipe, metadata),
+        runtime.missing(),
+        runtime.refusal(target, recipe.options),
+    ]
     if recipe.options.get("stateful") and not keeps_kv_cache(metadata):
         reasons.append(f"stateful = true is for networks that go on with a text by attention; {metadata.task} by "
                        f"{metadata.model_type} does not")  # fmt: skip
-    computes_in_int8 = recipe.precision == "int8" and not any(traits_of(step).only_weights for step in recipe.steps)
+    received = metadata.graph is not None and not metadata.graph.is_full_precision  # its INT8 is judged, not chosen
+    computes_in_int8 = (
+        recipe.precision == "int8" and not received and not any(traits_of(step).only_weights for step in recipe.steps)
+    )
     if recipe.runtime == "openvino" and computes_in_int8 and target.arch == "x86_64" and not target.int8_dot:
         reasons.append(
             f"{target.name} has no VNNI or AMX; without them OpenVINO's INT8 is slower than its fp32 "

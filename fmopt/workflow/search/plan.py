@@ -15,6 +15,7 @@ from fmopt.core.model import TOKENIZER, CheckpointMetadata, generates, takes_len
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Frozen
 from fmopt.core.target import Target
+from fmopt.models.graphs.ports import GIVE_THE_NETWORK
 from fmopt.passes.base import traits_of
 from fmopt.passes.distill import Distill
 from fmopt.workflow.job.request import BATCH, Effort, Training
@@ -27,6 +28,7 @@ from fmopt.workflow.search.candidates import (
     compiled_for,
     keeps_kv_cache,
     not_for_gpus,
+    received_baselines,
     tensorrt_candidates,
 )
 
@@ -74,6 +76,12 @@ def make_plan(
     runtimes that compile for lengths; `texts` says how many rows
     there are to train on, `training` how they are used.
     """
+    if metadata.graph is not None and effort != "quick":
+        how = "prunes" if effort == "standard" else "prunes and trains"
+        raise PlanError(
+            f"--effort {effort} {how}, which needs the network, and {metadata.source.title} came as an ONNX graph; leave it at "
+            f"quick, or {GIVE_THE_NETWORK}"
+        )
     if effort == "max" and not texts:
         raise PlanError(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
@@ -86,7 +94,8 @@ def make_plan(
             f"recipe {recipe.name!r} cannot be used: ExecuTorch programs are made by fmopt export --format executorch"
         )
     refused: list[Refusal] = []
-    full = (TENSORRT_BASELINE, *BASELINES) if on_tensorrt else BASELINES
+    plain = BASELINES if metadata.graph is None else received_baselines(metadata.graph)
+    full = (TENSORRT_BASELINE, *plain) if on_tensorrt else plain
     most = int(metadata.pipeline.get("max_length", 0))
     stateful = keeps_kv_cache(metadata)
     baselines = _possible(

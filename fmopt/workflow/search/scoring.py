@@ -43,7 +43,7 @@ class Predictor:
         self.allows_subsets = run.job.task.allows_subsets(self.items)
         self.found: list[Any] = []
         self.seconds_per_item = 0.0  # of the last block, as it was predicted
-        full = name in {recipe.name for recipe in run.job.plan.baselines}
+        full = name in {recipe.name for recipe in run.job.plan.baselines if recipe.precision == "fp32"}
         self.pipeline = dict(run.job.metadata.pipeline)
         together = full and reads_texts_at_once(self.pipeline) and not self.pipeline.get("no_padding")
         self.usual = max(run.job.request.workload.batch, TOGETHER if together else 1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 
 from fmopt.core.errors import PlanError
+from fmopt.core.model import ReceivedGraph
 from fmopt.core.recipe import Recipe, Step
 from fmopt.measurement.host_probe import load_target
 from fmopt.models import checkpoint
@@ -151,3 +153,39 @@ def test_disk_is_what_a_run_of_a_tiny_model_takes(metadata):
     recipe = Recipe(name="mine", runtime="onnxruntime", precision="int8", steps=(Step(use="quantize_dynamic"),))
     found = make_plan(metadata, load_target("host"), effort="quick", recipe=recipe).estimates
     assert 0.8 * 0.00096 < found.disk_gb < 1.2 * 0.00096
+
+
+def received(metadata, precision: str, operators: set[str], *, dequantize: bool = False):
+    names = {name: name for name in metadata.pipeline["inputs"]}
+    graph = ReceivedGraph(
+        Path("model.onnx"), names, {"logits": "logits"}, precision, frozenset(operators), 200, 3, dequantize
+    )
+    return dataclasses.replace(metadata, graph=graph)
+
+
+def test_a_graph_without_a_network_gets_passes_on_graphs_alone(metadata):
+    plan = make_plan(received(metadata, "fp32", {"LayerNormalization"}), load_target("x86-amx"), effort="quick")
+    assert [recipe.name for recipe in plan.baselines] == ["onnxruntime-fp32", "openvino-fp32"]
+    stages = {step.build().stage for recipe in plan.candidates for step in recipe.steps}
+    assert stages == {"graph"}
+    assert {"openvino-nncf-int8", "onnxruntime-own-static-int8", "openvino-bf16"} <= options_of(plan).keys()
+    reasons = {refusal.recipe: refusal.reason for refusal in plan.refused}
+    assert "quantize_static needs the network" in reasons["openvino-static-int8"]
+    assert "torch runs the network" in reasons["torch-bf16"]
+    older = make_plan(received(metadata, "fp32", {"ReduceMean"}), load_target("x86-amx"), effort="quick")
+    assert not any(step.use == "simplify" for recipe in older.candidates for step in recipe.steps)
+
+
+def test_a_graph_that_came_quantized_is_held_to_itself_and_tried_elsewhere(metadata):
+    came = received(metadata, "int8", {"QuantizeLinear", "DequantizeLinear"})
+    plan = make_plan(came, load_target("x86-avx2"), effort="quick")  # also where OpenVINO's own INT8 would not be made
+    assert [(recipe.name, recipe.precision) for recipe in plan.baselines] == [("onnxruntime-received", "int8")]
+    assert [recipe.name for recipe in plan.candidates] == ["openvino-received"]
+    folded = received(metadata, "int8", {"QuantizeLinear", "DequantizeLinear"}, dequantize=True)
+    assert make_plan(folded, load_target("x86-avx2"), effort="quick").baselines[0].name == "onnxruntime-fp32"
+
+
+@pytest.mark.parametrize("effort", ["standard", "max"])
+def test_pruning_and_distillation_need_the_network(metadata, effort):
+    with pytest.raises(PlanError, match=f"--effort {effort} prunes.*needs the network.*give the checkpoint"):
+        make_plan(received(metadata, "fp32", set()), load_target("host"), effort=effort, texts=100)
