@@ -31,6 +31,7 @@ IMPORTED_BY_OTHERS = {
 }
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 EXTRAS = (
+    "gguf",
     "json-validation",
     "mlflow",
     "openvino-genai",

@@ -21,6 +21,7 @@ EXTRAS = {
     "serve": "fmopt serve",
     "sign": "fmopt sign",
     "executorch": "phones (ExecuTorch)",
+    "gguf": "GGUF files (llama.cpp)",
     "tensorrt": "NVIDIA GPUs (TensorRT)",
 }
 FOR_GPUS = ("tensorrt",)  # extras that are of no use without an NVIDIA GPU

@@ -14,7 +14,7 @@ from fmopt.edge.files import json_line
 Model = Annotated[
     str,
     typer.Argument(
-        help="A folder in Hugging Face format, an ONNX file, a hub name, or an entry of models/ (minilm).",
+        help="A folder in Hugging Face format, an ONNX or GGUF file, a hub name, or an entry of models/ (minilm).",
         autocompletion=completion.models,
     ),
 ]
@@ -53,8 +53,8 @@ Clean = Annotated[
 
 
 EFFORTS = ("quick", "standard", "max")
-FORMATS = ("onnx", "openvino", "executorch")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+FORMATS = ("onnx", "openvino", "executorch", "gguf")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 Golden = Annotated[
     str,
     typer.Option(

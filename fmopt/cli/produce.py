@@ -245,11 +245,16 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            "--format", help="onnx, openvino or executorch (.pte).", autocompletion=completion.words(*FORMATS)
+            "--format",
+            help="onnx, openvino, executorch (.pte), or gguf (for llama.cpp).",
+            autocompletion=completion.words(*FORMATS),
         ),
     ] = "onnx",
     precision: Annotated[
-        str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.", autocompletion=completion.words(*PRECISIONS))
+        str,
+        typer.Option(
+            "--precision", help="fp32, fp16, bf16, int8, or int4 (gguf).", autocompletion=completion.words(*PRECISIONS)
+        ),
     ] = "fp32",
     target: Annotated[
         str,
@@ -268,7 +273,6 @@ def export(
 ) -> None:
     """Export in one format and precision, checked against the torch model; no candidates, no gate."""
     from fmopt.cli import output as cli_output
-    from fmopt.exporters.bundles.bundle import script_of
     from fmopt.workflow import export as workflow_export
 
     with cli_output.live_progress() as progress:
@@ -291,11 +295,18 @@ def export(
     answer(
         metadata,
         as_json,
-        lambda: print(
-            escaping.terminal(f"{folder} holds {metadata['model_file']}; try: python ")
-            + f"{shlex.quote(escaping.one_line(folder / script_of(folder)))} verify"
-        ),
+        lambda: print(escaping.terminal(f"{folder} holds {metadata['model_file']}; try: ") + first_try_of(folder)),
     )
+
+
+def first_try_of(bundle: Path) -> str:
+    """The command line that a new bundle is tried by."""
+    from fmopt.exporters.bundles.bundle import script_of
+
+    gguf = bundle / "model.gguf"
+    if gguf.is_file():
+        return f"llama-server -m {shlex.quote(escaping.one_line(gguf))}"
+    return f"python {shlex.quote(escaping.one_line(bundle / script_of(bundle)))} verify"
 
 
 def finetune(

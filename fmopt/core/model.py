@@ -25,11 +25,12 @@ ARTIFACT = "artifact.json"
 
 
 Format = Literal["torch", "onnx", "openvino", "executorch"]
+LLAMA_CPP = "llama.cpp"  # the runtime that a bundle with a GGUF file names: it opens the file itself, fmopt does not
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a checkpoint comes from: a folder, a hub name, or an entry of `models/`."""
+    """Where a checkpoint comes from: a folder, a GGUF file, a hub name, or an entry of `models/`."""
 
     asked: str  # what the user typed
     folder: Path  # local folder in Hugging Face format
@@ -163,7 +164,7 @@ class Artifact:
     """
 
     runtime: str
-    path: Path  # model.onnx, model.xml, model.pte, or a checkpoint folder for runtime "torch"
+    path: Path  # model.onnx, model.xml, model.pte, model.gguf, or a checkpoint folder for runtime "torch"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

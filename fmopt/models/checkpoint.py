@@ -148,6 +148,8 @@ def _network_files(folder: Path) -> CheckpointFiles:
             return files.inside(inside)
     if is_adapter(folder):
         raise CheckpointError(f"{folder} is a PEFT adapter; make it a checkpoint first: fmopt merge {folder} -o OUT")
+    if file := next(iter(sorted(folder.glob("*.gguf"))), None):
+        raise CheckpointError(f"{folder} has no config.json, but {file.name}; name that file itself: {file}")
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     raise CheckpointError(
         f"{folder} has no config.json (it holds {held}); give a Hugging Face folder, as save_pretrained writes it"

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, an ONNX file, an entry of `models/`, a name on the hub."""
+"""Where a model comes from: a folder, an ONNX or GGUF file, an entry of `models/`, a name on the hub."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from typing import Any
 
 from fmopt.core import plugins
 from fmopt.core.errors import CheckpointError, StoreError
-from fmopt.core.model import ModelSource
+from fmopt.core.model import ModelSource, file_digest
 from fmopt.core.stages.seals import require_own
+from fmopt.models.gguf import checkpoint_folder
+from fmopt.models.gguf.header import GGUF, read_header
 from fmopt.models.graphs.layouts import graph_in, home_of
 from fmopt.models.loading import auto_loader, quiet
 from fmopt.models.networks import known_transformers
@@ -29,7 +31,7 @@ HUB_SKIP = ("onnx/*", "openvino/*", "*.msgpack", "*.h5", "original/*")
 
 
 def resolve(model: str, *, tokenizer: str | None = None, dequantize: bool = False) -> ModelSource:
-    """The source that `model` names: a folder, an ONNX file, an entry of `models/`, or a hub name "org/name".
+    """The source that `model` names: a folder, an ONNX or GGUF file, an entry of `models/`, or a hub name "org/name".
 
     Only a hub name makes network access; its safetensors, configuration and tokenizer files are fetched, no pickles.
     `tokenizer`, a folder or a tokenizer.json, and `dequantize` go with ONNX alone; CheckpointError elsewhere.
@@ -47,6 +49,8 @@ def _resolved(model: str) -> ModelSource:
     if folder.is_dir():
         home = folder.resolve()
         return ModelSource(asked=model, folder=home, title=home.name, graph=graph_in(home))
+    if folder.is_file() and folder.suffix == GGUF:
+        return _from_gguf(model, folder)
     if folder.is_file() and folder.suffix == ".onnx":
         graph = folder.absolute()
         home = home_of(graph)
@@ -54,7 +58,8 @@ def _resolved(model: str) -> ModelSource:
         return ModelSource(asked=model, folder=home, title=title, graph=graph)
     if folder.is_file():
         raise CheckpointError(
-            f"{model} is a file; give the checkpoint's folder, which holds config.json, or a graph that is called *.onnx"
+            f"{model} is a file; give the checkpoint's folder, which holds config.json, a graph that is called *.onnx, or a "
+            ".gguf file"
         )
     entry = plugins.data_folder("models") / f"{model}.toml"
     if re.fullmatch(r"[\w.-]+", model) and entry.is_file():
@@ -110,6 +115,15 @@ def _from_entry(name: str, path: Path) -> ModelSource:
         asked=name, folder=folder, title=metadata.get("title", name), task=metadata.get("task"),
         default_data=metadata.get("default_data"), licence=metadata.get("licence"), training=metadata.get("finetune", {}),
     )  # fmt: skip
+
+
+def _from_gguf(asked: str, file: Path) -> ModelSource:
+    """A GGUF file: the checkpoint folder in the cache that is made of it, once for each content."""
+    title, header = file.stem, read_header(file)
+    known = f"{file_digest(file)}\n{known_transformers().__version__}"
+    place = cache_folder() / "gguf" / f"{title}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+    folder = made_once(place, lambda out: checkpoint_folder.write_checkpoint(file, out))
+    return ModelSource(asked=asked, folder=folder, title=title, licence=header.text("general.license"))
 
 
 def _from_config(name: str, metadata: Mapping[str, Any]) -> Path:

@@ -61,7 +61,7 @@ def optimize(
     The same call again resumes. An impossible budget is no error but a verdict: see `Record.verdict`.
 
     Arguments:
-        model: a checkpoint's folder, an ONNX file, a known name, a hub name, or a live `torch.nn.Module` of transformers.
+        model: a checkpoint's folder, an ONNX or GGUF file, a known name, a hub name, or a live `torch.nn.Module` of transformers.
         data: a file, a folder, a hub name, a `datasets.Dataset` or `DatasetDict`, or a list of dicts; None takes the data of a
             known model.
         task: what the model is for, where its files do not show it.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fmopt.core import escaping
-from fmopt.core.model import Artifact, CheckpointMetadata, takes_length
+from fmopt.core.model import LLAMA_CPP, Artifact, CheckpointMetadata, takes_length
 from fmopt.edge import executorch, runners, tensorrt
 from fmopt.edge import text as edge_text
 from fmopt.edge.recommendation import CATALOGUE
@@ -41,6 +41,8 @@ def readme(
     metadata: CheckpointMetadata, artifact: Artifact, verdict: str, model_file: str, *, page: bool, golden: str
 ) -> str:
     """The text of a bundle's README; nothing of a checkpoint stands in it unescaped."""
+    if artifact.runtime == LLAMA_CPP:
+        return _of_gguf(metadata, artifact, model_file)
     task = find_task(metadata.task)
     argument = task.usage.argument.format(mask=metadata.pipeline.get("mask", {}).get("token", ""))
     own = OWN.get(artifact.runtime)
@@ -99,4 +101,27 @@ model({sample})     # or a list of them
 | `record.json`, `report.html` | every measurement, and the page drawn from it (where it was judged) |
 
 {long}Licence of the original model: {escaping.markdown(metadata.source.licence or "not stated; see its source")}.
+"""
+
+
+def _of_gguf(metadata: CheckpointMetadata, artifact: Artifact, model_file: str) -> str:
+    """The README of a bundle that llama.cpp opens."""
+    return f"""# {escaping.markdown(metadata.source.title)}: {metadata.task}
+
+Made by fmopt for llama.cpp ({artifact.options["precision"]}); nothing was judged: it was read back, and its weights, tokens
+and logits compared with the checkpoint's. llama.cpp and what is built on it (Ollama, LM Studio) open `{model_file}` by itself.
+
+```
+llama-server -m {model_file}     # or: llama-cli -m {model_file} -p "Once upon a time"
+fmopt verify .     # are the files whole
+```
+
+| file | what it is |
+|---|---|
+| `{model_file}` | the network, its tokenizer and its chat template |
+| `tokenizer*.json`, `config.json` | of the checkpoint, as transformers reads them |
+| `fmopt.json` | what it was made from and how, versions, host, sha256 of every file |
+| `sbom.json` | its parts (CycloneDX) |
+
+Licence of the original model: {escaping.markdown(metadata.source.licence or "not stated; see its source")}.
 """

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fmopt.core.errors import BundleError, StoreError
-from fmopt.core.model import Artifact, CheckpointMetadata
+from fmopt.core.model import LLAMA_CPP, Artifact, CheckpointMetadata
 from fmopt.core.stages.store import MARKER, disk_errors, scratch_beside, write_whole
 from fmopt.edge import files, host, loading, parts
 from fmopt.edge import manifest as edge_manifest
@@ -32,7 +32,7 @@ ENCODERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
             "chat_template.jinja", "generation_config.json", PROCESSOR, "processor_config.json", VOCABULARY,
             CATALOGUE)  # fmt: skip
 PACKAGES = ("fmopt", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers", "torch", "transformers",
-            "executorch")  # fmt: skip
+            "executorch", "gguf")  # fmt: skip
 
 
 def write_bundle(
@@ -66,7 +66,8 @@ def write_bundle(
                 model_file = browser_files.move_graph(staging, model_file, str(recipe.get("precision", "fp32")))
             _put_checkpoint_files(metadata, artifact, staging)
             _put_golden(golden, staging)
-            put_programs(metadata.pipeline, artifact.runtime, staging)
+            if artifact.runtime != LLAMA_CPP:
+                put_programs(metadata.pipeline, artifact.runtime, staging)
             (staging / "README.md").write_text(
                 readme(metadata, artifact, verdict, model_file, page=page, golden=golden.origin), encoding="utf-8"
             )
@@ -121,10 +122,10 @@ def _put_model(artifact: Artifact, folder: Path) -> str:
         shutil.copyfile(path, folder / "model.xml")
         shutil.copyfile(path.with_suffix(".bin"), folder / "model.bin")
         return "model.xml"
-    if path.suffix == ".pte":
-        shutil.copyfile(path, folder / "model.pte")
-        return "model.pte"
-    raise BundleError(f"{path} is neither model.onnx nor model.xml nor model.pte nor a checkpoint folder")
+    if path.suffix in (".pte", ".gguf"):
+        shutil.copyfile(path, folder / f"model{path.suffix}")
+        return f"model{path.suffix}"
+    raise BundleError(f"{path} is neither model.onnx nor model.xml, model.pte or model.gguf, nor a checkpoint folder")
 
 
 def _put_onnx(path: Path, target: Path) -> None:
