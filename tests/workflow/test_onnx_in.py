@@ -17,6 +17,9 @@ from fmopt.core.errors import ConfigError, DataError, PlanError
 from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget
 from fmopt.exporters.bundles.bundle import load, verify_bundle
+from fmopt.exporters.received_onnx import taken_in
+from fmopt.models import checkpoint
+from fmopt.models.source import resolve
 from tests.conftest import LABELS, SENTENCES
 from tests.onnx_models import answers, arrived, by_torchscript, quantized, renamed_labels
 
@@ -229,7 +232,8 @@ def test_folded_pairs_start_again_in_full_precision(int8, classifier, labelled, 
         int8, data=labelled, dequantize=True, recipe=recipe, budget=ANY, workload=Workload(length=32), out=out
     )
     assert [trial.name for trial in record.baselines] == ["onnxruntime-fp32", "openvino-fp32"]
-    operators = {node.op_type for node in onnx.load(str(out / "model.onnx")).graph.node}
+    folded = taken_in(checkpoint.inspect(resolve(str(int8), dequantize=True)), tmp_path / "folded")
+    operators = {node.op_type for node in onnx.load(str(folded.path)).graph.node}
     assert not {"QuantizeLinear", "DequantizeLinear"} & operators
     bundle = load(out)
     for text in TEXTS:
