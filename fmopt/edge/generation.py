@@ -268,6 +268,8 @@ def continuations(
         prefixes = None  # nobody knows what is in the cache
         raise
     finally:
+        if made is not rows:
+            made.end()
         if prefixes is not None and rows.mask.shape[1] >= len(prompts[0]):
             rows.forget(rows.mask.shape[1] - len(prompts[0]))
             prefixes.leave(prompts[0], rows.kv_cache)

@@ -248,6 +248,13 @@ class LookupRows:
         self._settle(len(self.ahead))
         self.rows.take(tokens)
 
+    def end(self) -> None:
+        """Keep account of the last call too; nothing more is made."""
+        proposed, seconds = self.call
+        if proposed:
+            self.gain.checked(proposed, proposed - len(self.ahead), seconds)
+            self.call = (0, 0.0)
+
     def _settle(self, wrong: int) -> None:
         """Forget the last tokens that were taken in, and keep account of the call that they are of."""
         proposed, seconds = self.call
