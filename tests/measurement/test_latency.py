@@ -127,7 +127,7 @@ def test_a_dominated_variant_stops_early_and_keeps_what_it_has() -> None:
     )  # fmt: skip
     assert dropped == ["slow"]
     assert len(samples["slow"]) < 60
-    assert len(samples["slow"]) >= interleaved.FEWEST
+    assert len(samples["slow"]) >= interleaved.STOP_CHECK
     assert len(samples["fast"]) == len(samples["base"]) == 60
 
 
@@ -144,7 +144,8 @@ def test_certainly_slower_waits_for_samples_and_for_a_clear_case() -> None:
     fast, slow, near = (list(scale + rng.random(30)) for scale in (10, 20, 10.4))
     assert interleaved.certainly_slower({"fast": fast, "slow": slow, "near": near}) == {"slow"}
     assert interleaved.certainly_slower({"fast": fast, "slow": slow}, keep=["slow"]) == set()
-    assert interleaved.certainly_slower({"fast": fast[:10], "slow": slow[:10]}) == set()
+    assert interleaved.certainly_slower({"fast": fast[:10], "slow": slow[:10]}) == {"slow"}
+    assert interleaved.certainly_slower({"fast": fast[:9], "slow": slow[:9]}) == set()
     spread = list(rng.choice([5.0, 30.0], size=40))
     assert interleaved.certainly_slower({"fast": fast, "spread": spread}) == set()
 

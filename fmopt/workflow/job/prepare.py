@@ -31,6 +31,7 @@ from fmopt.measurement.remote.backend import board_target
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
 from fmopt.tasks.base import find_task
+from fmopt.workflow.job.estimates import amounts, estimate
 from fmopt.workflow.job.label_names import with_labels
 from fmopt.workflow.job.request import Request, Training
 from fmopt.workflow.search.executor import Executor, LocalExecutor
@@ -69,10 +70,12 @@ def prepare(request: Request) -> Job:
     texts = len(data.splits.get("train", ())) + (request.training.unlabelled is not None)
     calibration = [item.sample for item in task.items(data.split("calibration"), metadata)[:HISTOGRAM_ITEMS]]
     buckets = {} if shape is not None else length_options(workload, metadata, calibration, request.seed)
-    plan = make_plan(
-        metadata, target, effort=request.effort, recipe=recipe, shape=shape, buckets=buckets, texts=texts,
-        training=request.training,
+    plan = make_plan(metadata, target, effort=request.effort, recipe=recipe, shape=shape, buckets=buckets, texts=texts)
+    estimates = estimate(
+        metadata, plan, request.effort, amounts(metadata, task, data, request.effort), host_probe.load_target("host"),
+        texts=texts, training=request.training,
     )  # fmt: skip
+    plan = plan.model_copy(update={"estimates": estimates})
     return Job(request, metadata, task, target, data, plan, clock, executor, begun)
 
 

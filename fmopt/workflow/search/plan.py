@@ -5,20 +5,18 @@ The plan refuses before work starts, all reasons at once, and never touches weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from fmopt.core.errors import PlanError
-from fmopt.core.model import TOKENIZER, CheckpointMetadata, generates, takes_length
+from fmopt.core.model import CheckpointMetadata, generates, takes_length
 from fmopt.core.recipe import Recipe, Step
 from fmopt.core.results import Frozen
 from fmopt.core.target import Target
 from fmopt.models.graphs.ports import GIVE_THE_NETWORK
-from fmopt.passes.base import traits_of
-from fmopt.passes.distill import Distill
-from fmopt.workflow.job.request import BATCH, Effort, Training
+from fmopt.workflow.job.request import Effort
 from fmopt.workflow.search.candidates import (
     BASELINES,
     TENSORRT_BASELINE,
@@ -34,7 +32,7 @@ from fmopt.workflow.search.candidates import (
 
 
 class Estimates(Frozen):
-    """What a run will take, by rules of thumb from the parameter count (see `estimate`)."""
+    """What a run will take (see job/estimates.py)."""
 
     minutes: float
     ram_gb: float
@@ -52,13 +50,6 @@ class Plan(Frozen):
     estimates: Estimates = Field(default_factory=lambda: Estimates(minutes=0, ram_gb=0, disk_gb=0))
 
 
-# Read off runs of BERTs of two layers: a layer of a graph without its weights, in ONNX and in OpenVINO's XML; and what a run
-# writes of itself (report, programs, record), once and for each recipe (its samples, profile and predictions).
-ONNX_LAYER_BYTES, OPENVINO_LAYER_BYTES = 9e3, 45e3
-RUN_BYTES, RECIPE_BYTES = 0.15e6, 0.06e6
-TOKENS = 128  # of a text; with fewer, what is kept of the teacher takes less disk
-
-
 def make_plan(
     metadata: CheckpointMetadata,
     target: Target,
@@ -68,13 +59,12 @@ def make_plan(
     shape: tuple[int, ...] | None = None,
     buckets: Mapping[str, Any] | None = None,
     texts: int = 0,
-    training: Training | None = None,
 ) -> Plan:
     """The plan for a model on a target; PlanError when not a single baseline can run.
 
     `shape` is that of the inputs that will be judged, None for the data's own lengths, for which `buckets` has the options of
-    runtimes that compile for lengths; `texts` says how many rows
-    there are to train on, `training` how they are used.
+    runtimes that compile for lengths; `texts` says how many rows there are to train on. What it takes is
+    for job/estimates.py.
     """
     if metadata.graph is not None and effort != "quick":
         how = "prunes" if effort == "standard" else "prunes and trains"
@@ -119,7 +109,6 @@ def make_plan(
         candidates=candidates,
         later=later,
         refused=tuple(refused),
-        estimates=estimate(metadata, (*baselines, *candidates), effort, texts, training),
     )
 
 
@@ -137,65 +126,6 @@ def _later(metadata: CheckpointMetadata, target: Target, effort: Effort, refused
     )
     return (f"the fastest INT8 recipe on networks pruned to the latency that the budget asks for, or to 1.25×, 1.6×, 2× "
             f"and 2.5× while accuracy holds{trained}",)  # fmt: skip
-
-
-def estimate(
-    metadata: CheckpointMetadata, recipes: Sequence[Recipe], effort: Effort = "quick", texts: int = 0,
-    training: Training | None = None,
-) -> Estimates:  # fmt: skip
-    """Minutes, RAM and disk. Constants were read off runs of MiniLM (22M) and a BERT-base shape (110M) on two cores.
-
-    Beyond quick for one pruned network, "max" with two rounds of training: what else is tried depends on how that came out.
-    """
-    millions = metadata.parameters / 1e6
-    built = len(recipes)
-    seconds = 40 + built * (6 + 0.25 * millions)
-    if effort != "quick":
-        seconds += 45 + 14 * millions
-    if effort == "max":
-        epochs = (training or Training()).over(texts).epochs or 0.0
-        seconds += 2 * (epochs * texts / BATCH) * 0.01 * millions + 5 * millions
-    disk = stage_bytes(metadata, recipes)
-    if effort != "quick":  # a network pruned, trained, exported and quantized, and what its sublayers were scored by
-        disk += 3 * metadata.weight_bytes + 4 * metadata.layers * 17 * metadata.hidden_size**2
-    states = texts * TOKENS * metadata.layers * metadata.hidden_size * 2 if effort == "max" else 0
-    said = min(states, Distill().cache_gb * 1e9)  # of the teacher, kept on disk where that is cheaper than asking again
-    return Estimates(
-        minutes=round(seconds / 60, 1),
-        ram_gb=round(1.2 + 10 * metadata.weight_bytes / 1e9, 1),
-        disk_gb=float(f"{(disk + said) / 1e9:.3g}"),
-        optional_gb=float(f"{said / 1e9:.3g}"),
-    )
-
-
-def stage_bytes(metadata: CheckpointMetadata, recipes: Sequence[Recipe]) -> float:
-    """What graphs and artifacts of recipes take on disk at most, with the bundle: each graph once, whoever is built of it.
-
-    ONNX Runtime and TensorRT open a graph as it is, OpenVINO its own form of it. Each pass says what it leaves of the lookup
-    tables and of the rest.
-    """
-    tables = 4 * int(metadata.config.get("vocab_size") or 0) * metadata.hidden_size
-    rest = max(4 * metadata.parameters - tables, 0)
-    graph = ONNX_LAYER_BYTES * metadata.layers
-    taken: dict[tuple[str, ...], float] = {}
-    for recipe in recipes:
-        if recipe.runtime == "torch":
-            continue
-        left, done = (1.0, 1.0), [""]
-        taken.setdefault(("",), graph + tables + rest)
-        for step in recipe.steps:
-            kept = traits_of(step).bytes_left
-            left = (left[0] * kept[0], left[1] * kept[1])
-            done.append(str(step))
-            taken[tuple(done)] = graph + left[0] * tables + left[1] * rest
-        if recipe.runtime == "openvino":
-            half = 0.5 if recipe.options.get("fp16_weights") else 1.0
-            key = ("openvino", f"{half}", *done)
-            xml = OPENVINO_LAYER_BYTES * metadata.layers
-            taken[key] = xml + half * (left[0] * tables + left[1] * rest)
-    encoder = metadata.folder / TOKENIZER
-    beside = RUN_BYTES + RECIPE_BYTES * len(recipes) + (encoder.stat().st_size if encoder.is_file() else 0)
-    return sum(taken.values()) + max(taken.values(), default=0.0) + beside
 
 
 def describe(plan: Plan) -> dict[str, Any]:
