@@ -30,7 +30,8 @@ LARGEST_FILE = 512 << 20  # of what a user gives to a model
 DEEPEST_JSON = 100  # levels
 LONGEST_NAME, MOST_LEVELS = 255, 8
 SHA256 = re.compile(r"[0-9a-f]{64}")
-_UNUSUAL = re.compile(r"[\x00-\x1f\x7f-\x9f\\:\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+MOST_FIELDS = 1 << 22  # of a graph's messages, weights left out: each takes a hundred times its bytes once it is read
+_UNUSUAL = re.compile(r"[\x00-\x1f\x7f-\x9f\\:*?\"<>|\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _LINK = getattr(os, "O_NOFOLLOW", 0)
 _FILE = os.O_RDONLY | _LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _FOLDER = os.O_RDONLY | _LINK | getattr(os, "O_DIRECTORY", 0)
@@ -256,19 +257,27 @@ def external_files(graph: memoryview) -> set[str]:
     are nodes, 5 initializers, 15 sparse ones; attributes hold tensors and graphs again.
     """
     found: set[str] = set()
-    todo = [(graph, "model", 0)]
+    todo = [(wire_fields(graph), "model")]
+    count = 0
     while todo:
-        message, kind, depth = todo.pop()
-        if depth > DEEPEST_JSON:
-            raise ValueError("its graphs are nested too deep")
-        for number, _, content in wire_fields(message):
-            inner = _HOLDS.get((kind, number))
-            if inner == "location":
-                entry = {at: bytes(value) for at, _, value in wire_fields(content)}
-                if entry.get(1) == b"location":
-                    found.add(entry.get(2, b"").decode("utf-8", "replace"))
-            elif inner:
-                todo.append((content, inner, depth + 1))
+        fields, kind = todo[-1]
+        field = next(fields, None)
+        if field is None:
+            todo.pop()
+            continue
+        number, _, content = field
+        count += 1
+        if count > MOST_FIELDS:
+            raise ValueError(f"it has more than {MOST_FIELDS:,} nodes, tensors and names, more than make sense")
+        inner = _HOLDS.get((kind, number))
+        if inner == "location":
+            entry = {at: bytes(value) for at, _, value in wire_fields(content)}
+            if entry.get(1) == b"location":
+                found.add(entry.get(2, b"").decode("utf-8", "replace"))
+        elif inner:
+            if len(todo) > DEEPEST_JSON:
+                raise ValueError("its graphs are nested too deep")
+            todo.append((wire_fields(content), inner))
     return found
 
 
@@ -289,6 +298,8 @@ def wire_fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryvi
     while at < len(message):
         begun = at
         key, at = _varint(message, at)
+        if key >> 32:  # protobuf reads the lower 32 bits, so that the field would be another one there
+            raise ValueError("it is no protobuf message")
         kind = key & 7
         if kind == 2:
             size, at = _varint(message, at)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .host import ForkSafeLock
 from .runners import OnnxRuntimeRunner, mixes_rows, rounds_activations
 
 CACHE_PREFIX, PRESENT = "past_key_values.", "present."
@@ -144,27 +144,28 @@ def can_share(runner: Any) -> bool:
 
 class PrefixCache:
     """What the last prompt of a bundle left, for one that begins alike: its tokens and their keys and values, for one text at a
-    time, of `MOST_LEFT_BYTES` at most. Several threads may ask at once; who comes second begins anew.
+    time, of `MOST_LEFT_BYTES` at most. Several threads may ask at once; who comes second begins anew. There is no lock: a text
+    that nobody goes on with leaves its cache whenever it is freed, perhaps in the middle of a call here.
 
     Two tokens at least are read anew, for a call for one adds up in another order (see lookup.py); so tokens of an answer,
     which were made one by one, are no part of what is left.
     """
 
     def __init__(self) -> None:
-        self._lock = ForkSafeLock()
-        self._left: tuple[list[int], dict[str, np.ndarray]] | None = None
+        self._left: deque[tuple[list[int], dict[str, np.ndarray]]] = deque(maxlen=1)
 
     def take(
         self, ids: Sequence[int], room: Mapping[str, np.ndarray], tokens: int
     ) -> tuple[dict[str, np.ndarray], int]:
         """A cache for a text, and how many of its tokens are in it: all but the last two at most. `room` is an empty cache for so
         many `tokens`, where the runner appends to one; it is given back with 0 when no text began like this one."""
-        with self._lock:
-            left, self._left = self._left, None
-        shared = 0 if left is None else _shared(left[0], ids)
-        if left is None or shared < LEAST_SHARED:
+        try:
+            left, kept = self._left.pop()
+        except IndexError:
             return dict(room), 0
-        kept = left[1]
+        shared = _shared(left, ids)
+        if shared < LEAST_SHARED:
+            return dict(room), 0
         if not room or CACHE_PREFIX + HELD in kept:
             return cut(kept, shared), shared
         if all(value.shape[2] >= tokens for value in kept.values()):
@@ -176,8 +177,7 @@ class PrefixCache:
     def leave(self, ids: Sequence[int], kv_cache: Mapping[str, np.ndarray]) -> None:
         """Keep the cache of these tokens for a later text; nobody else goes on from it."""
         if size_of(kv_cache) <= MOST_LEFT_BYTES:
-            with self._lock:
-                self._left = list(ids), dict(kv_cache)
+            self._left.append((list(ids), {name: _alone(value) for name, value in kv_cache.items()}))
 
 
 def size_of(kv_cache: Mapping[str, np.ndarray]) -> int:
@@ -186,6 +186,11 @@ def size_of(kv_cache: Mapping[str, np.ndarray]) -> int:
     if held is not None:
         return int(held.kept.bytes)
     return sum(value.nbytes for value in kv_cache.values())
+
+
+def _alone(value: np.ndarray) -> np.ndarray:
+    """An array without what it was cut from, which would be kept as well."""
+    return value.copy() if value.base is not None and getattr(value.base, "nbytes", 0) > value.nbytes else value
 
 
 def _shared(left: Sequence[int], ids: Sequence[int]) -> int:

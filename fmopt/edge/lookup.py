@@ -93,6 +93,7 @@ class Gain:
         )
         self.credit = 1.0
         self.declined, self.retry = 0, RETRY
+        self._last: deque[tuple[int, int, float]] = deque()  # of texts that ended, not yet counted
 
     def note(self, alike: int, right: bool) -> None:
         """A token came where so many before it were alike, and it was the guess or not."""
@@ -109,17 +110,27 @@ class Gain:
     def checked(self, proposed: int, accepted: int, seconds: float) -> None:
         """So long took a call with so many proposed tokens, of which some came true."""
         with self._lock:
-            cost = seconds / median(self.seconds)
-            known = self.costs.setdefault(proposed, deque(maxlen=SAMPLES[2]))
-            if len(known) == 1:  # the first of its size prepared what the others find
-                known[0] = min(known[0], cost)
-            known.append(cost)
-            gained = 1 + accepted
-            self.credit = min(MOST_CREDIT, self.credit + gained - cost + ALLOWANCE * gained)
+            self._count(proposed, accepted, seconds)
+
+    def ended(self, proposed: int, accepted: int, seconds: float) -> None:
+        """The same of a text's last call. A text that nobody goes on with ends whenever it is freed, perhaps in a thread that has
+        the lock: it is counted later."""
+        self._last.append((proposed, accepted, seconds))
+
+    def _count(self, proposed: int, accepted: int, seconds: float) -> None:
+        cost = seconds / median(self.seconds)
+        known = self.costs.setdefault(proposed, deque(maxlen=SAMPLES[2]))
+        if len(known) == 1:  # the first of its size prepared what the others find
+            known[0] = min(known[0], cost)
+        known.append(cost)
+        gained = 1 + accepted
+        self.credit = min(MOST_CREDIT, self.credit + gained - cost + ALLOWANCE * gained)
 
     def choose(self, alike: int, most: int) -> int:
         """How many tokens to propose, at most so many, where so many before them are alike; 0 where it does not pay."""
         with self._lock:
+            while self._last:
+                self._count(*self._last.popleft())
             if len(self.seconds) < 3 or self.credit < 0:
                 return 0
             best, value, chance, expected, done = 0, WORTH, 1.0, 1.0, 0
@@ -252,7 +263,7 @@ class LookupRows:
         """Keep account of the last call too; nothing more is made."""
         proposed, seconds = self.call
         if proposed:
-            self.gain.checked(proposed, proposed - len(self.ahead), seconds)
+            self.gain.ended(proposed, proposed - len(self.ahead), seconds)
             self.call = (0, 0.0)
 
     def _settle(self, wrong: int) -> None:

@@ -121,7 +121,7 @@ def _from_gguf(asked: str, file: Path) -> ModelSource:
     """A GGUF file: the checkpoint folder in the cache that is made of it, once for each content."""
     title, header = file.stem, read_header(file)
     known = f"{file_digest(file)}\n{known_transformers().__version__}"
-    place = cache_folder() / "gguf" / f"{title}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+    place = place_in_cache("gguf", title, known)
     folder = made_once(place, lambda out: checkpoint_folder.write_checkpoint(file, out))
     return ModelSource(asked=asked, folder=folder, title=title, licence=header.text("general.license"))
 
@@ -137,7 +137,7 @@ def _from_config(name: str, metadata: Mapping[str, Any]) -> Path:
     transformers = known_transformers()
     settings = [metadata["task"], metadata["config"], *(metadata.get(part) for part in ("processor", "vocabulary"))]
     known = json.dumps([*settings, transformers.__version__], sort_keys=True)
-    place = cache_folder() / "untrained" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+    place = place_in_cache("untrained", name, known)
 
     def make(out: Path) -> None:
         config = transformers.AutoConfig.for_model(**metadata["config"])
@@ -183,6 +183,12 @@ def made_once(place: Path, make: Callable[[Path], None]) -> Path:
                 if not place.is_dir():  # else another process was faster
                     raise
     return place
+
+
+def place_in_cache(kind: str, title: str, known: str) -> Path:
+    """The folder of the cache for what `known` identifies; its name begins as `title` does, which may be of any length."""
+    begin = os.fsencode(title)[:128].decode(errors="ignore")
+    return cache_folder() / kind / f"{begin}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
 
 
 def cache_folder() -> Path:

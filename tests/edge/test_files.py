@@ -27,7 +27,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "../x", "a/../x", "/etc/passwd", "a//b", "a/", "./a", "a\\b", "C:a", "a\0b", "a\x1bb", "a\nb", "x" * 256,
-     "a/" * 9 + "b", "\u202ea", 5, None, ["a"]],
+     "a/" * 9 + "b", "\u202ea", "*/_ORT_MEM_ADDR_/*", 5, None, ["a"]],
 )  # fmt: skip
 def test_names_that_lead_elsewhere_are_none(name, tmp_path):
     assert not files.is_plain_name(name)
@@ -120,6 +120,24 @@ def external_graph(path: Path, location: str, inner: bool) -> None:
 def test_the_files_that_a_graph_reads_are_found_wherever_it_names_them(inner, tmp_path):
     external_graph(tmp_path / "g.onnx", "../w.bin", inner)
     assert files.external_files(memoryview((tmp_path / "g.onnx").read_bytes())) == {"../w.bin"}
+
+
+def test_a_field_that_protobuf_would_read_as_another_is_none(tmp_path):
+    """Of a key protobuf takes 32 bits: with one above them, the weights' place would be seen by the runtime alone."""
+    external_graph(tmp_path / "g.onnx", "w.bin", inner=False)
+    graph = (tmp_path / "g.onnx").read_bytes()
+    at = graph.index(b"\x3a")  # the key of field 7, the graph
+    assert files.external_files(memoryview(graph)) == {"w.bin"}
+    hidden = graph[:at] + bytes([0xBA, 0x80, 0x80, 0x80, 0x10]) + graph[at + 1 :]
+    with pytest.raises(ValueError, match="no protobuf message"):
+        files.external_files(memoryview(hidden))
+
+
+def test_a_graph_of_very_many_parts_is_not_read(tmp_path, monkeypatch):
+    external_graph(tmp_path / "g.onnx", "w.bin", inner=True)
+    monkeypatch.setattr(files, "MOST_FIELDS", 8)
+    with pytest.raises(ValueError, match="it has more than 8 nodes, tensors and names"):
+        files.external_files(memoryview((tmp_path / "g.onnx").read_bytes()))
 
 
 def test_what_never_ends_or_ends_the_process_is_one_line():

@@ -55,6 +55,8 @@ class Eager(Gain):
     def checked(self, proposed: int, accepted: int, seconds: float) -> None:
         self.proposed, self.accepted = self.proposed + proposed, self.accepted + accepted
 
+    ended = checked
+
 
 def answers_known(monkeypatch: pytest.MonkeyPatch, prompt: list[int], answer: list[int]) -> None:
     """Proposals are the answer itself with every fifth token another: a network with random weights seldom repeats itself."""
@@ -315,6 +317,30 @@ def test_nothing_is_left_that_is_too_large_or_not_wanted(tiny_decoder: Any, monk
     for _ in range(2):
         one.model(TEXTS[2], max_new_tokens=1)
     assert read[3:] == [2, whole]
+
+
+def test_a_cache_is_left_without_what_it_was_cut_from() -> None:
+    prefixes, ids = PrefixCache(), list(range(40))
+    whole = {"past_key_values.0.key": np.ones((1, 2, 4000, 8), np.float32)}
+    prefixes.leave(ids, kv_cache.cut(whole, 40))
+    kept, shared = prefixes.take([*ids, 1, 2], {}, 0)
+    assert shared == 40
+    (array,) = kept.values()
+    assert array.shape[2] == 40
+    assert (array.base if array.base is not None else array).nbytes == array.nbytes
+    assert prefixes.take([*ids, 1, 2], {}, 0) == ({}, 0)  # one text alone goes on from it
+
+
+def test_a_text_may_end_in_the_middle_of_a_call() -> None:
+    """As one in a reference cycle does: the garbage collector ends it in whichever thread it runs."""
+    gain = Gain()
+    for _ in range(3):
+        gain.took(1.0)
+    with gain._lock:
+        gain.ended(4, 4, 2.0)
+    assert gain.costs == {}
+    gain.choose(3, 8)
+    assert list(gain.costs[4]) == [2.0]
 
 
 def test_threads_share_what_is_left_and_answer_as_each_alone(decoder: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fmopt.cli.app import main
 from fmopt.core.errors import CheckpointError
 from fmopt.models import checkpoint
-from fmopt.models.source import resolve
+from fmopt.models.source import place_in_cache, resolve
 from tests.conftest import TinyCheckpoint
 from tests.gguf_files import changed, gguf_of
 
@@ -38,6 +38,13 @@ def test_it_is_made_once_for_each_content(file, tmp_path):
     assert resolve(str(file)).folder != source.folder
     metadata = checkpoint.inspect(source)
     assert (metadata.task, metadata.model_type, metadata.layers) == ("text-generation", "llama", 2)
+
+
+def test_a_name_of_any_length_has_a_place():
+    for title in ("L" * 250, "語" * 80):
+        place = place_in_cache("gguf", title, "what it is")
+        assert title.startswith(place.name.rpartition("-")[0])
+        assert len(place.name.encode()) < 160
 
 
 def test_a_failed_conversion_leaves_nothing(file, tmp_path):

@@ -25,7 +25,7 @@ LFS_POINTER = b"version https://git-lfs"
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # of values
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32  # where general.alignment says nothing
-MOST_KEYS, MOST_TENSORS, MOST_ELEMENTS, MOST_DIMENSIONS = 1 << 12, 1 << 16, 1 << 22, 4
+MOST_KEYS, MOST_TENSORS, MOST_ELEMENTS, MOST_DIMENSIONS = 1 << 12, 1 << 16, 1 << 22, 4  # elements: of all lists
 LONGEST_KEY, LONGEST_STRING = 1 << 10, 1 << 20  # bytes
 
 
@@ -114,6 +114,7 @@ class _Reader:
     def __init__(self, path: Path, content: mmap.mmap, size: int):
         self.path, self.content, self.size = path, content, size
         self.at = len(MAGIC)
+        self.elements = 0  # of all lists so far
 
     def header(self) -> GgufHeader:
         version = self.number("I")
@@ -156,8 +157,9 @@ class _Reader:
             raise self.wrong(f"says {shorten(printable(alignment))} for general.alignment; it is a power of two")
         sizes = {int(kind): block for kind, block in GGML_QUANT_SIZES.items()}
         begin = (self.at + alignment - 1) // alignment * alignment
-        found = {}
-        for name, (shape, kind, offset) in table.items():
+        found: dict[str, TensorInfo] = {}
+        before, last = "", 0  # the tensor that lies before, and where it ends
+        for name, (shape, kind, offset) in sorted(table.items(), key=lambda one: one[1][2]):
             said = shorten(printable(name))
             if kind not in sizes:
                 raise self.wrong(
@@ -172,6 +174,9 @@ class _Reader:
                     f"{self.path} ({self.size:,} bytes) was cut, or says a wrong size: {said} would end at byte {end:,}; get the "
                     "file again"
                 )
+            if begin + offset < last:  # else a small file makes a network of any size
+                raise self.wrong(f"has {said} where {shorten(printable(before))} lies")
+            before, last = name, end
             found[name] = TensorInfo(shape, kind, end)
         return found
 
@@ -182,8 +187,9 @@ class _Reader:
         if kind != ARRAY:
             return self.number(self.letter(kind))
         kind, count = self.number("I"), self.number("Q")
-        if count > MOST_ELEMENTS:
-            raise self.wrong(f"holds a list of {count:,} values, more than make sense")
+        self.elements += count
+        if self.elements > MOST_ELEMENTS:
+            raise self.wrong(f"holds lists of {self.elements:,} values, more than make sense")
         if kind == STRING:
             return [self.string(LONGEST_STRING) for _ in range(count)]
         return list(self.unpacked(f"<{count}{self.letter(kind)}"))

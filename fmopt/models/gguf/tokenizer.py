@@ -90,6 +90,10 @@ def _tokens(header: GgufHeader, vocabulary: int) -> tuple[list[str], list[int]]:
         )
     if len(set(tokens)) < len(tokens):
         raise CheckpointError(f"{header.path} has a token twice; get the file again")
+    special = [token_id(header, name) for name in {*NAMED.values(), *ENDS}]
+    for number in special:  # one that is called unused would get another id
+        if number is not None and kinds[number] == UNUSED:
+            kinds[number] = CONTROL
     return tokens, kinds
 
 

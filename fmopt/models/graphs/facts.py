@@ -28,6 +28,7 @@ INTEGER = (
 )  # fmt: skip
 HALF = {10: "fp16", 16: "bf16"}  # element types of ONNX
 LARGEST_BYTES = 2 << 30  # of a protobuf message
+MOST_AXES, MOST_IN_BYTE = 16, 8  # of a tensor; numbers in a byte
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,25 @@ def read_facts(path: Path, home: Path) -> GraphFacts:
                 f"{path} has {size:,} bytes, and an ONNX graph some, and less than 2 GB; get the file again"
             )
         files = (path, *_weight_files(path))
-        model = onnx.load(str(path), load_external_data=False)
+        found = _facts(onnx.load(str(path), load_external_data=False), path, files)
+        ports = (*found.inputs.values(), *found.outputs.values())
+        axes = [axis for port in ports for axis in port.axes or ()]
+        if any(
+            isinstance(one, bytes) for one in (*found.operators, *found.inputs, *found.outputs, *found.shapes, *axes)
+        ):
+            raise CheckpointError(f"{path} holds a name that is not UTF-8; get the file again")
+        return found
+
+
+def _facts(model: Any, path: Path, files: tuple[Path, ...]) -> GraphFacts:
+    """The facts of a graph that was read; what protobuf gives for a name that is no text is left as it is."""
     if not model.graph.node or not model.graph.output:
         raise CheckpointError(f"{path} holds no graph (no node, or no output); get the file again")
     operators = _checked_operators(model, path)
+    weight_bytes = sum(file.stat().st_size for file in files)
     tensors = {tensor.name: tensor for tensor in _tensors(model.graph)}
+    for tensor in tensors.values():
+        _require_possible(tensor, path, weight_bytes)
     given = [value for value in model.graph.input if value.name not in tensors]
     return GraphFacts(
         path=path,
@@ -90,23 +105,38 @@ def read_facts(path: Path, home: Path) -> GraphFacts:
         producer=printable(" ".join(filter(None, (model.producer_name, model.producer_version)))) or "not stated",
         shapes={name: tuple(tensor.dims) for name, tensor in tensors.items()},
         parameters=sum(math.prod(tensor.dims) for tensor in tensors.values() if tensor.data_type not in (6, 7, 9)),
-        weight_bytes=sum(file.stat().st_size for file in files),
+        weight_bytes=weight_bytes,
         precision=_precision(operators, tensors.values()),
         table=_table(model.graph, tensors, [value.name for value in given]),
         files=files,
     )
 
 
+def _require_possible(tensor: Any, path: Path, weight_bytes: int) -> None:
+    """CheckpointError for a tensor of more numbers than the files can hold, or of a shape that there is not."""
+    dims = tensor.dims
+    if len(dims) > MOST_AXES or any(size < 0 for size in dims) or math.prod(dims) > weight_bytes * MOST_IN_BYTE:
+        raise CheckpointError(
+            f"{path} says that {shorten(printable(tensor.name))} has the shape {shorten(str(list(dims[:MOST_AXES])))}, which its "
+            f"{weight_bytes:,} bytes do not hold; get the file again"
+        )
+
+
 def _weight_files(path: Path) -> list[Path]:
     """The files that a graph says its weights lie in, each a plain one in its folder."""
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        view = memoryview(content)
+    names: set[str] = set()
+    wrong = ""
+    with (
+        path.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
         try:
             names = external_files(view)
         except ValueError as error:
-            raise CheckpointError(f"{path} is no ONNX graph, or was cut off ({error}); get the file again") from None
-        finally:
-            view.release()
+            wrong = str(error)  # not raised here: the error holds parts of what is to be closed
+    if wrong:
+        raise CheckpointError(f"{path} is no ONNX graph, or was cut off ({wrong}); get the file again")
     for name in sorted(names):
         try:
             open_inside(path.parent, name).close()
@@ -127,17 +157,17 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 def _checked_operators(model: Any, path: Path) -> Counter[str]:
     """Types of its nodes with their numbers; CheckpointError for one of another domain, and for a loop."""
-    own = {function.domain for function in model.functions}
+    own = {(function.domain, function.name) for function in model.functions}
     count: Counter[str] = Counter()
     for graph in (model.graph, *model.functions):
         for node in _nodes(graph):
-            if node.domain not in (*DOMAINS, *own):
+            if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
                 raise CheckpointError(
                     f"{path} has the custom operator {shorten(printable(node.op_type))} of the domain "
                     f"{shorten(printable(node.domain))}, which needs a library of its own; fmopt loads none: export the model "
                     "with operators of ONNX"
                 )
-            if node.op_type in LOOPS and node.domain not in own:
+            if node.op_type in LOOPS and node.domain in DOMAINS:
                 raise CheckpointError(
                     f"{path} has a {node.op_type}, whose number of turns nothing here bounds; encoders of texts have none: "
                     "export the model again by tracing it"
@@ -150,7 +180,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
     """Initializers and the values of Constant nodes, each named as what is read."""
     yield from graph.initializer
     for node in graph.node:
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" and node.output:
             for attribute in node.attribute:
                 if attribute.name == "value" and attribute.t.dims:
                     tensor = type(attribute.t)()
@@ -192,7 +222,9 @@ def _table(graph: Any, tensors: Mapping[str, Any], inputs: list[str]) -> tuple[i
         if node.op_type in ("Cast", "Identity", "Reshape", "Flatten") and node.input and node.input[0] in straight:
             straight.update(node.output)
     alike = ("DequantizeLinear", "Identity", "Cast")
-    same = {node.output[0]: node.input[0] for node in graph.node if node.op_type in alike and node.input}
+    same = {
+        node.output[0]: node.input[0] for node in graph.node if node.op_type in alike and node.input and node.output
+    }
     found = []
     for node in graph.node:
         if node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in straight:

@@ -30,7 +30,7 @@ from fmopt.models.preprocessors.served import with_own_tokenizer
 from fmopt.models.preprocessors.tokenizer import FILES, convert_tokenizer, has_slow_tokenizer
 from fmopt.models.received import read_json, require_plain, require_possible
 from fmopt.models.sentence_transformers import makes_vectors, reranker_activation, settings_for
-from fmopt.models.source import cache_folder, made_once
+from fmopt.models.source import cache_folder, made_once, place_in_cache
 from fmopt.tasks.base import Output, Task, find_task
 
 LABELS = "labels.json"  # names of classes in the order of their ids, beside a graph
@@ -252,7 +252,7 @@ def _gathered(source: ModelSource, written: Mapping[str, Any]) -> Path:
     for path in found.values():
         require_plain(path, place)
     stamps = [(name, file_digest(path)) for name, path in found.items()]
-    key = hashlib.sha256(repr((content, stamps)).encode()).hexdigest()[:16]
+    known = repr((content, stamps))
 
     def make(out: Path) -> None:
         for name, path in found.items():
@@ -263,7 +263,7 @@ def _gathered(source: ModelSource, written: Mapping[str, Any]) -> Path:
         if "tokenizer_config.json" not in found and not written.get("model_type"):
             (out / "tokenizer_config.json").write_text(json.dumps(_plain_settings(out / TOKENIZER)))
 
-    return made_once(cache_folder() / "received-graphs" / f"{source.title}-{key}", make)
+    return made_once(place_in_cache("received-graphs", source.title, known), make)
 
 
 def _plain_settings(path: Path) -> dict[str, Any]:

@@ -62,7 +62,13 @@ def test_a_cut_file_is_refused_wherever_it_was_cut(file, tmp_path):
         (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 77), "a value of type 77"),
         (
             b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 4, 1 << 50),
-            "a list of 1,125,899,906,842,624 values",
+            "lists of 1,125,899,906,842,624 values",
+        ),
+        (
+            b"GGUF"
+            + struct.pack("<IQQ", 3, 0, 3)
+            + b"".join(struct.pack("<Q1sIIQ", 1, key, 9, 0, 1 << 21) + bytes(1 << 21) for key in (b"k", b"l", b"m")),
+            "lists of 6,291,456 values, more than make sense",
         ),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 9, 2), "a value of type 9"),
         (b"GGUF" + struct.pack("<IQQQ1s", 3, 0, 1, 1, b"\xff"), "not UTF-8"),
@@ -83,6 +89,19 @@ def test_a_tensor_that_would_lie_beyond_the_file_is_refused(file, tmp_path):
     path = tmp_path / "large.gguf"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"says a wrong size: blk\.1\.ffn_up\.weight would end at byte"):
+        read_header(path)
+
+
+def test_tensors_that_share_bytes_are_refused(file, tmp_path):
+    """Else a file of some megabytes would be a network of any number of layers."""
+    content = bytearray(file.read_bytes())
+    at = content.index(b"blk.1.ffn_up.weight") + len(b"blk.1.ffn_up.weight")
+    struct.pack_into("<Q", content, at + 4 + 2 * 8 + 4, 0)  # where it lies
+    path = tmp_path / "shared.gguf"
+    path.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"has blk\.1\.ffn_up\.weight where \S+ lies|has \S+ where blk\.1\.ffn_up"
+    ):
         read_header(path)
 
 

@@ -69,6 +69,14 @@ def test_ids(file):
     assert header.metadata["tokenizer.ggml.tokens"][end] == "<|endoftext|>"
 
 
+def test_a_special_token_of_the_kind_unused_keeps_its_id(file, tmp_path):
+    padding = read(file).pad_token_id
+    number = len(read_header(file).metadata["tokenizer.ggml.tokens"]) - 2  # of a row that no token has
+    found = read(changed(file, tmp_path / "unused.gguf", "tokenizer.ggml.padding_token_id", number))
+    assert padding != number
+    assert (found.pad_token, found.pad_token_id) == (f"[PAD{number}]", number)
+
+
 def test_the_way_a_text_begins(file, tmp_path):
     ours = read(file)
     begins = [ours.bos_token_id]

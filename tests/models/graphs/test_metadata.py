@@ -195,7 +195,9 @@ def test_labels_that_are_not_the_graphs(folder):
 def test_a_file_that_was_cut_off(folder, size):
     whole = (folder / "model.onnx").read_bytes()
     (folder / "model.onnx").write_bytes(whole[:size])
-    assert "get the file again" in refused(folder)
+    said = refused(folder)
+    assert "get the file again" in said
+    assert "BufferError" not in said
 
 
 def test_what_is_no_graph(folder):
@@ -225,6 +227,32 @@ def test_a_loop(folder):
 
     changed(folder / "model.onnx", change)
     assert "has a Loop, whose number of turns" in refused(folder)
+    function = helper.make_function("", "Own", ["a"], ["b"], [helper.make_node("Identity", ["a"], ["b"])], [])
+    changed(folder / "model.onnx", lambda model: model.functions.append(function))
+    assert "has a Loop, whose number of turns" in refused(folder)  # a function of ONNX's own domain hides none
+
+
+@pytest.mark.parametrize("dims", [[1 << 62, 1 << 62], [1 << 62] * 300, [-5, 7], [1 << 24]])
+def test_a_shape_that_its_bytes_do_not_hold(folder, dims):
+    tensor = TensorProto(name="large", data_type=TensorProto.FLOAT, dims=dims)
+    changed(folder / "model.onnx", lambda model: model.graph.initializer.append(tensor))
+    assert "says that large has the shape" in refused(folder)
+
+
+@pytest.mark.parametrize("operator", ["Constant", "Identity"])
+def test_a_node_that_gives_nothing(folder, operator):
+    value = TensorProto(data_type=TensorProto.FLOAT, dims=[1], float_data=[1.0])
+    node = helper.make_node("Identity", ["logits"], [])
+    if operator == "Constant":
+        node = helper.make_node("Constant", [], [], value=value)
+    changed(folder / "model.onnx", lambda model: model.graph.node.append(node))
+    assert "model.onnx cannot be used" in refused(folder)
+
+
+def test_a_name_that_is_no_text(folder):
+    path = changed(folder / "model.onnx", lambda model: model.graph.node.append(helper.make_node("Strange", [], ["z"])))
+    path.write_bytes(path.read_bytes().replace(b"Strange", b"St\xff\xfenge"))
+    assert "a name that is not UTF-8" in refused(folder)
 
 
 @pytest.mark.parametrize("place", ["../weights.bin", "/etc/passwd", "a/../../b", "missing.bin"])
