@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +222,10 @@ def origin_of(graph: ReceivedGraph) -> str:
 
 
 def _tried(facts: GraphFacts, inputs: Mapping[str, str], longest: int, words: int) -> Trial:
-    """What came of trying the graph, now or once before: the files' digests name it."""
+    """What came of trying the graph, now or once before by the same runtime: the files' digests name it."""
     kinds = {own: f"{known} {facts.inputs[own].kind}" for known, own in inputs.items()}
-    asked = [*(file_digest(path) for path in facts.files), sorted(kinds.items()), longest, words]
+    runtime = version("onnxruntime")
+    asked = [runtime, *(file_digest(path) for path in facts.files), sorted(kinds.items()), longest, words]
     place = cache_folder() / "tried-graphs" / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
     def make(out: Path) -> None:
