@@ -112,7 +112,7 @@ def test_variants_are_timed_there_and_judged_here(device: openssh.Device, tmp_pa
     assert {trial.recipe.runtime for trial in record.everything} == {"onnxruntime", "openvino"}
     for trial in record.everything:
         assert trial.latency is not None
-        assert len(trial.latency.samples_ms) >= 20
+        assert len(trial.latency.samples_ms) >= 10  # rounds that bound a median
         assert trial.profile == []  # of this machine it would mean nothing
     winner = record.find(record.winner)
     assert winner is not None

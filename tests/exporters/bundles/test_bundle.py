@@ -388,7 +388,7 @@ def test_the_parts_that_a_bundle_cannot_do_without(write: Write, tmp_path: Path,
     options = {"recipe": {}, "verdict": "PASS", "golden": Golden(), "needs_isa": []}
     for artifact, reported in (
         (Artifact("torch", tmp_path / "empty"), "holds no safetensors"),
-        (Artifact("onnxruntime", tmp_path / "model.gguf"), "is neither model.onnx nor model.xml"),
+        (Artifact("onnxruntime", tmp_path / "model.tflite"), "is neither model.onnx nor model.xml"),
     ):
         with pytest.raises(BundleError, match=reported):
             bundle_writer.write_bundle(tmp_path / "new", metadata=base, artifact=artifact, **options)
