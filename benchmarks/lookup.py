@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shlex
 import sys
@@ -30,14 +29,15 @@ import numpy as np
 from fmopt.edge import runners
 from fmopt.edge.generation import GenerationConfig, Session, continuations
 from fmopt.edge.text import open_preprocessor
+from fmopt.models.source import cache_folder
 from tests.fuzzing import made_on
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data"
 MADE = HERE.parent / "out" / "lookup"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmopt"
-CHECKPOINT = CACHE / "real-models" / "smollm2-135m"
+CHECKPOINT = cache_folder() / "real-models" / "smollm2-135m"
 GRAPHS = {"int4": "fmopt-int4-32", "int8": "fmopt-int8", "fp32": "fp32"}
+KINDS = ("summaries", "code", "questions", "open")
 WAYS = ("off", "auto", "lookup")
 LONGEST_PROMPT = 400  # tokens
 OPEN = (
@@ -71,13 +71,13 @@ def prompts_of(kind: str, count: int, seed: int) -> list[str]:
     return random.Random(seed).sample([str(row) for row in rows], count)
 
 
-KINDS = ("summaries", "code", "questions", "open")
-
-
-def written(runner: Any, ids: list[int], pipeline: Mapping[str, Any], config: GenerationConfig, session: Session):  # type: ignore[no-untyped-def]
-    """(tokens, seconds from the first to the last, seconds to the first)."""
+def generated(
+    runner: Any, ids: list[int], pipeline: Mapping[str, Any], config: GenerationConfig, session: Session
+) -> tuple[list[int], float, float]:
+    """(Tokens, seconds from the first to the last, seconds to the first)."""
     start = time.perf_counter()
-    made, first = [], start
+    made: list[int] = []
+    first = start
     for (token,) in continuations(runner, [ids], pipeline, config, session):
         first = first if made else time.perf_counter()
         made.append(token)
@@ -103,7 +103,7 @@ def measured(
         answers = {}
         for way in order.sample(WAYS, len(WAYS)):
             config = GenerationConfig(max_new_tokens=tokens, speculation=way, prefix_cache=False)
-            answers[way], taken, _ = written(runner, ids, pipeline, config, sessions[way])
+            answers[way], taken, _ = generated(runner, ids, pipeline, config, sessions[way])
             seconds[way].append(taken / max(1, len(answers[way]) - 1))
         for way in WAYS:
             same[way] += answers[way] == answers["off"]
@@ -124,7 +124,7 @@ def prefixes(runner: Any, prompts: Sequence[list[int]], pipeline: Mapping[str, A
             answers = []
             for name in random.Random(seed + end).sample(list(sessions), 2):
                 config = GenerationConfig(max_new_tokens=1, speculation="off", prefix_cache=name != "alone")
-                made, _, first = written(runner, [*ids, 100 + end, 200 + end, 300], pipeline, config, sessions[name])
+                made, _, first = generated(runner, [*ids, 100 + end, 200 + end, 300], pipeline, config, sessions[name])
                 answers.append(made)
                 if end:
                     seconds[name].append(first)
@@ -138,7 +138,7 @@ def prefixes(runner: Any, prompts: Sequence[list[int]], pipeline: Mapping[str, A
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """All graphs and kinds of prompts; written after each graph."""
-    document = {"command": shlex.join(["python", "benchmarks/lookup.py", *sys.argv[1:]]), "seed": asked.seed,
+    document: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/lookup.py", *sys.argv[1:]]), "seed": asked.seed,
                 "threads": asked.threads, "model": "SmolLM2-135M", "graphs": {}}  # fmt: skip
     pipeline = json.loads((MADE / "fmopt-int8" / "pipeline.json").read_text("utf8"))
     preprocessor = open_preprocessor(CHECKPOINT, pipeline)
@@ -148,7 +148,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         for kind in KINDS:
             ids = [preprocessor.ids(text)[-LONGEST_PROMPT:] for text in prompts_of(kind, asked.prompts, asked.seed)]
             rows[kind] = measured(runner, ids, pipeline, asked.tokens, asked.seed)
-            print(name, kind, told(rows[kind]), flush=True)
+            print(name, kind, shown(rows[kind]), flush=True)
         ids = [preprocessor.ids(text)[:LONGEST_PROMPT] for text in prompts_of("questions", asked.prompts, asked.seed)]
         rows["beginning alike"] = prefixes(runner, ids, pipeline, asked.seed)
         found = rows["beginning alike"]
@@ -158,12 +158,12 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             flush=True,
         )
         runner.close()
-        document["graphs"][name] = rows  # type: ignore[index]
+        document["graphs"][name] = rows
         compact_results.write(document | made_on(), asked.output)
     return document
 
 
-def told(row: Mapping[str, Any]) -> str:
+def shown(row: Mapping[str, Any]) -> str:
     """A row for people."""
     speeds = ", ".join(f"{way} {one:.1f} tokens/s" for way, one in row["tokens_per_second"].items())
     ratios = ", ".join(

@@ -56,11 +56,11 @@ def inspect(
         from fmopt.models.graphs.description import describe
 
         found = describe(source, task)
-        known = {} if found.metadata is None else cli_output.facts_data(found.metadata)
+        known = {} if found.metadata is None else cli_output.checkpoint_data(found.metadata)
         answer(known | {"graph": found.data()}, as_json, lambda: cli_output.graph(found))
         return
     metadata = checkpoint.inspect(source, task or source.task, allow_pickle=allow_pickle)
-    answer(cli_output.facts_data(metadata), as_json, lambda: cli_output.metadata(metadata))
+    answer(cli_output.checkpoint_data(metadata), as_json, lambda: cli_output.metadata(metadata))
 
 
 def parts_list(bundle: Path) -> str:

@@ -365,7 +365,7 @@ def trimmed(found: Trimmed) -> None:
     out.print("The texts give the same tokens as before; other words are spelled in more tokens.")
 
 
-def facts_data(found: CheckpointMetadata) -> dict[str, Any]:
+def checkpoint_data(found: CheckpointMetadata) -> dict[str, Any]:
     """A checkpoint's metadata as JSON-able data."""
     data = dataclasses.asdict(found)
     del data["config"]
@@ -394,7 +394,7 @@ def metadata(found: CheckpointMetadata) -> None:
 
 def graph(found: Description) -> None:
     """What an ONNX graph is, then what is known of its task."""
-    table = table_of(show_header=False, title=found.facts.path.name)
+    table = table_of(show_header=False, title=found.summary.path.name)
     for name, value in found.rows().items():
         table.add_row(name, value)
     show(table)

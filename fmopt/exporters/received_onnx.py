@@ -28,7 +28,7 @@ PASSES = (
 )
 
 
-def taken_in(metadata: CheckpointMetadata, out: Path) -> Graph:
+def import_onnx(metadata: CheckpointMetadata, out: Path) -> Graph:
     """Write the graph that `metadata` came with into the folder `out`, as model.onnx; the same graph gives the same bytes.
 
     Of one in full precision constants become weights, so that passes see them; with `dequantize` Q/DQ pairs are folded into
@@ -37,9 +37,9 @@ def taken_in(metadata: CheckpointMetadata, out: Path) -> Graph:
     """
     received = metadata.graph
     assert received is not None
-    with explained(f"{received.path} cannot be taken in", CheckpointError):
+    with explained(f"{received.path} cannot be imported", CheckpointError):
         program = ir.load(received.path)
-        _call(program.graph, {own: known for known, own in received.inputs.items()}, dict(received.outputs))
+        _name_ports(program.graph, {own: known for known, own in received.inputs.items()}, dict(received.outputs))
         for step in PASSES if received.is_full_precision else ():
             step(program)
         _name_nodes(program.graph)
@@ -54,7 +54,7 @@ def taken_in(metadata: CheckpointMetadata, out: Path) -> Graph:
     return Graph("onnx", path, tuple(received.inputs), tuple(received.outputs), history)
 
 
-def _call(graph: ir.Graph, inputs: dict[str, str], outputs: dict[str, str]) -> None:
+def _name_ports(graph: ir.Graph, inputs: dict[str, str], outputs: dict[str, str]) -> None:
     """Name ports as fmopt does and their axes by what they are; other outputs go."""
     names = {*inputs.values(), *outputs}
     own = {*inputs, *outputs.values()}

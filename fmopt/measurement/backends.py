@@ -21,7 +21,7 @@ from fmopt.edge.loading import Model, timed_call, timed_inputs
 from fmopt.edge.parts import Pipeline, Sample
 from fmopt.measurement import host_probe, latency
 
-WARM_SECONDS = 1.0  # for each variant, each of whose calls was made once before
+WARM_SECONDS = 1.0  # at most, for each variant: each of its calls was made once, when it was opened or timed before
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Work:
     preprocessor: Any = None  # that encodes them
     full_precision: Sequence[str] = ()  # the fastest of them is timed to the end
     samples: int = interleaved.MIN_SAMPLES  # at least, of each that is not slow
-    proven: Sequence[str] = ()  # variants that were timed with these inputs before: not each call is tried again
+    timed_before: Sequence[str] = ()  # variants that were timed with these inputs before: not each call is tried again
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _tried(runners: dict[str, Runner], work: Work) -> tuple[dict[str, list[Calla
             runners[name] = _open(artifact, work.threads)
             step = "compute what is timed"
             made = timed_calls(work, runners[name])
-            for call in made[:1] if name in work.proven else made:
+            for call in made[:1] if name in work.timed_before else made:
                 call()
         except Exception as error:  # runtimes have classes of their own
             first = (str(error).strip().splitlines() or [""])[0]

@@ -115,6 +115,6 @@ def _as_it_is(metadata: CheckpointMetadata, stack: ExitStack) -> Artifact:
     if metadata.graph is None:
         made: Artifact = plugins.find("runtimes", "torch").build(metadata, {"dtype": "fp32"}, metadata.folder)
         return made
-    from fmopt.exporters.received_onnx import taken_in
+    from fmopt.exporters.received_onnx import import_onnx
 
-    return Artifact("onnxruntime", taken_in(metadata, Path(stack.enter_context(TemporaryDirectory()))).path)
+    return Artifact("onnxruntime", import_onnx(metadata, Path(stack.enter_context(TemporaryDirectory()))).path)

@@ -101,8 +101,10 @@ def judge(run: Run, winner: str, reference: str, confidence: float, begun: float
         if run.timed_together(reference, winner) is None:  # each in a group of its own
             trials.time_in_turn(run, [reference, winner])
         time_for_comparison(run, sorted({reference, winner}))
+        run.progress.start("memory and load time of fresh processes", len({reference, winner}))
         for name in sorted({reference, winner}):
             trials.footprint(run, name)
+            run.progress.step()
     both = run.timed_together(reference, winner)
     if both is not None:  # each may have been timed again beside others since
         for name, latency in zip((reference, winner), both, strict=True):

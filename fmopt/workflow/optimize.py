@@ -245,6 +245,7 @@ def explain_losers(run: Run, winner: str, reference: str) -> None:
 
 def profile_all(run: Run, winner: str) -> None:
     """Where every variant's time goes, and why it is not faster."""
+    run.progress.start("profiling each variant", len(run.artifacts))
     against = trials.profile(run, winner)
     run.update(winner, profile=against)
     for name, artifact in run.artifacts.items():
@@ -253,6 +254,7 @@ def profile_all(run: Run, winner: str) -> None:
             profile, against, graph_path=artifact.path, target=run.job.target, threads=run.job.request.workload.threads
         )
         run.update(name, findings=found, profile=profile, layer_bytes=trials.layer_bytes(artifact))
+        run.progress.step()
 
 
 def losing_reason(run: Run, name: str, winner: str, reference: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from scipy.stats import binom
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from fmopt.core.errors import DataError, UnmeasuredError
@@ -148,6 +149,13 @@ def test_certainly_slower_waits_for_samples_and_for_a_clear_case() -> None:
     assert interleaved.certainly_slower({"fast": fast[:9], "slow": slow[:9]}) == set()
     spread = list(rng.choice([5.0, 30.0], size=40))
     assert interleaved.certainly_slower({"fast": fast, "spread": spread}) == set()
+
+
+def test_a_median_is_bounded_with_the_confidence_that_is_said() -> None:
+    """By the exact binomial: of so many values, how often the median lies below the one that is taken."""
+    for count in range(interleaved.STOP_CHECK, 401):
+        place = int(interleaved._least_median(np.arange(count, dtype=float)))
+        assert binom.cdf(place, count, 0.5) <= 0.01, count
 
 
 # --------------------------------------------------------------------------------------------------------- inputs

@@ -17,6 +17,10 @@ from fmopt.edge import runners
 from fmopt.exporters import to_onnx
 from fmopt.exporters.parity import graph as exporters_parity
 from fmopt.passes.calibration import statistics
+from fmopt.passes.calibration.range_estimators import Histogram
+from fmopt.passes.calibration.statistics import Observer
+from fmopt.passes.quantization import linears as linears_module
+from fmopt.passes.quantization import modules
 from fmopt.passes.quantization.linears import fold_value_smoothing, quantize_linears
 from fmopt.passes.quantization.modules import Grid, QuantizedEmbedding, QuantizedLinear, weight_integers
 from fmopt.passes.quantize_static import QuantizeStatic
@@ -207,6 +211,45 @@ def test_weights_stay_within_their_bits_and_close(bits: int):
     assert integers.dtype == torch.int8
     error = ((integers * scales[:, None] - weight) ** 2).mean().sqrt()
     assert error < weight.abs().amax(1).mean() / top / 3
+
+
+def test_each_row_has_the_range_with_the_least_error_of_all_that_are_tried():
+    """By numpy, in double precision, row by row: what is done in pieces is what is done at once."""
+    torch.manual_seed(0)
+    weight, importance = torch.randn(96, 768), torch.rand(768)
+    assert weight.numel() > 2 * modules.CACHED_NUMBERS
+    integers, scales = weight_integers(weight, 7, importance)
+    rows, weighed = weight.numpy().astype(np.float64), importance.numpy().astype(np.float64)
+    for row, scale, whole in zip(rows, scales.tolist(), integers.numpy(), strict=True):
+        tried = {share * np.abs(row).max() / 63 for share in np.linspace(1.0, 0.7, 16)}
+        losses = {one: float((np.clip(np.rint(row / one), -63, 63) * one - row) ** 2 @ weighed) for one in tried}
+        assert float((whole * scale - row) ** 2 @ weighed) <= min(losses.values()) * (1 + 1e-5)
+        assert min(abs(scale - one) for one in tried) < 1e-6
+    plain = weight_integers(weight, 7, importance, clip=False)[1]
+    assert torch.allclose(plain, weight.abs().amax(1) / 63)
+
+
+def test_a_sample_of_output_channels_finds_the_alpha_that_all_would(monkeypatch: pytest.MonkeyPatch):
+    """Of activations with outliers in some channels, whose smoothing is worth it, and of even ones, whose is not."""
+    torch.manual_seed(0)
+    linears = [torch.nn.Linear(64, 700), torch.nn.Linear(64, 500)]
+    chosen = []
+    for outliers in (80.0, 1.0):
+        rows = np.random.default_rng(0).normal(size=(256, 64)).astype(np.float32)
+        rows[:, ::9] *= outliers
+        low, high = rows.min(0), rows.max(0)
+        observer = Observer(
+            ("a", "b"), low, high, float(low.min()), float(high.max()), Histogram.of(rows), rows, 256
+        )  # fmt: skip
+        scheme = linears_module.Scheme("minmax", "search", True, 7)
+        sampled = linears_module._plan(observer, linears, scheme).smoothing
+        with monkeypatch.context() as patch:
+            patch.setattr(linears_module, "SEARCHED_CHANNELS", 10_000)
+            whole = linears_module._plan(observer, linears, scheme).smoothing
+        assert (sampled is None) == (whole is None)
+        assert sampled is None or torch.equal(sampled, whole)
+        chosen.append(sampled is not None)
+    assert chosen == [True, False]
 
 
 def test_grids_hold_zero_exactly():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -17,16 +16,16 @@ from fmopt.core.errors import ConfigError, DataError, PlanError
 from fmopt.core.workload import Workload
 from fmopt.evaluation.gate import Budget
 from fmopt.exporters.bundles.bundle import load, verify_bundle
-from fmopt.exporters.received_onnx import taken_in
+from fmopt.exporters.received_onnx import import_onnx
 from fmopt.models import checkpoint
-from fmopt.models.source import resolve
+from fmopt.models.source import cache_folder, resolve
 from tests.conftest import LABELS, SENTENCES
 from tests.onnx_models import answers, arrived, by_torchscript, quantized, renamed_labels
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(came as an ONNX graph|TorchScript|legacy)")
 ANY = Budget.parse(max_drop="100pt")  # tiny random networks: it is the road that is looked at
 TEXTS = (*SENTENCES[:4], "Crème BRÛLÉE in London, where is it?")
-TAGGER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmopt/real-models/grammar-tagger"
+TAGGER = cache_folder() / "real-models" / "grammar-tagger"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -232,7 +231,7 @@ def test_folded_pairs_start_again_in_full_precision(int8, classifier, labelled, 
         int8, data=labelled, dequantize=True, recipe=recipe, budget=ANY, workload=Workload(length=32), out=out
     )
     assert [trial.name for trial in record.baselines] == ["onnxruntime-fp32", "openvino-fp32"]
-    folded = taken_in(checkpoint.inspect(resolve(str(int8), dequantize=True)), tmp_path / "folded")
+    folded = import_onnx(checkpoint.inspect(resolve(str(int8), dequantize=True)), tmp_path / "folded")
     operators = {node.op_type for node in onnx.load(str(folded.path)).graph.node}
     assert not {"QuantizeLinear", "DequantizeLinear"} & operators
     bundle = load(out)

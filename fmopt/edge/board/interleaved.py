@@ -87,7 +87,7 @@ def certainly_slower(
         return set()
     rounds = min(map(len, sampled.values()))
     best = min(sampled.values(), key=lambda ms: float(np.median(ms[:rounds])))[:rounds]
-    return {name for name, ms in sampled.items() if name not in keep and _median_bounds(ms[:rounds] / best)[0] > margin}
+    return {name for name, ms in sampled.items() if name not in keep and _least_median(ms[:rounds] / best) > margin}
 
 
 def best_seconds(kernel: Callable[[], object], seconds: float) -> float:
@@ -194,9 +194,9 @@ def _warm(ms: Sequence[float], seconds: float) -> bool:
     return bool(abs(np.median(ms[-WARM_WINDOW:]) - before) <= WARM_AGREE * before)
 
 
-def _median_bounds(ms: np.ndarray) -> tuple[float, float]:
-    """Order statistics that enclose the median with 99 % on either side (normal approximation to the binomial)."""
-    ordered = np.sort(ms)
-    n = len(ordered)
-    reach = 2.33 * np.sqrt(n) / 2
-    return float(ordered[max(0, int(n / 2 - reach))]), float(ordered[min(n - 1, int(np.ceil(n / 2 + reach)))])
+def _least_median(values: np.ndarray) -> float:
+    """What the median of all that `values` are drawn from is above, with 99 % confidence: an order statistic (normal
+    approximation to the binomial, with a correction for continuity)."""
+    count = len(values)
+    place = max(0, int(count / 2 - 2.33 * np.sqrt(count) / 2 - 0.5))
+    return float(np.sort(values)[place])

@@ -23,8 +23,8 @@ class ReceivedNetwork:
         self.runner = OnnxRuntimeRunner(graph.path, {}, threads)
         labels = dict(enumerate(metadata.pipeline.get("labels") or ()))
         types = 2 if "token_type_ids" in graph.inputs else 0
-        listens = int(metadata.config.get("type_vocab_size") or types)
-        self.config = SimpleNamespace(id2label=labels, type_vocab_size=listens)
+        token_types = int(metadata.config.get("type_vocab_size") or types)
+        self.config = SimpleNamespace(id2label=labels, type_vocab_size=token_types)
         self._rows = graph.words
 
     def forward(

@@ -20,9 +20,9 @@ from fmopt.core.errors import CheckpointError, reading
 from fmopt.core.model import TOKENIZER, CheckpointMetadata, ModelSource, ReceivedGraph, file_digest
 from fmopt.models.checkpoint_files import CONFIG, CheckpointFiles
 from fmopt.models.checkpoint_keys import notes, unread
-from fmopt.models.graphs.facts import GraphFacts, read_facts
 from fmopt.models.graphs.layouts import home_of
 from fmopt.models.graphs.ports import GIVE_THE_NETWORK, VECTOR, map_inputs, map_outputs
+from fmopt.models.graphs.summary import GraphSummary, read_summary
 from fmopt.models.graphs.trial import Trial, tried
 from fmopt.models.heads import Head, is_regression, shown_by, task_in, task_of
 from fmopt.models.networks import known_transformers
@@ -47,32 +47,32 @@ def inspect_graph(source: ModelSource, task: str | None = None, max_length: int 
     `task` overrides what the files show; without config.json it must be given.
     """
     assert source.graph is not None
-    facts = read_facts(source.graph, home_of(source.graph))
-    inputs = map_inputs(facts)
-    if source.dequantize and facts.quantization != "Q/DQ pairs":
-        said = facts.quantization or f"none ({facts.precision})"
+    summary = read_summary(source.graph, home_of(source.graph))
+    inputs = map_inputs(summary)
+    if source.dequantize and summary.quantization != "Q/DQ pairs":
+        said = summary.quantization or f"none ({summary.precision})"
         raise CheckpointError(
             f"--dequantize folds Q/DQ pairs, and the quantization of {source.graph} is {said}; leave it out"
         )
     with reading(source.folder, CheckpointError, "get the files again"):
-        return _inspected(source, facts, inputs, task, max_length)
+        return _inspected(source, summary, inputs, task, max_length)
 
 
 def _inspected(
-    source: ModelSource, facts: GraphFacts, inputs: dict[str, str], task: str | None, max_length: int | None
+    source: ModelSource, summary: GraphSummary, inputs: dict[str, str], task: str | None, max_length: int | None
 ) -> CheckpointMetadata:
     home = CheckpointFiles.of(source.folder)
     home.look_through()
     written = _configuration(home)
-    require_possible(source.folder / CONFIG, written, facts.shapes)
+    require_possible(source.folder / CONFIG, written, summary.shapes)
     kind = find_task(task or _task_shown(source, written, home))
-    outputs = map_outputs(facts, kind)
+    outputs = map_outputs(summary, kind)
     files = CheckpointFiles(_gathered(source, written), source.folder)
-    config = _read_configuration(files.folder, written, facts, inputs)
+    config = _read_configuration(files.folder, written, summary, inputs)
     sentence = settings_for(kind, files)
     files = files.copied_to(with_own_tokenizer(files.folder, config, files.folder, lower_case=sentence.lower_case))
     pipeline = pipeline_of(kind, files, sentence, config, max_length)
-    found = _tried(facts, inputs, int(pipeline["max_length"]), int(config.vocab_size))
+    found = _tried(summary, inputs, int(pipeline["max_length"]), int(config.vocab_size))
     if found.longest < min(int(pipeline["max_length"]), DEFAULT_LENGTH):
         pipeline = pipeline_of(kind, files, sentence, config, found.longest)
     activation = reranker_activation(files)
@@ -82,11 +82,11 @@ def _inspected(
     pipeline |= _labels(kind, written, classes, source)
     said = (*notes(kind, pipeline, sentence, written, activation), *unread(files, config))
     graph = ReceivedGraph(
-        facts.path,
+        summary.path,
         inputs,
         outputs,
-        facts.precision,
-        frozenset(facts.operators),
+        summary.precision,
+        frozenset(summary.operators),
         int(config.vocab_size),
         classes,
         source.dequantize,
@@ -98,8 +98,8 @@ def _inspected(
     return CheckpointMetadata(
         source=replace(source, folder=files.folder), model_type=str(written.get("model_type") or MODEL_TYPE),
         architecture=str((written.get("architectures") or [""])[0]), task=kind.name, pipeline=pipeline,
-        hidden_size=_width(config, facts), layers=_layers(config, facts), parameters=facts.parameters,
-        weight_bytes=facts.weight_bytes, digest=_digest(facts, files, source), config=written,
+        hidden_size=_width(config, summary), layers=_layers(config, summary), parameters=summary.parameters,
+        weight_bytes=summary.weight_bytes, digest=_digest(summary, files, source), config=written,
         origin=files.folder, notes=said, graph=graph,
     )  # fmt: skip
 
@@ -146,7 +146,9 @@ def _task_shown(source: ModelSource, written: Mapping[str, Any], files: Checkpoi
     return task_of(head, source, files)
 
 
-def _read_configuration(folder: Path, written: Mapping[str, Any], facts: GraphFacts, inputs: Mapping[str, str]) -> Any:
+def _read_configuration(
+    folder: Path, written: Mapping[str, Any], summary: GraphSummary, inputs: Mapping[str, str]
+) -> Any:
     """The configuration as transformers reads it; of a graph without one, or of a family that transformers does not know, what
     the graph itself says."""
     transformers = known_transformers()
@@ -155,11 +157,11 @@ def _read_configuration(folder: Path, written: Mapping[str, Any], facts: GraphFa
             return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers validates with whatever exception it likes
             raise CheckpointError(f"{folder / CONFIG} cannot be used: {' '.join(str(error).split())[:200]}") from error
-    if facts.table is None and not written.get("vocab_size"):
+    if summary.table is None and not written.get("vocab_size"):
         raise CheckpointError(
-            f"{facts.path} looks input_ids up in no table, so that nobody knows how many words it has; give its config.json"
+            f"{summary.path} looks input_ids up in no table, so that nobody knows how many words it has; give its config.json"
         )
-    rows = {} if facts.table is None else {"vocab_size": facts.table[0]}
+    rows = {} if summary.table is None else {"vocab_size": summary.table[0]}
     types = {"type_vocab_size": 2 if "token_type_ids" in inputs else 0}
     known = {name: value for name, value in written.items() if name not in ("model_type", "auto_map")}
     return transformers.PreTrainedConfig(**{**rows, **types, "pad_token_id": 0, **known})
@@ -181,19 +183,19 @@ def _labels(kind: Task, written: Mapping[str, Any], classes: int, source: ModelS
     return {"labels": [str(named[number]) for number in sorted(named, key=int)]}
 
 
-def _width(config: Any, facts: GraphFacts) -> int:
+def _width(config: Any, summary: GraphSummary) -> int:
     found = next(
         (getattr(config, name, None) for name in ("hidden_size", "d_model", "dim") if getattr(config, name, None)), None
     )
-    return int(found or (facts.table[1] if facts.table else 1))
+    return int(found or (summary.table[1] if summary.table else 1))
 
 
-def _layers(config: Any, facts: GraphFacts) -> int:
+def _layers(config: Any, summary: GraphSummary) -> int:
     """By the configuration, else as many as there are attentions."""
     return int(
         getattr(config, "num_hidden_layers", None)
-        or facts.operators.get("Softmax")
-        or facts.operators.get("Attention")
+        or summary.operators.get("Softmax")
+        or summary.operators.get("Attention")
         or 1
     )
 
@@ -221,15 +223,15 @@ def origin_of(graph: ReceivedGraph) -> str:
     return f"in {graph.precision}, and no full-precision network was there; {held}"
 
 
-def _tried(facts: GraphFacts, inputs: Mapping[str, str], longest: int, words: int) -> Trial:
+def _tried(summary: GraphSummary, inputs: Mapping[str, str], longest: int, words: int) -> Trial:
     """What came of trying the graph, now or once before by the same runtime: the files' digests name it."""
-    kinds = {own: f"{known} {facts.inputs[own].kind}" for known, own in inputs.items()}
+    kinds = {own: f"{known} {summary.inputs[own].kind}" for known, own in inputs.items()}
     runtime = version("onnxruntime")
-    asked = [runtime, *(file_digest(path) for path in facts.files), sorted(kinds.items()), longest, words]
+    asked = [runtime, *(file_digest(path) for path in summary.files), sorted(kinds.items()), longest, words]
     place = cache_folder() / "tried-graphs" / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
     def make(out: Path) -> None:
-        found = tried(facts.path, kinds, facts.weight_bytes, longest, words)
+        found = tried(summary.path, kinds, summary.weight_bytes, longest, words)
         (out / "trial.json").write_text(json.dumps({"shapes": dict(found.shapes), "longest": found.longest}))
 
     read = json.loads((made_once(place, make) / "trial.json").read_text())
@@ -294,10 +296,10 @@ def _tokenizer_folder(source: ModelSource) -> Path:
     return place
 
 
-def _digest(facts: GraphFacts, files: CheckpointFiles, source: ModelSource) -> str:
+def _digest(summary: GraphSummary, files: CheckpointFiles, source: ModelSource) -> str:
     """sha256 over what decides what is computed: the graph with its weights, what encodes texts, how vectors are made."""
     names = (CONFIG, TOKENIZER, "tokenizer_config.json")
-    paths = [*facts.files, *(files.folder / name for name in names), *(files.home / name for name in SENTENCE)]
+    paths = [*summary.files, *(files.folder / name for name in names), *(files.home / name for name in SENTENCE)]
     total = hashlib.sha256(f"dequantize={source.dequantize}\n".encode())
     for path in paths:
         if path.is_file():

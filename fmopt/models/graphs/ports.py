@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fmopt.core.errors import CheckpointError
 from fmopt.edge.errors import shorten
 from fmopt.edge.files import printable
-from fmopt.models.graphs.facts import GraphFacts, Port
+from fmopt.models.graphs.summary import GraphSummary, Port
 from fmopt.tasks.base import Output, Task
 
 GIVE_THE_NETWORK = "give the checkpoint that it was exported from (config.json, model.safetensors)"
@@ -50,52 +50,52 @@ def plain(name: str) -> str:
     return name.partition(":")[0].rsplit("/", 1)[-1]
 
 
-def refuse_others(facts: GraphFacts) -> None:
+def refuse_others(summary: GraphSummary) -> None:
     """CheckpointError for a graph that is no encoder of texts, by what it takes."""
-    for name in facts.inputs:
+    for name in summary.inputs:
         kind = next((kind for begin, kind in OTHERS.items() if plain(name).startswith(begin)), None)
         if kind is not None:
             raise CheckpointError(
-                f"{facts.path} takes {_shown(name)}, so it is {kind}; as ONNX fmopt takes encoders of texts: {GIVE_THE_NETWORK}"
+                f"{summary.path} takes {_shown(name)}, so it is {kind}; as ONNX fmopt takes encoders of texts: {GIVE_THE_NETWORK}"
             )
 
 
-def map_inputs(facts: GraphFacts) -> dict[str, str]:
+def map_inputs(summary: GraphSummary) -> dict[str, str]:
     """Names that fmopt knows -> the graph's own, in the graph's order. CheckpointError for an input of another name, type or
     shape."""
-    refuse_others(facts)
+    refuse_others(summary)
     found: dict[str, str] = {}
-    for name, port in facts.inputs.items():
+    for name, port in summary.inputs.items():
         known = next((known for known, names in INPUTS.items() if plain(name) in names), None)
         if known is None or known in found:
             raise CheckpointError(
-                f"{facts.path} takes {_shown(name)}, which nothing makes of a text; fmopt knows {', '.join(INPUTS)}: rename it, "
-                "or export the model without it"
+                f"{summary.path} takes {_shown(name)}, which nothing makes of a text; fmopt knows {', '.join(INPUTS)}: "
+                "rename it, or export the model without it"
             )
-        _require_free(facts, name, port)
+        _require_free(summary, name, port)
         found[known] = name
     if "input_ids" not in found:
-        given = ", ".join(map(_shown, facts.inputs)) or "no input"
+        given = ", ".join(map(_shown, summary.inputs)) or "no input"
         raise CheckpointError(
-            f"{facts.path} takes no input_ids ({given}); as ONNX fmopt takes encoders of texts: {GIVE_THE_NETWORK}"
+            f"{summary.path} takes no input_ids ({given}); as ONNX fmopt takes encoders of texts: {GIVE_THE_NETWORK}"
         )
     return found
 
 
-def _require_free(facts: GraphFacts, name: str, port: Port) -> None:
+def _require_free(summary: GraphSummary, name: str, port: Port) -> None:
     """CheckpointError for an input that is no [batch, tokens] of whole numbers, or whose axes are fixed."""
     if port.kind not in KINDS or (port.axes is not None and len(port.axes) != 2):
         raise CheckpointError(
-            f"{facts.path}: {_shown(name)} is {port.kind} {_axes(port)}; token inputs are int64 [batch, tokens]"
+            f"{summary.path}: {_shown(name)} is {port.kind} {_axes(port)}; token inputs are int64 [batch, tokens]"
         )
     if any(isinstance(axis, int) for axis in port.axes or ()):
         raise CheckpointError(
-            f"{facts.path}: {_shown(name)} is fixed at {_axes(port)}, and fmopt judges texts at their own lengths, several at "
+            f"{summary.path}: {_shown(name)} is fixed at {_axes(port)}, and fmopt judges texts at their own lengths, several at "
             "once too; export the model with dynamic axes for batch and tokens"
         )
 
 
-def map_outputs(facts: GraphFacts, task: Task) -> dict[str, str]:
+def map_outputs(summary: GraphSummary, task: Task) -> dict[str, str]:
     """What a task calls its outputs -> the graph's own names. CheckpointError where one is lacking, or is of another shape.
 
     An embedding that is pooled in the graph goes before states of tokens.
@@ -103,34 +103,34 @@ def map_outputs(facts: GraphFacts, task: Task) -> dict[str, str]:
     if task.modality != "text" or task.output not in RANKS or task.edge_part is not None:
         raise CheckpointError(f"--task {task.name} is not done from ONNX, only {TAKEN}; {GIVE_THE_NETWORK}")
     wanted: Sequence[str] = task.outputs
-    if task.output is Output.VECTOR and _named(facts, VECTOR):
+    if task.output is Output.VECTOR and _named(summary, VECTOR):
         wanted = (VECTOR,)
-    found = {name: _named(facts, name) for name in wanted}
-    if len(wanted) == len(facts.outputs) == 1:  # whatever it is called
-        found = {wanted[0]: next(iter(facts.outputs))}
+    found = {name: _named(summary, name) for name in wanted}
+    if len(wanted) == len(summary.outputs) == 1:  # whatever it is called
+        found = {wanted[0]: next(iter(summary.outputs))}
     lacking = [name for name, own in found.items() if own is None]
     if lacking:
-        given = ", ".join(map(_shown, facts.outputs))
+        given = ", ".join(map(_shown, summary.outputs))
         raise CheckpointError(
-            f"{facts.path} gives {given}; --task {task.name} needs {' and '.join(lacking)}: name another task"
+            f"{summary.path} gives {given}; --task {task.name} needs {' and '.join(lacking)}: name another task"
         )
     own = {name: str(given) for name, given in found.items()}
     for known, name in own.items():
-        _require_rank(facts, task, known, name)
+        _require_rank(summary, task, known, name)
     return own
 
 
-def _require_rank(facts: GraphFacts, task: Task, known: str, name: str) -> None:
-    axes, rank = facts.outputs[name].axes, 2 if known == VECTOR else RANKS[task.output]
+def _require_rank(summary: GraphSummary, task: Task, known: str, name: str) -> None:
+    axes, rank = summary.outputs[name].axes, 2 if known == VECTOR else RANKS[task.output]
     if axes is not None and len(axes) != rank:
         raise CheckpointError(
-            f"{facts.path} gives {_shown(name)} as {_axes(facts.outputs[name])}; --task {task.name} needs {rank} axes there: "
+            f"{summary.path} gives {_shown(name)} as {_axes(summary.outputs[name])}; --task {task.name} needs {rank} axes there: "
             "name another task"
         )
 
 
-def _named(facts: GraphFacts, known: str) -> str | None:
-    return next((own for name in OUTPUTS.get(known, (known,)) for own in facts.outputs if plain(own) == name), None)
+def _named(summary: GraphSummary, known: str) -> str | None:
+    return next((own for name in OUTPUTS.get(known, (known,)) for own in summary.outputs if plain(own) == name), None)
 
 
 def _shown(name: str) -> str:

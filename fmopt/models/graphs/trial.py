@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fmopt.core.errors import CheckpointError
 from fmopt.edge.errors import last_line
 from fmopt.edge.files import limit_memory, tried_apart
 from fmopt.edge.loading import TRY_MEMORY_MB, TRY_MEMORY_PER_CORE_MB, TRY_MEMORY_TIMES
+from fmopt.edge.runners import open_runner
 
 SECONDS, SECONDS_PER_MB = 60.0, 1.0  # for all calls of a trial
 LONGEST = 512  # tokens of a call: what a graph takes beyond is what its configuration says
@@ -81,22 +83,17 @@ def main(text: str, *, limited: bool = True) -> int:
 
 
 def _found(asked: Mapping[str, Any]) -> dict[str, Any]:
-    import onnxruntime
+    with closing(open_runner("onnxruntime", Path(asked["graph"]), {}, 1)) as runner:
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(asked["graph"], options, providers=["CPUExecutionProvider"])
-    names = [port.name for port in session.get_outputs()]
+        def run(rows: int, tokens: int) -> dict[str, np.ndarray]:
+            outputs: dict[str, np.ndarray] = runner.run(_feed(asked["kinds"], rows, tokens, asked["rows"]))
+            return outputs
 
-    def run(rows: int, tokens: int) -> list[Any]:
-        return list(session.run(names, _feed(asked["kinds"], rows, tokens, asked["rows"])))
-
-    shapes = {name: array.shape for name, array in zip(names, run(2, SHORT), strict=True)}
-    run(2, SHORT + 3)
-    if not all(np.isfinite(array).all() for array in run(1, SHORT) if array.dtype.kind == "f"):
-        raise ValueError("it gives numbers that are not finite")
-    return {"shapes": shapes, "longest": _longest(run, asked["longest"])}
+        shapes = {name: array.shape for name, array in run(2, SHORT).items()}
+        run(2, SHORT + 3)
+        if not all(np.isfinite(array).all() for array in run(1, SHORT).values() if array.dtype.kind == "f"):
+            raise ValueError("it gives numbers that are not finite")
+        return {"shapes": shapes, "longest": _longest(run, asked["longest"])}
 
 
 def _longest(run: Any, most: int) -> int:
@@ -107,7 +104,7 @@ def _longest(run: Any, most: int) -> int:
         try:
             run(1, middle)
             least = middle
-        except Exception:
+        except Exception:  # runtimes have classes of their own
             beyond = middle
         middle = (least + beyond) // 2
     return least

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from fmopt.workflow.judgement import QUICK_SECONDS
 from fmopt.workflow.search.plan import Estimates, Plan
 from fmopt.workflow.search.run import VALIDATION_ROWS
 from fmopt.workflow.search.selection import MOST_SECONDS
+from fmopt.workflow.search.trials import OPEN_BYTES
 
 # Read off runs of BERTs of two layers: a layer of a graph without its weights, in ONNX and in OpenVINO's XML; and what a run
 # writes of itself (report, programs, record), once and for each recipe (its samples, profile and predictions).
@@ -39,17 +41,21 @@ TOKENS = 128  # of a text; with fewer, what is kept of the teacher takes less di
 SIZED_ROWS = 32  # whose items say how many a row has, and how long a usual one is
 # Of what is not made of tokens: positions of an image whose configuration does not say how many, and of a recording.
 IMAGE_POSITIONS, AUDIO_POSITIONS, ITEM_POSITIONS = 197, 300, 50
-# Read off quiet runs of MiniLM (22M) and mpnet (110M) on two cores with AVX2.
+# Read off one run each of MiniLM (22M) and mpnet (110M) with effort quick, on two cores with AVX2 and nothing else: 6.9 and 14.1
+# minutes, of which these give 5.7 and 13.2.
 EFFICIENCY = 0.5  # of a core's ceiling that a short text reaches
 CALL_S = 0.002  # of a call beside its products
 ANSWER_STEPS = 20  # tokens of an answer
 SHARED = 0.7  # of each core that items keep busy which are predicted on all of them
-INT8_TIME = 0.6  # of full precision's, that what is kept to the end takes
-START_S, WRITING_S = 12.0, 12.0
+NARROW_TIME = 0.5  # of full precision's, that a variant in 8 or 4 bits takes
+AROUND_S, AROUND_PER_MILLION_S = 35.0, 0.2  # looking things up before, profiles, reports and the bundle after
 EXPORT_S, EXPORT_PER_MILLION_S = 9.0, 0.12  # a network to a graph, compared with it
 PASS_S, PASS_PER_MILLION_S = 0.5, 0.04  # a pass on a graph, an artifact of it
+OPEN_S, OPEN_PER_MILLION_S = 0.5, 0.01  # a variant
 OBSERVED = 2.0  # times as long as alone an item takes whose activations are looked at
-SCORED = 2  # candidates that are validated
+SCORED = 3  # candidates that are validated
+VARIANT_BYTES = 2.4  # of the file of a usual variant, for each parameter
+RAM_GB, RAM_PER_BYTE = 1.2, 10.0  # peak of the run, beside and for each byte of the weights in fp32 (5.4 GB for mpnet)
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,13 @@ def estimate(
     """
     recipes = (*plan.baselines, *plan.candidates)
     millions = metadata.parameters / 1e6
-    item, call = item_seconds(metadata, found.positions, host), call_seconds(metadata, found.positions, host)
-    seconds = START_S + WRITING_S + building_seconds(recipes, millions, found.calibration * item)
-    seconds += timing_seconds(metadata, len(recipes), call)
+    item = item_seconds(metadata, found.positions, host)
+    seconds = AROUND_S + AROUND_PER_MILLION_S * millions
+    seconds += building_seconds(recipes, millions, found.calibration * item)
+    seconds += timing_seconds(metadata, recipes, call_seconds(metadata, found.positions, host))
     together = item / max(1.0, SHARED * host.cores)
-    seconds += (1 + SCORED * INT8_TIME) * min(found.validation * together, MOST_SECONDS[effort])
-    judged = (1 + INT8_TIME) * found.test * together
+    seconds += (1 + SCORED * NARROW_TIME) * min(found.validation * together, MOST_SECONDS[effort])
+    judged = (1 + NARROW_TIME) * found.test * together
     seconds += min(judged, QUICK_SECONDS) if effort == "quick" else judged
     if effort != "quick":
         seconds += 45 + 14 * millions
@@ -124,7 +131,7 @@ def estimate(
     said = min(states, Distill().cache_gb * 1e9)  # of the teacher, kept on disk where that is cheaper than asking again
     return Estimates(
         minutes=round(seconds / 60, 1),
-        ram_gb=round(1.2 + 6 * 4 * metadata.parameters / 1e9, 1),
+        ram_gb=round(RAM_GB + RAM_PER_BYTE * 4 * metadata.parameters / 1e9, 1),
         disk_gb=float(f"{(disk + said) / 1e9:.3g}"),
         optional_gb=float(f"{said / 1e9:.3g}"),
     )
@@ -172,13 +179,17 @@ def building_seconds(recipes: Sequence[Recipe], millions: float, calibrating: fl
     return sum(done.values())
 
 
-def timing_seconds(metadata: CheckpointMetadata, variants: int, call: float) -> float:
-    """Every call of every variant once, some rounds of those that cannot win, and all of the reference and the best; what is
-    short is called twice for each sample. Then both once more, before they are judged."""
+def timing_seconds(metadata: CheckpointMetadata, recipes: Sequence[Recipe], call: float) -> float:
+    """Every call of every variant once, and all rounds of what may win: the narrow ones, which are about as fast as each other,
+    and in each group of those that are opened together the reference and the best so far. What is short is called twice a
+    sample."""
     calls = CONTEXTS if continues_texts(metadata.pipeline) else REPLAYED_CALLS
     rounds = min(MIN_SAMPLES, max(FEWEST, MIN_SECONDS / call))
-    tried = variants * calls * call
-    return tried + 2 * call * (variants * STOP_CHECK + (1 + INT8_TIME) * rounds)
+    narrow = sum(recipe.precision in ("int8", "int4") for recipe in recipes)
+    groups = math.ceil(1.5 * len(recipes) * VARIANT_BYTES * metadata.parameters / OPEN_BYTES)
+    opened = (len(recipes) + 2 * (groups - 1)) * (OPEN_S + OPEN_PER_MILLION_S * metadata.parameters / 1e6)
+    sampled = rounds * (groups * (1 + NARROW_TIME) + max(narrow - 1, 0) * NARROW_TIME)
+    return opened + call * (len(recipes) * calls + 2 * (sampled + len(recipes) * STOP_CHECK))
 
 
 def table_weights(metadata: CheckpointMetadata) -> int:

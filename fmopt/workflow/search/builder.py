@@ -177,7 +177,7 @@ class Builder(BuildContext):
         from fmopt.exporters import received_onnx  # onnx_ir loads late
 
         self.progress.say(f"taking {self.metadata.graph.path.name} in")
-        graph = received_onnx.taken_in(self.metadata, folder)
+        graph = received_onnx.import_onnx(self.metadata, folder)
         write_graph(graph, folder)
         model = received_network(self.metadata, self.target.cores)
         parity = self._check_parity(graph, model, COSINE_DEQUANTIZED if self.metadata.graph.dequantize else None)

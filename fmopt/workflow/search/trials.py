@@ -170,8 +170,8 @@ def _timing_run(run: Run, names: Sequence[str], workload: Workload, number: int,
 
     def clock() -> dict[str, Any]:
         judged = workload == run.job.request.workload
-        proven = [name for name in names if judged and (number or run.trials[name].latency is not None)]
-        work = dataclasses.replace(timed_work(run, names, workload), samples=rounds, proven=proven)
+        timed_before = [name for name in names if judged and (number or run.trials[name].latency is not None)]
+        work = dataclasses.replace(timed_work(run, names, workload), samples=rounds, timed_before=timed_before)
         return dataclasses.asdict(run.clock.in_turn(work, run.progress))
 
     timed: dict[str, Any] = run.store.value("latency", key, clock)

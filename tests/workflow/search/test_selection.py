@@ -108,6 +108,36 @@ def test_two_that_never_ran_together_are_compared_by_what_each_ran_with(run: Run
     assert by_speed(run)[:2] == ["b", "a"]
 
 
+@pytest.mark.parametrize(("whole", "validated"), [(True, ["a", "b"]), (False, ["a"])])
+def test_where_validation_is_dear_one_that_keeps_its_accuracy_is_enough(
+    run: Run, monkeypatch: pytest.MonkeyPatch, whole: bool, validated: list[str]
+):
+    """Three INT8 variants of mpnet within 2 % of each other were validated for a minute each, and the first was chosen."""
+    timed(run, fp32=40.0, a=20.0, b=20.1)
+    run.job.executor = SimpleNamespace(ahead=lambda tasks: None)
+    scored: list[str] = []
+    monkeypatch.setattr(selection, "Predictor", lambda *_: SimpleNamespace(items=[None] * 600, close=lambda: None))
+    monkeypatch.setattr(selection, "looks", lambda *_: iter([(64, whole)]))
+    monkeypatch.setattr(selection, "reference_scores", lambda *_: [])
+    monkeypatch.setattr(selection, "score", lambda run, name, reference: scored.append(name))
+    selection.score_candidates(run, "fp32")
+    assert scored == validated
+    assert selection.choose(run, "fp32") == "a"
+
+
+def test_what_was_timed_before_is_not_tried_with_every_call_again(run: Run, monkeypatch: pytest.MonkeyPatch):
+    asked: list[Work] = []
+    timed(run, fp32=40.0, a=20.0)
+    run.artifacts["b"] = SimpleNamespace(digest="b", runtime="onnxruntime")
+    run.job.clock = Clock({"fp32": 40.0, "a": 20.0, "b": 10.0})
+    in_turn = run.job.clock.in_turn
+    monkeypatch.setattr(
+        run.job.clock, "in_turn", lambda work, progress: (asked.append(work), in_turn(work, progress))[1]
+    )
+    trials.time_in_turn(run, ["fp32", "a", "b"])
+    assert asked[0].timed_before == ["fp32", "a"]
+
+
 def test_large_variants_are_timed_in_groups_beside_the_fastest(run: Run, monkeypatch: pytest.MonkeyPatch):
     """Nine variants of mpnet, opened at once, took 6.9 GB."""
     run.artifacts["b"] = SimpleNamespace(digest="b", runtime="onnxruntime")

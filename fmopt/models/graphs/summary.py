@@ -40,7 +40,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class GraphFacts:
+class GraphSummary:
     """What an ONNX file says of itself."""
 
     path: Path
@@ -64,8 +64,8 @@ class GraphFacts:
         return "Q/DQ pairs" if any(self.operators.get(name) for name in QDQ) else ""
 
 
-def read_facts(path: Path, home: Path) -> GraphFacts:
-    """The facts of an ONNX file that lies in the folder `home` or below; CheckpointError for what is none, was cut off, names
+def read_summary(path: Path, home: Path) -> GraphSummary:
+    """The summary of an ONNX file that lies in the folder `home` or below; CheckpointError for what is none, was cut off, names
     files outside its folder, or holds operators that nothing here runs."""
     import onnx
 
@@ -76,7 +76,7 @@ def read_facts(path: Path, home: Path) -> GraphFacts:
                 f"{path} has {size:,} bytes, and an ONNX graph some, and less than 2 GB; get the file again"
             )
         files = (path, *_weight_files(path))
-        found = _facts(onnx.load(str(path), load_external_data=False), path, files)
+        found = _summary(onnx.load(str(path), load_external_data=False), path, files)
         ports = (*found.inputs.values(), *found.outputs.values())
         axes = [axis for port in ports for axis in port.axes or ()]
         if any(
@@ -86,8 +86,8 @@ def read_facts(path: Path, home: Path) -> GraphFacts:
         return found
 
 
-def _facts(model: Any, path: Path, files: tuple[Path, ...]) -> GraphFacts:
-    """The facts of a graph that was read; what protobuf gives for a name that is no text is left as it is."""
+def _summary(model: Any, path: Path, files: tuple[Path, ...]) -> GraphSummary:
+    """The summary of a graph that was read; what protobuf gives for a name that is no text is left as it is."""
     if not model.graph.node or not model.graph.output:
         raise CheckpointError(f"{path} holds no graph (no node, or no output); get the file again")
     operators = _checked_operators(model, path)
@@ -96,7 +96,7 @@ def _facts(model: Any, path: Path, files: tuple[Path, ...]) -> GraphFacts:
     for tensor in tensors.values():
         _require_possible(tensor, path, weight_bytes)
     given = [value for value in model.graph.input if value.name not in tensors]
-    return GraphFacts(
+    return GraphSummary(
         path=path,
         inputs={value.name: _port(value) for value in given},
         outputs={value.name: _port(value) for value in model.graph.output},
