@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fmopt.core import plugins
-from fmopt.core.errors import CheckpointError, PassError, explained
+from fmopt.core.errors import CheckpointError, ParityError, PassError, explained
 from fmopt.core.model import (
     Artifact,
     Graph,
@@ -49,7 +49,10 @@ from fmopt.workflow.search.network_timer import RecipeTimer, priced
 TOLERANCE = 1e-3
 COSINE_INT8 = 0.99
 COSINE_DEQUANTIZED = 0.9  # to the graph whose activations are rounded: what that costs is what is looked for
+COSINE_KERNELS = 0.9999  # of one runtime's full-precision kernels to another's: a wrong operator is far below
 PARITY_ITEMS = 8
+REFERENCE = "onnxruntime"  # computes every exported graph beside its network
+LESS_PRECISE = ("precision", "fp16_weights", "kv_cache", "sparse")  # options that make full precision less
 CHECKPOINT = "checkpoint"  # folder of the plain network, beside its exported graph
 PARITY, LAYERS = "parity.json", "layers.json"  # how far it is from its network; what is known of its layers
 
@@ -72,6 +75,13 @@ class Builder(BuildContext):
             return runtime.build(self.metadata, recipe.options, self.metadata.folder)
         if plain_steps(recipe.steps):  # beside its graph lie the networks that are looked at later
             self._export_folder(_parted(recipe.steps)[0], recipe)
+        if runtime.format == "onnx" and recipe.runtime != REFERENCE:
+            self._require_same_answers(recipe)
+        return self._built(recipe)
+
+    def _built(self, recipe: Recipe) -> Artifact:
+        """The files of a recipe for a runtime that takes graphs."""
+        runtime = plugins.find("runtimes", recipe.runtime)
         building = {name: value for name, value in recipe.options.items() if name not in runtime.opening}
         program = runtime.format == "executorch"
         last = self._program_stage(recipe) if program else self._graph_stages(recipe.steps, recipe)[-1]
@@ -179,7 +189,7 @@ class Builder(BuildContext):
         self.progress.say(f"taking {self.metadata.graph.path.name} in")
         graph = received_onnx.import_onnx(self.metadata, folder)
         write_graph(graph, folder)
-        model = received_network(self.metadata, self.target.cores)
+        model = self._network()
         parity = self._check_parity(graph, model, COSINE_DEQUANTIZED if self.metadata.graph.dequantize else None)
         (folder / PARITY).write_text(parity.model_dump_json())
         (folder / LAYERS).write_text(LayerMetadata().model_dump_json())
@@ -229,36 +239,81 @@ class Builder(BuildContext):
         }
         return "program", key
 
-    def _check_parity(
-        self, graph: Graph, model: TorchModel, min_cosine: float | None, by: str = "onnxruntime"
-    ) -> Parity:
+    def _require_same_answers(self, recipe: Recipe) -> None:
+        """ParityError where the recipe's runtime computes something else of the network, in full precision, than the network:
+        its graph may be right and an operator of the runtime wrong, as OpenVINO's DFT of opset 20 is. Not looked at where the
+        device that the runtime needs is elsewhere."""
+        runtime = plugins.find("runtimes", recipe.runtime)
+        if hasattr(runtime, "not_timed_here") and runtime.not_timed_here():
+            return
+        options = {name: value for name, value in recipe.options.items() if name not in LESS_PRECISE}
+        plain = Recipe(name=f"{recipe.runtime} in full precision", runtime=recipe.runtime, options=options)
+
+        def difference() -> str:
+            artifact, received = self._built(plain), self.metadata.graph
+            model = self._network()
+            rounds = received is not None and not received.is_full_precision
+            with explained(f"{recipe.runtime} cannot open the exported graph"):
+                runner = runtime.open(artifact, threads=self.target.cores)
+            try:
+                with explained(f"{recipe.runtime} cannot compute the exported graph"):
+                    parity = self._parity(runner, model, COSINE_DEQUANTIZED if rounds else COSINE_KERNELS)
+            finally:
+                runner.close()
+            if parity.passed:
+                return ""
+            return (
+                f"{recipe.runtime} {versions().get(recipe.runtime, '')} computes something else than the network, with the graph that is "
+                f"right on {REFERENCE}: outputs differ by {parity.max_abs:.3g}, with a cosine of {parity.cosine:.4g}"
+            )
+
+        graph = self.store.place(*self._graph_stages((), plain)[-1]).name
+        key = {"graph": graph, "runtime": recipe.runtime, "stateful": bool(options.get("stateful")), **tool_versions()}
+        if found := self.store.value("difference", key, difference):
+            raise ParityError(found)
+
+    def _check_parity(self, graph: Graph, model: TorchModel, min_cosine: float | None, by: str = REFERENCE) -> Parity:
         names = {"inputs": graph.inputs, "outputs": graph.outputs}
         artifact = Artifact(by, graph.path, {**names, **opening_options(graph)})
         with explained(f"{by} cannot open the exported graph"):
             runner = plugins.find("runtimes", by).open(artifact, threads=self.target.cores)
-        batches = [dict(self.preprocessor.encode([sample]).inputs) for sample in self.calibration[:PARITY_ITEMS]]
-        outputs = self.metadata.pipeline["outputs"]  # of a cache, what is kept is proved by what is made of it
-        judged: Runner = decoder.TwoSteps(runner) if continues_texts(self.metadata.pipeline) else runner
-        if makes_answers(self.metadata.pipeline):
-            config: Any = model.net.config
-            judged, words = seq2seq.AsEncoderDecoder(runner), int(config.vocab_size)
-            batches = [
-                seq2seq.with_answer(batch, self.metadata.pipeline["decoder_start_token_ids"], words)
-                for batch in batches
-            ]
         try:
             with explained(f"{by} cannot compute the exported graph"):
-                parity = exporters_parity.check_parity(
-                    judged, model.net, batches, TOLERANCE, outputs=outputs, min_cosine=min_cosine,
-                    any_order=output_of(self.metadata.pipeline) is Output.BOXES,
-                )  # fmt: skip
-            exporters_parity.require_parity(parity, graph, model, batches[0])
+                parity = self._parity(runner, model, min_cosine)
+            exporters_parity.require_parity(parity, graph, model, self._compared_inputs(model)[0])
             if min_cosine is None and not model.history:  # the checkpoint itself, in full precision
                 with explained(f"{self.metadata.folder} does not run as its own files have it", CheckpointError):
                     require_input_parity(Served(self.metadata, self.preprocessor, runner), model.net, self.calibration)
         finally:
             runner.close()
         return parity
+
+    def _network(self) -> TorchModel:
+        """What graphs are held against: the checkpoint's network, or a received graph as it came."""
+        if self.metadata.graph is not None:
+            return received_network(self.metadata, self.target.cores)
+        return checkpoint.load(self.metadata)
+
+    def _parity(self, runner: Runner, model: TorchModel, min_cosine: float | None) -> Parity:
+        """How far what an opened artifact computes of real items is from the network."""
+        pipeline = self.metadata.pipeline
+        judged = decoder.TwoSteps(runner) if continues_texts(pipeline) else runner
+        if makes_answers(pipeline):
+            judged = seq2seq.AsEncoderDecoder(runner)
+        return exporters_parity.check_parity(
+            judged, model.net, self._compared_inputs(model), TOLERANCE,
+            outputs=pipeline["outputs"],  # of a cache, what is kept is proved by what is made of it
+            min_cosine=min_cosine, any_order=output_of(pipeline) is Output.BOXES,
+        )  # fmt: skip
+
+    def _compared_inputs(self, model: TorchModel) -> list[dict[str, Any]]:
+        """What graphs and the network are given: real items, with the begin of an answer where the network makes one."""
+        batches = [dict(self.preprocessor.encode([sample]).inputs) for sample in self.calibration[:PARITY_ITEMS]]
+        if not makes_answers(self.metadata.pipeline):
+            return batches
+        config: Any = model.net.config
+        start, words = self.metadata.pipeline["decoder_start_token_ids"], int(config.vocab_size)
+        return [seq2seq.with_answer(batch, start, words) for batch in batches]
 
     def _compared_on(self) -> str:
         """Identifies the items that a graph is compared with its network on."""
