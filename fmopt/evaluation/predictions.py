@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,15 @@ def predict(
     batch: int = 1,
     mixed: bool = False,
     length: int | None = None,
+    callers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> list[Any]:
     """One prediction per item, in order. Batches hold texts of like length, so that little is padding; `mixed` ones hold what
     comes together in the data. With `length`, texts are padded to that many tokens.
 
-    A text that occurs several times is run once. `progress` gets how many more items are done. DataError that names the
-    row of a sample that cannot be read.
+    A text that occurs several times is run once. With `callers`, so many batches are under way at once, for runners that
+    compute several calls at the same time. `progress` gets how many more items are done. DataError that names the row of a
+    sample that cannot be read.
     """
     places: dict[Any, list[int]] = {}  # text -> indices of the items that have it
     for index, item in enumerate(items):
@@ -45,18 +48,23 @@ def predict(
     same = list(places.values())
     if batch > 1 and not mixed:
         same.sort(key=lambda indices: _length(items[indices[0]].sample))
-    found: list[Any] = [None] * len(items)
-    for start in range(0, len(same), batch):
-        part = same[start : start + batch]
+    parts = [same[start : start + batch] for start in range(0, len(same), batch)]
+
+    def answers(part: list[list[int]]) -> Sequence[Any]:
         samples = [items[indices[0]].sample for indices in part]
         encoded = _encoded(preprocessor, samples, [items[indices[0]].row for indices in part], length)
         outputs = run_batch(pipeline, runner, encoded, len(encoded.owner))
-        made = postprocess(pipeline, outputs, encoded, samples)
-        for indices, prediction in zip(part, made, strict=True):
-            for index in indices:
-                found[index] = prediction
-        if progress:
-            progress(sum(map(len, part)))
+        made: Sequence[Any] = postprocess(pipeline, outputs, encoded, samples)
+        return made
+
+    found: list[Any] = [None] * len(items)
+    with ThreadPoolExecutor(callers) as pool:
+        for part, made in zip(parts, pool.map(answers, parts) if callers > 1 else map(answers, parts), strict=True):
+            for indices, prediction in zip(part, made, strict=True):
+                for index in indices:
+                    found[index] = prediction
+            if progress:
+                progress(sum(map(len, part)))
     return found
 
 

@@ -30,6 +30,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     format = "onnx"
     opening = ("providers",)
+    calls_at_once = True  # a session computes calls of several threads side by side
 
     def missing(self) -> str | None:
         """None when the package is installed."""

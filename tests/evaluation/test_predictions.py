@@ -70,6 +70,10 @@ def test_batches_predict_what_single_items_do(task, opened, tmp_path):
     assert sum(done) == 2 * len(items)
     for single, batched in zip(numbers(one), numbers(four), strict=True):
         np.testing.assert_allclose(batched, single, atol=1e-5)
+    several = predict(runner, preprocessor, metadata.pipeline, items, callers=3, progress=done.append)
+    assert sum(done) == 3 * len(items)
+    for single, beside in zip(numbers(one), numbers(several), strict=True):
+        np.testing.assert_array_equal(beside, single)
 
     save_predictions(tmp_path / "predictions", one)
     loaded = load_predictions(tmp_path / "predictions")

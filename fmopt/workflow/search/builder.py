@@ -262,9 +262,10 @@ class Builder(BuildContext):
                 runner.close()
             if parity.passed:
                 return ""
+            version = versions().get(recipe.runtime, "")
             return (
-                f"{recipe.runtime} {versions().get(recipe.runtime, '')} computes something else than the network, with the graph that is "
-                f"right on {REFERENCE}: outputs differ by {parity.max_abs:.3g}, with a cosine of {parity.cosine:.4g}"
+                f"{recipe.runtime} {version} computes something else than the network of the graph that {REFERENCE} computes "
+                f"rightly: outputs differ by {parity.max_abs:.3g}, with a cosine of {parity.cosine:.4g}"
             )
 
         graph = self.store.place(*self._graph_stages((), plain)[-1]).name

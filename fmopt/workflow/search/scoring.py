@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fmopt.core import plugins
 from fmopt.core.errors import explained
-from fmopt.core.model import Runner, reads_texts_at_once
+from fmopt.core.model import Runner, generates, reads_texts_at_once
 from fmopt.evaluation.predictions import load_predictions, predict, save_predictions
 from fmopt.measurement import host_probe
 from fmopt.workflow.search.builder import tool_versions
@@ -30,7 +31,9 @@ UNKNOWN_S = 1.0  # for an item whose block was predicted by a run that ended bef
 
 
 class Predictor:
-    """What a variant predicts for the first items of a split, as deployed; threads do not change results, so all cores are used.
+    """What a variant predicts for the first items of a split, as deployed; threads do not change results, so all cores are used:
+    one for each of several calls at once where the runtime computes them so, which for short texts takes less time than all
+    for one call.
 
     Full precision answers alike whatever shares its batch, so there texts of like length go together, which takes less time.
     In mixed batches of `batch`, or padded to `length` tokens, where these are given. To be closed: what it opened stays open
@@ -47,6 +50,11 @@ class Predictor:
         self.pipeline = dict(run.job.metadata.pipeline)
         together = full and reads_texts_at_once(self.pipeline) and not self.pipeline.get("no_padding")
         self.usual = max(run.job.request.workload.batch, TOGETHER if together else 1)
+        runtime = plugins.find("runtimes", run.recipes[name].runtime)
+        # Of texts that go on, several at once would need the memory of as many caches.
+        self.callers = (
+            host_probe.cores() if getattr(runtime, "calls_at_once", False) and not generates(self.pipeline) else 1
+        )
         self._runner: Runner | None = None
         self._seconds: dict[tuple[int, int], float] = {}  # of the blocks that were predicted here
 
@@ -103,7 +111,7 @@ class Predictor:
         begun = time.monotonic()
         with explained(f"it cannot answer the items of {self.split}"):
             if self._runner is None:
-                self._runner = run.open(self.name, host_probe.cores())
+                self._runner = run.open(self.name, host_probe.cores() // self.callers)
                 begun = time.monotonic()
             got = predict(
                 self._runner,
@@ -113,6 +121,7 @@ class Predictor:
                 batch=batch or (1 if length else self.usual),
                 mixed=batch is not None,
                 length=length,
+                callers=self.callers,
                 progress=run.progress.step,
             )
         save_predictions(folder / PREDICTIONS, got)
