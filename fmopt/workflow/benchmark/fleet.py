@@ -26,7 +26,7 @@ from fmopt.measurement.remote.backend import BoardBackend
 from fmopt.measurement.remote.device_probe import fingerprint
 from fmopt.measurement.remote.inventory import Member, fleet_of
 from fmopt.measurement.remote.python_env import ensure_python, versions
-from fmopt.measurement.remote.ssh import Board
+from fmopt.measurement.remote.ssh import Board, NotReachedError
 from fmopt.reports.html import write_text
 from fmopt.workflow.benchmark.fleet_record import BoardResult, FleetBenchmark
 from fmopt.workflow.benchmark.matrix import places
@@ -161,7 +161,7 @@ class _FleetBench:
                 got = self._measure(member)
                 with self.lock:
                     self.store.value("board", self._key(member), lambda: got)
-            elif self.clean:
+            if self.clean:
                 self._clean(member)
             with self.lock:
                 found: dict[str, Any] = self.store.value("board", self._key(member), dict)
@@ -212,7 +212,7 @@ class _FleetBench:
         }
         clock = BoardBackend(
             board, python, host, versions(board, python, sorted({one.artifact.runtime for one in there})),
-            self.entrants[0].metadata, self.clean,
+            self.entrants[0].metadata,
             held={one.artifact.digest: f"../{one.there}/{one.manifest['model_file']}" for one in there},
         )  # fmt: skip
         cells = []
@@ -255,11 +255,16 @@ class _FleetBench:
             full_precision=[first.variant.name],  # the reference is timed to the end
         )
         timed = clock.in_turn(work, clock.board.progress)
-        cell = Cell(place=place, measured=SingleStream(samples_ms=timed.samples), warnings=timed.warnings)
-        return {"cell": cell.model_dump(mode="json"), "failed": timed.failed}
+        # A board may say anything: of what was asked for, times that are times.
+        samples = {name: ms for name in work.artifacts if (ms := timed.samples.get(name)) and min(ms) > 0}
+        failed = {
+            name: timed.failed.get(name, "the board told no times") for name in work.artifacts if name not in samples
+        }
+        cell = Cell(place=place, measured=SingleStream(samples_ms=samples), warnings=timed.warnings)
+        return {"cell": cell.model_dump(mode="json"), "failed": failed}
 
     def _clean(self, member: Member) -> None:
-        """Remove what an earlier run left on a board that has nothing more to do."""
+        """Remove what is left on a board that has nothing more to do; one that fails at that has its results all the same."""
         try:
             board = self._board(member)
             board.greet()
@@ -278,6 +283,8 @@ def _differs(board: Board, python: str, one: _Entrant) -> str:
     """What its own run.py finds wrong with a bundle there, in one line; empty when it answers as it was judged."""
     try:
         board.job(f"verify-{one.manifest['digest'][:16]}", [python, "run.py", "verify"], cwd=one.there)
+    except NotReachedError:
+        raise
     except BoardError as error:
         return str(error)
     return ""
@@ -295,8 +302,8 @@ def _write(found: FleetBenchmark, out: Path) -> None:
     found.save(out)
     write_text("fleet.md.j2", {"found": found}, out / "fleet.md")
     for board in found.boards:
-        timed = [one for one in found.variants if all(one.name in cell.measured.samples_ms for cell in board.cells)]
-        if not board.cells or not timed:
+        timed = [one for one in found.variants if board.timed_everywhere(one.name)]
+        if not timed:
             continue
         folder = out / "boards" / board.name
         folder.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,10 @@ class BoardResult(Frozen):
     differs: dict[str, str] = Field(default_factory=dict)  # variant → how its golden items differ there; "" as judged
     cells: list[Cell] = Field(default_factory=list)
 
+    def timed_everywhere(self, name: str) -> bool:
+        """Whether a variant was timed there at every place."""
+        return bool(self.cells) and all(name in _timed(cell) for cell in self.cells)
+
 
 class Figure(Frozen):
     """One variant on one board at one place. Medians, with one-sided bounds at 95 %."""
@@ -214,6 +218,8 @@ def _board_verdict(found: FleetBenchmark, board: BoardResult, name: str, figures
     if name in board.differs:
         outcome = Outcome.FAIL if board.differs[name] else Outcome.PASS
         checks.append(Check(name="golden items", outcome=outcome, note=board.differs[name]))
+    reference = found.variants[0].name
+    without = f"{reference} does not run there: {board.refused[reference]}" if reference in board.refused else ""
     budget = Budget(max_drop=None, min_speedup=found.min_speedup, max_latency_ms=found.max_latency_ms)
     at = {one.place: one for one in figures}
     for place in found.places:
@@ -224,8 +230,7 @@ def _board_verdict(found: FleetBenchmark, board: BoardResult, name: str, figures
             items_changed=0, n=0,
         )  # fmt: skip
         where = formatting.shape(place.batch, place.length, place.threads) if len(found.places) > 1 else ""
-        checks += [
-            check.model_copy(update={"note": "; ".join(part for part in (where, check.note) if part)})
-            for check in verdict.checks
-        ]
+        for check in verdict.checks:
+            note = without if without and check.name == "speedup" else check.note
+            checks.append(check.model_copy(update={"note": "; ".join(part for part in (where, note) if part)}))
     return Verdict(checks=checks)

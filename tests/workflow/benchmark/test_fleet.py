@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,51 @@ def test_a_board_that_is_away_is_lost_and_measured_later_alone(
         assert min(len(ms) for ms in board.cells[0].measured.samples_ms.values()) >= 200
         assert (out / "boards" / board.name / "benchmark.html").is_file()
     assert "| kitchen |" in (out / "fleet.md").read_text()
+
+
+def test_a_line_that_is_cut_during_the_run_is_found_again(
+    boards: list[openssh.Device],
+    bundles: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(fleet, "PATIENCE_S", 0.2)
+    attic = boards[1]
+
+    def cut() -> None:
+        until = time.monotonic() + 60
+        while not list((attic.home / FOLDER).glob("timer/*.json")) and time.monotonic() < until:
+            time.sleep(0.02)
+        attic.cut()
+        time.sleep(1)
+        attic.mend()
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    asked = ["bench", bundles[0], "--on", str(inventory(tmp_path, boards)), "--max-latency", "1s", "--clean"]
+    assert app.main([*asked, "--length", "16", "-o", str(tmp_path / "out")]) == 0
+    cutter.join()
+    said = capsys.readouterr()
+    assert f"PASS {bundles[0]} passes on 2 of 2" in " ".join(said.out.split())
+    assert "attic is lost" in said.err
+    assert [list(one.home.iterdir()) for one in boards] == [[], []]
+
+
+def test_what_a_board_cannot_run_is_not_tried_there(
+    boards: list[openssh.Device], bundles: list[str], tmp_path: Path, tiny_checkpoint: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    checkpoint = tiny_checkpoint("bert", "text-classification")
+    unfit = write_tiny(tmp_path / "unfit", checkpoint, tmp_path / "other", needs=("no_such_feature",))
+    path = inventory(tmp_path, boards[:1])
+    asked = ["bench", bundles[0], str(unfit), "--on", str(path), "--length", "16", "-o", str(tmp_path / "out")]
+    assert app.main(asked) == 1
+    said = capsys.readouterr()
+    assert f"kitchen: {unfit} is not tried there" in said.err
+    assert "FAIL on kitchen: runs there:" in " ".join(said.out.split())
+    assert "no_such_feature" in said.out
+    assert len(list((boards[0].home / FOLDER / "bundles").iterdir())) == 1
 
 
 def test_a_wrong_host_key_ends_the_command_before_any_work(

@@ -72,6 +72,10 @@ def test_a_bundle_that_does_not_fit_or_answers_otherwise_fails_there() -> None:
         "FAIL on old: runs there: it lacks dotprod",
         "FAIL on odd: golden items: golden predictions differ",
     ]
+    alone = board("old", small=5).model_copy(update={"refused": {"base": "it lacks dotprod"}})
+    assert fleet([alone], "base", "small", min_speedup=1.0).sentences()[1] == (
+        "UNMEASURED on old: speedup: base does not run there: it lacks dotprod"
+    )
 
 
 @pytest.mark.parametrize(("limit", "outcome"), [(20.0, Outcome.PASS), (5.0, Outcome.FAIL), (None, Outcome.UNMEASURED)])
