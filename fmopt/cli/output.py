@@ -233,13 +233,14 @@ def bench_on_board(found: Benchmark, rows: Sequence[tuple[str, Latency]], folder
 
 def fleet(found: FleetBenchmark, folder: Path) -> None:
     """Each bundle on each board, the verdict of each and of all, and where the page is."""
-    table = table_of(Column("board", min_width=12), Column("bundle", min_width=16), "median", "speedup")
+    right = (Column(name, justify="right", no_wrap=True) for name in ("median", "speedup"))
+    table = table_of(Column("bundle", min_width=24), *right)
     for one in found.figures:
         at = formatting.shape(one.place.batch, one.place.length, one.place.threads)
         low, high = (formatting.milliseconds(bound) for bound in (one.median_ms.low, one.median_ms.high))
         speedup = f"{formatting.times(one.speedup)}\n{formatting.times_interval(one.speedup)}" if one.speedup else ""
         median = f"{formatting.milliseconds(one.median_ms.point)}\n{low} to {high}"
-        table.add_row(one.board, f"{one.variant}\n  {at}", median, speedup)
+        table.add_row(f"{one.variant}\n  {one.board}: {at}", median, speedup)
     show(table)
     for line in found.sentences():
         out.print(line, markup=False)

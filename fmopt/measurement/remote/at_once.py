@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
+from fmopt.core import escaping
 from fmopt.core.errors import FmoptError, UnmeasuredError
 from fmopt.core.progress import Progress
 from fmopt.measurement.remote.ssh import NotReachedError
@@ -36,7 +37,7 @@ class NamedProgress:
     def say(self, text: str) -> None:
         """One line."""
         with self.lock:
-            self.shared.say(f"{self.name}: {text}")
+            self.shared.say(escaping.one_line(f"{self.name}: {text}"))  # ssh's words and a board's are in it
 
     def start(self, text: str, total: int) -> None:
         """Nothing."""

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fmopt.core import escaping
 from fmopt.core.errors import BoardError, ConfigError, FmoptError
 from fmopt.core.model import Artifact, CheckpointMetadata
 from fmopt.core.progress import Progress, Silent
@@ -143,7 +144,7 @@ class _FleetBench:
     def say(self, text: str) -> None:
         """A line, from any board's thread."""
         with self.lock:
-            self.progress.say(text)
+            self.progress.say(escaping.one_line(text))
 
     def greet(self, members: Sequence[Member]) -> None:
         """BoardError before any work for a board that cannot be used as it is listed: another host key, no key let in, no Python.
