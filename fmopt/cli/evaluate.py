@@ -10,7 +10,7 @@ import typer
 
 from fmopt.cli import completion
 from fmopt.cli.config_file import command_line
-from fmopt.cli.options import Bundle, Clean, Columns, Data, Json, On, Seed, Task, Tokenizer, answer
+from fmopt.cli.options import Boards, Bundle, Clean, Columns, Data, Json, Seed, Task, Tokenizer, answer
 from fmopt.cli.parsing import parse_choices, parse_columns, parse_counts, parse_seconds, read_lines
 from fmopt.core import escaping
 from fmopt.core.errors import BundleError, ConfigError
@@ -47,7 +47,14 @@ def bench(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="--matrix, --on: folder; fmopt-bench if left out.")
     ] = None,
-    on: On = None,
+    on: Boards = None,
+    min_speedup: Annotated[
+        str | None,
+        typer.Option("--min-speedup", help="--on several boards: over the first bundle, 1.5x; 1x if left out."),
+    ] = None,
+    max_latency: Annotated[
+        str | None, typer.Option("--max-latency", help="--on several boards: of the median, 8ms.")
+    ] = None,
     clean: Clean = False,
     seed: Seed = 0,
     as_json: Json = False,
@@ -63,17 +70,19 @@ def bench(
         "length": parse_counts("length", length),
         "threads": parse_counts("threads", threads),
     }
-    if clean and on is None:
+    if clean and not on:
         raise ConfigError("--clean goes with --on; add it, or leave --clean out")
     if not matrix:
         only: dict[str, object] = {"--scenario": scenario, "--latency-limit": latency_limit, "--time-limit": time_limit}
-        only |= {"--output": output} if on is None else {}
+        only |= {} if on else {"--output": output}
         given = [name for name, value in only.items() if value is not None]
         if given:
             raise ConfigError(f"{given[0]} goes with --matrix; add it, or leave {given[0]} out")
-    if on is not None:
-        bench_on_board(on, models, matrix, output or Path("fmopt-bench"), clean, shapes, as_json)
+    limits = {"min_speedup": min_speedup, "max_latency": max_latency}
+    if on:
+        bench_on_boards(on, models, matrix, output or Path("fmopt-bench"), clean, shapes, limits, seed, as_json)
         return
+    refuse_limits(limits)
     if not matrix:
         with cli_output.live_progress() as progress:
             got = suite.benchmark(models, **shapes, seed=seed, progress=progress)
@@ -99,15 +108,62 @@ def bench(
     answer(found.model_dump(mode="json"), as_json, lambda: cli_output.matrix(found, folder))
 
 
+def bench_on_boards(
+    on: list[str],
+    models: list[str],
+    matrix: bool,
+    folder: Path,
+    clean: bool,
+    shapes: dict[str, list[int]],
+    limits: dict[str, str | None],
+    seed: int,
+    as_json: bool,
+) -> None:
+    """A bundle's own benchmark on one board, or bundles in turn on each of several; then the exit code is the verdict's."""
+    from fmopt.cli import output as cli_output
+    from fmopt.evaluation import gate
+    from fmopt.measurement.remote.inventory import is_fleet
+    from fmopt.workflow.benchmark.fleet import benchmark_fleet
+
+    if matrix:
+        raise ConfigError("--matrix is for this machine; leave it out with --on")
+    if not is_fleet(on):
+        refuse_limits(limits)
+        bench_on_board(on[0], models, folder, clean, shapes, as_json)
+        return
+    least, most = limits["min_speedup"], limits["max_latency"]
+    with cli_output.live_progress() as progress:
+        found = benchmark_fleet(
+            on,
+            models,
+            out=folder,
+            min_speedup=None if least is None else gate.parse_speedup(least),
+            max_latency_ms=None if most is None else gate.parse_latency(most),
+            seed=seed,
+            clean=clean,
+            command=command_line(),
+            progress=progress,
+            **shapes,
+        )
+    answer(found.model_dump(mode="json"), as_json, lambda: cli_output.fleet(found, folder))
+    raise typer.Exit(found.exit_code)
+
+
+def refuse_limits(limits: dict[str, str | None]) -> None:
+    """ConfigError for limits where nothing is judged."""
+    for name, value in limits.items():
+        if value is not None:
+            word = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{word} goes with --on and several boards or an inventory; leave it out")
+
+
 def bench_on_board(
-    on: str, models: list[str], matrix: bool, folder: Path, clean: bool, shapes: dict[str, list[int]], as_json: bool
+    on: str, models: list[str], folder: Path, clean: bool, shapes: dict[str, list[int]], as_json: bool
 ) -> None:
     """A bundle's own benchmark on a board."""
     from fmopt.cli import output as cli_output
     from fmopt.workflow.benchmark.remote import benchmark_on
 
-    if matrix:
-        raise ConfigError("--matrix is for this machine; leave it out with --on")
     if len(models) != 1:
         raise ConfigError(f"--on takes one bundle at a time; {len(models)} were named")
     command = command_line()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fmopt.cli import completion
-from fmopt.cli.options import Clean, Json, Model, On, Pickle, Task, Tokenizer, answer, record_path
+from fmopt.cli.options import Clean, Json, Model, On, Pickle, Task, Tokenizer, answer, one_board, record_path
 from fmopt.core.errors import BundleError, ConfigError
 
 
@@ -203,12 +203,13 @@ def targets_probe(
 
     if output is not None and output.exists():
         raise ConfigError(f"{output} exists; nothing was overwritten. Choose another name")
-    if on is not None:
+    address = one_board(on)
+    if address is not None:
         from fmopt.measurement.remote.device_probe import probe_board
         from fmopt.measurement.remote.ssh import open_board
 
         with cli_output.live_progress() as progress:
-            board, place = open_board(on, progress)
+            board, place = open_board(address, progress)
             target = probe_board(board, place)
             if clean:
                 board.clean()

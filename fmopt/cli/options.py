@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fmopt.cli import completion
+from fmopt.core.errors import ConfigError
 from fmopt.edge.files import json_line
 
 Model = Annotated[
@@ -44,8 +45,15 @@ Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickle weights (weights_only) where there is no safetensors.")
 ]
 On = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option("--on", help="A board: ssh://user@host[:port]. Its host key must be known (docs/board.md)."),
+]
+Boards = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on",
+        help="A board: ssh://user@host[:port]; repeatable, or an inventory: fleet.toml, fleet.toml#kitchen (docs/board.md).",
+    ),
 ]
 Clean = Annotated[
     bool, typer.Option("--clean", help="--on: remove fmopt's folder from the board, and what runs in it, at the end.")
@@ -71,6 +79,17 @@ def answer(data: Any, as_json: bool, show: Callable[[], Any]) -> None:
         print(json_line(data))
     else:
         show()
+
+
+def one_board(on: list[str] | None) -> str | None:
+    """The address of --on. ConfigError for several boards, which `bench` alone takes."""
+    if not on:
+        return None
+    if len(on) > 1 or on[0].partition("#")[0].endswith(".toml"):
+        raise ConfigError(
+            "--on takes one board here, ssh://user@host; bundles are judged on several by `fmopt bench A B --on …`"
+        )
+    return on[0]
 
 
 def record_path(path: Path) -> Path:

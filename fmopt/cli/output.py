@@ -35,6 +35,7 @@ from fmopt.models.graphs.description import Description
 from fmopt.models.vocabulary import Trimmed
 from fmopt.reports.check_reports import in_words
 from fmopt.reports.watch import Page, Seen
+from fmopt.workflow.benchmark.fleet_record import FleetBenchmark
 from fmopt.workflow.benchmark.page import view
 from fmopt.workflow.benchmark.record import Benchmark
 from fmopt.workflow.regressions import Regressions
@@ -228,6 +229,22 @@ def bench_on_board(found: Benchmark, rows: Sequence[tuple[str, Latency]], folder
     for warning in dict.fromkeys(warning for cell in found.cells for warning in cell.warnings):
         out.print(f"warning: {warning}", markup=False)
     out.print(f"page    {folder / 'benchmark.html'}", markup=False)
+
+
+def fleet(found: FleetBenchmark, folder: Path) -> None:
+    """Each bundle on each board, the verdict of each and of all, and where the page is."""
+    right = (Column(name, justify="right", no_wrap=True) for name in ("median", "speedup"))
+    table = table_of(Column("bundle", min_width=24), *right)
+    for one in found.figures:
+        at = formatting.shape(one.place.batch, one.place.length, one.place.threads)
+        low, high = (formatting.milliseconds(bound) for bound in (one.median_ms.low, one.median_ms.high))
+        speedup = f"{formatting.times(one.speedup)}\n{formatting.times_interval(one.speedup)}" if one.speedup else ""
+        median = f"{formatting.milliseconds(one.median_ms.point)}\n{low} to {high}"
+        table.add_row(f"{one.variant}\n  {one.board}: {at}", median, speedup)
+    show(table)
+    for line in found.sentences():
+        out.print(line, markup=False)
+    out.print(f"page    {folder / 'fleet.md'}", markup=False)
 
 
 def matrix(found: Benchmark, folder: Path) -> None:

@@ -28,6 +28,7 @@ from fmopt.cli.options import (
     Task,
     Tokenizer,
     answer,
+    one_board,
 )
 from fmopt.cli.parsing import (
     parse_bytes,
@@ -198,7 +199,7 @@ def optimize(
             arrival=parse_choice("workload", arrival, ARRIVALS),
             length=None if length == "from-data" else parse_count("length", length, "from-data"),
             batch=batch,
-            threads=parse_threads(threads, on),
+            threads=parse_threads(threads, one_board(on)),
             from_raw=not from_tokens,
             rate=rate,
             p99_ms=None if p99 is None else gate.parse_latency(p99, "p99"),
@@ -213,7 +214,7 @@ def optimize(
         fresh=fresh,
         allow_pickle=allow_pickle,
         max_calibration_memory=parse_bytes(max_calibration_memory),
-        on=on,
+        on=one_board(on),
         clean=clean,
         keep_stages=keep_stages,
         golden=golden,

@@ -46,6 +46,7 @@ class BoardBackend:
     versions: dict[str, str]
     metadata: CheckpointMetadata
     clean: bool = False
+    held: Mapping[str, str] = field(default_factory=dict)  # digest → file, from `FOLDER`, of what was sent before
     tries: dict[str, Future[Timed]] = field(default_factory=dict)
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
@@ -110,9 +111,9 @@ class BoardBackend:
             if work.batches:
                 files |= {f"{FOLDER}/{path.name}": path for path in self._encoders()}
             for artifact in work.artifacts.values():
-                files |= artifact_files(artifact)
+                files |= {} if artifact.digest in self.held else artifact_files(artifact)
             request = {
-                "variants": {name: opened_by(artifact) for name, artifact in work.artifacts.items()},
+                "variants": {name: self._opened_by(artifact) for name, artifact in work.artifacts.items()},
                 "pipeline": dict(work.pipeline),
                 "inputs": inputs,
                 "batches": [[loading.sample_to_json(sample) for sample in batch] for batch in work.batches],
@@ -131,6 +132,11 @@ class BoardBackend:
         board.ask("remove", name=f"{FOLDER}/{name}.json")
         times = last_of(out, Times, board.address)
         return Timed(samples=times.samples, warnings=times.warnings, failed=times.failed)
+
+    def _opened_by(self, artifact: Artifact) -> dict[str, Any]:
+        """How a runner there opens it; one that was sent before from where it is."""
+        there = opened_by(artifact)
+        return {**there, "path": self.held.get(artifact.digest, there["path"])}
 
     def _programs(self) -> dict[str, Path]:
         """What runs there: a copy of fmopt/edge, without what this task does not need."""

@@ -45,6 +45,7 @@ LOST = re.compile(
     r"closed by remote host|Broken pipe|lost connection|kex_exchange_identification|banner exchange",
     re.IGNORECASE,
 )
+HOST_KEY = r"REMOTE HOST IDENTIFICATION HAS CHANGED|No .*host key is known|Host key verification failed"
 REFUSALS = (
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED",
      "the host key of {at} is not the one that is known: another machine answers there, or it was set up again; "
@@ -62,11 +63,14 @@ REFUSALS = (
 
 @dataclass(frozen=True)
 class Address:
-    """Where a board is: `ssh://[user@]host[:port]`."""
+    """Where a board is: `ssh://[user@]host[:port]`, and by which keys where an inventory names them."""
 
     host: str
     user: str | None = None
     port: int | None = None
+    identity: Path | None = None  # the private key to log in with; None: those of the user's configuration
+    known_hosts: Path | None = None  # a file with the one host key that is taken, by `alias`; None: the user's
+    alias: str = ""  # the name by which the host key stands in `known_hosts`
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -102,11 +106,24 @@ class Address:
         """ssh to it, without what is run there."""
         port = ["-p", str(self.port)] if self.port else []
         user = ["-l", self.user] if self.user else []
-        return ["ssh", *OPTIONS, *port, *user, "--", self.host]
+        return ["ssh", *OPTIONS, *self._keys, *port, *user, "--", self.host]
+
+    @property
+    def _keys(self) -> list[str]:
+        """Options that put the inventory's keys in place of the user's."""
+        words = [] if self.identity is None else ["IdentitiesOnly=yes", f'IdentityFile="{self.identity}"']
+        if self.known_hosts is not None:
+            own = f'UserKnownHostsFile="{self.known_hosts}"'
+            words += [f"HostKeyAlias={self.alias}", own, "GlobalKnownHostsFile=none", "UpdateHostKeys=no"]
+        return [part for word in words for part in ("-o", word)]
 
 
 class LineLostError(Exception):
     """The line was cut, or never was: what ssh said."""
+
+
+class NotReachedError(BoardError):
+    """A board that does not answer, and may do so later."""
 
 
 @dataclass
@@ -208,7 +225,7 @@ class Board:
     def _wait(self, lost: LineLostError, number: int, until: float) -> None:
         """Before the next try; the end of it where none makes sense."""
         if not self.reached:
-            raise explained(self.address, str(lost)) from lost
+            raise NotReachedError(str(explained(self.address, str(lost)))) from lost
         if time.monotonic() > until:
             raise UnmeasuredError(
                 f"the line to {self.address} was cut and did not come back in {self.patience_s / 60:.0f} minutes "
@@ -296,6 +313,11 @@ def lost_words(said: Sequence[str]) -> str:
 def explained(address: Address, err: str) -> BoardError:
     """What ssh said, as one line with the way out."""
     said = [line.strip().rstrip(".") for line in err.splitlines() if line.strip()]
+    if address.known_hosts is not None and re.search(HOST_KEY, err, re.IGNORECASE):
+        return BoardError(
+            f"the host key of {address} is not the host_key of {address.alias} in the inventory: another machine answers "
+            "there, or it was set up again; compare its key, then mend host_key"
+        )
     for pattern, text in REFUSALS:
         telling = [line for line in said if re.search(pattern, line, re.IGNORECASE)]
         if telling:
