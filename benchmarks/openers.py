@@ -158,7 +158,10 @@ for (const text of JSON.parse(readFileSync(textsFile, 'utf8'))) {
 }
 writeFileSync(out, JSON.stringify(vectors))
 """
-PAGE = """<!doctype html><meta charset="utf-8"><script type="module">
+PAGE = """<!doctype html><meta charset="utf-8"><script type="importmap">
+{"imports": {"onnxruntime-common": "./packages/onnxruntime-common/dist/esm/index.js",
+             "onnxruntime-web/webgpu": "./packages/onnxruntime-web/dist/ort.webgpu.bundle.min.mjs"}}
+</script><script type="module">
 import { pipeline, env } from './packages/@huggingface/transformers/dist/transformers.web.min.js'
 Object.assign(env, { allowRemoteModels: false, allowLocalModels: true, localModelPath: './', useBrowserCache: false })
 env.backends.onnx.wasm.wasmPaths = new URL('./packages/onnxruntime-web/dist/', location).href
