@@ -58,6 +58,11 @@ PINS: Mapping[str, tuple[str, ...]] = {
     "openvino-genai": ("openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0"),
     "onnxruntime-genai": ("onnxruntime-genai==0.18.0", "tokenizers==0.23.3"),
     "fastembed": ("fastembed==0.9.1", "onnxruntime==1.32.0"),
+    "haystack": ("torch==2.13.0", "haystack-ai==3.4.1", "sentence-transformers-haystack==2.0.0",
+                 "sentence-transformers==5.7.0", "optimum-onnx==0.1.0", "onnxruntime==1.32.0", "transformers==4.57.6"),
+    # the last txtai that goes with transformers 4, which optimum-onnx asks for
+    "txtai": ("torch==2.13.0", "txtai==9.10.0", "sentence-transformers==5.7.0", "optimum-onnx==0.1.0",
+              "onnxruntime==1.32.0", "transformers==4.57.6"),
     "triton": ("tritonclient[grpc]==2.73.0",),
 }  # fmt: skip
 TRANSFORMERS_JS = "@huggingface/transformers@4.3.0"
@@ -67,6 +72,18 @@ from sentence_transformers import SentenceTransformer
 options = {"model_kwargs": {"provider": "CPUExecutionProvider"}} if backend == "onnx" else {}
 answers = SentenceTransformer(folder, backend=backend, **options).encode(texts)
 """
+HAYSTACK = """
+from haystack_integrations.components.embedders.sentence_transformers import SentenceTransformersTextEmbedder
+provider = {"provider": "CPUExecutionProvider"}
+embedder = SentenceTransformersTextEmbedder(model=folder, backend="onnx", model_kwargs=provider, progress_bar=False)
+embedder.warm_up()
+answers = [embedder.run(text)["embedding"] for text in texts]
+"""
+TXTAI = """
+from txtai import Embeddings
+options = {"backend": "onnx", "model_kwargs": {"provider": "CPUExecutionProvider"}}
+answers = Embeddings(path=folder, method="sentence-transformers", vectors=options, gpu=False).batchtransform(texts)
+"""
 OPTIMUM = """
 import torch
 from transformers import AutoTokenizer
@@ -75,7 +92,9 @@ if backend == "onnx":
 else:
     from optimum import intel as library
 Model = getattr(library, ("ORT" if backend == "onnx" else "OV") + "ModelFor" + head)
-model, tokenizer = Model.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+# OpenVINO keeps keys and values in 8 bits unless told otherwise
+options = {"ov_config": {"KV_CACHE_PRECISION": "f32"}} if backend == "openvino" and head == "CausalLM" else {}
+model, tokenizer = Model.from_pretrained(folder, **options), AutoTokenizer.from_pretrained(folder)
 """
 VECTORS = (
     OPTIMUM
@@ -158,7 +177,10 @@ for (const text of JSON.parse(readFileSync(textsFile, 'utf8'))) {
 }
 writeFileSync(out, JSON.stringify(vectors))
 """
-PAGE = """<!doctype html><meta charset="utf-8"><script type="module">
+PAGE = """<!doctype html><meta charset="utf-8"><script type="importmap">
+{"imports": {"onnxruntime-common": "./packages/onnxruntime-common/dist/esm/index.js",
+             "onnxruntime-web/webgpu": "./packages/onnxruntime-web/dist/ort.webgpu.bundle.min.mjs"}}
+</script><script type="module">
 import { pipeline, env } from './packages/@huggingface/transformers/dist/transformers.web.min.js'
 Object.assign(env, { allowRemoteModels: false, allowLocalModels: true, localModelPath: './', useBrowserCache: false })
 env.backends.onnx.wasm.wasmPaths = new URL('./packages/onnxruntime-web/dist/', location).href
@@ -209,6 +231,8 @@ OPENERS = (
     Opener(ORT.format("FeatureExtraction"), "onnx", "onnx", None, VECTORS),
     Opener('sentence-transformers, `backend="openvino"`', "openvino", "openvino", "optimum", SENTENCE_TRANSFORMERS),
     Opener(OV.format("FeatureExtraction"), "openvino", "openvino", "optimum", VECTORS),
+    Opener("Haystack, `SentenceTransformersTextEmbedder`", "haystack", "onnx", None, HAYSTACK),
+    Opener("txtai, `Embeddings`", "txtai", "onnx", None, TXTAI),
     Opener("fastembed, `add_custom_model`", "fastembed", "onnx", None, FASTEMBED),
     Opener("transformers.js in Node", "node", "onnx", "transformers.js", NODE),
     Opener("transformers.js in Chromium", "chromium", "onnx", "transformers.js", PAGE),

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -29,6 +29,7 @@ class Hub:
         self.faults: list[int] = []
         self.commits: list[dict[str, Any]] = []
         self.uploads: list[str] = []  # sha256 of what came by LFS
+        self.on_upload: Callable[[], object] | None = None  # called in place of keeping what comes so
 
     def files(self, repo: str, branch: str = "main") -> dict[str, bytes]:
         return self.repos[repo]["branches"][branch]
@@ -72,6 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815  names of http.server
 
     def _answer(self) -> None:
+        if self.hub.on_upload and self.path.startswith("/lfs/"):
+            self.close_connection = True
+            return self._cut_off(self.hub.on_upload)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
             body = b"".join(self._chunks())
@@ -92,6 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
         if way[2:] == ["info", "lfs", "objects", "batch"]:
             return self._batch(json.loads(body))
         return self._file("/".join(way[:2]), way[3], "/".join(way[4:]))
+
+    def _cut_off(self, why: Callable[[], object]) -> None:
+        """An upload of which a part was read and nothing is answered."""
+        self.rfile.read(1)
+        why()
 
     def _chunks(self) -> Iterator[bytes]:
         while size := int(self.rfile.readline(), 16):

@@ -36,13 +36,16 @@ def try_(
 ) -> None:
     """See what it does, in a few minutes: all-MiniLM-L6-v2, two candidates, a few items."""
     from fmopt.cli import output as cli_output
+    from fmopt.core.results import Outcome
     from fmopt.evaluation import gate
-    from fmopt.workflow.first_try import first_try
+    from fmopt.workflow.first_try import ROWS, first_try
 
     with cli_output.live_progress() as progress:
         record = first_try(output, progress)
     answer(record.model_dump(mode="json"), as_json, lambda: cli_output.record(record, output))
     if not as_json:
+        if record.verdict.outcome is Outcome.UNDECIDED:  # the first word that a newcomer reads of it
+            print(f"note    undecided, for {ROWS} items are too few to be sure of accuracy; yours may be more")
         print("next    fmopt init, for a model and data of your own")
     raise typer.Exit(gate.exit_code(record.verdict, accept_undecided=True))
 

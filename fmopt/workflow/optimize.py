@@ -210,7 +210,7 @@ def drop_stages(request: Request, progress: Progress) -> None:
     freed = drop_on_the_way(request.stages_folder)
     if freed:
         progress.say(
-            f"{formatting.size(freed)} of stages were only on the way and are dropped; --keep-stages keeps them"
+            f"{formatting.size(freed)} of stages were only on the way and are dropped; fmopt optimize --keep-stages keeps them"
         )
 
 

@@ -14,7 +14,9 @@ import pytest
 
 from fmopt.cli import doctor, output
 from fmopt.cli.app import main
+from fmopt.core.results import Check, Outcome, Verdict
 from fmopt.workflow import first_try
+from tests import records
 from tests.cli.terminal import at_terminal, plain
 from tests.conftest import TinyCheckpoint
 
@@ -162,6 +164,17 @@ def test_try_makes_a_bundle_with_two_candidates(tmp_path, monkeypatch, capsys, t
     assert len(record["trials"]) == 2
     assert record["data"]["rows"]["test"] == first_try.ROWS
     assert main(["verify", "fmopt-try"]) == 0
+
+
+def test_try_says_why_so_few_items_leave_it_undecided(tmp_path, monkeypatch, capsys) -> None:
+    made = records.realistic()
+    for outcome, said in ((Outcome.UNDECIDED, True), (Outcome.PASS, False)):
+        found = made.model_copy(update={"verdict": Verdict(checks=[Check(name="accuracy drop", outcome=outcome)])})
+        monkeypatch.setattr(first_try, "first_try", lambda out, progress, found=found: found)
+        main(["try", "-o", str(tmp_path)])
+        last = capsys.readouterr().out.splitlines()[-2:]
+        assert last[0].startswith("note    undecided, for 48 items are too few") is said
+        assert last[1].startswith("next    fmopt init")
 
 
 def test_doctor_prints_the_lines_that_bring_what_is_missing(monkeypatch, capsys) -> None:

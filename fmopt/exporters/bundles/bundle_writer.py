@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,13 @@ def put_programs(pipeline: Mapping[str, Any], runtime: str, folder: Path) -> Non
         shutil.copyfile(file, folder / "edge" / file.name)
 
 
-def publish(made: Path, out: Path) -> Path:
+def publish(made: Path, out: Path, *, beside: Collection[str] = ()) -> Path:
     """Move the finished bundle `made` to `out`, replacing a bundle there but nothing else of ours (stages, record).
 
     A kill in the middle leaves a folder that says it is unfinished; publishing a bundle again mends it. StoreError when
-    `out` holds something that is not ours.
+    `out` holds something that is not ours, and is not among the names `beside` which a bundle may be put.
     """
-    _refuse_foreign(out)
+    _refuse_foreign(out, beside)
     with disk_errors(out):
         if not out.exists() or not any(out.iterdir()):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -249,11 +249,12 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def _refuse_foreign(out: Path) -> None:
-    """StoreError when `out` holds anything but a bundle or a run of ours."""
+def _refuse_foreign(out: Path, beside: Collection[str] = ()) -> None:
+    """StoreError when `out` holds anything but a bundle or a run of ours, or what a bundle may be put beside."""
     if out.exists() and not out.is_dir():
         raise StoreError(f"{out} is a file; choose a folder")
-    if not out.is_dir() or not any(out.iterdir()) or (out / MARKER).exists() or (out / UNFINISHED).exists():
+    held = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if held <= set(beside) or held & {MARKER, UNFINISHED}:
         return
     try:
         ours = str(files.read_json(out, MANIFEST).get("format")).startswith("fmopt-bundle")
@@ -267,7 +268,7 @@ def _replace(made: Path, out: Path) -> None:
     """Swap the bundle's files inside a folder that holds other things of ours."""
     new = _listed(made)
     # What an earlier, killed move may have brought is remembered too.
-    stale = (_listed(out) | _unfinished(out)) - new
+    stale = (_listed(out) | unfinished(out)) - new
     write_whole(out / UNFINISHED, json.dumps(sorted(new | stale)))
     for name in stale:
         files.remove_inside(out, name)
@@ -287,7 +288,7 @@ def _listed(folder: Path) -> set[str]:
     return {MANIFEST, *filter(files.is_plain_name, names if isinstance(names, dict) else ())}
 
 
-def _unfinished(folder: Path) -> set[str]:
+def unfinished(folder: Path) -> set[str]:
     """Names that a move which was cut off has left word of."""
     try:
         return set(filter(files.is_plain_name, files.read_json(folder, UNFINISHED, list)))

@@ -16,6 +16,7 @@ from fmopt.core.errors import BundleError, ConfigError
 from fmopt.core.model import CheckpointMetadata, continues_texts, generates, model_files
 from fmopt.core.plugins import did_you_mean
 from fmopt.core.stages.store import link_or_copy, whole_folder
+from fmopt.edge import files
 from fmopt.exporters.bundles.bundle import bundle_metadata, checked
 from fmopt.exporters.bundles.genai_files import genai_config, put_openvino_tokenizer
 
@@ -24,6 +25,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a model on a server:
 OURS = re.compile(
     r"(edge|web|onnx)/.*|run\.py|README\.md|golden\.json|sbom\.json|record\.json|report\.(html|md)|index\.html|serve\.py"
 )
+TOKENIZER_CONFIG = "tokenizer_config.json"
 TRITON_TYPES = {
     "bool": "TYPE_BOOL", "boolean": "TYPE_BOOL", "int8": "TYPE_INT8", "i8": "TYPE_INT8", "uint8": "TYPE_UINT8",
     "u8": "TYPE_UINT8", "int32": "TYPE_INT32", "i32": "TYPE_INT32", "int64": "TYPE_INT64", "i64": "TYPE_INT64",
@@ -85,7 +87,9 @@ def pack(bundle: str | Path, layout: str, out: str | Path, *, name: str | None =
     manifest, metadata = checked(folder), bundle_metadata(folder)
     reason = refusal(layout, manifest["runtime"], metadata)
     if reason is not None:
-        raise ConfigError(f"{folder}: {reason}")
+        others = [one for one in LAYOUTS if refusal(one, manifest["runtime"], metadata) is None]
+        way_out = f"--for {' or '.join(others)} takes it" if others else "its own run.py runs it, and fmopt serve"
+        raise ConfigError(f"{folder}: {reason}; {way_out}")
     if name is not None and not NAME.fullmatch(name):
         raise ConfigError(f"--name {name!r} cannot be a folder of a server; use letters, digits, '.', '_' and '-'")
     if layout == "kserve" and not uri:
@@ -103,10 +107,10 @@ def refusal(layout: str, runtime: str, metadata: CheckpointMetadata) -> str | No
     wanted = LAYOUTS[layout]
     if runtime not in wanted.runtimes:
         return f"{layout} opens bundles for {' and '.join(wanted.runtimes)}; this one is for {runtime}"
-    if wanted.tasks and metadata.task not in wanted.tasks:
-        return f"{layout} knows {', '.join(wanted.tasks)}; this bundle is for {metadata.task}"
     if wanted.generates and generates(metadata.pipeline) and not continues_texts(metadata.pipeline):
         return f"{layout} opens an encoder and a decoder as two graphs; this bundle's are one ({metadata.task})"
+    if wanted.tasks and metadata.task not in wanted.tasks:
+        return f"{layout} knows {' and '.join(wanted.tasks)}; this bundle is for {metadata.task}"
     if generates(metadata.pipeline) and not wanted.generates:
         return f"{layout} runs a graph once for each item; this bundle's is run for token after token ({metadata.task})"
     return None
@@ -151,8 +155,22 @@ def _put_settings(one: Bundled, out: Path) -> None:
     """config.json, the tokenizer or processor, and how vectors are pooled."""
     weights = {file.relative_to(one.folder).as_posix() for file in model_files(one.graph)}
     for name in one.manifest["files"]:
-        if name not in weights and not OURS.fullmatch(name):
+        if name in weights or OURS.fullmatch(name):
+            continue
+        if name == TOKENIZER_CONFIG:
+            _put_tokenizer_config(one.folder, out)
+        else:
             link_or_copy(one.folder / name, out / name)
+
+
+def _put_tokenizer_config(folder: Path, out: Path) -> None:
+    """As it is, but for what transformers 5 writes and 4, which optimum-onnx rests on, cannot read; both read this."""
+    said = files.read_json(folder, TOKENIZER_CONFIG)
+    if said.get("tokenizer_class") == "TokenizersBackend":
+        said["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(said.get("extra_special_tokens"), list):
+        said["additional_special_tokens"] = said.pop("extra_special_tokens")
+    (out / TOKENIZER_CONFIG).write_text(json.dumps(said, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _as_optimum(one: Bundled, out: Path) -> None:

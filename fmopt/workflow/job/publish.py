@@ -64,7 +64,9 @@ def publish(run: Run, record: Record, winner: str) -> None:
     precision = run.recipes[winner].precision
     judged = [item.sample for item in run.items("test")]
     golden = golden_of(request.golden, judged, metadata, artifact, precision, request.columns)
-    run.progress.say(f"golden.json, the bundle's self-test, holds {golden.origin}; --golden says otherwise")
+    run.progress.say(
+        f"golden.json, the bundle's self-test, holds {golden.origin}; fmopt optimize --golden changes that"
+    )
     bundle_writer.write_bundle(
         out,
         metadata=metadata,

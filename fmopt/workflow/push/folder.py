@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fmopt.core.errors import BundleError, StoreError
-from fmopt.core.stages.store import disk_errors, link_or_copy, scratch_beside
+from fmopt.core.stages.store import disk_errors, forget_halves, link_or_copy, scratch_beside, write_whole
 from fmopt.edge import manifest as edge_manifest
 from fmopt.edge.parts import EdgeError
 from fmopt.exporters.bundles import bundle_writer
@@ -22,17 +22,15 @@ def push_to_folder(release: Release, out: Path, *, replace: bool = False) -> Pat
     """Write the release to the folder `out`, new, empty or a fresh clone (`.git`), and return it.
 
     Weights are hard links to the bundle's where the disk has those. With `replace`, the bundle that is there gives way, and
-    nothing else is touched. StoreError when something is there that is not to be replaced, or it cannot be written.
+    nothing else is touched. A kill leaves nothing, or a folder that says it is unfinished, and the same call goes on from there;
+    what is there already as it would be written is left. StoreError when something is there that is not to be replaced, or it
+    cannot be written.
     """
-    held = sorted({path.name for path in out.iterdir()} - OF_GIT) if out.is_dir() else []
-    if held and not replace:
-        raise StoreError(
-            f"{out} holds files already, such as {held[0]}; --replace puts this bundle in place of the one there"
-        )
-    if held and not (out / edge_manifest.MANIFEST).is_file():
-        raise StoreError(
-            f"{out} holds files already, such as {held[0]}, and no bundle to replace; choose another --output"
-        )
+    held = _held(out)
+    if held and _is_there(release, out):
+        with scratch_beside(out):  # which takes away what a killed push left there
+            return out
+    _refuse(out, held, replace)
     with scratch_beside(out) as made:
         for name, content in release.files.items():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +43,46 @@ def push_to_folder(release: Release, out: Path, *, replace: bool = False) -> Pat
         except EdgeError as error:
             raise BundleError(f"the bundle was changed while it was copied: {error}") from error
         with disk_errors(out):
-            if out.is_dir() and not held:  # a fresh clone: its .git stays
-                for path in sorted(made.iterdir()):
-                    os.replace(path, out / path.name)
-            else:
-                bundle_writer.publish(made, out)
-            if not os.path.lexists(out / ATTRIBUTES):
-                (out / ATTRIBUTES).write_text(attributes(release.files))
+            kept = attributes(release.files)  # before the bundle, which is whole only with it
+            (made / ATTRIBUTES).write_text(kept)
+            if out.is_dir() and any(out.iterdir()) and not os.path.lexists(out / ATTRIBUTES):
+                write_whole(out / ATTRIBUTES, kept)
+        bundle_writer.publish(made, out, beside=OF_GIT)
     return out
+
+
+def _refuse(out: Path, held: set[str], replace: bool) -> None:
+    """StoreError where something lies in the folder that is not to give way."""
+    if held and not replace and not held <= _begun(out):
+        raise StoreError(
+            f"{out} holds files already, such as {min(held)}; --replace puts this bundle in place of the one there"
+        )
+    if held and not any(os.path.lexists(out / name) for name in (edge_manifest.MANIFEST, edge_manifest.UNFINISHED)):
+        raise StoreError(
+            f"{out} holds files already, such as {min(held)}, and no bundle to replace; choose another --output"
+        )
+
+
+def _held(out: Path) -> set[str]:
+    """What lies in a folder but git's own and texts that a killed push had not written whole."""
+    if not out.is_dir():
+        return set()
+    forget_halves(out)
+    return {path.name for path in out.iterdir()} - OF_GIT
+
+
+def _is_there(release: Release, out: Path) -> bool:
+    """Whether the folder holds the very files of the release."""
+    try:
+        return edge_manifest.whole_manifest(out)["digest"] == release.digest
+    except EdgeError:
+        return False
+
+
+def _begun(out: Path) -> set[str]:
+    """What lies in a folder because writing a bundle there was cut off; nothing where none was."""
+    names = bundle_writer.unfinished(out)
+    return {Path(name).parts[0] for name in names} | {edge_manifest.UNFINISHED} if names else set()
 
 
 def attributes(names: Iterable[str]) -> str:

@@ -46,41 +46,44 @@ def push_to_hub(
 def _commit(api: Any, release: Release, repo: str, private: bool, revision: str, replace: bool) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    _make(api, repo, private, revision)
-    there = {one for one in api.list_repo_files(repo, revision=revision) if one != ".gitattributes"}
-    before = _manifest(api, repo, revision) if MANIFEST in there else None
+    main = _main(api, repo, private)
+    new = revision != "main" and revision not in {branch.name for branch in api.list_repo_refs(repo).branches}
+    # What is looked at is what the commit goes on from; a branch that is not there yet begins as main is.
+    parent = main.sha if new else api.repo_info(repo, revision=revision).sha
+    there = {one for one in api.list_repo_files(repo, revision=parent) if one != ".gitattributes"}
+    before = _manifest(api, repo, parent) if MANIFEST in there else None
     ours = _bytes(release, MANIFEST)
     if there and before != ours and not replace:
         raise ConfigError(
-            f"{repo} holds {len(there)} files at {revision}, such as {min(there)}; "
+            f"{repo} holds {len(there)} files at {'main' if new else revision}, such as {min(there)}; "
             "--replace puts this bundle in place of the one there, in a new commit"
         )
     stale = (_listed(before) & there) - set(release.files)
     contents = {name: one if isinstance(one, bytes) else str(one) for name, one in release.files.items()}
-    operations = [
-        *(CommitOperationAdd(name, content) for name, content in contents.items()),
-        *(CommitOperationDelete(name, is_folder=False) for name in sorted(stale)),
-    ]
+    added = [CommitOperationAdd(name, content) for name, content in contents.items()]
+    if new:  # last, after the large files: until the commit it holds what main does, and is taken for the new one
+        api.preupload_lfs_files(repo, added)
+        api.create_branch(repo, branch=revision, revision=parent, exist_ok=True)
     done = api.create_commit(
-        repo, operations, commit_message=f"{release.title}: {release.verdict}", revision=revision,
-        parent_commit=api.repo_info(repo, revision=revision).sha,
+        repo,
+        [*added, *(CommitOperationDelete(name, is_folder=False) for name in sorted(stale))],
+        commit_message=f"{release.title}: {release.verdict}", revision=revision, parent_commit=parent,
     )  # fmt: skip
     return str(done.commit_url)
 
 
-def _make(api: Any, repo: str, private: bool, revision: str) -> None:
-    """The repository and the branch, where they are not there."""
+def _main(api: Any, repo: str, private: bool) -> Any:
+    """What the hub says of the repository, which is made where it is not there."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         known = api.repo_info(repo)
     except RepositoryNotFoundError:
         api.create_repo(repo, private=private, exist_ok=True)
-    else:
-        if private and not known.private:
-            raise ConfigError(f"{repo} is there already and public; leave --private out, or make it private on the hub")
-    if revision != "main" and revision not in {branch.name for branch in api.list_repo_refs(repo).branches}:
-        api.create_branch(repo, branch=revision, exist_ok=True)
+        return api.repo_info(repo)
+    if private and not known.private:
+        raise ConfigError(f"{repo} is there already and public; leave --private out, or make it private on the hub")
+    return known
 
 
 def _bytes(release: Release, name: str) -> bytes:

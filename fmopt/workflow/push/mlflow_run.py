@@ -7,7 +7,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,8 @@ class Logged(NamedTuple):
 def push_to_mlflow(release: Release, *, experiment: str = "fmopt", register: str | None = None) -> Logged:
     """Log the release as a new run of `experiment`, at the tracking server that MLflow's own settings name.
 
-    Metrics are what was measured: scores, drop and speedup with their bounds, latencies in ms, bytes. With `register`, the
+    Metrics are what was measured: scores, drop and speedup with their bounds, latencies in ms, bytes. A run that was cut off is
+    not finished, and has neither the tags nor a version; the next one is another. With `register`, the
     bundle becomes a further version of the registered model of that name, which is made where there is none. ConfigError where
     MLflow is not installed or a name is none, StoreError when it refuses.
     """
@@ -50,15 +51,17 @@ def push_to_mlflow(release: Release, *, experiment: str = "fmopt", register: str
         client = MlflowClient()
         known = client.get_experiment_by_name(experiment)
         home = known.experiment_id if known else client.create_experiment(experiment)
-        run = client.create_run(home, run_name=release.title, tags=_tags(release))
+        run = client.create_run(home, run_name=release.title)
+        number, where = run.info.run_id, f"{run.info.artifact_uri}/{ARTIFACT}"
         try:
-            _log(client, run.info.run_id, release)
+            _log(client, number, release)
+            version = _registered(client, register, where, number, release)
         except BaseException as error:
-            client.set_terminated(run.info.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            with suppress(Exception):  # the server may be what is gone; the first reason is the one to tell
+                client.set_terminated(number, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        client.set_terminated(run.info.run_id)
-        where = f"{run.info.artifact_uri}/{ARTIFACT}"
-        return Logged(run.info.run_id, where, _registered(client, register, where, run.info.run_id, release))
+        client.set_terminated(number)
+        return Logged(number, where, version)
 
 
 def _log(client: Any, run: str, release: Release) -> None:
@@ -75,6 +78,8 @@ def _log(client: Any, run: str, release: Release) -> None:
             else:
                 link_or_copy(content, place)
         client.log_artifacts(run, scratch, ARTIFACT)
+    for name, value in _tags(release).items():  # by which a run is found: once there is something to find
+        client.set_tag(run, name, value)
 
 
 def _registered(client: Any, name: str | None, where: str, run: str, release: Release) -> str | None:

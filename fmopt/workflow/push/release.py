@@ -45,6 +45,13 @@ class Release:
         return escaping.one_line(self.metadata.source.title)
 
     @property
+    def digest(self) -> str:
+        """Of the manifest as it is pushed, with the card."""
+        content = self.files[MANIFEST]
+        text = content if isinstance(content, bytes) else content.read_bytes()
+        return str(files.parsed(text, MANIFEST)["digest"])
+
+    @property
     def size_bytes(self) -> int:
         """Of all files."""
         return sum(len(one) if isinstance(one, bytes) else one.stat().st_size for one in self.files.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -12,12 +13,14 @@ import numpy as np
 import onnxruntime
 import openvino
 import pytest
+import transformers
 from typer.testing import CliRunner
 
 import fmopt
-from fmopt.cli.app import app
+from fmopt.cli.app import app, main
 from fmopt.core.errors import BundleError, ConfigError, StoreError
 from fmopt.exporters.bundles import layouts
+from fmopt.exporters.bundles.bundle import bundle_metadata
 from tests.conftest import TinyCheckpoint
 
 
@@ -25,6 +28,9 @@ from tests.conftest import TinyCheckpoint
 def bundles(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home, base = tmp_path_factory.mktemp("layouts"), tiny_checkpoint("bert", "sentence-embedding")
     made = {kind: fmopt.export(base, home / kind, format=kind) for kind in ("onnx", "openvino")}
+    made["classifier"] = fmopt.export(
+        tiny_checkpoint("bert", "text-classification"), home / "classifier", format="openvino"
+    )
     made["translator"] = fmopt.export(tiny_checkpoint("t5", "translation"), home / "translator", task="translation")
     return made | {"decoder": fmopt.export(tiny_checkpoint("gpt2", "text-generation"), home / "decoder")}
 
@@ -134,6 +140,8 @@ def test_what_a_program_cannot_open_is_refused_before_anything_is_written(
             {},
             r"opens an encoder and a decoder as two graphs; this bundle's are one \(translation\)",
         ),
+        ("translator", "tei", {}, r"this bundle is for translation; its own run\.py runs it, and fmopt serve$"),
+        ("decoder", "transformers.js", {}, r"; --for optimum or onnxruntime-genai takes it$"),
         ("onnx", "ovms", {"name": "../x"}, "cannot be a folder of a server"),
         ("onnx", "kserve", {}, "say from where with --uri"),
         ("onnx", "tritn", {}, r"there is no layout 'tritn'; did you mean 'triton'\?"),
@@ -148,6 +156,51 @@ def test_what_a_program_cannot_open_is_refused_before_anything_is_written(
     with pytest.raises(StoreError, match="is there already and not empty"):
         layouts.pack(bundles["onnx"], "triton", out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        ("optimum", "translator"), ("onnxruntime-genai", "onnx"), ("onnxruntime-genai", "translator"),
+        ("openvino-genai", "classifier"), ("transformers.js", "decoder"), ("tei", "decoder"), ("ovms", "decoder"),
+        ("triton", "translator"), ("kserve", "decoder"),
+    ],
+)  # fmt: skip
+def test_a_task_that_a_program_does_not_take_is_one_line(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str, kind: str
+) -> None:
+    assert main(["pack", str(bundles[kind]), "--for", layout, "--uri", "s3://b", "-o", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    task = json.loads((bundles[kind] / "fmopt.json").read_text())["task"]
+    assert line.startswith(f"fmopt: {bundles[kind]}: {layout} ")
+    assert task in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_speech_to_text_of_one_graph_is_none_for_programs_that_want_two(bundles: dict[str, Path]) -> None:
+    """WhisperPipeline looks for openvino_encoder_model.xml and openvino_decoder_model.xml, ONNX Runtime GenAI for two too."""
+    translator = bundle_metadata(bundles["translator"])
+    metadata = dataclasses.replace(translator, task="automatic-speech-recognition")
+    for layout, runtime in (
+        ("openvino-genai", "openvino"),
+        ("onnxruntime-genai", "onnxruntime"),
+        ("optimum", "openvino"),
+    ):
+        said = f"{layout} opens an encoder and a decoder as two graphs; this bundle's are one (automatic-speech-recognition)"
+        assert layouts.refusal(layout, runtime, metadata) == said
+
+
+def test_a_tokenizer_that_transformers_5_wrote_is_read_by_4_too(bundles: dict[str, Path], tmp_path: Path) -> None:
+    before = json.loads((bundles["decoder"] / "tokenizer_config.json").read_text())
+    assert before["tokenizer_class"] == "TokenizersBackend"
+    out = layouts.pack(bundles["decoder"], "optimum", tmp_path / "out")
+    after = json.loads((out / "tokenizer_config.json").read_text())
+    assert after == {**before, "tokenizer_class": "PreTrainedTokenizerFast"}
+    texts = ["the cat sat on the mat", "Größe"]
+    ours, theirs = (
+        transformers.AutoTokenizer.from_pretrained(one)(texts)["input_ids"] for one in (bundles["decoder"], out)
+    )
+    assert ours == theirs
 
 
 def test_a_bundle_in_the_cache_of_a_hub_is_packed_with_what_its_links_lead_to(
