@@ -26,7 +26,16 @@ from fmopt.workflow.sweep.record import Cell, Failure, Sweep, Tried
 from fmopt.workflow.sweep.space import BASE, space_of
 from fmopt.workflow.sweep.study import HopelessError, Study
 
-TARGET = Target(name="a", title="A", precisions=("fp32", "int8"), runtimes=("onnxruntime",))
+TARGET = Target(
+    name="a",
+    title="A",
+    kind="cpu",
+    arch="x86_64",
+    cores=2,
+    memory_gb=8,
+    precisions=("fp32", "int8"),
+    runtimes=("onnxruntime",),
+)
 HOSTILE = "<script>alert(1)</script>"
 
 
