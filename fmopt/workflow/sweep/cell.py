@@ -76,9 +76,10 @@ def sweep_cell(job: Job, plan: SweepPlan, place: Place, folder: Path, progress: 
         record = make_record(run, winner, reference, verdict, [])
         publish(run, record, winner)
         drop_shared(request.stages_folder)
-        minutes = (before + time.monotonic() - begun) / 60
+        seconds = before + time.monotonic() - begun
+        study.keep_seconds(seconds)
         run.progress.stop()
-        return cell_of(run, record, place, planned, minutes)
+        return cell_of(run, record, place, planned, seconds / 60)
 
 
 def study_name(run: Run, place: Place, plan: SweepPlan, space: Space) -> str:

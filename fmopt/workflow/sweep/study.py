@@ -21,6 +21,7 @@ from fmopt.workflow.sweep.space import Space
 
 FILE = "sweep.db"
 BEAT_S, GRACE_S = 60, 180  # rarely, for a beat writes to the disk while a variant may be timed
+AROUND = "seconds around the trials"  # baselines, the last clock, judgement
 RETRIES = 3  # of a trial that was killed: one that kills its process each time is given up
 POPULATION = 16  # of NSGA-II: tens of trials are several generations
 STARTUP = 10  # finished trials, those of the plan among them, before TPE goes by them
@@ -68,9 +69,14 @@ class Study:
         return sum(one.state == TrialState.WAITING for one in self.study.trials)
 
     def seconds(self) -> float:
-        """What all trials took, also in runs before."""
+        """What all runs took that came to an end, and all trials of those that did not."""
         took = [one.duration.total_seconds() for one in self.study.trials if one.duration is not None]
-        return float(sum(took))
+        return float(sum(took)) + float(self.study.user_attrs.get(AROUND, 0.0))
+
+    def keep_seconds(self, seconds: float) -> None:
+        """Keep that all runs took so long, trials and what is around them."""
+        around = float(self.study.user_attrs.get(AROUND, 0.0)) + seconds - self.seconds()
+        self.study.set_user_attr(AROUND, round(around, 3))
 
     def step(self, attempt: Callable[[Mapping[str, Any], Trial], Sequence[float]]) -> None:
         """One more trial: `attempt` gives the values to be made small, or raises HopelessError."""
