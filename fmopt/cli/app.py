@@ -26,6 +26,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     begin.try_,
     begin.init,
     produce.optimize,
+    produce.sweep,
     produce.export,
     produce.finetune,
     produce.merge,

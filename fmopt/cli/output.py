@@ -20,7 +20,15 @@ from rich.text import Text
 
 from fmopt.cli.console import PlainConsole, out, show, table_of
 from fmopt.cli.doctor import Line
-from fmopt.cli.tables import STYLES, comparison_table, history_table, running_table, trial_table, verdict_panel
+from fmopt.cli.tables import (
+    STYLES,
+    comparison_table,
+    history_table,
+    running_table,
+    sweep_table,
+    trial_table,
+    verdict_panel,
+)
 from fmopt.core import escaping, formatting
 from fmopt.core.model import CheckpointMetadata, static_shape, takes_length
 from fmopt.core.results import Latency
@@ -40,6 +48,7 @@ from fmopt.workflow.benchmark.page import view
 from fmopt.workflow.benchmark.record import Benchmark
 from fmopt.workflow.regressions import Regressions
 from fmopt.workflow.search.plan import Plan
+from fmopt.workflow.sweep.record import Sweep
 
 INTERRUPTED = "fmopt: interrupted; the same command goes on where this one stopped"
 SHOWN = 12  # rows of a table that --json gives in full
@@ -268,6 +277,17 @@ def matrix(found: Benchmark, folder: Path) -> None:
     if shown["disturbed"]:
         out.print(f"the machine was not quiet in {len(shown['disturbed'])} cells; the page says how", markup=False)
     out.print(f"times are against {shown['against']}\npage    {folder / 'benchmark.html'}", markup=False)
+
+
+def sweep(found: Sweep, folder: Path) -> None:
+    """A line for each cell, what was found there beside the fixed plan, and where the page is."""
+    if found.cells:
+        show(sweep_table(found))
+    for cell in found.cells:
+        out.print(f"{cell.place.name}: {cell.sentence}", markup=False)
+    for failure in found.failures:
+        out.print(f"{failure.place.name} failed: {failure.reason}", markup=False)
+    out.print(f"page    {folder / 'sweep.html'}", markup=False)
 
 
 def metrics(rows: Sequence[dict[str, Any]]) -> None:

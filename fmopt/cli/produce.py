@@ -240,6 +240,23 @@ def optimize(
     raise typer.Exit(gate.exit_code(record.verdict, accept_undecided=accept_undecided))
 
 
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="A TOML file of models, targets and data (docs/sweep.md).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the page, of a bundle for each cell, and of the trials.")
+    ] = Path("fmopt-sweep"),
+    as_json: Json = False,
+) -> None:
+    """Search recipes and their options for models × targets × data, beside the fixed plan. Resumes when run again."""
+    from fmopt.cli import output as cli_output
+    from fmopt.workflow.sweep import suite
+
+    with cli_output.live_progress() as progress:
+        found = suite.sweep(plan, out=output, command=command_line(), progress=progress)
+    answer(found.model_dump(mode="json"), as_json, lambda: cli_output.sweep(found, output))
+    raise typer.Exit(suite.exit_code(found))
+
+
 def export(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle.")],

@@ -8,7 +8,7 @@ from rich.console import Group as Stack
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fmopt.cli.console import table_of
@@ -28,6 +28,7 @@ from fmopt.evaluation.record import (
     why_not,
 )
 from fmopt.reports.watch import Seen, sentence, time_words
+from fmopt.workflow.sweep.record import Sweep
 
 STYLES = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNDECIDED: "yellow", Outcome.UNMEASURED: "bright_black"}
 
@@ -166,3 +167,20 @@ def history_table(group: Group) -> Stack:
 def under(shown: Text, change: Text) -> Text:
     """A value with its change on the next line."""
     return shown.append_text(Text("\n").append_text(change)) if change else shown
+
+
+def sweep_table(found: Sweep) -> Table:
+    """What each cell of a sweep came to."""
+    right = (Column(name, justify="right", no_wrap=True) for name in ("speedup", "drop", "size", "cost"))
+    table = table_of(Column("cell and recipe", min_width=20), *right, "verdict")
+    for cell in found.cells:
+        winner, outcome = cell.find(cell.winner), cell.verdict.outcome
+        table.add_row(
+            f"{cell.place.name}\n  {cell.winner}",
+            formatting.times(cell.speedup),
+            formatting.MISSING if cell.test_drop is None else f"{formatting.points(cell.test_drop.point)} {cell.unit}",
+            formatting.size(winner.size_bytes if winner else None),
+            formatting.seconds(60 * cell.minutes),
+            Text(outcome.value if cell.verdict.checks else "no limit", style=STYLES[outcome]),
+        )
+    return table

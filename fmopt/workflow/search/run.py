@@ -61,6 +61,7 @@ class Run:
     builder: Builder
     progress: Progress
     validated: int = 0  # items of the validation split that the reference was scored on
+    further: int = 0  # candidates beyond the plan's that were scored, of which a lucky one could be chosen
     judged: int | None = None  # items of the test split that the verdict is about; None: all of them
     trials: dict[str, Trial] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)

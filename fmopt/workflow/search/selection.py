@@ -12,7 +12,7 @@ import numpy as np
 
 from fmopt.core.errors import PassError, PlanError, UnmeasuredError
 from fmopt.core.results import Estimate, Scores
-from fmopt.evaluation import bootstrap
+from fmopt.evaluation import bootstrap, winners_curse
 from fmopt.evaluation.metrics import METRICS
 from fmopt.evaluation.record import value_of
 from fmopt.workflow.search import run as search_run
@@ -154,9 +154,15 @@ def choose(run: Run, reference: str) -> str:
 
 
 def keeps_accuracy(run: Run, name: str, limit: float | None) -> bool:
-    """Whether a scored candidate may be judged: its drop on validation is at most half of what is allowed."""
+    """Whether a scored candidate may be judged: its drop on validation is at most half of what is allowed, or less where it was
+    chosen from more candidates than the plan's."""
     drop = run.trials[name].drop
-    return drop is not None and (limit is None or within_reserve(drop, limit))
+    if drop is None or limit is None:
+        return drop is not None
+    if not run.further or name in run.job.candidates:
+        return within_reserve(drop, limit)
+    times_as_many = run.further / max(len(run.job.candidates), 1)
+    return drop.point <= winners_curse.most_seen(drop, limit, times_as_many, run.job.request.budget.confidence)
 
 
 def within_reserve(drop: Estimate, limit: float) -> bool:
