@@ -40,7 +40,7 @@ def random_rounding(model: TorchModel, bits: int, *, symmetric: bool) -> dict[st
     made = {}
     for name, module in layer_linears(model.net).items():
         out, width = weight_of(module).shape
-        scales = torch.rand(out, width // BLOCK, generator=seeded) * 0.1 - 0.05
+        scales = (torch.rand(out, width // BLOCK, generator=seeded) - 0.5) * 1.6 / 2**bits
         zeros = None if symmetric else integers(out, width // BLOCK)
         made[name] = Rounded(integers(out, width), scales, zeros, bits)
     return made

@@ -35,11 +35,10 @@ def auto_round(net: Any, rows: torch.Tensor, asked: Mapping[str, Any]) -> dict[s
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(NETWORK, local_files_only=True, trust_remote_code=False)
     items = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(TOGETHER)]
-    whole = [name for name, module in net.named_modules() if module is net.get_output_embeddings()]
     tool = AutoRound(
         net, tokenizer, bits=asked["bits"], group_size=asked["block"], sym=asked["symmetric"], iters=asked["iterations"],
         nsamples=len(rows), seqlen=rows.shape[1], batch_size=min(TOGETHER, len(rows)), dataset=items, seed=asked["seed"],
-        layer_config={name: {"bits": 16} for name in whole}, device_map="cpu", enable_torch_compile=False, amp=False,
+        device_map="cpu", enable_torch_compile=False, amp=False,
     )  # fmt: skip
     tool.quantize()
     made = {}
@@ -51,8 +50,8 @@ def auto_round(net: Any, rows: torch.Tensor, asked: Mapping[str, Any]) -> dict[s
         zeros = module.zp if torch.is_tensor(module.zp) else torch.full_like(scales, float(module.zp))
         zeros = zeros.float().reshape(scales.shape)
         integers = (weight.view(*scales.shape, -1) / scales[..., None]).round() + zeros[..., None]
-        uint8 = (integers.flatten(1).to(torch.uint8), scales, None if asked["symmetric"] else zeros.to(torch.uint8))
-        made[name] = Rounded(*uint8, asked["bits"])
+        parts = (integers.flatten(1).to(torch.uint8), scales, None if asked["symmetric"] else zeros.to(torch.uint8))
+        made[name] = Rounded(*parts, asked["bits"])
     return made
 
 
