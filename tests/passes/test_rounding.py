@@ -170,6 +170,7 @@ def test_a_tool_rounds_every_layer_and_leaves_nothing_behind(
     )
     plain = outputs_of(model, inputs)
     step = plugins.find("passes", use)(samples=4, tokens=16, **options)
+    capfd.readouterr()  # of writing the checkpoint
     made = step.apply(model, replace(context_of(model), progress=said.append))
     assert made.history == (f"{use}(4 bit, 32)",)
     assert said[0] == f"{use}: rounding to 4 bits on 4 rows of 16 tokens"
