@@ -77,7 +77,12 @@ class RoundedLinear(nn.Module):
         if not torch.onnx.is_in_onnx_export() and not torch.compiler.is_exporting():
             return nn.functional.linear(x, self.weight, self.bias)
         inputs = [x, self.packed, self.scales] + ([] if self.zeros is None else [self.zeros])
-        attributes = {"K": self.in_features, "N": self.out_features, "bits": self.bits, "block_size": self.block}
+        attributes: dict[str, Any] = {
+            "K": self.in_features,
+            "N": self.out_features,
+            "bits": self.bits,
+            "block_size": self.block,
+        }
         y = torch.onnx.ops.symbolic(
             "com.microsoft::MatMulNBits", inputs, attributes, dtype=x.dtype, shape=[*x.shape[:-1], self.out_features],
             version=1,

@@ -98,7 +98,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(asked["threads"])
     net: Any = checkpoint.load(checkpoint.inspect(resolve(NETWORK), task=asked["task"])).net
     rows = load_file(ROWS)["rows"]
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, one in TOOLS[asked["tool"]](net, rows, asked).items():
         tensors |= {f"{name}:integers": one.integers.contiguous(), f"{name}:scales": one.scales.contiguous()}
         if one.zeros is not None:
