@@ -174,10 +174,12 @@ def test_a_tool_rounds_every_layer_and_leaves_nothing_behind(
     made = step.apply(model, replace(context_of(model), progress=said.append))
     assert made.history == (f"{use}(4 bit, 32)",)
     assert said[0] == f"{use}: rounding to 4 bits on 4 rows of 16 tokens"
-    for name, weight in before.items():  # near what it was, by at most a step of the block's scale
+    for (
+        name,
+        weight,
+    ) in before.items():  # GPTQ moves single weights by steps, to make up for others; not a row's direction
         module: Any = made.net.get_submodule(name)
-        step_of = module.scales.abs().repeat_interleave(module.block, 1)
-        assert ((module.weight - weight).abs() / step_of).max() < 2
+        assert torch.cosine_similarity(module.weight, weight).min() > 0.95, name
     rounded = outputs_of(made, inputs)
     assert float((plain * rounded).sum() / np.linalg.norm(plain) / np.linalg.norm(rounded)) > 0.95
     assert list((tmp_path / "here").iterdir()) == []
