@@ -26,6 +26,8 @@ IMPORTED_BY_OTHERS = {
     "pyopenssl": "model-signing, which does not declare it",
     "sqlalchemy": "mlflow, where its store is a file",
     "alembic": "mlflow, where its store is a file",
+    "prettytable": "neural-compressor, which declares it for its extra alone, with torchao",
+    "py-cpuinfo": "as above",
     "s3fs": "fsspec, for s3:// addresses",
     "fmopt": "its own extras",
 }

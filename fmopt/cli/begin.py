@@ -35,12 +35,13 @@ def try_(
     as_json: Json = False,
 ) -> None:
     """See what it does, in a few minutes: all-MiniLM-L6-v2, two candidates, a few items."""
+    from fmopt.cli import console
     from fmopt.cli import output as cli_output
     from fmopt.core.results import Outcome
     from fmopt.evaluation import gate
     from fmopt.workflow.first_try import ROWS, first_try
 
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         record = first_try(output, progress)
     answer(record.model_dump(mode="json"), as_json, lambda: cli_output.record(record, output))
     if not as_json:

@@ -97,6 +97,7 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Push a bundle with its model card to a hub, into a folder to commit, or to MLflow."""
+    from fmopt.cli import console
     from fmopt.cli import output as cli_output
     from fmopt.workflow.push.folder import push_to_folder
     from fmopt.workflow.push.hub import push_to_hub
@@ -108,7 +109,7 @@ def push(
     require_fitting(to, given)
     release = release_of(bundle, licence=license_, base_model=base_model)
     where: dict[str, Any] = {}
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         if to == "hub":
             where["commit"] = push_to_hub(
                 release, str(repo), private=private, revision=revision or "main", replace=replace, progress=progress

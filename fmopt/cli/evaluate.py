@@ -60,6 +60,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time models and bundles in turn, in one process."""
+    from fmopt.cli import console
     from fmopt.cli import output as cli_output
     from fmopt.evaluation.gate import parse_latency
     from fmopt.workflow.benchmark import suite
@@ -84,7 +85,7 @@ def bench(
         return
     refuse_limits(limits)
     if not matrix:
-        with cli_output.live_progress() as progress:
+        with console.live_progress() as progress:
             got = suite.benchmark(models, **shapes, seed=seed, progress=progress)
         rows = [{"model": name, **latency.model_dump(mode="json")} for name, latency in got]
         answer(rows, as_json, lambda: cli_output.bench(got))
@@ -93,7 +94,7 @@ def bench(
     limit_ms = None if latency_limit is None else parse_latency(latency_limit, "latency-limit")
     time_limit_s = None if time_limit is None else parse_seconds(time_limit)
     folder = output or Path("fmopt-bench")
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         found = suite.benchmark_matrix(
             models,
             **shapes,
@@ -120,6 +121,7 @@ def bench_on_boards(
     as_json: bool,
 ) -> None:
     """A bundle's own benchmark on one board, or bundles in turn on each of several; then the exit code is the verdict's."""
+    from fmopt.cli import console
     from fmopt.cli import output as cli_output
     from fmopt.evaluation import gate
     from fmopt.measurement.remote.inventory import is_fleet
@@ -132,7 +134,7 @@ def bench_on_boards(
         bench_on_board(on[0], models, folder, clean, shapes, as_json)
         return
     least, most = limits["min_speedup"], limits["max_latency"]
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         found = benchmark_fleet(
             on,
             models,
@@ -161,13 +163,14 @@ def bench_on_board(
     on: str, models: list[str], folder: Path, clean: bool, shapes: dict[str, list[int]], as_json: bool
 ) -> None:
     """A bundle's own benchmark on a board."""
+    from fmopt.cli import console
     from fmopt.cli import output as cli_output
     from fmopt.workflow.benchmark.remote import benchmark_on
 
     if len(models) != 1:
         raise ConfigError(f"--on takes one bundle at a time; {len(models)} were named")
     command = command_line()
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         found, rows = benchmark_on(on, models[0], out=folder, clean=clean, command=command, progress=progress, **shapes)
     answer(found.model_dump(mode="json"), as_json, lambda: cli_output.bench_on_board(found, rows, folder))
 
@@ -186,10 +189,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Metrics of a model or bundle on labelled data."""
+    from fmopt.cli import console
     from fmopt.cli import output as cli_output
     from fmopt.workflow import evaluate as workflow_evaluate
 
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         got = workflow_evaluate.evaluate(
             model,
             data,
@@ -232,10 +236,11 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Why a bundle is not faster here: where its time goes, and which option would change it."""
+    from fmopt.cli import console
     from fmopt.cli import output as cli_output
     from fmopt.workflow import explain as workflow_explain
 
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         found = workflow_explain.explain(
             model, batch=batch, length=length, threads=threads, seed=seed, progress=progress
         )

@@ -198,6 +198,7 @@ def targets_probe(
     as_json: Json = False,
 ) -> None:
     """Measure this machine, or a board --on ssh://…: ISA, cores, caches, bandwidth, arithmetic."""
+    from fmopt.cli import console
     from fmopt.cli import output as cli_output
     from fmopt.measurement import host_probe
 
@@ -208,7 +209,7 @@ def targets_probe(
         from fmopt.measurement.remote.device_probe import probe_board
         from fmopt.measurement.remote.ssh import open_board
 
-        with cli_output.live_progress() as progress:
+        with console.live_progress() as progress:
             board, place = open_board(address, progress)
             target = probe_board(board, place)
             if clean:

@@ -167,6 +167,7 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     """Find, prove and bundle the fastest variant that keeps its accuracy."""
+    from fmopt.cli import console
     from fmopt.cli import output as cli_output
     from fmopt.core.workload import ARRIVALS, Workload
     from fmopt.evaluation import gate
@@ -228,13 +229,13 @@ def optimize(
         if min_speedup is not None:
             raise ConfigError("--family names the speedups; leave --min-speedup out")
         speedups = sorted(gate.parse_speedup(part) for part in family.split(","))
-        with cli_output.live_progress() as progress:
+        with console.live_progress() as progress:
             records = workflow_optimize.optimize_family(request, speedups, progress)
         shown = [record.model_dump(mode="json") for record in records]
         answer(shown, as_json, lambda: cli_output.family(speedups, records, output))
         codes = {gate.exit_code(record.verdict, accept_undecided=accept_undecided) for record in records}
         raise typer.Exit(next((code for code in (1, 4, 3) if code in codes), 0))
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         record = workflow_optimize.optimize_request(request, progress)
     answer(record.model_dump(mode="json"), as_json, lambda: cli_output.record(record, output))
     raise typer.Exit(gate.exit_code(record.verdict, accept_undecided=accept_undecided))
@@ -248,10 +249,11 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Search recipes and their options for models × targets × data, beside the fixed plan. Resumes when run again."""
+    from fmopt.cli import console
     from fmopt.cli import output as cli_output
     from fmopt.workflow.sweep import suite
 
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         found = suite.sweep(plan, out=output, command=command_line(), progress=progress)
     answer(found.model_dump(mode="json"), as_json, lambda: cli_output.sweep(found, output))
     raise typer.Exit(suite.exit_code(found))
@@ -290,10 +292,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export in one format and precision, checked against the torch model; no candidates, no gate."""
-    from fmopt.cli import output as cli_output
+    from fmopt.cli import console
     from fmopt.workflow import export as workflow_export
 
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         folder = workflow_export.export(
             model,
             output,
@@ -353,10 +355,10 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Train a task head on a checkpoint: the baseline that `optimize` starts from. Resumes when run again."""
-    from fmopt.cli import output as cli_output
+    from fmopt.cli import console
     from fmopt.workflow import finetune as workflow_finetune
 
-    with cli_output.live_progress() as progress:
+    with console.live_progress() as progress:
         made = workflow_finetune.finetune(
             model,
             data,

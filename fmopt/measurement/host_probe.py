@@ -40,6 +40,7 @@ BF16_ISA = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 RUNTIMES = ("onnxruntime", "openvino", "torch", "executorch")
 LIBRARIES = (
     "fmopt", "torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "numpy", "tokenizers", "executorch", "torchao",
+    "auto-round", "neural-compressor",
 )  # fmt: skip
 
 EDITION = 2  # raised when a probe measures something else, so that older ones are not taken for it

@@ -47,7 +47,8 @@ class QuantizeWeights:
     that moves a block's weights least (block_rounding.py), which costs nothing later; "hqq" chooses zero points
     that lose less (half-quadratic quantization, Badri and Shaji, 2023; 4 bits), but are no whole numbers, and ONNX Runtime
     has no fast kernel for them on a CPU. `keep` names parts of layers' names that
-    stay as they are. `symmetric` has no zero points: smaller, and faster.
+    stay as they are. `symmetric` has no zero points: smaller, and faster. What another pass has rounded (autoround, gptq)
+    keeps its integers.
     """
 
     bits: int = 4
@@ -90,7 +91,7 @@ class QuantizeWeights:
         known, kept = weights(model), self._kept(model)
         readers = Counter(name for node in model.graph.node for name in node.input)
         done: list[onnx.NodeProto] = []
-        count = 0
+        count = _compute_in_integers(model)
         for node in model.graph.node:
             weight = known.get(node.input[1]) if node.op_type == "MatMul" else None
             if weight is None or len(weight.dims) != 2 or node.name in kept:
@@ -164,6 +165,16 @@ class QuantizeWeights:
             if node.op_type == "MatMul"
             and (any(part in node.name for part in self.keep) or (not self.head and logits in node.output))
         ]  # fmt: skip
+
+
+def _compute_in_integers(model: onnx.ModelProto) -> int:
+    """Products that another pass rounded get this one's kernels, in place; how many there are."""
+    products = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    for node in products:
+        kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("accuracy_level", INT8_PRODUCTS)])
+    return len(products)
 
 
 def _tool() -> Any:

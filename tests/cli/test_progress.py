@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from fmopt.cli import output
+from fmopt.cli import console
 
 
 def test_a_long_stage_is_heard_of_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "SECONDS_BETWEEN", 0.5)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN", 0.5)
     lines: list[str] = []
-    progress = output.LoggedProgress(lines.append)
+    progress = console.LoggedProgress(lines.append)
     progress.start("building int8", 3)
     progress.step(2)
     until = time.monotonic() + 20
@@ -29,7 +29,7 @@ def test_tables_fit_a_hundred_columns_and_lose_no_word(capsys: pytest.CaptureFix
 
     table = Table("variant", "value")
     table.add_row("w" * 150, "v" * 30)
-    output.show(table)
+    console.show(table)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 100
     assert printed.count("w") == 150

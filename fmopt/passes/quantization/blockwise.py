@@ -26,7 +26,7 @@ def rounded(weights: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.
         part = part.reshape(-1, block)
         whole, scale = _best(part, bits)
         at = slice(start, start + step)
-        packed[at] = _packed(whole, bits).reshape(packed[at].shape)
+        packed[at] = packed_numbers(whole, bits).reshape(packed[at].shape)
         scales[at] = scale.reshape(scales[at].shape)
     return packed, scales
 
@@ -48,7 +48,12 @@ def _best(part: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     return whole + half, kept
 
 
-def _packed(whole: np.ndarray, bits: int) -> np.ndarray:
-    """The numbers as bytes, of two that share a byte the first in its low half."""
-    numbers = whole.astype(np.uint8)
-    return numbers if bits == 8 else numbers[:, ::2] | (numbers[:, 1::2] << 4)
+def packed_numbers(whole: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers from 0 on [..., count] as bytes [..., count · bits / 8, rounded up]: of several that share a byte the first lies
+    lowest, as MatMulNBits reads weights and zero points."""
+    numbers, together = whole.astype(np.uint8), 8 // bits
+    filled = np.pad(numbers, [(0, 0)] * (numbers.ndim - 1) + [(0, -numbers.shape[-1] % together)])
+    made = filled[..., ::together].copy()
+    for place in range(1, together):
+        made |= filled[..., place::together] << (place * bits)
+    return made

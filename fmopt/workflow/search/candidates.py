@@ -147,6 +147,26 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
     )
 
 
+def rounded_candidates() -> tuple[Recipe, ...]:
+    """For networks that go on with texts, when there is time to look for a better rounding: the layers in 4 bits by tools that
+    learn it from calibration items, the head as in `generation_candidates`."""
+    later = (
+        Step(use="quantize_weights", options={"bits": 4, "block": 32, **SCALED[4]}),
+        Step(use="quantize_embeddings"),
+        Step(use="fuse_decoder"),
+    )
+    options = {"bits": 4, "block": 32}
+    return tuple(
+        Recipe(
+            name=f"onnxruntime-{use}-int4-32",
+            runtime="onnxruntime",
+            precision="int4",
+            steps=(Step(use=use, options=options), *later),
+        )
+        for use in ("gptq", "autoround")
+    )
+
+
 def answer_candidates(*, words: bool) -> tuple[Recipe, ...]:
     """For an encoder that reads all at once and a decoder that makes one token at a time: INT8 that both compute in, or narrow
     weights. `words`: what is read are texts, whose words are looked up in a large table. INT8 with ranges known beforehand is
@@ -231,7 +251,7 @@ def without_network(recipe: Recipe, metadata: CheckpointMetadata) -> str | None:
     )
 
 
-def candidates_for(metadata: CheckpointMetadata, target: Target) -> tuple[Recipe, ...]:
+def candidates_for(metadata: CheckpointMetadata, target: Target, effort: Effort = "quick") -> tuple[Recipe, ...]:
     """What is worth a try for what the network gives, where TensorRT is not."""
     if metadata.graph is not None:
         return received_candidates(metadata.graph, target)
@@ -239,7 +259,8 @@ def candidates_for(metadata: CheckpointMetadata, target: Target) -> tuple[Recipe
         case Output.ANSWER_WORDS:
             return answer_candidates(words=metadata.modality == "text")
         case Output.NEXT_WORDS:
-            return generation_candidates(target)
+            rounded = () if effort == "quick" else rounded_candidates()
+            return (*generation_candidates(target), *rounded)
         case Output.AUDIO:
             return speech_candidates(target)
         case _:

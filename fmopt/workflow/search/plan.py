@@ -77,7 +77,7 @@ def make_plan(
             "--effort max trains, and the data has no train split; give data with one, or --unlabelled FILE with texts"
         )
     on_tensorrt = "tensorrt" in target.runtimes and takes_length(metadata.pipeline) and not generates(metadata.pipeline)
-    usual = tensorrt_candidates() if on_tensorrt else candidates_for(metadata, target)
+    usual = tensorrt_candidates() if on_tensorrt else candidates_for(metadata, target, effort)
     asked = (recipe,) if recipe else usual
     if recipe and recipe.runtime == "executorch":
         raise PlanError(

@@ -14,6 +14,7 @@ from fmopt.core.recipe import Recipe, Step
 from fmopt.measurement.host_probe import load_target
 from fmopt.models import checkpoint
 from fmopt.models.source import resolve
+from fmopt.passes.quantization import rounding_process
 from fmopt.workflow.job.request import Training
 from fmopt.workflow.search.candidates import STRIDE, gradual, pruned, trained_rounding
 from fmopt.workflow.search.plan import make_plan
@@ -168,3 +169,22 @@ def test_a_graph_that_came_quantized_is_held_to_itself_and_tried_elsewhere(metad
 def test_pruning_and_distillation_need_the_network(metadata, effort):
     with pytest.raises(PlanError, match=f"--effort {effort} prunes.*needs the network.*give the checkpoint"):
         make_plan(received(metadata, "fp32", set()), load_target("host"), effort=effort, texts=100)
+
+
+def test_learned_rounding_is_tried_where_there_is_time_and_says_what_it_needs(tiny_checkpoint, monkeypatch):
+    decoder = checkpoint.inspect(resolve(str(tiny_checkpoint("llama", "text-generation"))), "text-generation")
+    named = ["onnxruntime-gptq-int4-32", "onnxruntime-autoround-int4-32"]
+
+    def plan(effort):
+        return make_plan(decoder, load_target("x86-avx2"), effort=effort, texts=1)
+
+    monkeypatch.setattr(rounding_process, "find_spec", lambda name: object())
+    assert not any(name in options_of(plan("quick")) for name in named)
+    for effort in ("standard", "max"):
+        assert list(options_of(plan(effort)))[-2:] == named
+    monkeypatch.setattr(rounding_process, "find_spec", lambda name: None)
+    reasons = {one.recipe: one.reason for one in plan("standard").refused}
+    assert [reasons[name].partition(": ")[2] for name in named] == [
+        "pip install 'fmopt[neural-compressor]'",
+        "pip install 'fmopt[autoround]'",
+    ]
