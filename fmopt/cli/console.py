@@ -1,5 +1,5 @@
-"""The terminal: tables on stdout, plain into a pipe, coloured on a terminal (NO_COLOR, FORCE_COLOR say otherwise), never too wide,
-and progress on stderr."""
+"""The terminal: tables on stdout, plain into a pipe, coloured on a terminal (NO_COLOR, FORCE_COLOR say otherwise), never too
+wide, and progress on stderr."""
 
 from __future__ import annotations
 
