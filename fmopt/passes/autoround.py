@@ -11,6 +11,7 @@ from fmopt.core.target import Target
 from fmopt.models.loading import TorchModel
 from fmopt.passes.base import Context
 
+TOGETHER = 8  # rows in one iteration, as its authors have it
 BITS, BLOCKS = (2, 3, 4, 8), (16, 32, 64, 128, 256)
 
 
@@ -36,6 +37,11 @@ class AutoRound:
     decides_kernels: ClassVar[bool] = True
     bytes_left: ClassVar[tuple[float, float]] = (1.0, 0.16)
 
+    @property
+    def passed_tokens(self) -> int:
+        """Tokens that go through every layer, counted three times where they come back: what it takes, beside the network."""
+        return 3 * self.iterations * TOGETHER * self.tokens
+
     def __post_init__(self) -> None:
         for name, known in (("bits", BITS), ("block", BLOCKS)):
             if getattr(self, name) not in known:
@@ -59,7 +65,7 @@ class AutoRound:
 
         return round_linears(
             model, ctx, "autoround", samples=self.samples, tokens=self.tokens, bits=self.bits, block=self.block,
-            symmetric=self.symmetric, iterations=self.iterations,
+            symmetric=self.symmetric, iterations=self.iterations, together=TOGETHER,
         )  # fmt: skip
 
 

@@ -34,6 +34,11 @@ class Gptq:
     decides_kernels: ClassVar[bool] = True
     bytes_left: ClassVar[tuple[float, float]] = (1.0, 0.16)
 
+    @property
+    def passed_tokens(self) -> int:
+        """Tokens that go through every layer: once to be looked at, once more after it was rounded."""
+        return 2 * self.samples * self.tokens
+
     def __post_init__(self) -> None:
         for name, known in (("bits", BITS), ("block", BLOCKS)):
             if getattr(self, name) not in known:

@@ -24,7 +24,6 @@ from fmopt.models.surgery.projections import replace_module, weight_of
 from fmopt.passes.quantization.rounded_linears import Rounded, layer_linears
 
 REQUEST, NETWORK, ROWS, ROUNDED = "request.json", "network", "rows.safetensors", "rounded.safetensors"
-TOGETHER = 8  # rows that AutoRound looks at in one iteration, as its authors do
 
 
 def auto_round(net: Any, rows: torch.Tensor, asked: Mapping[str, Any]) -> dict[str, Rounded]:
@@ -34,10 +33,10 @@ def auto_round(net: Any, rows: torch.Tensor, asked: Mapping[str, Any]) -> dict[s
     from auto_round import AutoRound
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(NETWORK, local_files_only=True, trust_remote_code=False)
-    items = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(TOGETHER)]
+    items = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(asked["together"])]
     tool = AutoRound(
         net, tokenizer, bits=asked["bits"], group_size=asked["block"], sym=asked["symmetric"], iters=asked["iterations"],
-        nsamples=len(rows), seqlen=rows.shape[1], batch_size=min(TOGETHER, len(rows)), dataset=items, seed=asked["seed"],
+        nsamples=len(rows), seqlen=rows.shape[1], batch_size=min(asked["together"], len(rows)), dataset=items, seed=asked["seed"],
         device_map="cpu", enable_torch_compile=False, amp=False,
     )  # fmt: skip
     tool.quantize()

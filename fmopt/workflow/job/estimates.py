@@ -114,6 +114,7 @@ def estimate(
     item = item_seconds(metadata, found.positions, host)
     seconds = AROUND_S + AROUND_PER_MILLION_S * millions
     seconds += building_seconds(recipes, millions, found.calibration * item)
+    seconds += rounding_seconds(metadata, plan.candidates, host)
     seconds += timing_seconds(metadata, recipes, call_seconds(metadata, found.positions, host))
     together = item / max(1.0, SHARED * host.cores)
     seconds += (1 + SCORED * NARROW_TIME) * min(found.validation * together, MOST_SECONDS[effort])
@@ -177,6 +178,14 @@ def building_seconds(recipes: Sequence[Recipe], millions: float, calibrating: fl
             done[key] += sum(OBSERVED * calibrating + once for step in calibrated if traits_of(step).calibrates)
         done["artifact", recipe.name] = once
     return sum(done.values())
+
+
+def rounding_seconds(metadata: CheckpointMetadata, recipes: Sequence[Recipe], host: Target) -> float:
+    """Of passes that send many tokens through every layer, on all cores: as many as each says in `passed_tokens`."""
+    steps = {str(step): step for recipe in recipes for step in recipe.steps}
+    tokens = sum(getattr(step.build(), "passed_tokens", 0) for step in steps.values())
+    weights = max(metadata.parameters - table_weights(metadata), 0)
+    return tokens * 2 * weights / (EFFICIENCY * host.gops["fp32"] * 1e9 * host.cores)
 
 
 def timing_seconds(metadata: CheckpointMetadata, recipes: Sequence[Recipe], call: float) -> float:

@@ -147,23 +147,25 @@ def generation_candidates(target: Target) -> tuple[Recipe, ...]:
     )
 
 
-def rounded_candidates() -> tuple[Recipe, ...]:
+def rounded_candidates(effort: Effort) -> tuple[Recipe, ...]:
     """For networks that go on with texts, when there is time to look for a better rounding: the layers in 4 bits by tools that
-    learn it from calibration items, the head as in `generation_candidates`."""
+    learn it from calibration items, the head as in `generation_candidates`. AutoRound's usual number of iterations only with
+    "max", for they are most of what it takes."""
     later = (
         Step(use="quantize_weights", options={"bits": 4, "block": 32, **SCALED[4]}),
         Step(use="quantize_embeddings"),
         Step(use="fuse_decoder"),
     )
-    options = {"bits": 4, "block": 32}
+    layers: dict[str, Any] = {"bits": 4, "block": 32}
+    iterations = {} if effort == "max" else {"iterations": 50}
     return tuple(
         Recipe(
             name=f"onnxruntime-{use}-int4-32",
             runtime="onnxruntime",
             precision="int4",
-            steps=(Step(use=use, options=options), *later),
+            steps=(Step(use=use, options={**layers, **options}), *later),
         )
-        for use in ("gptq", "autoround")
+        for use, options in (("gptq", {}), ("autoround", iterations))
     )
 
 
@@ -259,7 +261,7 @@ def candidates_for(metadata: CheckpointMetadata, target: Target, effort: Effort 
         case Output.ANSWER_WORDS:
             return answer_candidates(words=metadata.modality == "text")
         case Output.NEXT_WORDS:
-            rounded = () if effort == "quick" else rounded_candidates()
+            rounded = () if effort == "quick" else rounded_candidates(effort)
             return (*generation_candidates(target), *rounded)
         case Output.AUDIO:
             return speech_candidates(target)
