@@ -29,6 +29,7 @@ from fmopt.workflow.search.partial_record import so_far
 from fmopt.workflow.search.run import SCORING, Job, Run, by_speed
 from fmopt.workflow.search.selection import choose, drop_limit, fastest_baseline, keeps_accuracy, score_candidates
 from fmopt.workflow.sweep.attempts import Attempts, TimeOverError
+from fmopt.workflow.sweep.one_clock import on_one_clock
 from fmopt.workflow.sweep.plan import Place, SweepPlan
 from fmopt.workflow.sweep.record import Cell, Tried
 from fmopt.workflow.sweep.space import Space, space_of
@@ -176,7 +177,7 @@ def explain(run: Run, winner: str, reference: str) -> None:
 
 def cell_of(run: Run, record: Record, place: Place, planned: str | None, minutes: float) -> Cell:
     """What is kept of a cell beside its record."""
-    shown = as_displayed(record)
+    shown = on_one_clock(as_displayed(record))
     winner = record.winning
     assert winner is not None  # something is shipped, or there was a PlanError
     displayed = shown.winning or winner

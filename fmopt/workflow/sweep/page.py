@@ -15,6 +15,7 @@ from fmopt.core.errors import BundleError
 from fmopt.evaluation.record import Record, as_displayed
 from fmopt.reports.html import PLOT_SIZES, write_page
 from fmopt.reports.plots import Scatter, scatter
+from fmopt.workflow.sweep.one_clock import on_one_clock
 from fmopt.workflow.sweep.record import Cell, Sweep, Tried
 
 PAGE = "sweep.html"
@@ -75,7 +76,7 @@ def view(found: Sweep, folder: Path) -> dict[str, Any]:
 def plots(cell: Cell, folder: Path) -> list[tuple[str, Scatter]]:
     """Accuracy against latency from the cell's own record, wide and narrow; none where that is gone."""
     try:
-        record = as_displayed(Record.load(folder / cell.place.name))
+        record = on_one_clock(as_displayed(Record.load(folder / cell.place.name)))
     except BundleError:
         return []
     measured = [trial for trial in record.everything if trial.drop is not None]

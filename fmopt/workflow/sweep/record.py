@@ -28,7 +28,9 @@ class Tried(Frozen):
     planned: bool = False  # whether the fixed plan has it
     baseline: bool = False
     front: bool = False  # no other is at least as good in latency, accuracy and size, and better in one
-    p50_ms: float | None = None  # measured, or, where the device is not here, predicted
+    p50_ms: float | None = (
+        None  # on the reference's clock (see `on_one_clock`), or, where the device is not here, predicted
+    )
     speedup: Estimate | None = None
     drop: Estimate | None = None  # on validation
     size_bytes: int | None = None
