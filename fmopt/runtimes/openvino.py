@@ -40,6 +40,7 @@ class OpenVino:
     name = "openvino"
     format = "onnx"
     opening = ("precision", "shape", "buckets", "rows", "pad", "kv_cache")
+    lossy = ("precision", "fp16_weights", "kv_cache")  # options by which full precision is less
 
     def missing(self) -> str | None:
         """None when the package is installed."""

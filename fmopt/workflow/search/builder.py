@@ -52,7 +52,6 @@ COSINE_DEQUANTIZED = 0.9  # to the graph whose activations are rounded: what tha
 COSINE_KERNELS = 0.9999  # of one runtime's full-precision kernels to another's: a wrong operator is far below
 PARITY_ITEMS = 8
 REFERENCE = "onnxruntime"  # computes every exported graph beside its network
-LESS_PRECISE = ("precision", "fp16_weights", "kv_cache", "sparse")  # options that make full precision less
 CHECKPOINT = "checkpoint"  # folder of the plain network, beside its exported graph
 PARITY, LAYERS = "parity.json", "layers.json"  # how far it is from its network; what is known of its layers
 
@@ -246,7 +245,7 @@ class Builder(BuildContext):
         runtime = plugins.find("runtimes", recipe.runtime)
         if hasattr(runtime, "not_timed_here") and runtime.not_timed_here():
             return
-        options = {name: value for name, value in recipe.options.items() if name not in LESS_PRECISE}
+        options = {name: value for name, value in recipe.options.items() if name not in getattr(runtime, "lossy", ())}
         plain = Recipe(name=f"{recipe.runtime} in full precision", runtime=recipe.runtime, options=options)
 
         def difference() -> str:

@@ -167,7 +167,7 @@ def keeps_accuracy(run: Run, name: str, limit: float | None) -> bool:
 
 def within_reserve(drop: Estimate, limit: float) -> bool:
     """Whether a drop on validation leaves half of what is allowed in reserve for the judgement on test."""
-    return drop.point <= limit / 2
+    return drop.point <= winners_curse.RESERVE * limit
 
 
 def drop_limit(run: Run, reference: str) -> float | None:

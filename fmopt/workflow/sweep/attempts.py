@@ -5,7 +5,7 @@ Knows what a trial takes, not which ones there are: that is cell.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,18 +39,18 @@ class Attempts:
     reference: str
     objectives: Sequence[Objective]
 
-    def attempt(self, chosen: Mapping[str, Any], say: Any) -> tuple[float, ...]:
+    def attempt(self, chosen: Mapping[str, Any], keep: Callable[[str, Any], None]) -> tuple[float, ...]:
         """The objectives' values of some choices, all to be made small. HopelessError, with the reason, where there is no need to
-        know them; `say(name, value)` keeps what a later run is to know of the trial."""
+        know them; `keep(name, value)` writes down what a later run is to know of the trial."""
         run = self.run
         recipe = self.recipe(chosen)
-        say("recipe", recipe.name)
+        keep("recipe", recipe.name)
         if recipe.name in run.trials:
             return self._known(recipe.name)
         try:
             self._measure(recipe)
         except HopelessError:
-            say("status", run.trials[recipe.name].status)
+            keep("status", run.trials[recipe.name].status)
             raise
         return self.values(recipe.name)
 

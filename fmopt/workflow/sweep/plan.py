@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -151,11 +151,6 @@ def request_of(plan: SweepPlan, place: Place, out: Path, command: str) -> Reques
 def same_search(one: SweepPlan, other: SweepPlan) -> bool:
     """Whether one goes on with the search of the other: only how long, how, or where may differ."""
     return one.model_dump(exclude=set(MAY_CHANGE)) == other.model_dump(exclude=set(MAY_CHANGE))
-
-
-def objectives_of() -> tuple[str, ...]:
-    """What can be searched for."""
-    return get_args(Objective)
 
 
 def _part(text: str) -> str:

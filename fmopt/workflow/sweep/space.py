@@ -96,7 +96,7 @@ class Space:
             bits = chosen.get(f"{steps[base.tuned].use}.bits")
             precision = recipe.precision if bits is None else f"int{bits}"
             recipe = recipe.model_copy(update={"steps": tuple(steps), "precision": precision})
-        recipe = recipe.model_copy(update={"name": _name(base, chosen, self.values)})
+        recipe = recipe.model_copy(update={"name": _name(base, chosen, self.planned[str(chosen[BASE])][1])})
         width = float(chosen.get(WIDTHS) or 1.0)
         if width > 1:
             recipe = pruned(recipe, gradual(width, self.effort), recipe.name, self.effort, self.training)
@@ -185,20 +185,24 @@ def _told(step: Step, chosen: Mapping[str, Value]) -> Step:
     )
 
 
-def _name(base: Base, chosen: Mapping[str, Value], values: Mapping[str, tuple[Value, ...]]) -> str:
-    """`onnxruntime-static-int8-mse-smooth-0.5`: what differs from what is offered first."""
+def _name(base: Base, chosen: Mapping[str, Value], usual: Mapping[str, Value]) -> str:
+    """`onnxruntime-static-int8-mse-smooth-0.5`: the name of the plan's recipe and what differs from its choices, which are
+    `usual`. Where bits are chosen, it is the passes before, bits and block, and what differs
+    (`onnxruntime-gptq-weights-int4-block-64`). No two recipes may have one name, for a known one is not tried again."""
     several = any(knob.endswith(".bits") for knob in base.knobs)
-    words = [f"{base.recipe.runtime}-weights" if several else base.recipe.name]
+    before = [step.use.replace("_", "-") for step in base.recipe.steps[: base.tuned]]
+    words = [base.recipe.runtime, *before, "weights"] if several else [base.recipe.name]
     for knob in base.knobs:
         value = chosen[knob]
         if knob.endswith(".bits"):
             words.append(f"int{value}")
             continue
-        if value == values[knob][0]:
+        if value == usual[knob] and not (several and knob.endswith(".block")):
             continue
         label = knob.rpartition(".")[2].replace("_", "-")
         if isinstance(value, bool):
-            words.append("embeddings" if knob == TABLES else label if value else f"no-{label}")
+            label = "embeddings" if knob == TABLES else label
+            words.append(label if value else f"no-{label}")
         else:
             words.append(f"{label}-{'none' if value is None else value}")
     return "-".join(words)

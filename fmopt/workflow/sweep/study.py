@@ -96,10 +96,9 @@ class Study:
         """Trials that a killed or interrupted run had not finished wait again. The folder's lock says that nobody works on them,
         so there is no need to wait until their heartbeat is missed."""
         again = {number for one in self.study.trials for number in self.retry.retry_history(one)}
-        storage = self.study._storage
         for one in self.study.trials:
             if one.state == TrialState.RUNNING:
-                storage.set_trial_state_values(one._trial_id, TrialState.FAIL)
+                self.study.tell(one.number, state=TrialState.FAIL)
             if one.state in (TrialState.RUNNING, TrialState.FAIL) and one.number not in again:
                 self.retry(self.study, one)
 

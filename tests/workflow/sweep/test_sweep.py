@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from fmopt.core.results import Estimate, Verdict
 from fmopt.core.target import Target
 from fmopt.evaluation.winners_curse import most_seen
 from fmopt.workflow.job.request import Training
-from fmopt.workflow.search.candidates import generation_candidates, quick_candidates
+from fmopt.workflow.search.candidates import generation_candidates, quick_candidates, rounded_candidates
 from fmopt.workflow.sweep import suite
 from fmopt.workflow.sweep.cell import sentence
 from fmopt.workflow.sweep.page import write_sweep
@@ -124,12 +125,31 @@ def test_choices_become_options_of_the_recipe():
     _, chosen = space.planned["onnxruntime-static-int8"]
     made = space.recipe({**chosen, "quantize_static.calibrator": "mse", "float_groups": 2, "quantize_embeddings": True})
     assert [step.use for step in made.steps] == ["mixed_precision", "quantize_embeddings", "simplify"]
-    assert made.steps[0].options == {"smooth": "search", "calibrator": "mse", "groups": 2} or (
-        made.steps[0].build().calibrator == "mse" and made.steps[0].build().groups == 2
-    )
+    rounded = made.steps[0].build()
+    assert (rounded.smooth, rounded.calibrator, rounded.groups) == ("search", "mse", 2)
     assert made.name != "onnxruntime-static-int8"
     narrow = space.recipe({**chosen, "pruned_speedup": 1.6})
     assert narrow.steps[0] == Step(use="prune_structured", options={"speedup": 1.6})
+
+
+OF_DECODERS = (*generation_candidates(TARGET), *rounded_candidates("standard"))
+
+
+@pytest.mark.parametrize("recipes", [quick_candidates(TARGET), OF_DECODERS])
+def test_no_two_recipes_have_one_name(recipes):
+    """A trial whose name is known is not done again: two recipes of one name would pass for each other."""
+    space, draw = space_of(recipes, "standard", Training(), prunes=False), random.Random(0)
+    made = {recipe.name: {recipe.model_dump_json()} for recipe, _ in space.planned.values()}
+    for base, one in space.bases.items():
+        for _ in range(300):
+            chosen = {BASE: base, **{knob: draw.choice(space.values[knob]) for knob in one.knobs}}
+            try:
+                recipe = space.recipe(chosen)
+            except ConfigError:
+                continue
+            made.setdefault(recipe.name, set()).add(recipe.model_dump_json())
+    assert len(made) > 3 * len(space.bases)
+    assert {name: several for name, several in made.items() if len(several) > 1} == {}
 
 
 def test_an_option_that_a_pass_refuses_is_no_recipe():
